@@ -1,0 +1,123 @@
+"""Readable option errors: the full key, the class that does not know it, the nearest name that it does."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """` Did you mean "name"?`, or nothing."""
+    found = difflib.get_close_matches(word, list(names), 1, 0.6)
+    return f' Did you mean "{found[0]}"?' if found else ""
+
+
+def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -> str:
+    """Make a parser's message name the whole key and a way out.
+
+    The parser reports only the last part of a key that a class does not accept; the arguments and config files that
+    were given are searched for the rest.
+
+    Args:
+        message: what the parser says.
+        arguments: the command line.
+        bases: last part of a key -> base class of what can be chosen there.
+    """
+    pairs = list(given_options(arguments))
+    key = _key_in(message)
+    full = next((path for path, _ in reversed(pairs) if path == key or path.endswith(f".{key}")), key)
+    if key and re.search(r"not accepted|does not accept|unrecognized", message, re.IGNORECASE):
+        return _unknown_option(full, pairs, bases)
+    base = bases.get(full.split(".")[-1])
+    if base is not None and re.search(r"import path|subclass|Problem with given class_path", message, re.IGNORECASE):
+        return _unknown_class(full, pairs, base, message)
+    # the part after the last arrow of a chain of parsers says what is wrong; the key says where
+    detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
+    return f"--{full}: {detail}" if key else message
+
+
+def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) pairs of the config files and of the command line, in order."""
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            path = Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))
+            try:
+                yield from _flat(yaml.safe_load(path.read_text()))
+            except (OSError, yaml.YAMLError):
+                continue
+        elif name.startswith("--"):
+            yield name[2:].rstrip("+"), value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+
+
+def subclasses(base: type) -> dict[str, type]:
+    """Every class that is `base` or derived from it and is not abstract, by its short name."""
+    found: dict[str, type] = {} if inspect.isabstract(base) else {base.__name__: base}
+    for derived in base.__subclasses__():
+        found |= subclasses(derived)
+    return found
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield f"{prefix}{key}", value
+        yield from _flat(value, f"{prefix}{key}.")
+
+
+def _key_in(message: str) -> str:
+    patterns = (
+        r"[Oo]ption '([\w.]+)'",
+        r"[Uu]nrecognized arguments: --([\w.]+)",
+        r"(?:nested )?[Kk]eys?:? [\"']([\w.]+)[\"']",
+        r"Parser key \"([\w.]+)\"",
+    )
+    return next((match.group(1) for pattern in patterns if (match := re.search(pattern, message))), "")
+
+
+def _plain(key: str) -> str:
+    return key.replace(".init_args", "")
+
+
+def _chosen(key: str, pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """The class that was chosen at `key`, in either way of writing it."""
+    for path, value in reversed(pairs):
+        if _plain(path) in (_plain(key), f"{_plain(key)}.class_path") and isinstance(value, str):
+            return value.split(".")[-1]
+    return None
+
+
+def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[str, type]) -> str:
+    parent, _, last = full.rpartition(".")
+    base = bases.get(_plain(parent).split(".")[-1])
+    if base is None:
+        return f'unknown option "--{full}".{nearest(last, bases)} See --help, or --print_config for all of them'
+    known = subclasses(base)
+    owner = known.get(_chosen(parent, pairs) or "", base)
+    options = _options(owner)
+    return f'unknown option "--{full}" of {owner.__name__}.{nearest(last, options)}\n  known: {", ".join(options)}'
+
+
+def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, message: str) -> str:
+    known = sorted(subclasses(base))
+    chosen = _chosen(full, pairs) or "?"
+    problem = f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
+    return f"--{full}: {problem}.{nearest(chosen, known)}\n  known: {', '.join(known)} (or an import path)"
+
+
+def _options(owner: type) -> list[str]:
+    """Parameters of a class, those that it passes on to its bases included."""
+    options: dict[str, None] = {}
+    for cls in inspect.getmro(owner):
+        if "__init__" not in vars(cls):
+            continue
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+        options |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(options)

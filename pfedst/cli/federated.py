@@ -1,0 +1,168 @@
+"""`fit`, `validate` and `test` by LightningCLI's conventions."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from pfedst.adapters import Adapter
+from pfedst.cli.explain import explain
+from pfedst.client import FederatedClient
+from pfedst.coordinator import FederatedCoordinator
+from pfedst.data import FederatedDataModule, Split
+from pfedst.encoders import FrozenCLIP
+from pfedst.errors import ConfigurationError
+from pfedst.method import FederatedMethod
+from pfedst.registry import registered_methods
+from pfedst.reporting import RunFolder, print_summary
+from pfedst.state import write_json
+
+LEAN_TRAINER = {
+    "max_epochs": 1,
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser that takes no abbreviations and explains what it refuses."""
+
+    bases: dict[str, type] = {
+        "model": FederatedClient,
+        "encoder": FrozenCLIP,
+        "adapter": Adapter,
+        "method": FederatedMethod,
+        "data": FederatedDataModule,
+        "coordinator": FederatedCoordinator,
+        "trainer": Trainer,
+    }
+    arguments: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # argparse would take --coordinator.round for --coordinator.rounds
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise one clear error in place of argparse's usage text."""
+        raise ConfigurationError(explain(message, self.arguments, self.bases))
+
+
+class PFedSTCLI(LightningCLI):
+    """The configuration: `method`, `model`, `data`, `coordinator`, `trainer`, `seed_everything`.
+
+    Lightning calls this class's `fit`, `validate` and `test` in place of the Trainer's. The Trainer runs the local
+    fits; `trainer.max_epochs` is the number of local epochs a round.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.summary: dict[str, Any] = {}
+        super().__init__(
+            FederatedClient,
+            FederatedDataModule,
+            subclass_mode_data=True,
+            trainer_defaults=dict(LEAN_TRAINER),
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            parser_class=Parser,
+            parser_kwargs={"default_env": True, "env_prefix": "PFEDST"},
+            args=list(arguments),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and which arguments of the Trainer's methods of that name are not options here."""
+        loaders = {"model", "dataloaders", "datamodule", "verbose", "weights_only"}
+        fit = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}
+        return {"fit": fit, "validate": loaders, "test": loaders}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The groups that LightningCLI does not know."""
+        parser.add_subclass_arguments(FederatedMethod, "method", required=True)
+        parser.add_class_arguments(FederatedCoordinator, "coordinator")
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
+        parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
+        parser.set_defaults({"model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"}})
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
+        """Train, print the table, leave a run folder."""
+        method, seed = self._get(self.config_init, "method"), self._seed()
+        # what is wrong with the data is said before a folder is made
+        datamodule.prepare(model.encoder.preprocessing)
+        default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
+        run = RunFolder.create(
+            Path(self._get(self.config, "runs_dir")), self._get(self.config, "name"), default_name
+        )
+        run.write_config(self._parser("fit").dump(self.config["fit"], skip_none=False))
+        coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
+        self.summary = coordinator.fit(model, datamodule, method, self.trainer, run, seed)
+        print_summary(self.summary)
+        print(f"{run.path / 'summary.json'}")
+
+    def validate(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
+        """Evaluate a finished run on the validation split."""
+        self._evaluate(model, datamodule, options.get("ckpt_path"), "validation")
+
+    def test(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
+        """Evaluate a finished run on the test split."""
+        self._evaluate(model, datamodule, options.get("ckpt_path"), "test")
+
+    def _evaluate(
+        self, model: FederatedClient, datamodule: FederatedDataModule, ckpt_path: Any, split: Split
+    ) -> None:
+        if ckpt_path is None or not Path(str(ckpt_path)).is_dir():
+            raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
+        coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
+        method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
+        self.summary = coordinator.evaluate(
+            model, datamodule, method, self.trainer, folder, split, self._seed()
+        )
+        write_json(folder / f"{split}.json", self.summary)
+        print_summary(self.summary)
+        print(f"{folder / f'{split}.json'}")
+
+    def _seed(self) -> int:
+        seed = self._get(self.config, "seed_everything")
+        if seed is True or seed is None:
+            raise ConfigurationError("--seed_everything: give a number; results must be repeatable")
+        return int(seed)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Parse and run `fit`, `validate` or `test`; the exit code."""
+    _quieten()
+    registered_methods()  # imports them, so that their class names serve as short names
+    Parser.arguments = arguments
+    try:
+        PFedSTCLI(arguments)
+    except SystemExit as end:  # --help and --print_config end this way
+        return int(end.code or 0)
+    return 0
+
+
+def _quieten() -> None:
+    """Lightning's tips and per-fit notices, hundreds a run, hide what pfedst has to say."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("pfedst: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("pfedst")
+    if not logger.handlers:
+        logger.addHandler(handler)

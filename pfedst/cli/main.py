@@ -1,0 +1,59 @@
+"""Entry point. What needs no heavy import is answered before one is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pfedst.errors import PfedstError
+from pfedst.version import __version__
+
+USAGE = """\
+usage: pfedst COMMAND [OPTIONS]
+
+  fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME]
+  validate  a finished run on validation    pfedst validate --config RUN/config.yaml --ckpt_path RUN
+  test      a finished run on test          pfedst test --config RUN/config.yaml --ckpt_path RUN
+  methods   the methods that are installed
+
+Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
+Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages.
+"""
+COMMANDS = ("fit", "validate", "test", "methods")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: those after the program's name; `sys.argv` by default.
+
+    Returns:
+        The exit code: 0, or that of the PfedstError that ended the command (its message is on standard error).
+        Anything else that is raised is a defect and keeps its traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = given[0] if given else "--help"
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0
+    if command in ("--version", "version"):
+        print(f"pfedst {__version__}")
+        return 0
+    try:
+        if command not in COMMANDS:
+            from pfedst.cli.explain import nearest
+
+            print(f'pfedst: error: there is no command "{command}".{nearest(command, COMMANDS)}', file=sys.stderr)
+            print(USAGE, end="", file=sys.stderr)
+            return 2
+        if command == "methods":
+            from pfedst.cli.methods import list_methods
+
+            return list_methods(given[1:])
+        from pfedst.cli.federated import run_command
+
+        return run_command(given)
+    except PfedstError as error:
+        print(f"pfedst: error: {error}", file=sys.stderr)
+        return error.exit_code

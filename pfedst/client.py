@@ -1,0 +1,271 @@
+"""One client: the frozen encoder, its own adapter, the method's hooks around them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from pfedst.adapters import Adapter, AdapterFactory, SideNetwork
+from pfedst.encoders import AnchorHead, AnchorKind, FrozenCLIP, Taps, text_anchors
+from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.method import Batch, FederatedMethod
+from pfedst.partition import Partition
+from pfedst.payload import Payload, State, check_tensors
+from pfedst.seeds import derive_seed, seeded
+
+NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+ADAPTER = "adapter."
+T = TypeVar("T")
+
+
+def default_optimizer(params: Any) -> Optimizer:
+    """AdamW at 1e-3: what the side network trains with unless a configuration says otherwise."""
+    return AdamW(params, lr=1e-3, weight_decay=0.01)
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """Nested dicts and lists of tensors, moved; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {key: to_device(part, device) for key, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list):
+        return [to_device(part, device) for part in value]  # type: ignore[return-value]
+    return value
+
+
+class FederatedClient(LightningModule):
+    """A client's model as Lightning trains it. What `model:` in a configuration describes is its template.
+
+    Every client has modules of its own; only the frozen encoder is shared, by reference and outside the module
+    tree, hence in no state dict and no message.
+
+    Attributes:
+        name: the site.
+        adapter: the trainable module.
+        method: the plugin.
+        partition: the kind of every adapter tensor.
+        learnable: keys of all parameters that are trained in some epoch.
+        memo: tensors by name that a method keeps on this client between rounds; saved, never sent by itself.
+        received: the server's last message, as it came; never written in place.
+        derived: what is computed from weights (text features, merged LoRA); cleared whenever they change.
+        round: the current round, from 1; 0 before the first.
+        finetuning: True in the local epochs after the last round.
+        optimizer_state: the optimiser's state of the last fit, where the coordinator keeps it.
+
+    Args:
+        encoder: the frozen encoder.
+        adapter: the adapter's class and options.
+        anchors: where the class anchors come from: `text` prompts, `prototypes` (class means of frozen embeddings,
+            merged over clients by class counts), or `learned`.
+        prompts: templates with a {} for the class name, averaged; used by `text` only.
+        optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenCLIP,
+        adapter: AdapterFactory = SideNetwork,
+        anchors: AnchorKind = "text",
+        prompts: Sequence[str] = ("a photo of a {}",),
+        optimizer: OptimizerCallable = default_optimizer,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.make_adapter = adapter
+        self.anchors = anchors
+        self.prompts = tuple(prompts)
+        self.make_optimizer = optimizer
+        self.adapter: Adapter
+        self.method: FederatedMethod
+        self.partition: Partition
+        self.learnable: list[str]
+        self.name = ""
+        self.memo: dict[str, Any] = {}
+        self.received: Payload = {}
+        self.derived: dict[str, Any] = {}
+        self.round = 0
+        self.finetuning = False
+        self.optimizer_state: dict[str, Any] | None = None
+        self._losses: list[Tensor] = []
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def with_classes(self, class_names: Sequence[str], method: FederatedMethod, run_seed: int) -> FederatedClient:
+        """A client for these classes and this method, at the run's initial weights; copy it once a site."""
+        client = copy.deepcopy(self)
+        with seeded(derive_seed(run_seed, "initial weights")):
+            head = AnchorHead(
+                len(class_names), self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors
+            )
+            client.adapter = self.make_adapter(self.encoder, head)
+        if self.anchors == "text":
+            head.set_anchors(text_anchors(self.encoder, class_names, self.prompts))
+        client.method = method
+        with seeded(derive_seed(run_seed, "method weights")):
+            method.build(client)
+        client.partition = Partition(
+            method.partition(client), client.adapter.state_dict(), f"method {type(method).__name__}"
+        )
+        for key, parameter in client.named_parameters():
+            parameter.requires_grad_(client.kind(key) != "frozen" and parameter.requires_grad)
+        client.learnable = [key for key, parameter in client.named_parameters() if parameter.requires_grad]
+        return client
+
+    def copy_as(self, name: str) -> FederatedClient:
+        """A client of its own with the same tensors."""
+        client = copy.deepcopy(self)
+        client.name = name
+        return client
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FederatedClient:
+        """Copy modules and state; the method (hyperparameters only) and the encoder stay one object."""
+        new: FederatedClient = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        for key, value in self.__dict__.items():
+            new.__dict__[key] = value if key in ("method", "_trainer", "_fabric") else copy.deepcopy(value, memo)
+        return new
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def kind(self, key: str) -> str:
+        """Kind of a key of the client's own state dict: what lies outside the adapter is personal."""
+        return self.partition.kinds[key.removeprefix(ADAPTER)] if key.startswith(ADAPTER) else "personal"
+
+    def shared_state(self) -> State:
+        """Copies of the shared tensors, by their key in the adapter."""
+        state = self.adapter.state_dict()
+        return {key: state[key].detach().clone() for key in self.partition.keys("shared")}
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """The shared parameters themselves (no buffers), by their key in the adapter."""
+        shared = set(self.partition.keys("shared"))
+        return {key: parameter for key, parameter in self.adapter.named_parameters() if key in shared}
+
+    def load_shared(self, state: State) -> None:
+        """Overwrite the shared tensors.
+
+        Raises:
+            StateError: keys, shapes or dtypes differ from what is declared shared, or a number is not finite.
+        """
+        own = self.adapter.state_dict()
+        expected = {key: own[key] for key in self.partition.keys("shared")}
+        check_tensors(state, expected, f"the shared state for client {self.name}")
+        self.adapter.load_state_dict(state, strict=False)
+
+    def own_state(self) -> State:
+        """Copies of all that is not frozen, private modules of the method included: what a checkpoint needs."""
+        return {
+            key: value.detach().cpu().clone()
+            for key, value in self.state_dict().items()
+            if self.kind(key) != "frozen"
+        }
+
+    def load_own_state(self, state: State) -> None:
+        """Put back what `own_state` gave.
+
+        Raises:
+            StateError: it does not fit this client's model.
+        """
+        own = self.own_state()
+        check_tensors(state, own, f"the saved state of client {self.name}")
+        self.load_state_dict(state, strict=False)
+
+    # -- local fit (Lightning) ---------------------------------------------------------------------------------
+
+    @property
+    def local_epoch(self) -> int:
+        """Epoch of the current local fit, from 0."""
+        return int(self.current_epoch)
+
+    def taps_of(self, images: Tensor) -> Taps:
+        """What this client's adapter needs of the encoder for a batch of images."""
+        return self.encoder.extract(images, self.adapter.needs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """One batch of (images, targets) -> the method's loss."""
+        images, targets = batch
+        loss = self.method.loss(self, Batch(self.taps_of(images), targets))
+        self._losses.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> Optimizer:
+        """One optimiser over groups of (learning-rate scale, weight decay or none)."""
+        no_decay = {
+            f"{name}.{key}" if name else key
+            for name, module in self.named_modules()
+            if isinstance(module, NORM_LAYERS)
+            for key, _ in module.named_parameters(recurse=False)
+        }
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        parameters = dict(self.named_parameters())
+        for key in self.learnable:
+            decays = key not in no_decay and parameters[key].ndim > 1
+            scale = self.method.learning_rate_scale(key.removeprefix(ADAPTER))
+            groups.setdefault((scale, decays), []).append(parameters[key])
+        optimizer = self.make_optimizer(
+            [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
+        )
+        for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] *= scale
+        if self.optimizer_state is not None:
+            optimizer.load_state_dict(self.optimizer_state)
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        """Bring what is not a module to the module's device."""
+        self.encoder.to(self.device)
+        self.received = to_device(self.received, self.device)
+        self.memo = to_device(self.memo, self.device)
+        self._losses = []
+
+    def on_train_epoch_start(self) -> None:
+        """Set the mask of this epoch's trainable parameters."""
+        parameters = dict(self.named_parameters())
+        for key in self.learnable:
+            parameters[key].requires_grad_(
+                self.method.trainable(key.removeprefix(ADAPTER), self.local_epoch, self.finetuning)
+            )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Let the method edit gradients: unscaled, not yet clipped."""
+        self.method.edit_gradients(self)
+
+    def on_train_end(self) -> None:
+        """Lift the epoch's mask and forget what was derived from the old weights."""
+        parameters = dict(self.named_parameters())
+        for key in self.learnable:
+            parameters[key].requires_grad_(True)
+        self.derived.clear()
+
+    def trained_loss(self) -> float:
+        """Mean loss over the steps of the last fit.
+
+        Raises:
+            PfedstError: a loss that is NaN or infinite; the weights of this client are then unusable.
+        """
+        mean = float(torch.stack(self._losses).float().mean()) if self._losses else 0.0
+        if not torch.isfinite(torch.tensor(mean)):
+            raise PfedstError(
+                f"client {self.name}, round {self.round}: the training loss is {mean}; lower the learning rate "
+                f"(--model.optimizer.lr), clip gradients (--trainer.gradient_clip_val 1), or check the images of "
+                f"this site"
+            )
+        return mean
+
+
+def require_trainable_anchors(client: FederatedClient) -> None:
+    """Refuse `learned` anchors that nobody trains: their random start predicts nothing."""
+    if client.anchors == "learned" and not client.learnable:
+        raise ConfigurationError(
+            f"method {type(client.method).__name__} trains nothing, so anchors: learned would stay random; use "
+            f"--model.anchors text or prototypes"
+        )

@@ -1,0 +1,133 @@
+"""FederatedCoordinator: rounds of local fits and merges, with evaluation at two named moments."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+
+from pfedst.client import FederatedClient
+from pfedst.data import FederatedDataModule, Split
+from pfedst.errors import ConfigurationError
+from pfedst.evaluation import over_clients
+from pfedst.federation import Federation
+from pfedst.method import FederatedMethod
+from pfedst.reporting import RunFolder, RunSummary, describe
+from pfedst.rounds import RoundLoop, evaluate_received
+from pfedst.state import load_last_round
+from pfedst.tracking import peak_memory_bytes
+from pfedst.trainer import LocalTrainer
+
+
+class FederatedCoordinator:
+    """Runs the rounds: broadcast, local fit, upload, merge, evaluate.
+
+    Clients are evaluated at two moments. `trained`: after a local fit, before the merge (the personal model of the
+    clients that took part). `received`: after the merge, when every client has taken the new shared state (the
+    personal and the generic model of every client). The numbers of a summary are `received` after the last round.
+
+    Args:
+        rounds: number of rounds, >= 1.
+        participation: share of the clients drawn in a round, in (0, 1]; at least one client.
+        optimizer_state: of each client's optimiser: `reset` each round, or `keep` it over rounds.
+        evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
+        keep_states: number of rounds whose state is kept on disk, >= 1.
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 20,
+        participation: float = 1.0,
+        optimizer_state: Literal["reset", "keep"] = "reset",
+        evaluate_every: int = 1,
+        keep_states: int = 2,
+    ) -> None:
+        for name, value in (("rounds", rounds), ("evaluate_every", evaluate_every), ("keep_states", keep_states)):
+            if value < 1:
+                raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
+        if not 0 < participation <= 1:
+            raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
+        self.rounds = rounds
+        self.participation = participation
+        self.optimizer_state = optimizer_state
+        self.evaluate_every = evaluate_every
+        self.keep_states = keep_states
+
+    def fit(
+        self,
+        template: FederatedClient,
+        data: FederatedDataModule,
+        method: FederatedMethod,
+        trainer: Trainer,
+        run: RunFolder,
+        run_seed: int,
+    ) -> dict[str, Any]:
+        """Train, evaluate, and leave everything in the run folder.
+
+        Args:
+            template: the configured client.
+            data: prepared or not; it is given the encoder's preprocessing here.
+            method: the plugin.
+            trainer: runs the local fits; its callbacks and loggers see rounds as steps.
+            run: where to write.
+            run_seed: the seed of the run.
+
+        Returns:
+            What is written to `summary.json`.
+        """
+        started = time.perf_counter()
+        local = LocalTrainer(trainer)
+        method.check(local.epochs)
+        federation = build_federation(template, data, method, run_seed)
+        summary = RunSummary(describe(federation, data, local.epochs, self.participation, self.rounds))
+        with local.detached() as hooks:
+            RoundLoop(self, federation, data, local, hooks, run, summary).run()
+        result = summary.result(run.path.name, time.perf_counter() - started, peak_memory_bytes(local.device))
+        run.write_summary(result)
+        return result
+
+    def evaluate(
+        self,
+        template: FederatedClient,
+        data: FederatedDataModule,
+        method: FederatedMethod,
+        trainer: Trainer,
+        folder: Path,
+        split: Split,
+        run_seed: int,
+    ) -> dict[str, Any]:
+        """Evaluate the last saved round of a run on one split; the table that `fit` ends with, without cost.
+
+        Args:
+            template, data, method, trainer, run_seed: as in `fit`, of the run's own configuration.
+            folder: the run's folder.
+            split: `validation` or `test`.
+
+        Raises:
+            StateError: no state, or one that does not fit the configuration.
+        """
+        local = LocalTrainer(trainer)
+        federation = build_federation(template, data, method, run_seed)
+        round_number, parts = load_last_round(folder / "state")
+        federation.load_state_parts(parts)
+        metrics = evaluate_received(federation, data, local, (split,))[split]
+        protocol = describe(federation, data, local.epochs, self.participation, self.rounds)
+        protocol |= {"split": split, "round": round_number}
+        sizes = {name: data.samples(name, split) for name in federation.clients}
+        return {"name": folder.name, "protocol": protocol} | {
+            model: over_clients(clients, sizes) for model, clients in metrics.items()
+        }
+
+
+def build_federation(
+    template: FederatedClient, data: FederatedDataModule, method: FederatedMethod, run_seed: int
+) -> Federation:
+    """Check the data, then make server and clients at the run's first state (prototypes still to be gathered)."""
+    data.prepare(template.encoder.preprocessing)
+    sizes = {site: data.samples(site, "train") for site in data.sites}
+    return Federation(template, data.class_names, sizes, method, run_seed)

@@ -1,0 +1,35 @@
+"""Errors that a user can act on: each names the file, key or row, and what to do about it.
+
+The command line prints them as one line without a traceback and exits with `exit_code`; anything else that is
+raised is a defect of pfedst and keeps its traceback.
+"""
+
+
+class PfedstError(Exception):
+    """Base of every error with a remedy."""
+
+    exit_code = 1
+
+
+class ConfigurationError(PfedstError):
+    """An option, or a combination of options, that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(PfedstError):
+    """Images, labels, manifests or folders that cannot be used as they are."""
+
+    exit_code = 3
+
+
+class WeightsError(PfedstError):
+    """Encoder weights that are missing, out of reach, or do not fit the model."""
+
+    exit_code = 4
+
+
+class StateError(PfedstError):
+    """A saved run, or a message between client and server, that is damaged or does not fit."""
+
+    exit_code = 5

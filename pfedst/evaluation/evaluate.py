@@ -1,0 +1,42 @@
+"""Evaluation of one or more models on one data split, with one pass of the encoder for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from pfedst.encoders.spec import Taps
+from pfedst.evaluation.metrics import Metrics, classification_metrics
+
+Predictor = Callable[[Taps], Tensor]
+
+
+def evaluate(
+    models: Mapping[str, Predictor],
+    taps_of: Callable[[Tensor], Taps],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> dict[str, Metrics]:
+    """Metrics of every model, by its name.
+
+    Args:
+        models: name -> function from taps of B images to logits (B, K).
+        taps_of: images (B, 3, H, W) -> what the models need of the encoder.
+        batches: (images, targets), in a fixed order.
+        device: where the models are. Predictions stay there until the end.
+    """
+    probabilities: dict[str, list[Tensor]] = {name: [] for name in models}
+    targets = []
+    for images, labels in batches:
+        taps = taps_of(images.to(device))
+        for name, predict in models.items():
+            probabilities[name].append(predict(taps).float().softmax(1))
+        targets.append(labels)
+    if not targets:
+        return {name: classification_metrics(torch.empty(0, 1), torch.empty(0, dtype=torch.long)) for name in models}
+    all_targets = torch.cat(targets)
+    return {
+        name: classification_metrics(torch.cat(parts).cpu(), all_targets) for name, parts in probabilities.items()
+    }

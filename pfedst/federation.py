@@ -1,0 +1,190 @@
+"""Server and clients, and the border between them: what a method declares is enforced here.
+
+Whatever crosses the border is checked against the declared partition and copied, so that no tensor of one side is
+ever an alias of the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfedst.client import FederatedClient, require_trainable_anchors
+from pfedst.encoders import class_sums, prototypes_from_sums
+from pfedst.errors import StateError
+from pfedst.method import FederatedMethod, ServerState
+from pfedst.payload import NET, Payload, check_keys, check_tensors, copy_payload, payload_bytes
+from pfedst.seeds import derive_seed, generator
+
+
+class Federation:
+    """The clients by name (sorted: the order in a configuration changes nothing), and the server's state.
+
+    Attributes:
+        clients: one module a site.
+        generic: a client that never trains: its personal tensors stay at their start, so with the merged shared
+            tensors it is what a newly joined hospital gets.
+        server: the method's server state.
+        setup_upload_bytes: what all clients together sent before the first round (class prototypes), or 0.
+
+    Args:
+        template: the configured client without classes.
+        class_names: names of the K classes.
+        train_samples: number of training images by site.
+        method: the plugin.
+        run_seed: the seed of the run.
+    """
+
+    def __init__(
+        self,
+        template: FederatedClient,
+        class_names: Sequence[str],
+        train_samples: Mapping[str, int],
+        method: FederatedMethod,
+        run_seed: int,
+    ) -> None:
+        self.method = method
+        self.run_seed = run_seed
+        self.class_names = tuple(class_names)
+        first = template.with_classes(class_names, method, run_seed)
+        require_trainable_anchors(first)
+        self.encoder = first.encoder
+        self.clients = {name: first.copy_as(name) for name in sorted(train_samples)}
+        self.generic = first.copy_as("generic")
+        self.weights = {
+            name: float(train_samples[name]) if method.weighting == "samples" else 1.0 for name in self.clients
+        }
+        self.server: ServerState = {}
+        self.anchors: Tensor | None = None
+        self.setup_upload_bytes = 0
+        method.setup(self.server, self.clients)
+        self._allowed = {NET, *method.extra_messages}
+        self._current: dict[str, int] = {}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method trains anything at all."""
+        return bool(self.generic.learnable)
+
+    # -- class prototypes --------------------------------------------------------------------------------------
+
+    def gather_prototypes(
+        self, batches: Callable[[str], Iterable[tuple[Tensor, Tensor]]], device: torch.device
+    ) -> None:
+        """Make class anchors from the clients' training images: each sends K sums and K counts, once.
+
+        Args:
+            batches: client name -> its training batches of (images, targets), not augmented.
+            device: where the encoder runs.
+        """
+        self.encoder.to(device)
+        uploads: list[Payload] = []
+        for name in self.clients:
+            embeddings, targets = [], []
+            for images, labels in batches(name):
+                embeddings.append(self.encoder.extract(images.to(device), "pooled").tensors[0].cpu())
+                targets.append(labels)
+            sums, counts = class_sums(torch.cat(embeddings), torch.cat(targets), len(self.class_names))
+            uploads.append({"prototypes": {"sums": sums, "counts": counts}})
+        self.setup_upload_bytes = sum(payload_bytes(upload) for upload in uploads)
+        self.set_anchors(
+            prototypes_from_sums(
+                [upload["prototypes"]["sums"] for upload in uploads],
+                [upload["prototypes"]["counts"] for upload in uploads],
+            )
+        )
+
+    def set_anchors(self, anchors: Tensor) -> None:
+        """Give every client the same frozen class anchors (K, E)."""
+        self.anchors = anchors.float().cpu()
+        for client in (*self.clients.values(), self.generic):
+            client.adapter.head.set_anchors(self.anchors)
+
+    # -- the border --------------------------------------------------------------------------------------------
+
+    def deliver(self, name: str) -> int:
+        """Send the server's current message to a client, unless it has it already; bytes of that message.
+
+        Raises:
+            StateError: the method sends a name that it does not declare, or keys that are not declared shared.
+        """
+        client = self.clients[name]
+        if name in self._current:
+            return self._current[name]
+        payload = self.method.broadcast(self.server, client)
+        self._check(payload, client, f"the message to client {name}")
+        client.received = copy_payload(payload)
+        client.derived.clear()
+        self.method.receive(client, client.received)
+        self._current[name] = payload_bytes(payload)
+        return self._current[name]
+
+    def collect(self, name: str) -> Payload:
+        """A client's message after its fit, checked and copied.
+
+        Raises:
+            StateError: something that is not declared shared is about to leave the client, or numbers are not finite.
+        """
+        client = self.clients[name]
+        payload = self.method.upload(client)
+        self._check(payload, client, f"the message from client {name}")
+        return copy_payload(payload)
+
+    def merge(self, uploads: Mapping[str, Payload]) -> None:
+        """Join the messages of the clients that reported, in the order of their names."""
+        reported = {name: uploads[name] for name in sorted(uploads)}
+        self.method.merge(self.server, reported, {name: self.weights[name] for name in reported})
+        self._current.clear()
+        self.generic.load_shared(self.server[NET])
+
+    def _check(self, payload: Payload, client: FederatedClient, what: str) -> None:
+        if undeclared := sorted(set(payload) - self._allowed):
+            raise StateError(
+                f"{what}: method {type(self.method).__name__} sends {undeclared}, which its extra_messages do not "
+                f"declare (declared: {sorted(self._allowed)})"
+            )
+        if NET in payload:
+            check_tensors(payload[NET], client.shared_state(), what)
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def state_parts(self) -> dict[str, dict[str, Any]]:
+        """All that a run needs to go on or to be evaluated: nested dicts of tensors, `server` and one a client."""
+        anchors = {} if self.anchors is None else {"anchors": {"classes": self.anchors}}
+        return {"server": {"method": self.server, **anchors}} | {
+            f"client {name}": {"model": client.own_state(), "memo": client.memo}
+            for name, client in self.clients.items()
+        }
+
+    def load_state_parts(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put back what `state_parts` gave, and send every client the server's state.
+
+        Raises:
+            StateError: other clients, other keys or other shapes than this federation's.
+        """
+        check_keys(parts, {"server", *(f"client {name}" for name in self.clients)}, "the saved state")
+        self.server = {NET: {}} | parts["server"].get("method", {})
+        if "anchors" in parts["server"]:
+            self.set_anchors(parts["server"]["anchors"]["classes"])
+        for name, client in self.clients.items():
+            part = parts[f"client {name}"]
+            client.load_own_state(part.get("model", {}))
+            client.memo = part.get("memo", {})
+        self._current.clear()
+        self.generic.load_shared(self.server[NET])
+        for name in self.clients:
+            self.deliver(name)
+
+    # -- participation -----------------------------------------------------------------------------------------
+
+    def draw(self, round_number: int, participation: float) -> list[str]:
+        """The clients of a round: a share of all, at least one, drawn by (run seed, round) alone."""
+        names = list(self.clients)
+        count = max(1, round(participation * len(names)))
+        order = torch.randperm(
+            len(names), generator=generator(derive_seed(self.run_seed, "participation", round_number))
+        )
+        return sorted(names[index] for index in order[:count].tolist())

@@ -1,0 +1,120 @@
+"""The one plugin interface: what a federated method declares; everything else is enforced by the framework.
+
+A method overrides only what it changes; as it stands the base class is FedAvg. It holds hyperparameters and nothing
+else. State has three homes, all tensors, all saved by the coordinator: the server's state, a client's `memo`, and the
+client's own parameters and buffers. There is no epoch loop, no device code and no I/O in a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfedst.encoders.spec import Taps
+from pfedst.merging import weighted_mean
+from pfedst.partition import Rule
+from pfedst.payload import NET, Payload, State
+
+if TYPE_CHECKING:
+    from pfedst.client import FederatedClient
+
+Weighting = Literal["samples", "uniform"]
+ServerState = dict[str, State]
+"""What the server keeps between rounds, by name; `net` is the merged shared part of the model."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees: what the encoder handed out for B images, and their class indices (B,)."""
+
+    taps: Taps
+    targets: Tensor
+
+
+class FederatedMethod:
+    """Federated averaging, and the hooks by which another method differs from it.
+
+    A client is built once (`build`), the server once (`setup`). In a round the server sends (`broadcast`), a client
+    takes (`receive`), fits (`trainable`, `loss`, `edit_gradients`) and answers (`upload`), and the server joins the
+    answers (`merge`). `predict` is used for evaluation and deployment.
+
+    Attributes:
+        source: paper, venue and year: where the method comes from.
+        sequential: True for ring methods: a round takes the clients one after the other, merging after each.
+        extra_messages: names of what travels beside `net`; a name that is not declared here cannot leave a client.
+
+    Args:
+        weighting: how clients count when the server averages: by training `samples` (n_k / sum n), or `uniform`.
+        finetune_epochs: local epochs of each client after the last round, >= 0; nothing is sent after them.
+    """
+
+    source: ClassVar[str] = ""
+    sequential: ClassVar[bool] = False
+    extra_messages: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, weighting: Weighting = "samples", finetune_epochs: int = 0) -> None:
+        self.weighting = weighting
+        self.finetune_epochs = finetune_epochs
+
+    # -- declarations ------------------------------------------------------------------------------------------
+
+    def partition(self, client: FederatedClient) -> Sequence[Rule]:
+        """Ordered rules that make every adapter tensor shared, personal or frozen (see `Partition`)."""
+        return [("*", "shared")]
+
+    def trainable(self, key: str, epoch: int, finetune: bool) -> bool:
+        """Whether the parameter `key` is trained in local epoch `epoch` (from 0); never asked for frozen ones."""
+        return True
+
+    def learning_rate_scale(self, key: str) -> float:
+        """Factor on the optimiser's learning rate for the parameter `key`."""
+        return 1.0
+
+    def check(self, local_epochs: int) -> None:
+        """Raise a ConfigurationError if the method cannot run with this many local epochs a round."""
+
+    # -- server ------------------------------------------------------------------------------------------------
+
+    def setup(self, server: ServerState, clients: Mapping[str, FederatedClient]) -> None:
+        """Give the server its first state; all clients start from the same tensors."""
+        server[NET] = next(iter(clients.values())).shared_state()
+
+    def broadcast(self, server: ServerState, client: FederatedClient) -> Payload:
+        """The message to one client."""
+        return {NET: server[NET]}
+
+    def merge(self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]) -> None:
+        """Join the messages of the clients that reported, by client name, into the server's state."""
+        server[NET] = weighted_mean([upload[NET] for upload in uploads.values()], list(weights.values()))
+
+    # -- client ------------------------------------------------------------------------------------------------
+
+    def build(self, client: FederatedClient) -> None:
+        """Once, before anything is sent: attach private modules, create entries of `client.memo`.
+
+        Runs with the random generator at the same seed for every client, so that all start alike.
+        """
+
+    def receive(self, client: FederatedClient, payload: Payload) -> None:
+        """Take the server's message; it stays readable as `client.received` until the next one."""
+        client.load_shared(payload[NET])
+
+    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+        """The scalar that is minimised; by default the cross-entropy of the adapter's logits."""
+        return F.cross_entropy(client.adapter(batch.taps), batch.targets)
+
+    def edit_gradients(self, client: FederatedClient) -> None:
+        """Change gradients after backward and unscaling, before clipping: proximal pulls, control variates."""
+
+    def upload(self, client: FederatedClient) -> Payload:
+        """The message to the server."""
+        return {NET: client.shared_state()}
+
+    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
+        """Logits (B, K) of the client's personal model."""
+        logits: Tensor = client.adapter(taps)
+        return logits

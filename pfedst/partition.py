@@ -1,0 +1,55 @@
+"""Shared, personal, frozen: every tensor of an adapter is exactly one of the three."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from pfedst.errors import ConfigurationError
+
+Kind = Literal["shared", "personal", "frozen"]
+"""Communicated and merged; kept by the client; neither trained nor sent nor saved."""
+
+Rule = tuple[str, Kind]
+"""A glob over state-dict keys, and what the keys that it matches are."""
+
+
+class Partition:
+    """The kind of every key, from an ordered list of rules: the first rule whose glob matches decides.
+
+    FedAvg is `[("*", "shared")]`, Local `[("*", "personal")]`, pFedST
+    `[("*.lora_?", "personal"), ("*", "shared")]`: many methods differ in nothing else.
+
+    Args:
+        rules: the ordered rules.
+        keys: the keys of the adapter's state dict.
+        owner: who declares the rules, for messages.
+
+    Raises:
+        ConfigurationError: a key that no rule matches, or a rule that decides nothing (a misspelled glob, or a
+            method whose parts the adapter does not have).
+    """
+
+    def __init__(self, rules: Sequence[Rule], keys: Iterable[str], owner: str) -> None:
+        self.kinds: dict[str, Kind] = {}
+        unused = dict.fromkeys(pattern for pattern, _ in rules)
+        for key in keys:
+            for pattern, kind in rules:
+                if fnmatchcase(key, pattern):
+                    self.kinds[key] = kind
+                    unused.pop(pattern, None)
+                    break
+            else:
+                raise ConfigurationError(f'{owner}: no rule says whether "{key}" is shared, personal or frozen')
+        if unused:
+            groups = sorted({key.split(".")[0] for key in self.kinds})
+            raise ConfigurationError(
+                f'{owner}: the rule "{next(iter(unused))}" matches nothing in this adapter (it has: '
+                f"{', '.join(f'{group}.*' for group in groups) or 'no tensors'}); choose an adapter that has such "
+                f"a part, or correct the rule"
+            )
+
+    def keys(self, kind: Kind) -> tuple[str, ...]:
+        """The keys of one kind, in state-dict order."""
+        return tuple(key for key, of in self.kinds.items() if of == kind)

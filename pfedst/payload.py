@@ -1,0 +1,66 @@
+"""What travels between client and server, and the checks at that border."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from pfedst.errors import StateError
+
+State = dict[str, Tensor]
+"""A subset of a state dict."""
+
+Payload = dict[str, State]
+"""One message: named states. `net` is the model itself."""
+
+NET = "net"
+"""The name under which the shared part of the model travels."""
+
+
+def payload_bytes(payload: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Bytes of every tensor of a message."""
+    return sum(t.numel() * t.element_size() for state in payload.values() for t in state.values())
+
+
+def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payload:
+    """A message whose tensors share no memory with the sender's."""
+    return {
+        name: {key: t.detach().to(device, copy=True) for key, t in state.items()}
+        for name, state in payload.items()
+    }
+
+
+def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None:
+    """Raise a StateError that lists missing and unexpected keys, with the nearest known name for the latter."""
+    found, expected = set(found), set(expected)
+    if found == expected:
+        return
+    lines = [f"{what} does not hold exactly what was declared:"]
+    lines += [f"  missing: {key}" for key in sorted(expected - found)[:8]]
+    for key in sorted(found - expected)[:8]:
+        near = difflib.get_close_matches(key, sorted(expected), 1)
+        lines.append(f"  unexpected: {key}" + (f" (nearest declared: {near[0]})" if near else ""))
+    raise StateError("\n".join(lines))
+
+
+def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Check keys, then shapes and dtypes, then that every number is finite, before anything is loaded.
+
+    Raises:
+        StateError: naming each key that does not fit.
+    """
+    check_keys(state, expected, what)
+    faults = []
+    for key, tensor in state.items():
+        wanted = expected[key]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            faults.append(
+                f"  {key}: {tuple(tensor.shape)} {tensor.dtype}, expected {tuple(wanted.shape)} {wanted.dtype}"
+            )
+        elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            faults.append(f"  {key}: holds NaN or Inf")
+    if faults:
+        raise StateError("\n".join([f"{what} holds tensors that do not fit:", *faults[:8]]))

@@ -1,0 +1,7 @@
+"""Reporting: the run folder, the summary of a run, and tables from its JSON."""
+
+from pfedst.reporting.run_folder import RunFolder
+from pfedst.reporting.summary import RunSummary, describe
+from pfedst.reporting.tables import bytes_text, percent, print_summary
+
+__all__ = ["RunFolder", "RunSummary", "bytes_text", "describe", "percent", "print_summary"]

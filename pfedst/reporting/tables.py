@@ -1,0 +1,101 @@
+"""Tables for the terminal, from the JSON of a summary alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pfedst.evaluation import METRICS
+
+HEADINGS = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "macro_f1": "macro F1",
+    "accuracy": "accuracy",
+}
+MODELS = ("personal", "generic")
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one digit; a dash where it is not defined."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def bytes_text(count: float | None) -> str:
+    """A number of bytes in the unit that suits it."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def metrics_table(summary: Mapping[str, Any]) -> Table:
+    """Sites and their summary down, metrics across; the personal and the generic model of each, in percent."""
+    models = [model for model in MODELS if model in summary]
+    table = Table(title=f"{summary['name']}: personal / generic model on {summary['protocol']['split']}, %")
+    table.add_column("client")
+    table.add_column("images", justify="right")
+    for metric in METRICS:
+        table.add_column(HEADINGS[metric], justify="right")
+    samples = summary["protocol"]["samples"]
+    sizes = {site: samples[site][summary["protocol"]["split"]] for site in summary["personal"]["clients"]}
+    for site, size in sizes.items():
+        table.add_row(site, str(size), *_cells([summary[m]["clients"][site] for m in models]))
+    table.add_section()
+    for column, heading in (
+        ("mean", "mean over clients"),
+        ("weighted_mean", "weighted mean"),
+        ("worst", "worst client"),
+        ("std", "std over clients"),
+    ):
+        size = str(sum(sizes.values())) if column == "weighted_mean" else ""
+        table.add_row(heading, size, *_cells([summary[m][column] for m in models]))
+    return table
+
+
+def protocol_text(summary: Mapping[str, Any]) -> Text:
+    """What the numbers of a summary mean, in a few lines; random weights and synthetic images stand out."""
+    protocol = summary["protocol"]
+    text = Text()
+    text.append(f"method   {protocol['method']}, {protocol['adapter']}, anchors {protocol['anchors']}\n")
+    text.append(f"encoder  {protocol['encoder']}\n", style="bold yellow" if protocol["random_weights"] else "")
+    text.append(f"data     {protocol['data']}\n")
+    text.append(
+        f"protocol {protocol['when']}; round {protocol['round']} of {protocol['rounds']} (the last), "
+        f"{protocol['local_epochs']} local epochs, participation {protocol['participation']:g}, "
+        f"seed {protocol['seed']} (one seed: no claim of significance)\n"
+    )
+    best = summary.get("best_on_validation")
+    if best is not None:
+        text.append(
+            f"         best on validation: round {best['round']}, personal balanced accuracy on test "
+            f"{percent(best['personal']['mean']['balanced_accuracy'])} % (mean over clients)\n"
+        )
+    cost = summary.get("cost")
+    if cost is not None:
+        text.append(
+            f"cost     {cost['parameters_trained']:,} parameters trained a client, "
+            f"{cost['parameters_sent']:,} sent; up {bytes_text(cost['upload_bytes_per_round'])}, "
+            f"down {bytes_text(cost['download_bytes_per_round'])} a round over all clients; "
+            f"{cost['fit_seconds']:.1f} s of local fits, {cost['total_seconds']:.1f} s in all, "
+            f"peak memory {bytes_text(cost['peak_memory_bytes'])}"
+        )
+    return text
+
+
+def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """The table and its protocol, on standard output."""
+    parts: list[RenderableType] = [metrics_table(summary), protocol_text(summary)]
+    console = console or Console(width=None if Console().is_terminal else 120)
+    console.print(Group(*parts), highlight=False)
+
+
+def _cells(models: list[Mapping[str, float | None]]) -> list[str]:
+    return [" / ".join(percent(model[metric]) for model in models) for metric in METRICS]

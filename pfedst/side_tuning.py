@@ -1,0 +1,95 @@
+"""pFedST: a shared side network with personal LoRA inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+from torch import Tensor
+
+from pfedst.adapters import lora_layers, switches_open
+from pfedst.client import FederatedClient
+from pfedst.errors import ConfigurationError
+from pfedst.method import Batch, FederatedMethod, Weighting
+from pfedst.partition import Rule
+
+Schedule = Literal["joint", "alternate"]
+
+
+def _is_lora(key: str) -> bool:
+    return key.rsplit(".", 1)[-1] in ("lora_A", "lora_B")
+
+
+class PFedST(FederatedMethod):
+    """Personalised federated side-tuning: shared side network, personal LoRA beside its projections.
+
+    The frozen tower and the personal LoRA (beside every down-projection, every attention output O, and the
+    up-projection) never leave the hospital; all else of the side network is merged, weighted by samples.
+
+    Args:
+        rank: rank of every personal LoRA, >= 1.
+        alpha: its scale; the update is alpha / rank * B A.
+        schedule: `joint` trains both parts together. `alternate` trains the shared part with the LoRA switched
+            off in the first `shared_epochs` local epochs of a round, then the LoRA alone.
+        shared_epochs: epochs of the shared part in `alternate`, >= 1; a round needs at least one epoch more.
+        lora_learning_rate_scale: factor on the learning rate of the LoRA, > 0.
+        weighting: see FederatedMethod.
+    """
+
+    source = "Personalized Federated Side-Tuning for Medical Image Classification, MICCAI 2025"
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 8.0,
+        schedule: Schedule = "joint",
+        shared_epochs: int = 1,
+        lora_learning_rate_scale: float = 1.0,
+        weighting: Weighting = "samples",
+    ) -> None:
+        super().__init__(weighting)
+        if shared_epochs < 1 or lora_learning_rate_scale <= 0:
+            raise ConfigurationError("PFedST: shared_epochs must be >= 1 and lora_learning_rate_scale > 0")
+        self.rank = rank
+        self.alpha = alpha
+        self.schedule = schedule
+        self.shared_epochs = shared_epochs
+        self.lora_learning_rate_scale = lora_learning_rate_scale
+
+    def partition(self, client: FederatedClient) -> Sequence[Rule]:
+        """LoRA is personal, the rest shared."""
+        return [("*.lora_[AB]", "personal"), ("*", "shared")]
+
+    def check(self, local_epochs: int) -> None:
+        """`alternate` needs an epoch for each of the two parts."""
+        if self.schedule == "alternate" and local_epochs <= self.shared_epochs:
+            raise ConfigurationError(
+                f"PFedST schedule alternate: {local_epochs} local epochs leave none for the LoRA after "
+                f"{self.shared_epochs} for the shared part; set --trainer.max_epochs {self.shared_epochs + 1} or more"
+            )
+
+    def trainable(self, key: str, epoch: int, finetune: bool) -> bool:
+        """All at once (joint), or shared first, then personal (alternate)."""
+        return self.schedule == "joint" or _is_lora(key) == (epoch >= self.shared_epochs)
+
+    def learning_rate_scale(self, key: str) -> float:
+        """The LoRA may have a learning rate of its own."""
+        return self.lora_learning_rate_scale if _is_lora(key) else 1.0
+
+    def build(self, client: FederatedClient) -> None:
+        """Attach the personal LoRA; it starts at zero."""
+        layers = lora_layers(client.adapter)
+        if not layers:
+            raise ConfigurationError(
+                f"PFedST: {type(client.adapter).__name__} has no layer for a personal LoRA; use "
+                f"--model.adapter SideNetwork"
+            )
+        for _, layer in layers:
+            layer.attach_lora(self.rank, self.alpha)
+
+    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+        """Cross-entropy; with the LoRA switched off while `alternate` trains the shared part."""
+        shared_phase = self.schedule == "alternate" and client.local_epoch < self.shared_epochs
+        with switches_open(client.adapter) if shared_phase else nullcontext():
+            return super().loss(client, batch)

@@ -1,0 +1,143 @@
+"""State on disk: one folder a round, safetensors and JSON, written whole or not at all.
+
+A folder `round-000012/` holds `server.safetensors`, `client-<n>.safetensors` for every client, and `manifest.json`
+with the round, the clients' names, and the SHA-256 of each file. It is written beside its place and renamed: what
+bears the name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pfedst.errors import StateError
+from pfedst.payload import State
+
+FORMAT = 1
+SEPARATOR = "|"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside its place, synced, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write readable JSON atomically; NaN has no place in it."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
+    """Nested dicts of tensors -> one flat dict, keys joined by `|`.
+
+    Raises:
+        StateError: a leaf that is no tensor, or a name that holds the separator.
+    """
+    flat: State = {}
+    for key, value in tree.items():
+        if SEPARATOR in str(key):
+            raise StateError(f'state "{prefix}{key}": names may not hold "{SEPARATOR}"')
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}{SEPARATOR}")
+        elif isinstance(value, Tensor):
+            flat[f"{prefix}{key}"] = value.detach().cpu().contiguous()
+        else:
+            raise StateError(f'state "{prefix}{key}" is a {type(value).__name__}: keep tensors, and dicts of them')
+    return flat
+
+
+def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `flatten`, but for empty dicts."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(SEPARATOR)
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return tree
+
+
+def save_round(folder: Path, round_number: int, parts: Mapping[str, Mapping[str, Any]], keep: int) -> Path:
+    """Save the state after a round and drop all but the last `keep` of them.
+
+    Args:
+        folder: the run's `state/`; made if absent.
+        round_number: rounds that are done.
+        parts: `server` and one entry a client: nested dicts of tensors.
+        keep: number of rounds to keep, >= 1.
+
+    Returns:
+        The folder of this round.
+    """
+    final = folder / f"round-{round_number:06d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files: dict[str, dict[str, str]] = {}
+    for index, (name, tree) in enumerate(parts.items()):
+        content = save(flatten(tree))
+        file = "server.safetensors" if name == "server" else f"client-{index}.safetensors"
+        write_atomically(temporary / file, content)
+        files[name] = {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(temporary / "manifest.json", {"format": FORMAT, "round": round_number, "parts": files})
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.replace(final)
+    _sync_folder(folder)
+    for old in sorted(folder.glob("round-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The newest saved round: its number, and what `save_round` was given as `parts`.
+
+    Raises:
+        StateError: nothing saved, or a file that is missing, damaged or of another format.
+    """
+    rounds = sorted(folder.glob("round-*"))
+    if not rounds:
+        raise StateError(f"{folder} holds no saved round; give the folder of a run that pfedst fit has written")
+    place = rounds[-1] / "manifest.json"
+    try:
+        manifest = json.loads(place.read_text())
+        if manifest["format"] != FORMAT:
+            raise StateError(f"{place}: format {manifest['format']}, this version of pfedst reads {FORMAT}")
+        parts = {
+            name: _read_part(rounds[-1] / entry["file"], entry["sha256"]) for name, entry in manifest["parts"].items()
+        }
+        return int(manifest["round"]), parts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{place} is missing or damaged ({error!r}); remove {rounds[-1]} to use the round before") from error
+
+
+def _read_part(path: Path, sha256: str) -> dict[str, Any]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise StateError(f"{path} is damaged (its SHA-256 differs); remove {path.parent} to use the round before")
+    try:
+        return unflatten(load(content))
+    except SafetensorError as error:
+        raise StateError(f"{path} is no safetensors file: {error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

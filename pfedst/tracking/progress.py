@@ -1,0 +1,67 @@
+"""One progress display for rounds, clients and time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """Counts local fits over all rounds. On a terminal a bar; elsewhere one line a round, for log files.
+
+    Args:
+        fits: number of local fits of the whole run.
+        console: where to write; standard error by default, so that standard output holds results only.
+    """
+
+    def __init__(self, fits: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.fits = fits
+        self.done = 0
+        self.started = time.perf_counter()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("fits,"),
+            TimeElapsedColumn(),
+            TextColumn("gone,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=fits)
+
+    def __enter__(self) -> RunProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def say(self, doing: str) -> None:
+        """Show what is being done now."""
+        self.bar.update(self.task, description=doing)
+
+    def fitted(self) -> None:
+        """One more local fit is done."""
+        self.done += 1
+        self.bar.update(self.task, completed=self.done)
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the mean time of a fit so far, evaluations included; None before the first."""
+        if not self.done:
+            return None
+        return (time.perf_counter() - self.started) / self.done * (self.fits - self.done)
+
+    def round_done(self, text: str) -> None:
+        """Note the end of a round; the line shows where there is no terminal."""
+        if self.bar.disable:
+            left = self.seconds_left()
+            self.console.print(text + ("" if left is None else f", about {left:.0f} s left"), highlight=False)

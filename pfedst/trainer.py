@@ -1,0 +1,159 @@
+"""One Lightning Trainer for many short fits, and rounds as the steps that its callbacks and loggers see.
+
+A fresh Trainer a fit costs five times more and leaks through reference cycles; raising `max_epochs` instead of
+resetting opens every loader twice from the second fit on and changes the bits. This file alone touches Lightning's
+internals; `tests/test_trainer.py` compares it with a fresh Trainer a fit and must pass on every new Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
+
+from pfedst.client import FederatedClient
+from pfedst.errors import ConfigurationError
+
+
+def reset_for_fit(trainer: Trainer, epochs: int) -> None:
+    """Put a used Trainer back to the state of a new one, for all that decides how a fit runs."""
+    loop = trainer.fit_loop
+    loop.max_epochs = epochs
+    loop.epoch_progress.reset()
+    batches = loop.epoch_loop
+    batches.batch_progress.reset()
+    batches.scheduler_progress.reset()
+    batches.automatic_optimization.optim_progress.reset()
+    batches.manual_optimization.optim_step_progress.reset()
+    batches.val_loop.batch_progress.reset()
+    batches._batches_that_stepped = 0
+    loop._last_train_dl_reload_epoch = float("-inf")
+    trainer.should_stop = False
+
+
+class LocalTrainer:
+    """Runs local fits on the Trainer that the configuration describes.
+
+    Raises:
+        ConfigurationError: options of the Trainer that contradict a federated run.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        if trainer.max_steps != -1:
+            raise ConfigurationError("--trainer.max_steps: give local epochs (--trainer.max_epochs) instead")
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise ConfigurationError(f"--trainer.max_epochs {trainer.max_epochs}: local epochs must be 1 or more")
+        if trainer.world_size != 1:
+            raise ConfigurationError(
+                f"--trainer.devices: a local fit uses one device, not {trainer.world_size}; set --trainer.devices 1"
+            )
+        if any(isinstance(callback, Checkpoint) for callback in _callbacks(trainer)):
+            raise ConfigurationError(
+                "--trainer.enable_checkpointing or a ModelCheckpoint: the run folder's state/ holds every round; "
+                "leave Lightning's checkpoints off"
+            )
+        self.trainer = trainer
+        self.epochs: int = trainer.max_epochs
+
+    @property
+    def device(self) -> torch.device:
+        """Where local fits and evaluations run."""
+        return torch.device(self.trainer.strategy.root_device)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No gradients, and the Trainer's precision."""
+        with torch.no_grad(), self.trainer.strategy.precision_plugin.val_step_context():
+            yield
+
+    @contextmanager
+    def detached(self) -> Iterator[RoundHooks]:
+        """Take the run's callbacks and loggers off the Trainer for a block of local fits."""
+        callbacks, loggers = _callbacks(self.trainer), list(self.trainer.loggers)
+        of_a_fit = [callback for callback in callbacks if isinstance(callback, ProgressBar | ModelSummary)]
+        self.trainer.callbacks = of_a_fit  # type: ignore[attr-defined]
+        self.trainer.loggers = []
+        try:
+            yield RoundHooks(self.trainer, [c for c in callbacks if c not in of_a_fit], loggers)
+        finally:
+            self.trainer.callbacks = callbacks  # type: ignore[attr-defined]
+            self.trainer.loggers = loggers
+
+    def fit(self, client: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
+        """Train one client for the local epochs of a round, or for `epochs`."""
+        reset_for_fit(self.trainer, self.epochs if epochs is None else epochs)
+        client.train()
+        self.trainer.fit(client, train_dataloaders=loader)
+        client.eval()
+
+
+class RoundHooks:
+    """Lets Lightning callbacks and loggers see the federated run: one epoch, and one step, is one round.
+
+    Callbacks get the hooks around training once, the start of an epoch once a round, and its end and that of
+    validation after each evaluated round, with `trainer.global_step` at the round and `trainer.callback_metrics` holding that round's metrics; an EarlyStopping
+    on `federation/validation/balanced_accuracy` therefore ends the run after a round.
+    """
+
+    def __init__(self, trainer: Trainer, callbacks: list[Callback], loggers: list[Logger]) -> None:
+        self.trainer = trainer
+        self.callbacks = callbacks
+        self.loggers = loggers
+
+    def start(self, model: FederatedClient) -> None:
+        """Before the first round."""
+        self._call("setup", model, stage="fit")
+        self._call("on_fit_start", model)
+        self._call("on_train_start", model)
+
+    def before_round(self, model: FederatedClient, round_number: int) -> None:
+        """At the start of a round."""
+        self._show_round(round_number - 1)
+        self._call("on_train_epoch_start", model)
+
+    def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
+        """At the end of every round, evaluated or not."""
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=round_number)
+            logger.save()
+
+    def after_evaluation(self, model: FederatedClient, round_number: int, metrics: Mapping[str, float]) -> bool:
+        """After the evaluation of a round; True if a callback asks to stop."""
+        self._show_round(round_number)
+        shown = self.trainer._logger_connector._callback_metrics
+        shown.clear()
+        shown.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self.trainer.should_stop = False
+        self._call("on_validation_end", model)
+        self._call("on_train_epoch_end", model)
+        return bool(self.trainer.should_stop)
+
+    def end(self, model: FederatedClient) -> None:
+        """After the last round."""
+        self._call("on_train_end", model)
+        self._call("on_fit_end", model)
+        self._call("teardown", model, stage="fit")
+        for logger in self.loggers:
+            logger.finalize("success")
+
+    def _show_round(self, round_number: int) -> None:
+        loop = self.trainer.fit_loop
+        self.trainer.state.fn = TrainerFn.FITTING
+        loop.epoch_progress.current.processed = round_number
+        loop.epoch_progress.current.completed = round_number
+        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = round_number
+
+    def _call(self, hook: str, model: FederatedClient, **arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self.trainer, model, **arguments)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]

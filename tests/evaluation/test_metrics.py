@@ -1,0 +1,86 @@
+"""Metrics against scikit-learn and by hand; absent classes do not count."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from pfedst.evaluation import classification_metrics, evaluate, over_clients
+from pfedst.encoders.spec import Taps
+
+
+def random_case(seed, n, classes, present):
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, present, (n,), generator=generator)
+    return torch.rand(n, classes, generator=generator).softmax(1), targets
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.integers(2, 40), st.integers(2, 8), st.integers(1, 8))
+def test_against_scikit_learn(seed, n, classes, present) -> None:
+    probabilities, targets = random_case(seed, n, classes, min(present, classes))
+    found = classification_metrics(probabilities, targets)
+    y, predicted = targets.numpy(), probabilities.argmax(1).numpy()
+    there = np.unique(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of classes that are predicted but absent
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, predicted), abs=1e-6)
+        assert found["accuracy"] == pytest.approx(accuracy_score(y, predicted), abs=1e-6)
+        macro = f1_score(y, predicted, labels=there, average="macro", zero_division=0)
+        assert found["macro_f1"] == pytest.approx(macro, abs=1e-6)
+    if len(there) > 1:
+        areas = [roc_auc_score(y == c, probabilities[:, c].numpy()) for c in there]
+        assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
+    else:
+        assert found["auroc"] is None
+
+
+def test_an_absent_class_does_not_count() -> None:
+    probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])
+    found = classification_metrics(probabilities, torch.tensor([0, 1, 1]))
+    # counting class 2 as 0 would give 2/3
+    assert found == {"balanced_accuracy": 1.0, "auroc": 1.0, "macro_f1": 1.0, "accuracy": 1.0}
+
+
+def test_no_samples_no_numbers() -> None:
+    assert set(classification_metrics(torch.empty(0, 3), torch.empty(0, dtype=torch.long)).values()) == {None}
+
+
+def metric(value, auroc=None):
+    return {"balanced_accuracy": value, "auroc": auroc, "macro_f1": value, "accuracy": value}
+
+
+def test_over_clients_by_hand() -> None:
+    summary = over_clients({"b": metric(0.5, 0.9), "a": metric(1.0)}, {"a": 30, "b": 10})
+    assert list(summary["clients"]) == ["a", "b"]
+    assert summary["mean"]["accuracy"] == 0.75
+    assert summary["weighted_mean"]["accuracy"] == 0.875
+    assert summary["worst"]["accuracy"] == 0.5
+    assert summary["std"]["accuracy"] == 0.25
+    # client a has no AUROC: the summary is over b alone
+    assert summary["mean"]["auroc"] == summary["worst"]["auroc"] == summary["weighted_mean"]["auroc"] == 0.9
+
+
+def test_undefined_everywhere_stays_undefined() -> None:
+    summary = over_clients({"a": dict.fromkeys(metric(0.0))}, {"a": 0})
+    assert all(summary[column]["accuracy"] is None for column in ("mean", "weighted_mean", "worst", "std"))
+
+
+def test_evaluate_runs_the_encoder_once_for_all_models() -> None:
+    passes = []
+
+    def taps_of(images):
+        passes.append(len(images))
+        return Taps("pooled", (images.flatten(1),))
+
+    batches = [(torch.eye(3)[:2].reshape(2, 3, 1, 1), torch.tensor([0, 1])), (torch.eye(3)[2:].reshape(1, 3, 1, 1), torch.tensor([2]))]
+    models = {"right": lambda taps: taps.tensors[0] * 9, "wrong": lambda taps: taps.tensors[0].roll(1, 1) * 9}
+    found = evaluate(models, taps_of, batches, torch.device("cpu"))
+    assert passes == [2, 1]
+    assert found["right"]["accuracy"] == 1.0
+    assert found["wrong"]["accuracy"] == 0.0
+    assert evaluate(models, taps_of, [], torch.device("cpu"))["right"]["accuracy"] is None

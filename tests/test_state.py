@@ -1,0 +1,82 @@
+"""State on disk: whole or not at all, verified on reading."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfedst.errors import StateError
+from pfedst.state import flatten, load_last_round, save_round, unflatten
+
+PARTS = {
+    "server": {"method": {"net": {"side.up.weight": torch.arange(6.0).reshape(2, 3)}}},
+    "client site a": {"model": {"n": torch.tensor(3)}, "memo": {"h": {"w": torch.ones(2).bfloat16()}}},
+}
+
+
+def equal(one, other) -> bool:
+    a, b = flatten(one), flatten(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_round_trip_and_the_last_are_kept(tmp_path) -> None:
+    for round_number in (1, 2, 3):
+        save_round(tmp_path, round_number, PARTS | {"server": {"w": torch.tensor(float(round_number))}}, keep=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-000002", "round-000003"]
+    round_number, parts = load_last_round(tmp_path)
+    assert round_number == 3
+    assert parts["server"]["w"].item() == 3
+    assert equal(parts["client site a"], PARTS["client site a"])
+
+
+def test_saving_a_round_again_replaces_it(tmp_path) -> None:
+    save_round(tmp_path, 1, PARTS, keep=1)
+    save_round(tmp_path, 1, PARTS | {"server": {}}, keep=1)
+    assert load_last_round(tmp_path)[1]["server"] == {}
+
+
+@given(st.recursive(st.integers(0, 9).map(torch.tensor), lambda t: st.dictionaries(st.text("ab.", min_size=1), t, min_size=1)))
+def test_flatten_and_back(tree) -> None:
+    tree = {"root": tree}
+    assert equal(unflatten(flatten(tree)), tree)
+
+
+@pytest.mark.parametrize("tree", [{"a|b": torch.ones(1)}, {"a": 3}, {"a": {"b": "text"}}])
+def test_what_cannot_be_saved_is_named(tree) -> None:
+    with pytest.raises(StateError, match="a"):
+        flatten(tree)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def other_format(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        ("server.safetensors", flip, ["server.safetensors", "damaged"]),
+        ("server.safetensors", lambda path: path.unlink(), ["missing or damaged"]),
+        ("manifest.json", lambda path: path.unlink(), ["manifest.json", "missing or damaged"]),
+        ("manifest.json", lambda path: path.write_text("{"), ["manifest.json", "missing or damaged"]),
+        ("manifest.json", lambda path: path.write_text("{}"), ["manifest.json", "missing or damaged"]),
+        ("manifest.json", other_format, ["format 99"]),
+    ],
+)
+def test_damage_is_told(tmp_path, file, damage, words) -> None:
+    damage(save_round(tmp_path, 1, PARTS, keep=1) / file)
+    with pytest.raises(StateError) as caught:
+        load_last_round(tmp_path)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_an_empty_folder_is_told(tmp_path) -> None:
+    with pytest.raises(StateError, match="no saved round"):
+        load_last_round(tmp_path)
