@@ -4,6 +4,15 @@ The command line prints them as one line without a traceback and exits with `exi
 raised is a defect of pfedst and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """` Did you mean "name"?`, or nothing: the end of a message about an unknown name."""
+    found = difflib.get_close_matches(word, list(names), 1, 0.6)
+    return f' Did you mean "{found[0]}"?' if found else ""
+
 
 class PfedstError(Exception):
     """Base of every error with a remedy."""

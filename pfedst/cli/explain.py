@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,11 +10,7 @@ from typing import Any
 
 import yaml
 
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """` Did you mean "name"?`, or nothing."""
-    found = difflib.get_close_matches(word, list(names), 1, 0.6)
-    return f' Did you mean "{found[0]}"?' if found else ""
+from pfedst.errors import nearest
 
 
 def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pfedst.errors import PfedstError
+from pfedst.errors import PfedstError, nearest
 from pfedst.version import __version__
 
 USAGE = """\
@@ -42,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            from pfedst.cli.explain import nearest
-
             print(f'pfedst: error: there is no command "{command}".{nearest(command, COMMANDS)}', file=sys.stderr)
             print(USAGE, end="", file=sys.stderr)
             return 2

@@ -1,0 +1,187 @@
+"""Image towers, block by block: what open_clip's and timm's VisionTransformers have in common.
+
+Shapes: B images, N tokens (class token first), D width, E embedding, L blocks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import VisionTransformer as OpenCLIPVisionTransformer
+from timm.models.vision_transformer import Attention, Block
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from torch import Tensor, nn
+
+from pfedst.errors import WeightsError
+
+
+class ImageTower(nn.Module):
+    """A frozen transformer whose tokens keep one width over all blocks, and whose class token is its answer.
+
+    Attributes:
+        blocks: the L blocks.
+        width, tokens, embedding: D, N, E.
+    """
+
+    width: int
+    tokens: int
+    embedding: int
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks, each (B, N, D) -> (B, N, D)."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> Z_0 (B, N, D): patches, class token, positions, norm."""
+
+    @abstractmethod
+    def last_block_class_token(self, tokens: Tensor) -> Tensor:
+        """Block L evaluated for the class token alone: (B, N, D) -> (B, D).
+
+        Only that token of block L's output is used, so its queries, output projection and MLP are needed for one
+        token, keys and values for all: equal to the whole block at about a sixth of its cost.
+        """
+
+    @abstractmethod
+    def project(self, class_token: Tensor) -> Tensor:
+        """Final norm and projection: (B, D) -> (B, E)."""
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    B, N, D = x.shape
+    return x.reshape(B, N, heads, D // heads).transpose(1, 2)
+
+
+class OpenCLIPTower(ImageTower):
+    """The image tower of an open_clip model.
+
+    Raises:
+        WeightsError: the tower has no class token, or no tokens of one width.
+    """
+
+    def __init__(self, visual: nn.Module, model: str) -> None:
+        super().__init__()
+        if not isinstance(visual, OpenCLIPVisionTransformer):
+            raise refused(model, type(visual).__name__)
+        if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
+            raise WeightsError(f"encoder {model}: it pools all tokens; pfedst needs a class token as the answer")
+        if type(visual.transformer.resblocks[-1]) is not ResidualAttentionBlock:
+            raise WeightsError(f"encoder {model}: custom attention blocks are not supported")
+        self.visual = visual
+        self.width = visual.conv1.out_channels
+        self.tokens = visual.positional_embedding.shape[0]
+        self.embedding = visual.output_dim
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The residual attention blocks."""
+        found: nn.ModuleList = self.visual.transformer.resblocks
+        return found
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Convolution, class token, positions, ln_pre."""
+        z_0: Tensor = self.visual._embeds(images)
+        return z_0
+
+    def last_block_class_token(self, tokens: Tensor) -> Tensor:
+        """The class token's path through the last residual attention block."""
+        block: Any = self.blocks[-1]
+        attention, D = block.attn, self.width
+        y = block.ln_1(tokens)
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        q = F.linear(y[:, :1], weight[:D], bias[:D])
+        k, v = F.linear(y, weight[D:], bias[D:]).chunk(2, -1)
+        attended = F.scaled_dot_product_attention(*(_heads(x, attention.num_heads) for x in (q, k, v)))
+        token = tokens[:, 0] + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(1)))
+        result: Tensor = token + block.ls_2(block.mlp(block.ln_2(token)))
+        return result
+
+    def project(self, class_token: Tensor) -> Tensor:
+        """ln_post, then the projection."""
+        projected: Tensor = self.visual.ln_post(class_token) @ self.visual.proj
+        return projected
+
+
+class TimmTower(ImageTower):
+    """A plain timm VisionTransformer with a class token (DINOv2, RETFound-like).
+
+    Raises:
+        WeightsError: another architecture, no class token, or a block that is not the plain one.
+    """
+
+    def __init__(self, vit: nn.Module, model: str) -> None:
+        super().__init__()
+        if not isinstance(vit, TimmVisionTransformer):
+            raise refused(model, type(vit).__name__)
+        last = vit.blocks[-1]
+        if not vit.has_class_token or type(last) is not Block or type(last.attn) is not Attention:
+            raise WeightsError(f"encoder {model}: pfedst needs a class token and plain attention blocks")
+        if last.attn.gate is not None:
+            raise WeightsError(f"encoder {model}: gated attention is not supported")
+        vit.reset_classifier(0)
+        self.vit = vit
+        self.width = self.embedding = vit.embed_dim
+        self.tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks."""
+        return nn.ModuleList(self.vit.blocks)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches, class and register tokens, positions."""
+        z_0: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        return z_0
+
+    def last_block_class_token(self, tokens: Tensor) -> Tensor:
+        """The class token's path through the last block."""
+        block = self.vit.blocks[-1]
+        attention = block.attn
+        y = block.norm1(tokens)
+        qkv, D = attention.qkv, attention.attn_dim
+        bias = (None, None) if qkv.bias is None else (qkv.bias[:D], qkv.bias[D:])
+        q = F.linear(y[:, :1], qkv.weight[:D], bias[0])
+        k, v = F.linear(y, qkv.weight[D:], bias[1]).chunk(2, -1)
+        q, k, v = (_heads(x, attention.num_heads) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
+        attended = attention.proj(attention.norm(attended.transpose(1, 2).flatten(1)))
+        token = tokens[:, 0] + block.ls1(attended)
+        result: Tensor = token + block.ls2(block.mlp(block.norm2(token)))
+        return result
+
+    def project(self, class_token: Tensor) -> Tensor:
+        """The final norm; there is no projection."""
+        projected: Tensor = self.vit.fc_norm(self.vit.norm(class_token))
+        return projected
+
+
+def refused(model: str, architecture: str) -> WeightsError:
+    """Why a tower without constant-width tokens cannot be used."""
+    return WeightsError(
+        f"encoder {model}: its image tower is a {architecture}, which has no tokens of one width from block to "
+        f"block, so that a side network has nothing to tap; choose a ViT (ViT-B-16-quickgelu, timm/vit_*)"
+    )
+
+
+def frozen(tower: ImageTower) -> ImageTower:
+    """In eval mode, float32, without gradients."""
+    return tower.eval().float().requires_grad_(False)
+
+
+def resized_positions(positions: Tensor, tokens: int) -> Tensor:
+    """Position embedding (1 + g*g, D) of a class token and a square grid, resampled to 1 + h*h = `tokens` rows.
+
+    Bicubic with antialiasing, as open_clip does on loading.
+    """
+    if positions.shape[0] == tokens:
+        return positions
+    old, new = round((positions.shape[0] - 1) ** 0.5), round((tokens - 1) ** 0.5)
+    grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions[:1].float(), grid.permute(0, 2, 3, 1).reshape(new * new, -1)])

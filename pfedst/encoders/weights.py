@@ -1,0 +1,116 @@
+"""Encoder weights: read strictly, from safetensors only, and at once with a remedy when there is no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pfedst.errors import WeightsError
+
+SHOWN = 8
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise WeightsError(f"--model.encoder.weights {path}: no such file")
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"--model.encoder.weights {path}: only .safetensors files are read, since a pickled checkpoint can run "
+            f"code. Convert it once on a machine that you can lose:\n"
+            f"  state = torch.load(FILE, weights_only=True); state = state.get('state_dict', state)\n"
+            f"  safetensors.torch.save_file({{k: v.contiguous() for k, v in state.items()}}, 'weights.safetensors')"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"--model.encoder.weights {path}: not a whole safetensors file ({error})") from error
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load every key, or none.
+
+    Raises:
+        WeightsError: listing missing, unexpected and misshaped keys.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    misshaped = [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        for key in sorted(set(own) & set(state))
+        if own[key].shape != state[key].shape
+    ]
+    if missing or unexpected or misshaped:
+        lines = [f"{what} does not fit the model; nothing was loaded:"]
+        for title, keys in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped)):
+            if keys:
+                more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+                lines.append(f"  {title} ({len(keys)}): {'; '.join(keys[:SHOWN])}{more}")
+        lines.append("Choose the --model.encoder.model that these weights were made for.")
+        raise WeightsError("\n".join(lines))
+    module.load_state_dict(dict(state), strict=True)
+
+
+def download(configuration: Mapping[str, Any], what: str) -> Path:
+    """The file of a pretrained tag, from the hub or its cache.
+
+    Raises:
+        WeightsError: out of reach, or offered as a pickle only.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repository, _, file = str(configuration.get("hf_hub", "")).rpartition("/")
+    if not repository:
+        raise WeightsError(
+            f"{what}: its publisher offers a pickled file only ({configuration.get('url')}), which pfedst does not "
+            f"read; convert it to safetensors and give --model.encoder.weights FILE"
+        )
+    names = [Path(file).stem + ".safetensors"] if file else ["open_clip_model.safetensors", "model.safetensors"]
+    error: Exception | None = None
+    for name in names:
+        try:
+            # one short question: offline, the answer should come at once
+            return Path(hf_hub_download(repository, name, etag_timeout=5))
+        except EntryNotFoundError as missing:
+            error = missing
+        except Exception as failure:  # the hub client raises many kinds, all of which mean "not to be had"
+            raise unreachable(what, repository, failure) from failure
+    raise unreachable(what, repository, error)
+
+
+def unreachable(what: str, repository: str, error: Exception | None) -> WeightsError:
+    """What to do without the hub."""
+    reason = str(error).splitlines()[0] if error and str(error) else type(error).__name__
+    return WeightsError(
+        f"{what}: cannot be had from the model hub ({repository}): {reason}\n"
+        f"Without a network: download its .safetensors file elsewhere and give --model.encoder.weights FILE, or set "
+        f"HF_HOME to a cache that holds it. To try the software without weights: --model.encoder.weights random."
+    )
+
+
+def check_activation(model: str, tag: str, configuration: Mapping[str, Any]) -> None:
+    """Refuse weights that were trained with the other activation: they load without a word, and predict worse.
+
+    Raises:
+        WeightsError: naming the right model.
+    """
+    model_is_quick = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+    weights_are_quick = bool(configuration.get("quick_gelu", tag == "openai"))
+    if model_is_quick == weights_are_quick:
+        return
+    right = f"{model}-quickgelu" if weights_are_quick else model.removesuffix("-quickgelu")
+    trained = "quick-GELU" if weights_are_quick else "GELU"
+    raise WeightsError(
+        f"encoder {model}: the weights {tag} were trained with {trained}; use --model.encoder.model {right}"
+    )
