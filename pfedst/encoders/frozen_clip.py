@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
 from pfedst.encoders.towers import ImageTower, OpenCLIPTower, TimmTower, frozen, refused, resized_positions
-from pfedst.encoders.weights import check_activation, download, load_strictly, read_file, unreachable
+from pfedst.encoders.weights import (
+    check_activation,
+    download,
+    hub_or_cache,
+    load_strictly,
+    read_file,
+    unreachable,
+)
 from pfedst.errors import ConfigurationError, WeightsError, nearest
 from pfedst.seeds import derive_seed, seeded
 
@@ -221,11 +228,11 @@ def _open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[
     options = {} if image_size is None else {"force_image_size": image_size}
     _check_patch(model, image_size)
     try:
-        with _silent_about_random_weights():
+        with hub_or_cache() if model.startswith("hf-hub:") else nullcontext(), _silent_about_random_weights():
             architecture = open_clip.create_model(
                 model, load_weights=False, device=torch.get_default_device(), **options
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise unreachable(f"encoder {model}", model.removeprefix("hf-hub:"), error) from error
     return architecture, configuration
 
@@ -279,7 +286,8 @@ def _timm_tower(model: str, weights: str, image_size: int | None) -> tuple[Image
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     pretrained = weights in ("pretrained", "openai")
     try:
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        with hub_or_cache() if pretrained else nullcontext():
+            vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except AssertionError as error:
         raise ConfigurationError(f"--model.encoder.image_size {image_size}: {error}") from error
     except (OSError, RuntimeError) as error:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import open_clip
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -67,9 +73,6 @@ def download(configuration: Mapping[str, Any], what: str) -> Path:
     Raises:
         WeightsError: out of reach, or offered as a pickle only.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     repository, _, file = str(configuration.get("hf_hub", "")).rpartition("/")
     if not repository:
         raise WeightsError(
@@ -80,13 +83,39 @@ def download(configuration: Mapping[str, Any], what: str) -> Path:
     error: Exception | None = None
     for name in names:
         try:
-            # one short question: offline, the answer should come at once
-            return Path(hf_hub_download(repository, name, etag_timeout=5))
+            with hub_or_cache():
+                return Path(huggingface_hub.hf_hub_download(repository, name))
         except EntryNotFoundError as missing:
             error = missing
         except Exception as failure:  # the hub client raises many kinds, all of which mean "not to be had"
             raise unreachable(what, repository, failure) from failure
     raise unreachable(what, repository, error)
+
+
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Within this block the hub's client answers from its cache at once if the hub cannot be reached.
+
+    Left alone it repeats each question five times, for half a minute a file.
+    """
+    constants = huggingface_hub.constants
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _hub_answers() -> bool:
+    if urllib.request.getproxies():  # a proxy may reach what this machine cannot
+        return True
+    host = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((host.hostname, host.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def unreachable(what: str, repository: str, error: Exception | None) -> WeightsError:

@@ -1,0 +1,105 @@
+"""The data set of one site and split, its transforms, and an order that is a pure function of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms import v2
+
+from pfedst.data.sources import ImageSource
+from pfedst.encoders.spec import Preprocessing
+from pfedst.seeds import derive_seed, generator, seeded
+
+Augmentation = Literal["none", "flips", "crops"]
+
+
+class Draw(NamedTuple):
+    """One training sample: its index, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class SeededSampler(Sampler[Draw]):
+    """A new order each epoch; order and augmentation depend on (seed, epoch, index) alone, not on workers.
+
+    Args:
+        size: number of samples.
+        seed: of this client, round and purpose.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each local epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.size
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Every sample once."""
+        order = torch.randperm(self.size, generator=generator(derive_seed(self.seed, "order", self.epoch)))
+        for index in order.tolist():
+            yield Draw(index, derive_seed(self.seed, "augmentation", self.epoch, index))
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
+    """PIL image -> (3, S, S): shorter side to S, centre crop, the encoder's own normalisation."""
+    size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
+    return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)])
+
+
+def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
+    """As for evaluation; `flips` adds both flips (a lesion has no up), `crops` also a random resized crop."""
+    if augmentation == "none":
+        return evaluation_transform(preprocessing)
+    flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+    if augmentation == "flips":
+        return v2.Compose([*flips, evaluation_transform(preprocessing)])
+    size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
+    crop = v2.RandomResizedCrop(size, scale=(0.7, 1.0), interpolation=mode, antialias=True)
+    return v2.Compose([crop, *flips, *_to_tensor(preprocessing)])
+
+
+def _to_tensor(preprocessing: Preprocessing) -> list[torch.nn.Module]:
+    normalise = v2.Normalize(list(preprocessing.mean), list(preprocessing.std))
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalise]
+
+
+class SiteDataset(Dataset[tuple[Tensor, int]]):
+    """Images and class indices of one site and split.
+
+    Args:
+        source: where the images are.
+        labels: class index of each.
+        transform: for a plain index.
+        augmented: for a `Draw`.
+    """
+
+    def __init__(
+        self, source: ImageSource, labels: Sequence[int], transform: v2.Compose, augmented: v2.Compose
+    ) -> None:
+        self.source = source
+        self.labels = list(labels)
+        self.transform = transform
+        self.augmented = augmented
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, item: Draw | int) -> tuple[Tensor, int]:
+        """(3, S, S) float32 and the class index."""
+        if isinstance(item, Draw):
+            with seeded(item.seed):
+                return self.augmented(self.source.load(item.index)), self.labels[item.index]
+        return self.transform(self.source.load(item)), self.labels[item]

@@ -1,0 +1,119 @@
+"""A CSV or parquet manifest: path, label, site, split, optional group."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pfedst.data.datamodule import SPLITS, FederatedDataModule, LabelledImages, Sites
+from pfedst.data.folder import existing_folder
+from pfedst.data.sources import Record
+from pfedst.errors import DataError, nearest
+
+COLUMNS = ("path", "label", "site", "split")
+
+
+class ManifestSites(FederatedDataModule):
+    """Images that a table lists: columns `path`, `label`, `site`, `split`, and optionally `group`.
+
+    Args:
+        manifest: the table: .csv (comma, semicolon or tab) or .parquet (needs pfedst[parquet]).
+        root: paths are relative to this folder and may not lead out of it; default: the manifest's folder.
+        class_names: in the order of their indices; labels may then be indices as well as names. Default: all names
+            found, sorted.
+        options: those of FederatedDataModule.
+    """
+
+    def __init__(
+        self,
+        manifest: Path | str | None = None,
+        root: Path | str | None = None,
+        class_names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.manifest = manifest
+        self.root = root
+        self.wanted_classes = class_names
+
+    def read(self) -> Sites:
+        """Read the table and check every row."""
+        if self.manifest is None or not Path(self.manifest).is_file():
+            raise DataError(f"--data.manifest {self.manifest}: no such file; give a .csv or .parquet table")
+        file = Path(self.manifest)
+        root = file.parent if self.root is None else existing_folder(self.root, "--data.root")
+        self.label = f"images listed in {file.name}"
+        table = read_table(file)
+        for column in COLUMNS:
+            if column not in table.columns:
+                raise DataError(
+                    f'{file}: no column "{column}" (found: {", ".join(map(str, table.columns))}); '
+                    f"needed: {', '.join(COLUMNS)}, optional: group"
+                )
+        if table.empty:
+            raise DataError(f"{file}: no rows")
+        classes = list(self.wanted_classes or sorted({str(label) for label in table["label"]}))
+        splits: dict[str, dict[Any, list[Record]]] = {}
+        seen: dict[Path, int] = {}
+        for line, row in enumerate(table.to_dict("records"), start=2):
+            record, site, split = self._row(f"{file}, line {line}", row, root, classes)
+            if record.path in seen:
+                raise DataError(f"{file}, line {line}: {row['path']} is already on line {seen[record.path]}; keep one")
+            seen[record.path] = line
+            splits.setdefault(site, {}).setdefault(split, []).append(record)
+        parts = {s: {k: LabelledImages.from_records(v) for k, v in p.items()} for s, p in splits.items()}
+        return Sites(classes, dict(sorted(parts.items())))
+
+    def _row(
+        self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]
+    ) -> tuple[Record, str, str]:
+        for column in COLUMNS:
+            if row[column] is None or str(row[column]) in ("", "nan"):
+                raise DataError(f'{where}: the column "{column}" is empty')
+        if row["split"] not in SPLITS:
+            raise DataError(
+                f'{where}: split "{row["split"]}" is unknown.{nearest(str(row["split"]), SPLITS)} '
+                f"Use {', '.join(SPLITS)}"
+            )
+        path = root / str(row["path"])
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise DataError(f"{where}: {row['path']} leads out of {root}; give --data.root a folder that holds all")
+        if not path.is_file():
+            raise DataError(f"{where}: {path} does not exist; correct the path, or set --data.root")
+        group = row.get("group")
+        known = None if group is None or str(group) in ("", "nan") else str(group)
+        return Record(path, self._label(where, str(row["label"]), classes), known), str(row["site"]), str(row["split"])
+
+    def _label(self, where: str, label: str, classes: Sequence[str]) -> int:
+        if label in classes:
+            return classes.index(label)
+        if self.wanted_classes is not None and label.lstrip("-").isdigit():
+            if 0 <= int(label) < len(classes):
+                return int(label)
+            raise DataError(f"{where}: label {label} is out of range 0 to {len(classes) - 1}")
+        raise DataError(f'{where}: unknown class "{label}".{nearest(label, classes)} Known: {", ".join(classes)}')
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A CSV table (any of comma, semicolon, tab) with all values as text, or a parquet table.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file)
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            header = opened.readline()
+        separator = max(",;\t", key=header.count)
+        return pd.read_csv(
+            file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", quoting=csv.QUOTE_MINIMAL
+        )
+    except ImportError as error:
+        raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
+    except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's errors are ValueErrors
+        raise DataError(f"{file}: not a readable table ({error})") from error
