@@ -99,7 +99,9 @@ class FederatedClient(LightningModule):
 
     # -- building ----------------------------------------------------------------------------------------------
 
-    def with_classes(self, class_names: Sequence[str], method: FederatedMethod, run_seed: int) -> FederatedClient:
+    def with_classes(
+        self, class_names: Sequence[str], method: FederatedMethod, run_seed: int
+    ) -> FederatedClient:
         """A client for these classes and this method, at the run's initial weights; copy it once a site."""
         client = copy.deepcopy(self)
         with seeded(derive_seed(run_seed, "initial weights")):
@@ -131,7 +133,9 @@ class FederatedClient(LightningModule):
         new: FederatedClient = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         for key, value in self.__dict__.items():
-            new.__dict__[key] = value if key in ("method", "_trainer", "_fabric") else copy.deepcopy(value, memo)
+            new.__dict__[key] = (
+                value if key in ("method", "_trainer", "_fabric") else copy.deepcopy(value, memo)
+            )
         return new
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -212,7 +216,10 @@ class FederatedClient(LightningModule):
             scale = self.method.learning_rate_scale(key.removeprefix(ADAPTER))
             groups.setdefault((scale, decays), []).append(parameters[key])
         optimizer = self.make_optimizer(
-            [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
+            [
+                {"params": group} | ({} if decays else {"weight_decay": 0.0})
+                for (_, decays), group in groups.items()
+            ]
         )
         for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= scale

@@ -47,11 +47,17 @@ class FederatedCoordinator:
         evaluate_every: int = 1,
         keep_states: int = 2,
     ) -> None:
-        for name, value in (("rounds", rounds), ("evaluate_every", evaluate_every), ("keep_states", keep_states)):
+        for name, value in (
+            ("rounds", rounds),
+            ("evaluate_every", evaluate_every),
+            ("keep_states", keep_states),
+        ):
             if value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
         if not 0 < participation <= 1:
-            raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
+            raise ConfigurationError(
+                f"--coordinator.participation {participation}: must be above 0 and at most 1"
+            )
         self.rounds = rounds
         self.participation = participation
         self.optimizer_state = optimizer_state

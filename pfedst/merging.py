@@ -25,7 +25,9 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> State:
     """
     total = float(sum(weights))
     if not states or len(states) != len(weights) or min(weights) < 0 or not 0 < total < float("inf"):
-        raise StateError(f"cannot merge {len(states)} states with weights {list(weights)}: give one weight >= 0 a state")
+        raise StateError(
+            f"cannot merge {len(states)} states with weights {list(weights)}: give one weight >= 0 a state"
+        )
     for index, state in enumerate(states[1:], start=2):
         check_keys(state, states[0], f"merging: state {index}")
     merged: State = {}

@@ -21,7 +21,7 @@ from pfedst.trainer import LocalTrainer, RoundHooks
 if TYPE_CHECKING:
     from pfedst.coordinator import FederatedCoordinator
 
-SPLITS: tuple[Split, ...] = ("validation", "test")
+EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 Evaluation = dict[str, dict[str, dict[str, Metrics]]]
 """split -> model (`personal`, `generic`) -> client -> metrics."""
@@ -124,7 +124,10 @@ class RoundLoop:
 
     def _evaluate_trained(self, name: str) -> dict[str, dict[str, Metrics]]:
         models = {"personal": self.federation.clients[name]}
-        return {split: _evaluate(self.federation, self.data, self.local, name, models, split) for split in SPLITS}
+        return {
+            split: _evaluate(self.federation, self.data, self.local, name, models, split)
+            for split in EVALUATED
+        }
 
     def _end_round(self, round_number: int, records: Mapping[str, dict[str, Any]]) -> bool:
         """Evaluate if it is time, write the records, save the state; True if a callback asks to stop."""
@@ -144,7 +147,9 @@ class RoundLoop:
             f"{metrics.get('federation/validation/balanced_accuracy', float('nan')):.3f} personal, "
             f"{metrics.get('generic/validation/balanced_accuracy', float('nan')):.3f} generic"
         )
-        return round_number > 0 and self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
+        return round_number > 0 and self.hooks.after_evaluation(
+            self.federation.generic, round_number, metrics
+        )
 
     def _write_records(
         self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Evaluation
@@ -155,7 +160,9 @@ class RoundLoop:
                 for split, models in evaluation.items()
             }
             record = {"round": round_number, "client": name, "participated": name in records}
-            self.run_folder.add_record(record | records.get(name, {}) | ({"received": received} if received else {}))
+            self.run_folder.add_record(
+                record | records.get(name, {}) | ({"received": received} if received else {})
+            )
 
     def _save(self, round_number: int) -> None:
         save_round(
@@ -177,7 +184,10 @@ class RoundLoop:
 
 
 def evaluate_received(
-    federation: Federation, data: FederatedDataModule, local: LocalTrainer, splits: Sequence[Split] = SPLITS
+    federation: Federation,
+    data: FederatedDataModule,
+    local: LocalTrainer,
+    splits: Sequence[Split] = EVALUATED,
 ) -> Evaluation:
     """Send every client the server's state, then evaluate its personal and the generic model."""
     evaluation: Evaluation = {split: {"personal": {}, "generic": {}} for split in splits}
@@ -203,7 +213,9 @@ def _evaluate(
     for model, client in models.items():
         client.to(local.device).eval()
         # the generic model is the adapter itself: a method's predict may use private modules, which it has not trained
-        predictors[model] = client.adapter if model == "generic" else partial(federation.method.predict, client)
+        predictors[model] = (
+            client.adapter if model == "generic" else partial(federation.method.predict, client)
+        )
     with local.evaluating():
         return evaluate(
             predictors, federation.clients[name].taps_of, data.evaluation_loader(name, split), local.device

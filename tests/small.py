@@ -46,7 +46,12 @@ def template(**options: Any) -> FederatedClient:
 
 
 def data(**options: Any) -> FederatedDataModule:
-    options = {"sites": 3, "classes": 3, "samples_per_site": [24, 18, 15], "test_samples_per_site": [12, 12, 12]} | options
+    options = {
+        "sites": 3,
+        "classes": 3,
+        "samples_per_site": [24, 18, 15],
+        "test_samples_per_site": [12, 12, 12],
+    } | options
     return SyntheticSites(batch_size=8, image_size=32, **options)
 
 
@@ -63,7 +68,15 @@ def trainer(**options: Any) -> Trainer:
     return Trainer(**({"max_epochs": 1} | LEAN | options))
 
 
-def fit(folder: Path, method: FederatedMethod, seed: int = 0, sites: FederatedDataModule | None = None, model: FederatedClient | None = None, trainer_options: dict[str, Any] | None = None, **coordinator: Any) -> dict[str, Any]:
+def fit(
+    folder: Path,
+    method: FederatedMethod,
+    seed: int = 0,
+    sites: FederatedDataModule | None = None,
+    model: FederatedClient | None = None,
+    trainer_options: dict[str, Any] | None = None,
+    **coordinator: Any,
+) -> dict[str, Any]:
     """A whole run into `folder/run`; its summary."""
     run = RunFolder.create(folder, "run", "run")
     return FederatedCoordinator(**({"rounds": 2} | coordinator)).fit(

@@ -7,7 +7,9 @@ from pfedst.side_tuning import PFedST
 from tests import contract
 
 METHODS = {name: method for name, method in registered_methods().items()}
-CASES = {name: method for name, method in METHODS.items()} | {"PFedST alternate": lambda: PFedST(schedule="alternate")}
+CASES = {name: method for name, method in METHODS.items()} | {
+    "PFedST alternate": lambda: PFedST(schedule="alternate")
+}
 
 
 def test_ours_are_registered() -> None:

@@ -25,7 +25,10 @@ def test_a_copy_shares_no_memory() -> None:
     ("change", "words"),
     [
         ({"side.up.bias": None}, ["missing: side.up.bias"]),
-        ({"side.up.wieght": torch.zeros(1)}, ["unexpected: side.up.wieght", "nearest declared: side.up.weight"]),
+        (
+            {"side.up.wieght": torch.zeros(1)},
+            ["unexpected: side.up.wieght", "nearest declared: side.up.weight"],
+        ),
         ({"side.up.bias": torch.zeros(4)}, ["side.up.bias", "(4,)", "(3,)"]),
         ({"side.up.bias": torch.zeros(3).double()}, ["float64", "float32"]),
         ({"side.up.bias": torch.tensor([0.0, float("nan"), 0.0])}, ["side.up.bias", "NaN"]),

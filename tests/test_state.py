@@ -23,7 +23,9 @@ def equal(one, other) -> bool:
 
 def test_round_trip_and_the_last_are_kept(tmp_path) -> None:
     for round_number in (1, 2, 3):
-        save_round(tmp_path, round_number, PARTS | {"server": {"w": torch.tensor(float(round_number))}}, keep=2)
+        save_round(
+            tmp_path, round_number, PARTS | {"server": {"w": torch.tensor(float(round_number))}}, keep=2
+        )
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-000002", "round-000003"]
     round_number, parts = load_last_round(tmp_path)
     assert round_number == 3
@@ -37,7 +39,12 @@ def test_saving_a_round_again_replaces_it(tmp_path) -> None:
     assert load_last_round(tmp_path)[1]["server"] == {}
 
 
-@given(st.recursive(st.integers(0, 9).map(torch.tensor), lambda t: st.dictionaries(st.text("ab.", min_size=1), t, min_size=1)))
+@given(
+    st.recursive(
+        st.integers(0, 9).map(torch.tensor),
+        lambda t: st.dictionaries(st.text("ab.", min_size=1), t, min_size=1),
+    )
+)
 def test_flatten_and_back(tree) -> None:
     tree = {"root": tree}
     assert equal(unflatten(flatten(tree)), tree)

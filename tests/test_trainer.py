@@ -112,7 +112,13 @@ class MemoryLogger(Logger):
 
 def test_callbacks_and_loggers_see_rounds_as_steps(tmp_path) -> None:
     watcher, logger = Watcher(), MemoryLogger()
-    fit(tmp_path, FedAvg(), trainer_options={"callbacks": [watcher], "logger": logger}, rounds=3, evaluate_every=2)
+    fit(
+        tmp_path,
+        FedAvg(),
+        trainer_options={"callbacks": [watcher], "logger": logger},
+        rounds=3,
+        evaluate_every=2,
+    )
     assert watcher.seen == [
         "start",
         "round after 0",

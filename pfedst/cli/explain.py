@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     if key and re.search(r"not accepted|does not accept|unrecognized", message, re.IGNORECASE):
         return _unknown_option(full, pairs, bases)
     base = bases.get(full.split(".")[-1])
-    if base is not None and re.search(r"import path|subclass|Problem with given class_path", message, re.IGNORECASE):
+    if base is not None and re.search(
+        r"import path|subclass|Problem with given class_path", message, re.IGNORECASE
+    ):
         return _unknown_class(full, pairs, base, message)
     # the part after the last arrow of a chain of parsers says what is wrong; the key says where
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
@@ -91,7 +93,9 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
     parent, _, last = full.rpartition(".")
     base = bases.get(_plain(parent).split(".")[-1])
     if base is None:
-        return f'unknown option "--{full}".{nearest(last, bases)} See --help, or --print_config for all of them'
+        return (
+            f'unknown option "--{full}".{nearest(last, bases)} See --help, or --print_config for all of them'
+        )
     known = subclasses(base)
     owner = known.get(_chosen(parent, pairs) or "", base)
     options = _options(owner)
@@ -101,7 +105,9 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
 def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, message: str) -> str:
     known = sorted(subclasses(base))
     chosen = _chosen(full, pairs) or "?"
-    problem = f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
+    problem = (
+        f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
+    )
     return f"--{full}: {problem}.{nearest(chosen, known)}\n  known: {', '.join(known)} (or an import path)"
 
 
@@ -112,7 +118,9 @@ def _options(owner: type) -> list[str]:
         if "__init__" not in vars(cls):
             continue
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
-        options |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        options |= dict.fromkeys(
+            p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        )
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return list(options)

@@ -93,7 +93,9 @@ class PFedSTCLI(LightningCLI):
         """The groups that LightningCLI does not know."""
         parser.add_subclass_arguments(FederatedMethod, "method", required=True)
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
-        parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="name of the run's folder; must be new"
+        )
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
         parser.set_defaults({"model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"}})
 

@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            print(f'pfedst: error: there is no command "{command}".{nearest(command, COMMANDS)}', file=sys.stderr)
+            print(
+                f'pfedst: error: there is no command "{command}".{nearest(command, COMMANDS)}',
+                file=sys.stderr,
+            )
             print(USAGE, end="", file=sys.stderr)
             return 2
         if command == "methods":

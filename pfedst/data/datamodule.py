@@ -10,7 +10,13 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from pfedst.data.datasets import Augmentation, SeededSampler, SiteDataset, evaluation_transform, training_transform
+from pfedst.data.datasets import (
+    Augmentation,
+    SeededSampler,
+    SiteDataset,
+    evaluation_transform,
+    training_transform,
+)
 from pfedst.data.sources import FileSource, ImageSource, Record, verify
 from pfedst.data.splitting import split_validation
 from pfedst.encoders.spec import Preprocessing
@@ -33,7 +39,9 @@ class LabelledImages:
     def from_records(cls, records: Sequence[Record]) -> LabelledImages:
         """From files, ordered by path, so that the order of rows in a manifest changes nothing."""
         ordered = sorted(records, key=lambda record: str(record.path))
-        return cls(FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered])
+        return cls(
+            FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered]
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,10 @@ class FederatedDataModule(LightningDataModule):
         needed: tuple[Split, ...] = ("train", "test")
         for split in needed:
             if split not in parts or not len(parts[split].labels):
-                have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels)) or "nothing"
+                have = (
+                    ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels))
+                    or "nothing"
+                )
                 raise DataError(
                     f'site "{site}" has no {split} image (it has: {have}); add some, or leave the site out'
                 )

@@ -55,7 +55,9 @@ class SeededSampler(Sampler[Draw]):
 def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
     """PIL image -> (3, S, S): shorter side to S, centre crop, the encoder's own normalisation."""
     size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
-    return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)])
+    return v2.Compose(
+        [v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)]
+    )
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:

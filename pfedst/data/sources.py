@@ -62,7 +62,7 @@ class FileSource:
                 with Image.open(path) as image:
                     if image.mode.startswith("I;16") or image.mode == "I":
                         # 16-bit grey: PIL's own conversion to RGB clips instead of scaling
-                        image = image.point(lambda value: value / 256).convert("L")  # noqa: PLW2901
+                        image = image.point(lambda value: value / 256).convert("L")
                     return ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # PIL raises many kinds for damaged files
             raise DataError(f"{path}: {_reason(error)}; remove it, or copy it again") from error

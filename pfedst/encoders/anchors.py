@@ -70,7 +70,7 @@ def text_anchors(
         WeightsError: the encoder has no text tower.
     """
     if not templates or any("{}" not in template for template in templates):
-        raise ConfigurationError(f'--model.prompts {list(templates)}: each needs a {{}} for the class name')
+        raise ConfigurationError(f"--model.prompts {list(templates)}: each needs a {{}} for the class name")
     embeddings = [encoder.encode_text([t.replace("{}", name) for name in class_names]) for t in templates]
     return F.normalize(torch.stack(embeddings).mean(0), dim=-1)
 

@@ -15,6 +15,7 @@ import open_clip
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
@@ -216,7 +217,12 @@ def _open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[
             f'encoder: open_clip has no model "{model}".{nearest(model, open_clip.list_models())} '
             f"Timm towers are called timm/NAME, hub repositories hf-hub:ORG/NAME"
         )
-    elif weights != "random" and "/" not in weights and not weights.endswith(".safetensors") and "." not in weights:
+    elif (
+        weights != "random"
+        and "/" not in weights
+        and not weights.endswith(".safetensors")
+        and "." not in weights
+    ):
         configuration = open_clip.get_pretrained_cfg(model, weights) or {}
         if not configuration:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -249,10 +255,14 @@ def _silent_about_random_weights() -> Iterator[None]:
 
 
 def _check_patch(model: str, image_size: int | None) -> None:
-    vision = ({} if model.startswith("hf-hub:") else open_clip.get_model_config(model) or {}).get("vision_cfg", {})
+    vision = ({} if model.startswith("hf-hub:") else open_clip.get_model_config(model) or {}).get(
+        "vision_cfg", {}
+    )
     patch = vision.get("patch_size")
     if image_size is not None and patch and (image_size < patch or image_size % patch):
-        raise ConfigurationError(f"--model.encoder.image_size {image_size}: must be a multiple of the patch, {patch}")
+        raise ConfigurationError(
+            f"--model.encoder.image_size {image_size}: must be a multiple of the patch, {patch}"
+        )
 
 
 def _load_open_clip(architecture: Any, file: Path, model: str) -> bool:
@@ -268,7 +278,9 @@ def _load_open_clip(architecture: Any, file: Path, model: str) -> bool:
         state = {f"visual.{key.removeprefix('visual.')}": value for key, value in state.items()}
     positions = "visual.positional_embedding"
     if positions in state and state[positions].ndim == 2:
-        state[positions] = resized_positions(state[positions], architecture.visual.positional_embedding.shape[0])
+        state[positions] = resized_positions(
+            state[positions], architecture.visual.positional_embedding.shape[0]
+        )
     what = f"--model.encoder.weights {file} ({'whole model' if whole else 'image tower alone'})"
     if whole:
         load_strictly(architecture, state, what)
@@ -287,7 +299,7 @@ def _timm_tower(model: str, weights: str, image_size: int | None) -> tuple[Image
     pretrained = weights in ("pretrained", "openai")
     try:
         with hub_or_cache() if pretrained else nullcontext():
-            vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except AssertionError as error:
         raise ConfigurationError(f"--model.encoder.image_size {image_size}: {error}") from error
     except (OSError, RuntimeError) as error:
@@ -297,7 +309,7 @@ def _timm_tower(model: str, weights: str, image_size: int | None) -> tuple[Image
         state, _ = read_file(Path(weights))
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
         if "pos_embed" in state:
-            state["pos_embed"] = timm.layers.resample_abs_pos_embed(
+            state["pos_embed"] = resample_abs_pos_embed(
                 state["pos_embed"],
                 list(vit.patch_embed.grid_size),
                 num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,

@@ -70,10 +70,12 @@ class OpenCLIPTower(ImageTower):
         if not isinstance(visual, OpenCLIPVisionTransformer):
             raise refused(model, type(visual).__name__)
         if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
-            raise WeightsError(f"encoder {model}: it pools all tokens; pfedst needs a class token as the answer")
+            raise WeightsError(
+                f"encoder {model}: it pools all tokens; pfedst needs a class token as the answer"
+            )
         if type(visual.transformer.resblocks[-1]) is not ResidualAttentionBlock:
             raise WeightsError(f"encoder {model}: custom attention blocks are not supported")
-        self.visual = visual
+        self.visual: Any = visual
         self.width = visual.conv1.out_channels
         self.tokens = visual.positional_embedding.shape[0]
         self.embedding = visual.output_dim
@@ -97,7 +99,8 @@ class OpenCLIPTower(ImageTower):
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         q = F.linear(y[:, :1], weight[:D], bias[:D])
         k, v = F.linear(y, weight[D:], bias[D:]).chunk(2, -1)
-        attended = F.scaled_dot_product_attention(*(_heads(x, attention.num_heads) for x in (q, k, v)))
+        q, k, v = (_heads(x, attention.num_heads) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v)
         token = tokens[:, 0] + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(1)))
         result: Tensor = token + block.ls_2(block.mlp(block.ln_2(token)))
         return result
@@ -119,13 +122,13 @@ class TimmTower(ImageTower):
         super().__init__()
         if not isinstance(vit, TimmVisionTransformer):
             raise refused(model, type(vit).__name__)
-        last = vit.blocks[-1]
+        last: Any = vit.blocks[-1]
         if not vit.has_class_token or type(last) is not Block or type(last.attn) is not Attention:
             raise WeightsError(f"encoder {model}: pfedst needs a class token and plain attention blocks")
         if last.attn.gate is not None:
             raise WeightsError(f"encoder {model}: gated attention is not supported")
         vit.reset_classifier(0)
-        self.vit = vit
+        self.vit: Any = vit
         self.width = self.embedding = vit.embed_dim
         self.tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
 
@@ -141,7 +144,7 @@ class TimmTower(ImageTower):
 
     def last_block_class_token(self, tokens: Tensor) -> Tensor:
         """The class token's path through the last block."""
-        block = self.vit.blocks[-1]
+        block: Any = self.blocks[-1]
         attention = block.attn
         y = block.norm1(tokens)
         qkv, D = attention.qkv, attention.attn_dim

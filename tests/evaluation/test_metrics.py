@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from pfedst.evaluation import classification_metrics, evaluate, over_clients
 from pfedst.encoders.spec import Taps
+from pfedst.evaluation import classification_metrics, evaluate, over_clients
 
 
 def random_case(seed, n, classes, present):
@@ -77,7 +77,10 @@ def test_evaluate_runs_the_encoder_once_for_all_models() -> None:
         passes.append(len(images))
         return Taps("pooled", (images.flatten(1),))
 
-    batches = [(torch.eye(3)[:2].reshape(2, 3, 1, 1), torch.tensor([0, 1])), (torch.eye(3)[2:].reshape(1, 3, 1, 1), torch.tensor([2]))]
+    batches = [
+        (torch.eye(3)[:2].reshape(2, 3, 1, 1), torch.tensor([0, 1])),
+        (torch.eye(3)[2:].reshape(1, 3, 1, 1), torch.tensor([2])),
+    ]
     models = {"right": lambda taps: taps.tensors[0] * 9, "wrong": lambda taps: taps.tensors[0].roll(1, 1) * 9}
     found = evaluate(models, taps_of, batches, torch.device("cpu"))
     assert passes == [2, 1]
