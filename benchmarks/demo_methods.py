@@ -48,9 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument(
-        "--options", nargs="*", default=[], help="further options of pfedst fit, for every row"
-    )
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of pfedst fit, for every row")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/demo_methods.json")
     given = parser.parse_args()
     console, rows = Console(), {}
@@ -58,9 +56,7 @@ def main() -> None:
         for name in given.only:
             rows[name] = [run(ROWS[name] + given.options, seed, Path(folder)) for seed in range(given.seeds)]
             console.print(f"{name}: done", highlight=False)
-    table = Table(
-        title=f"Balanced accuracy on test, %, mean over clients; mean over {given.seeds} seeds ± std"
-    )
+    table = Table(title=f"Balanced accuracy on test, %, mean over clients; mean over {given.seeds} seeds ± std")
     for heading in ("method", "personal", "worst client", "generic", "after local fit", "seconds a run"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     results = {name: summarise(summaries) for name, summaries in rows.items()}
@@ -69,9 +65,7 @@ def main() -> None:
         table.add_row(name, *cells, f"{statistics.fmean(row['seconds']):.0f}")
     console.print(table)
     protocol = next(iter(rows.values()))[0]["protocol"]
-    console.print(
-        f"{protocol['encoder']}; {protocol['data']}; {protocol['rounds']} rounds; {protocol['when']}"
-    )
+    console.print(f"{protocol['encoder']}; {protocol['data']}; {protocol['rounds']} rounds; {protocol['when']}")
     environment = {"python": platform.python_version(), "torch": torch.__version__, "pfedst": __version__}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(METHODS))
-    parser.add_argument("--options", nargs="*", default=[], help="further options of pfedst fit")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further options of pfedst fit")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/four_sites.json")
     given = parser.parse_args()
     remember_taps()

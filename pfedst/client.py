@@ -99,15 +99,11 @@ class FederatedClient(LightningModule):
 
     # -- building ----------------------------------------------------------------------------------------------
 
-    def with_classes(
-        self, class_names: Sequence[str], method: FederatedMethod, run_seed: int
-    ) -> FederatedClient:
+    def with_classes(self, class_names: Sequence[str], method: FederatedMethod, run_seed: int) -> FederatedClient:
         """A client for these classes and this method, at the run's initial weights; copy it once a site."""
         client = copy.deepcopy(self)
         with seeded(derive_seed(run_seed, "initial weights")):
-            head = AnchorHead(
-                len(class_names), self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors
-            )
+            head = AnchorHead(len(class_names), self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors)
             client.adapter = self.make_adapter(self.encoder, head)
         if self.anchors == "text":
             head.set_anchors(text_anchors(self.encoder, class_names, self.prompts))
@@ -133,9 +129,7 @@ class FederatedClient(LightningModule):
         new: FederatedClient = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         for key, value in self.__dict__.items():
-            new.__dict__[key] = (
-                value if key in ("method", "_trainer", "_fabric") else copy.deepcopy(value, memo)
-            )
+            new.__dict__[key] = value if key in ("method", "_trainer", "_fabric") else copy.deepcopy(value, memo)
         return new
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -168,9 +162,7 @@ class FederatedClient(LightningModule):
     def own_state(self) -> State:
         """Copies of all that is not frozen, private modules of the method included: what a checkpoint needs."""
         return {
-            key: value.detach().cpu().clone()
-            for key, value in self.state_dict().items()
-            if self.kind(key) != "frozen"
+            key: value.detach().cpu().clone() for key, value in self.state_dict().items() if self.kind(key) != "frozen"
         }
 
     def load_own_state(self, state: State) -> None:
@@ -216,10 +208,7 @@ class FederatedClient(LightningModule):
             scale = self.method.learning_rate_scale(key.removeprefix(ADAPTER))
             groups.setdefault((scale, decays), []).append(parameters[key])
         optimizer = self.make_optimizer(
-            [
-                {"params": group} | ({} if decays else {"weight_decay": 0.0})
-                for (_, decays), group in groups.items()
-            ]
+            [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
         )
         for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= scale

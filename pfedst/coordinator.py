@@ -55,9 +55,7 @@ class FederatedCoordinator:
             if value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
         if not 0 < participation <= 1:
-            raise ConfigurationError(
-                f"--coordinator.participation {participation}: must be above 0 and at most 1"
-            )
+            raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
         self.rounds = rounds
         self.participation = participation
         self.optimizer_state = optimizer_state

@@ -55,8 +55,7 @@ class Federation:
         self.clients = {name: first.copy_as(name) for name in sorted(train_samples)}
         self.generic = first.copy_as("generic")
         self.weights = {
-            name: float(train_samples[name]) if method.weighting == "samples" else 1.0
-            for name in self.clients
+            name: float(train_samples[name]) if method.weighting == "samples" else 1.0 for name in self.clients
         }
         self.server: ServerState = {}
         self.anchors: Tensor | None = None

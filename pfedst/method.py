@@ -87,9 +87,7 @@ class FederatedMethod:
         """The message to one client."""
         return {NET: server[NET]}
 
-    def merge(
-        self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]
-    ) -> None:
+    def merge(self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]) -> None:
         """Join the messages of the clients that reported, by client name, into the server's state."""
         server[NET] = weighted_mean([upload[NET] for upload in uploads.values()], list(weights.values()))
 

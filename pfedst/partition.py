@@ -41,9 +41,7 @@ class Partition:
                     unused.pop(pattern, None)
                     break
             else:
-                raise ConfigurationError(
-                    f'{owner}: no rule says whether "{key}" is shared, personal or frozen'
-                )
+                raise ConfigurationError(f'{owner}: no rule says whether "{key}" is shared, personal or frozen')
         if unused:
             groups = sorted({key.split(".")[0] for key in self.kinds})
             raise ConfigurationError(

@@ -28,8 +28,7 @@ def payload_bytes(payload: Mapping[str, Mapping[str, Tensor]]) -> int:
 def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payload:
     """A message whose tensors share no memory with the sender's."""
     return {
-        name: {key: t.detach().to(device, copy=True) for key, t in state.items()}
-        for name, state in payload.items()
+        name: {key: t.detach().to(device, copy=True) for key, t in state.items()} for name, state in payload.items()
     }
 
 

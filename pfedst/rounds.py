@@ -124,10 +124,7 @@ class RoundLoop:
 
     def _evaluate_trained(self, name: str) -> dict[str, dict[str, Metrics]]:
         models = {"personal": self.federation.clients[name]}
-        return {
-            split: _evaluate(self.federation, self.data, self.local, name, models, split)
-            for split in EVALUATED
-        }
+        return {split: _evaluate(self.federation, self.data, self.local, name, models, split) for split in EVALUATED}
 
     def _end_round(self, round_number: int, records: Mapping[str, dict[str, Any]]) -> bool:
         """Evaluate if it is time, write the records, save the state; True if a callback asks to stop."""
@@ -147,27 +144,19 @@ class RoundLoop:
             f"{metrics.get('federation/validation/balanced_accuracy', float('nan')):.3f} personal, "
             f"{metrics.get('generic/validation/balanced_accuracy', float('nan')):.3f} generic"
         )
-        return round_number > 0 and self.hooks.after_evaluation(
-            self.federation.generic, round_number, metrics
-        )
+        return round_number > 0 and self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
 
-    def _write_records(
-        self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Evaluation
-    ) -> None:
+    def _write_records(self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Evaluation) -> None:
         for name in self.federation.clients:
             received = {
                 split: {model: clients[name] for model, clients in models.items()}
                 for split, models in evaluation.items()
             }
             record = {"round": round_number, "client": name, "participated": name in records}
-            self.run_folder.add_record(
-                record | records.get(name, {}) | ({"received": received} if received else {})
-            )
+            self.run_folder.add_record(record | records.get(name, {}) | ({"received": received} if received else {}))
 
     def _save(self, round_number: int) -> None:
-        save_round(
-            self.run_folder.state, round_number, self.federation.state_parts(), self.options.keep_states
-        )
+        save_round(self.run_folder.state, round_number, self.federation.state_parts(), self.options.keep_states)
 
     def _finetune(self) -> None:
         """Local epochs after the last merge; nothing is sent after them."""
@@ -213,10 +202,6 @@ def _evaluate(
     for model, client in models.items():
         client.to(local.device).eval()
         # the generic model is the adapter itself: a method's predict may use private modules, which it has not trained
-        predictors[model] = (
-            client.adapter if model == "generic" else partial(federation.method.predict, client)
-        )
+        predictors[model] = client.adapter if model == "generic" else partial(federation.method.predict, client)
     with local.evaluating():
-        return evaluate(
-            predictors, federation.clients[name].taps_of, data.evaluation_loader(name, split), local.device
-        )
+        return evaluate(predictors, federation.clients[name].taps_of, data.evaluation_loader(name, split), local.device)

@@ -56,9 +56,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
         elif isinstance(value, Tensor):
             flat[f"{prefix}{key}"] = value.detach().cpu().contiguous()
         else:
-            raise StateError(
-                f'state "{prefix}{key}" is a {type(value).__name__}: keep tensors, and dicts of them'
-            )
+            raise StateError(f'state "{prefix}{key}" is a {type(value).__name__}: keep tensors, and dicts of them')
     return flat
 
 
@@ -114,17 +112,14 @@ def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     """
     rounds = sorted(folder.glob("round-*"))
     if not rounds:
-        raise StateError(
-            f"{folder} holds no saved round; give the folder of a run that pfedst fit has written"
-        )
+        raise StateError(f"{folder} holds no saved round; give the folder of a run that pfedst fit has written")
     place = rounds[-1] / "manifest.json"
     try:
         manifest = json.loads(place.read_text())
         if manifest["format"] != FORMAT:
             raise StateError(f"{place}: format {manifest['format']}, this version of pfedst reads {FORMAT}")
         parts = {
-            name: _read_part(rounds[-1] / entry["file"], entry["sha256"])
-            for name, entry in manifest["parts"].items()
+            name: _read_part(rounds[-1] / entry["file"], entry["sha256"]) for name, entry in manifest["parts"].items()
         }
         return int(manifest["round"]), parts
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -136,9 +131,7 @@ def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
 def _read_part(path: Path, sha256: str) -> dict[str, Any]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise StateError(
-            f"{path} is damaged (its SHA-256 differs); remove {path.parent} to use the round before"
-        )
+        raise StateError(f"{path} is damaged (its SHA-256 differs); remove {path.parent} to use the round before")
     try:
         return unflatten(load(content))
     except SafetensorError as error:

@@ -49,9 +49,7 @@ class LocalTrainer:
         if trainer.max_steps != -1:
             raise ConfigurationError("--trainer.max_steps: give local epochs (--trainer.max_epochs) instead")
         if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise ConfigurationError(
-                f"--trainer.max_epochs {trainer.max_epochs}: local epochs must be 1 or more"
-            )
+            raise ConfigurationError(f"--trainer.max_epochs {trainer.max_epochs}: local epochs must be 1 or more")
         if trainer.world_size != 1:
             raise ConfigurationError(
                 f"--trainer.devices: a local fit uses one device, not {trainer.world_size}; set --trainer.devices 1"
@@ -126,9 +124,7 @@ class RoundHooks:
             logger.log_metrics(dict(metrics), step=round_number)
             logger.save()
 
-    def after_evaluation(
-        self, model: FederatedClient, round_number: int, metrics: Mapping[str, float]
-    ) -> bool:
+    def after_evaluation(self, model: FederatedClient, round_number: int, metrics: Mapping[str, float]) -> bool:
         """After the evaluation of a round; True if a callback asks to stop."""
         self._show_round(round_number)
         shown = self.trainer._logger_connector._callback_metrics

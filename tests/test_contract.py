@@ -6,10 +6,8 @@ from pfedst.registry import registered_methods
 from pfedst.side_tuning import PFedST
 from tests import contract
 
-METHODS = {name: method for name, method in registered_methods().items()}
-CASES = {name: method for name, method in METHODS.items()} | {
-    "PFedST alternate": lambda: PFedST(schedule="alternate")
-}
+METHODS = registered_methods()
+CASES = {**METHODS, "PFedST alternate": lambda: PFedST(schedule="alternate")}
 
 
 def test_ours_are_registered() -> None:

@@ -34,9 +34,7 @@ def test_partial_and_idle_rules_are_refused(rules, words) -> None:
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=9), st.permutations("abc"))
 def test_total_and_disjoint(letters, order) -> None:
     keys = [f"{letter}.{index}" for index, letter in enumerate(letters)]
-    rules = [
-        (f"{letter}.*", kind) for letter, kind in zip(order, ("shared", "personal", "frozen"), strict=True)
-    ]
+    rules = [(f"{letter}.*", kind) for letter, kind in zip(order, ("shared", "personal", "frozen"), strict=True)]
     rules = [rule for rule in rules if rule[0][0] in letters]
     partition = Partition(rules, keys, "M")
     kinds = [partition.keys(kind) for kind in ("shared", "personal", "frozen")]

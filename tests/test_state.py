@@ -23,9 +23,7 @@ def equal(one, other) -> bool:
 
 def test_round_trip_and_the_last_are_kept(tmp_path) -> None:
     for round_number in (1, 2, 3):
-        save_round(
-            tmp_path, round_number, PARTS | {"server": {"w": torch.tensor(float(round_number))}}, keep=2
-        )
+        save_round(tmp_path, round_number, PARTS | {"server": {"w": torch.tensor(float(round_number))}}, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-000002", "round-000003"]
     round_number, parts = load_last_round(tmp_path)
     assert round_number == 3

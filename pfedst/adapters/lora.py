@@ -55,9 +55,7 @@ class LoRALinear(nn.Linear):
         """(..., in) -> (..., out)."""
         if self.lora_A is None or self.lora_B is None or not self.switch_closed:
             return F.linear(input, self.weight, self.bias)
-        return F.linear(
-            input, torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.lora_scale), self.bias
-        )
+        return F.linear(input, torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.lora_scale), self.bias)
 
 
 def lora_layers(module: nn.Module) -> list[tuple[str, LoRALinear]]:

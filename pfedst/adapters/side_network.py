@@ -73,9 +73,7 @@ class Ladder(nn.Module):
         super().__init__()
         self.tap_norm = tap_norm
         self.down = nn.ModuleList(LoRALinear(spec.width, width) for _ in range(spec.layers))
-        self.blocks = nn.ModuleList(
-            SideBlock(width, heads, feed_forward_ratio) for _ in range(spec.layers - 1)
-        )
+        self.blocks = nn.ModuleList(SideBlock(width, heads, feed_forward_ratio) for _ in range(spec.layers - 1))
         self.up = LoRALinear(width, spec.width)
         if tap_norm == "affine":
             self.tap_norms = nn.ModuleList(nn.LayerNorm(spec.width) for _ in range(spec.layers))
@@ -156,9 +154,7 @@ class SideNetwork(Adapter):
         if width < 1 or width % head_width:
             raise ConfigurationError(f"side network: width {width} is no multiple of head_width {head_width}")
         if spec.layers < 2:
-            raise ConfigurationError(
-                f"side network: the tower has {spec.layers} block; at least 2 are needed"
-            )
+            raise ConfigurationError(f"side network: the tower has {spec.layers} block; at least 2 are needed")
         self.side = Ladder(spec, width, width // head_width, tap_norm, gate, feed_forward_ratio)
 
     def embed(self, taps: Taps) -> Tensor:

@@ -15,9 +15,7 @@ class ZeroShot(FederatedMethod):
     Zero-shot in the strict sense with `text` anchors only: prototypes are class means of the training images.
     """
 
-    source = (
-        "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
-    )
+    source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
 
     def partition(self, client: FederatedClient) -> Sequence[Rule]:
         """Everything is frozen."""

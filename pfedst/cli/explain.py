@@ -30,9 +30,7 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     if key and re.search(r"not accepted|does not accept|unrecognized", message, re.IGNORECASE):
         return _unknown_option(full, pairs, bases)
     base = bases.get(full.split(".")[-1])
-    if base is not None and re.search(
-        r"import path|subclass|Problem with given class_path", message, re.IGNORECASE
-    ):
+    if base is not None and re.search(r"import path|subclass|Problem with given class_path", message, re.IGNORECASE):
         return _unknown_class(full, pairs, base, message)
     # the part after the last arrow of a chain of parsers says what is wrong; the key says where
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
@@ -56,7 +54,8 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 def subclasses(base: type) -> dict[str, type]:
     """Every class that is `base` or derived from it and is not abstract, by its short name."""
     found: dict[str, type] = {} if inspect.isabstract(base) else {base.__name__: base}
-    for derived in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for derived in children:
         found |= subclasses(derived)
     return found
 
@@ -93,9 +92,7 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
     parent, _, last = full.rpartition(".")
     base = bases.get(_plain(parent).split(".")[-1])
     if base is None:
-        return (
-            f'unknown option "--{full}".{nearest(last, bases)} See --help, or --print_config for all of them'
-        )
+        return f'unknown option "--{full}".{nearest(last, bases)} See --help, or --print_config for all of them'
     known = subclasses(base)
     owner = known.get(_chosen(parent, pairs) or "", base)
     options = _options(owner)
@@ -105,9 +102,7 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
 def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, message: str) -> str:
     known = sorted(subclasses(base))
     chosen = _chosen(full, pairs) or "?"
-    problem = (
-        f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
-    )
+    problem = f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
     return f"--{full}: {problem}.{nearest(chosen, known)}\n  known: {', '.join(known)} (or an import path)"
 
 
@@ -118,9 +113,7 @@ def _options(owner: type) -> list[str]:
         if "__init__" not in vars(cls):
             continue
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
-        options |= dict.fromkeys(
-            p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        )
+        options |= dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return list(options)

@@ -93,9 +93,7 @@ class PFedSTCLI(LightningCLI):
         """The groups that LightningCLI does not know."""
         parser.add_subclass_arguments(FederatedMethod, "method", required=True)
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="name of the run's folder; must be new"
-        )
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
         parser.set_defaults({"model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"}})
 
@@ -107,9 +105,7 @@ class PFedSTCLI(LightningCLI):
         # what is wrong with the data is said before a folder is made
         datamodule.prepare(model.encoder.preprocessing)
         default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
-        run = RunFolder.create(
-            Path(self._get(self.config, "runs_dir")), self._get(self.config, "name"), default_name
-        )
+        run = RunFolder.create(Path(self._get(self.config, "runs_dir")), self._get(self.config, "name"), default_name)
         run.write_config(self._parser("fit").dump(self.config["fit"], skip_none=False))
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         self.summary = coordinator.fit(model, datamodule, method, self.trainer, run, seed)
@@ -124,16 +120,12 @@ class PFedSTCLI(LightningCLI):
         """Evaluate a finished run on the test split."""
         self._evaluate(model, datamodule, options.get("ckpt_path"), "test")
 
-    def _evaluate(
-        self, model: FederatedClient, datamodule: FederatedDataModule, ckpt_path: Any, split: Split
-    ) -> None:
+    def _evaluate(self, model: FederatedClient, datamodule: FederatedDataModule, ckpt_path: Any, split: Split) -> None:
         if ckpt_path is None or not Path(str(ckpt_path)).is_dir():
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
-        self.summary = coordinator.evaluate(
-            model, datamodule, method, self.trainer, folder, split, self._seed()
-        )
+        self.summary = coordinator.evaluate(model, datamodule, method, self.trainer, folder, split, self._seed())
         write_json(folder / f"{split}.json", self.summary)
         print_summary(self.summary)
         print(f"{folder / f'{split}.json'}")

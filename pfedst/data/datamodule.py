@@ -39,9 +39,7 @@ class LabelledImages:
     def from_records(cls, records: Sequence[Record]) -> LabelledImages:
         """From files, ordered by path, so that the order of rows in a manifest changes nothing."""
         ordered = sorted(records, key=lambda record: str(record.path))
-        return cls(
-            FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered]
-        )
+        return cls(FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered])
 
 
 @dataclass(frozen=True)
@@ -184,13 +182,8 @@ class FederatedDataModule(LightningDataModule):
         needed: tuple[Split, ...] = ("train", "test")
         for split in needed:
             if split not in parts or not len(parts[split].labels):
-                have = (
-                    ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels))
-                    or "nothing"
-                )
-                raise DataError(
-                    f'site "{site}" has no {split} image (it has: {have}); add some, or leave the site out'
-                )
+                have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels)) or "nothing"
+                raise DataError(f'site "{site}" has no {split} image (it has: {have}); add some, or leave the site out')
         for split, part in parts.items():
             for index, label in enumerate(part.labels):
                 if not 0 <= label < len(self.class_names):

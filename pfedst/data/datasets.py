@@ -18,9 +18,9 @@ Augmentation = Literal["none", "flips", "crops"]
 
 
 class Draw(NamedTuple):
-    """One training sample: its index, and the seed of its augmentation."""
+    """One training sample: its position in the data set, and the seed of its augmentation."""
 
-    index: int
+    position: int
     seed: int
 
 
@@ -55,9 +55,7 @@ class SeededSampler(Sampler[Draw]):
 def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
     """PIL image -> (3, S, S): shorter side to S, centre crop, the encoder's own normalisation."""
     size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
-    return v2.Compose(
-        [v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)]
-    )
+    return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)])
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
@@ -103,5 +101,5 @@ class SiteDataset(Dataset[tuple[Tensor, int]]):
         """(3, S, S) float32 and the class index."""
         if isinstance(item, Draw):
             with seeded(item.seed):
-                return self.augmented(self.source.load(item.index)), self.labels[item.index]
+                return self.augmented(self.source.load(item.position)), self.labels[item.position]
         return self.transform(self.source.load(item)), self.labels[item]

@@ -56,9 +56,7 @@ class FedISIC2019(FederatedDataModule):
         root = existing_folder(self.root, "--data.root")
         images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
         if images is None:
-            raise DataError(
-                f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/; give their parent"
-            )
+            raise DataError(f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/; give their parent")
         split_file = self._split_file(root)
         table = read_table(split_file)
         for column in ("image", "target", "center", "fold"):
@@ -70,9 +68,7 @@ class FedISIC2019(FederatedDataModule):
             "lesion ids known" if lesions else "no lesion ids"
         )
         # one listing: asking for every file by itself is slow on network disks
-        there = {
-            path.stem: path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-        }
+        there = {path.stem: path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
         records: dict[str, dict[Split, list[Record]]] = {SITE_NAMES[c]: {} for c in self.centers}
         missing = []
         for line, row in enumerate(table.to_dict("records"), start=2):
@@ -92,10 +88,7 @@ class FedISIC2019(FederatedDataModule):
             )
         return Sites(
             CLASS_NAMES,
-            {
-                s: {f: LabelledImages.from_records(r) for f, r in parts.items()}
-                for s, parts in records.items()
-            },
+            {s: {f: LabelledImages.from_records(r) for f, r in parts.items()} for s, parts in records.items()},
         )
 
     def _split_file(self, root: Path) -> Path:

@@ -103,9 +103,7 @@ def folders(root: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    files = [
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "Thumbs.db"))
-    ]
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "Thumbs.db"))]
     images = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(images) < len(files):
         logging.getLogger("pfedst").warning(

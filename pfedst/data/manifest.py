@@ -62,17 +62,13 @@ class ManifestSites(FederatedDataModule):
         for line, row in enumerate(table.to_dict("records"), start=2):
             record, site, split = self._row(f"{file}, line {line}", row, root, classes)
             if record.path in seen:
-                raise DataError(
-                    f"{file}, line {line}: {row['path']} is already on line {seen[record.path]}; keep one"
-                )
+                raise DataError(f"{file}, line {line}: {row['path']} is already on line {seen[record.path]}; keep one")
             seen[record.path] = line
             splits.setdefault(site, {}).setdefault(split, []).append(record)
         parts = {s: {k: LabelledImages.from_records(v) for k, v in p.items()} for s, p in splits.items()}
         return Sites(classes, dict(sorted(parts.items())))
 
-    def _row(
-        self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]
-    ) -> tuple[Record, str, str]:
+    def _row(self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]) -> tuple[Record, str, str]:
         for column in COLUMNS:
             if row[column] is None or str(row[column]) in ("", "nan"):
                 raise DataError(f'{where}: the column "{column}" is empty')
@@ -83,9 +79,7 @@ class ManifestSites(FederatedDataModule):
             )
         path = root / str(row["path"])
         if not path.resolve().is_relative_to(root.resolve()):
-            raise DataError(
-                f"{where}: {row['path']} leads out of {root}; give --data.root a folder that holds all"
-            )
+            raise DataError(f"{where}: {row['path']} leads out of {root}; give --data.root a folder that holds all")
         if not path.is_file():
             raise DataError(f"{where}: {path} does not exist; correct the path, or set --data.root")
         group = row.get("group")
@@ -103,9 +97,7 @@ class ManifestSites(FederatedDataModule):
             if 0 <= int(label) < len(classes):
                 return int(label)
             raise DataError(f"{where}: label {label} is out of range 0 to {len(classes) - 1}")
-        raise DataError(
-            f'{where}: unknown class "{label}".{nearest(label, classes)} Known: {", ".join(classes)}'
-        )
+        raise DataError(f'{where}: unknown class "{label}".{nearest(label, classes)} Known: {", ".join(classes)}')
 
 
 def read_table(file: Path) -> pd.DataFrame:
@@ -129,8 +121,6 @@ def read_table(file: Path) -> pd.DataFrame:
             quoting=csv.QUOTE_MINIMAL,
         )
     except ImportError as error:
-        raise DataError(
-            f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv"
-        ) from error
+        raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
     except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's errors are ValueErrors
         raise DataError(f"{file}: not a readable table ({error})") from error

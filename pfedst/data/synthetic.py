@@ -95,9 +95,7 @@ class SyntheticSites(FederatedDataModule):
         if not 1 <= sites <= 26 or not 2 <= classes <= len(CLASS_NAMES) or image_size < 16:
             raise ConfigurationError("--data: 1 to 26 sites, 2 to 6 classes and an image_size of 16 or more")
         if len(train) != sites or len(test) != sites or min(train + test) < classes:
-            raise ConfigurationError(
-                "--data: samples_per_site needs one number a site, not below the classes"
-            )
+            raise ConfigurationError("--data: samples_per_site needs one number a site, not below the classes")
         if heterogeneity < 0 or label_skew <= 0 or noise < 0:
             raise ConfigurationError("--data: heterogeneity and noise must be 0 or more, label_skew above 0")
         self.names = [f"site_{'abcdefghijklmnopqrstuvwxyz'[index]}" for index in range(sites)]
@@ -150,9 +148,7 @@ class SyntheticSites(FederatedDataModule):
         border = per_image(rng.uniform(0.35, 0.6, n))
         for waves in (3, 5, 8):
             amplitude = np.take(BORDERS, labels) * rng.uniform(0.3, 1.0, n) / waves**0.5
-            border = border + per_image(amplitude) * np.sin(
-                waves * angle + per_image(rng.uniform(0, 6.28, n))
-            )
+            border = border + per_image(amplitude) * np.sin(waves * angle + per_image(rng.uniform(0, 6.28, n)))
         mask = 1 / (1 + np.exp((radius - border) / 0.04))
         grain = rng.normal(size=(n, size // 4 + 1, size // 4 + 1)).repeat(4, 1).repeat(4, 2)[:, :size, :size]
         texture = per_image(np.take(TEXTURES, labels)) * grain
@@ -162,4 +158,5 @@ class SyntheticSites(FederatedDataModule):
         image = image + rng.normal(0, self.noise, image.shape)
         light = camera.light[0] * x + camera.light[1] * y
         image = np.clip(image, 0.01, 1) ** camera.gamma * camera.gains + camera.offsets + light[..., None]
-        return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+        pixels: Images = (np.clip(image, 0, 1) * 255).astype(np.uint8)
+        return pixels

@@ -217,12 +217,7 @@ def _open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[
             f'encoder: open_clip has no model "{model}".{nearest(model, open_clip.list_models())} '
             f"Timm towers are called timm/NAME, hub repositories hf-hub:ORG/NAME"
         )
-    elif (
-        weights != "random"
-        and "/" not in weights
-        and not weights.endswith(".safetensors")
-        and "." not in weights
-    ):
+    elif weights != "random" and "/" not in weights and not weights.endswith(".safetensors") and "." not in weights:
         configuration = open_clip.get_pretrained_cfg(model, weights) or {}
         if not configuration:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -255,14 +250,10 @@ def _silent_about_random_weights() -> Iterator[None]:
 
 
 def _check_patch(model: str, image_size: int | None) -> None:
-    vision = ({} if model.startswith("hf-hub:") else open_clip.get_model_config(model) or {}).get(
-        "vision_cfg", {}
-    )
+    vision = ({} if model.startswith("hf-hub:") else open_clip.get_model_config(model) or {}).get("vision_cfg", {})
     patch = vision.get("patch_size")
     if image_size is not None and patch and (image_size < patch or image_size % patch):
-        raise ConfigurationError(
-            f"--model.encoder.image_size {image_size}: must be a multiple of the patch, {patch}"
-        )
+        raise ConfigurationError(f"--model.encoder.image_size {image_size}: must be a multiple of the patch, {patch}")
 
 
 def _load_open_clip(architecture: Any, file: Path, model: str) -> bool:
@@ -278,9 +269,7 @@ def _load_open_clip(architecture: Any, file: Path, model: str) -> bool:
         state = {f"visual.{key.removeprefix('visual.')}": value for key, value in state.items()}
     positions = "visual.positional_embedding"
     if positions in state and state[positions].ndim == 2:
-        state[positions] = resized_positions(
-            state[positions], architecture.visual.positional_embedding.shape[0]
-        )
+        state[positions] = resized_positions(state[positions], architecture.visual.positional_embedding.shape[0])
     what = f"--model.encoder.weights {file} ({'whole model' if whole else 'image tower alone'})"
     if whole:
         load_strictly(architecture, state, what)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer as OpenCLIPVisionTransformer
-from timm.models.vision_transformer import Attention, Block
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
@@ -70,9 +71,7 @@ class OpenCLIPTower(ImageTower):
         if not isinstance(visual, OpenCLIPVisionTransformer):
             raise refused(model, type(visual).__name__)
         if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
-            raise WeightsError(
-                f"encoder {model}: it pools all tokens; pfedst needs a class token as the answer"
-            )
+            raise WeightsError(f"encoder {model}: it pools all tokens; pfedst needs a class token as the answer")
         if type(visual.transformer.resblocks[-1]) is not ResidualAttentionBlock:
             raise WeightsError(f"encoder {model}: custom attention blocks are not supported")
         self.visual: Any = visual

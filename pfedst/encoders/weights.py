@@ -40,9 +40,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"--model.encoder.weights {path}: not a whole safetensors file ({error})"
-        ) from error
+        raise WeightsError(f"--model.encoder.weights {path}: not a whole safetensors file ({error})") from error
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -81,9 +79,7 @@ def download(configuration: Mapping[str, Any], what: str) -> Path:
             f"{what}: its publisher offers a pickled file only ({configuration.get('url')}), which pfedst does not "
             f"read; convert it to safetensors and give --model.encoder.weights FILE"
         )
-    names = (
-        [Path(file).stem + ".safetensors"] if file else ["open_clip_model.safetensors", "model.safetensors"]
-    )
+    names = [Path(file).stem + ".safetensors"] if file else ["open_clip_model.safetensors", "model.safetensors"]
     error: Exception | None = None
     for name in names:
         try:

@@ -35,12 +35,6 @@ def evaluate(
             probabilities[name].append(predict(taps).float().softmax(1))
         targets.append(labels)
     if not targets:
-        return {
-            name: classification_metrics(torch.empty(0, 1), torch.empty(0, dtype=torch.long))
-            for name in models
-        }
+        return {name: classification_metrics(torch.empty(0, 1), torch.empty(0, dtype=torch.long)) for name in models}
     all_targets = torch.cat(targets)
-    return {
-        name: classification_metrics(torch.cat(parts).cpu(), all_targets)
-        for name, parts in probabilities.items()
-    }
+    return {name: classification_metrics(torch.cat(parts).cpu(), all_targets) for name, parts in probabilities.items()}

@@ -74,9 +74,7 @@ def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> 
         mean = math.fsum(values) / len(values)
         weights = [weight for _, weight in found]
         columns["mean"][metric] = mean
-        columns["weighted_mean"][metric] = math.fsum(
-            v * w for v, w in zip(values, weights, strict=True)
-        ) / sum(weights)
+        columns["weighted_mean"][metric] = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
         columns["worst"][metric] = min(values)
         columns["std"][metric] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
     return summary | columns

@@ -29,9 +29,7 @@ def describe(
         "data": data.label,
         "classes": list(federation.class_names),
         "clients": "all",
-        "samples": {
-            site: {split: data.samples(site, split) for split in SPLITS} for site in federation.clients
-        },
+        "samples": {site: {split: data.samples(site, split) for split in SPLITS} for site in federation.clients},
         "seed": federation.run_seed,
         "seeds": 1,
         "rounds": rounds if federation.trains else 0,
@@ -85,16 +83,12 @@ class RunSummary:
                 )
             )
         self.fit_seconds += sum(record["fit_seconds"] for record in records.values())
-        logged = {
-            f"client/{name}/train_loss": float(record["train_loss"]) for name, record in records.items()
-        }
+        logged = {f"client/{name}/train_loss": float(record["train_loss"]) for name, record in records.items()}
         if not evaluation:
             return logged
         self.received[round_number] = evaluation
         self.trained[round_number] = {
-            name: record["trained"]["test"]["personal"]
-            for name, record in records.items()
-            if "trained" in record
+            name: record["trained"]["test"]["personal"] for name, record in records.items() if "trained" in record
         }
         return logged | self._logged(evaluation)
 
@@ -128,9 +122,7 @@ class RunSummary:
         return {site: counts[split] for site, counts in self.protocol["samples"].items()}
 
     def _models(self, evaluation: Mapping[str, Any], split: str) -> dict[str, Any]:
-        return {
-            model: over_clients(clients, self._sizes(split)) for model, clients in evaluation[split].items()
-        }
+        return {model: over_clients(clients, self._sizes(split)) for model, clients in evaluation[split].items()}
 
     def _trained(self, round_number: int) -> dict[str, Any] | None:
         clients = self.trained.get(round_number)

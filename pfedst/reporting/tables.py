@@ -65,9 +65,7 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     protocol = summary["protocol"]
     text = Text()
     text.append(f"method   {protocol['method']}, {protocol['adapter']}, anchors {protocol['anchors']}\n")
-    text.append(
-        f"encoder  {protocol['encoder']}\n", style="bold yellow" if protocol["random_weights"] else ""
-    )
+    text.append(f"encoder  {protocol['encoder']}\n", style="bold yellow" if protocol["random_weights"] else "")
     text.append(f"data     {protocol['data']}\n")
     text.append(
         f"protocol {protocol['when']}; round {protocol['round']} of {protocol['rounds']} (the last), "

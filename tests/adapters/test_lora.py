@@ -21,15 +21,11 @@ def test_merged_form_equals_the_two_branch_form_with_its_gradients() -> None:
     torch.nn.init.normal_(layer.lora_B, generator=generator(2))
     merged = layer(x)
     merged.square().sum().backward()
-    w, b, A, B = (
-        p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias, layer.lora_A, layer.lora_B)
-    )
+    w, b, A, B = (p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias, layer.lora_A, layer.lora_B))
     branches = F.linear(x, w, b) + 3.0 * (x @ A.T) @ B.T  # alpha / rank = 3
     branches.square().sum().backward()
     assert torch.allclose(merged, branches, rtol=1e-5, atol=1e-6)
-    for mine, theirs in zip(
-        (layer.weight, layer.bias, layer.lora_A, layer.lora_B), (w, b, A, B), strict=True
-    ):
+    for mine, theirs in zip((layer.weight, layer.bias, layer.lora_A, layer.lora_B), (w, b, A, B), strict=True):
         assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -54,9 +50,7 @@ def test_switches_close_again_after_an_error() -> None:
 def test_names_in_the_state_dict() -> None:
     assert set(LoRALinear(3, 2).state_dict()) == {"weight", "bias"}
     assert set(layer_with_lora().state_dict()) == {"weight", "bias", "lora_A", "lora_B"}
-    assert [
-        name for name, _ in lora_layers(torch.nn.Sequential(torch.nn.Linear(2, 2), LoRALinear(2, 2)))
-    ] == ["1"]
+    assert [name for name, _ in lora_layers(torch.nn.Sequential(torch.nn.Linear(2, 2), LoRALinear(2, 2)))] == ["1"]
 
 
 @pytest.mark.parametrize("rank", [0, 6])

@@ -38,15 +38,11 @@ def trained(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("last_block", ["class_token", "whole"])
 @pytest.mark.parametrize("lora_rank", [0, 4])
-@pytest.mark.parametrize(
-    "options", [{}, {"gate": "learned", "feed_forward_ratio": 2.0, "tap_norm": "affine"}]
-)
+@pytest.mark.parametrize("options", [{}, {"gate": "learned", "feed_forward_ratio": 2.0, "tap_norm": "affine"}])
 def test_untrained_predicts_as_the_encoder_bit_for_bit(last_block, lora_rank, options) -> None:
     encoder = FrozenCLIP("vit-nano", weights="random", last_block=last_block)
     network, batch = make(encoder, lora_rank=lora_rank, **options), images(encoder)
-    with (
-        torch.no_grad()
-    ):  # as predictions are made; with gradients torch runs another attention kernel (1e-6 apart)
+    with torch.no_grad():  # as predictions are made; with gradients torch runs another attention kernel (1e-6 apart)
         own = network.head(encoder.extract(batch, "pooled").tensors[0])
         assert torch.equal(network(encoder.extract(batch, "taps")), own)
 
@@ -126,17 +122,10 @@ def test_names_in_the_state_dict() -> None:
     encoder = FrozenCLIP("vit-nano", weights="random")
     keys = set(make(encoder, lora_rank=2).state_dict())
     layers = encoder.spec.layers
-    parts = (
-        {f"side.down.{i}" for i in range(layers)}
-        | {f"side.blocks.{j}.o" for j in range(layers - 1)}
-        | {"side.up"}
-    )
+    parts = {f"side.down.{i}" for i in range(layers)} | {f"side.blocks.{j}.o" for j in range(layers - 1)} | {"side.up"}
     expected = {f"{part}.{name}" for part in parts for name in ("weight", "bias", "lora_A", "lora_B")}
     expected |= {
-        f"side.blocks.{j}.{part}.{n}"
-        for j in range(layers - 1)
-        for part in ("norm", "qkv")
-        for n in ("weight", "bias")
+        f"side.blocks.{j}.{part}.{n}" for j in range(layers - 1) for part in ("norm", "qkv") for n in ("weight", "bias")
     }
     assert keys == expected
 
