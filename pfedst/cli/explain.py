@@ -24,6 +24,10 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
         arguments: the command line.
         bases: last part of a key -> base class of what can be chosen there.
     """
+    # an optional class is parsed as a union; its parser has explained the error of the branch that matters
+    inner = re.search(r"- ((?:unknown option|--[\w.]+:).*?)(?=\n\s*- |\n\s*Given value|$)", message, re.DOTALL)
+    if inner:
+        return re.sub(r"\n\s+", "\n  ", inner.group(1)).strip()
     pairs = list(given_options(arguments))
     key = _key_in(message)
     full = next((path for path, _ in reversed(pairs) if path == key or path.endswith(f".{key}")), key)
@@ -34,6 +38,7 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
         return _unknown_class(full, pairs, base, message)
     # the part after the last arrow of a chain of parsers says what is wrong; the key says where
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
+    detail = re.sub(r"<class '(\w+)'>", r"\1", detail).replace("typing.Literal", "one of ")
     return f"--{full}: {detail}" if key else message
 
 
@@ -52,11 +57,13 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def subclasses(base: type) -> dict[str, type]:
-    """Every class that is `base` or derived from it and is not abstract, by its short name."""
-    found: dict[str, type] = {} if inspect.isabstract(base) else {base.__name__: base}
+    """What can be chosen where `base` is asked for, by short name: its subclasses, or itself if it has none."""
     children: list[type] = base.__subclasses__()
+    if not children:
+        return {base.__name__: base}
+    found: dict[str, type] = {}
     for derived in children:
-        found |= subclasses(derived)
+        found |= {derived.__name__: derived} | subclasses(derived)
     return found
 
 
@@ -92,10 +99,12 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
     parent, _, last = full.rpartition(".")
     base = bases.get(_plain(parent).split(".")[-1])
     if base is None:
-        return f'unknown option "--{full}".{nearest(last, bases)} See --help, or --print_config for all of them'
+        return f'unknown option "--{full}".{nearest(full.split(".")[0], bases)} See --help, or --print_config'
     known = subclasses(base)
     owner = known.get(_chosen(parent, pairs) or "", base)
-    options = _options(owner)
+    options = list(
+        dict.fromkeys(o for cls in ([owner] if owner is not base else known.values()) for o in _options(cls))
+    )
     return f'unknown option "--{full}" of {owner.__name__}.{nearest(last, options)}\n  known: {", ".join(options)}'
 
 

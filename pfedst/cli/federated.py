@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
@@ -47,6 +48,7 @@ class Parser(LightningArgumentParser):
         "method": FederatedMethod,
         "data": FederatedDataModule,
         "coordinator": FederatedCoordinator,
+        "optimizer": Optimizer,
         "trainer": Trainer,
     }
     arguments: Sequence[str] = ()
@@ -132,7 +134,7 @@ class PFedSTCLI(LightningCLI):
 
     def _seed(self) -> int:
         seed = self._get(self.config, "seed_everything")
-        if seed is True or seed is None:
+        if seed is None or seed is False:  # `true` has been replaced by a number by now
             raise ConfigurationError("--seed_everything: give a number; results must be repeatable")
         return int(seed)
 

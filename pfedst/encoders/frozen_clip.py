@@ -227,7 +227,9 @@ def _open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[
             )
         check_activation(model, weights, configuration)
     options = {} if image_size is None else {"force_image_size": image_size}
-    _check_patch(model, image_size)
+    if not model.startswith("hf-hub:"):
+        vision = (open_clip.get_model_config(model) or {}).get("vision_cfg", {})
+        _check_multiple(image_size, vision.get("patch_size"))
     try:
         with hub_or_cache() if model.startswith("hf-hub:") else nullcontext(), _silent_about_random_weights():
             architecture = open_clip.create_model(
@@ -249,9 +251,7 @@ def _silent_about_random_weights() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _check_patch(model: str, image_size: int | None) -> None:
-    vision = ({} if model.startswith("hf-hub:") else open_clip.get_model_config(model) or {}).get("vision_cfg", {})
-    patch = vision.get("patch_size")
+def _check_multiple(image_size: int | None, patch: int | None) -> None:
     if image_size is not None and patch and (image_size < patch or image_size % patch):
         raise ConfigurationError(f"--model.encoder.image_size {image_size}: must be a multiple of the patch, {patch}")
 
@@ -289,11 +289,10 @@ def _timm_tower(model: str, weights: str, image_size: int | None) -> tuple[Image
     try:
         with hub_or_cache() if pretrained else nullcontext():
             vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except AssertionError as error:
-        raise ConfigurationError(f"--model.encoder.image_size {image_size}: {error}") from error
     except (OSError, RuntimeError) as error:
         raise unreachable(f"encoder {model}", f"timm/{name}", error) from error
     tower = TimmTower(vit, model)
+    _check_multiple(image_size, vit.patch_embed.patch_size[0])
     if not pretrained and weights != "random":
         state, _ = read_file(Path(weights))
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}

@@ -71,4 +71,6 @@ class RunProgress:
         """Note the end of a round; the line shows where there is no terminal."""
         if self.bar.disable:
             left = self.seconds_left()
-            self.console.print(text + ("" if left is None else f", about {left:.0f} s left"), highlight=False)
+            self.console.print(
+                text + ("" if left is None else f", about {left:.0f} s left"), highlight=False, soft_wrap=True
+            )

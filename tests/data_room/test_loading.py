@@ -94,7 +94,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path) -> None:
 def test_a_manifest_with_indices_and_its_own_validation(tmp_path) -> None:
     table = [row | {"label": str(CLASSES.index(row["label"]))} for row in rows()]
     table[0]["split"] = "validation"
-    data = prepared(ManifestSites(make_manifest(tmp_path, table), class_names=CLASSES))
+    data = prepared(ManifestSites(make_manifest(tmp_path, table), class_names=CLASSES, validation_fraction=0.4))
     assert data.samples("north", "validation") == 1
     assert data.samples("south", "validation") > 1
 

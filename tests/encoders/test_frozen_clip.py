@@ -44,7 +44,9 @@ def test_whole_last_block_is_open_clip_bit_for_bit(nano, whole_file) -> None:
     assert encoder.logit_scale == pytest.approx(float(nano.logit_scale.exp()))
 
 
-@pytest.mark.parametrize("model", ["vit-nano", "vit-demo", "timm/vit_tiny_patch16_224", "timm/vit_small_patch14_dinov2"])
+@pytest.mark.parametrize(
+    "model", ["vit-nano", "vit-demo", "timm/vit_tiny_patch16_224", "timm/vit_small_patch14_dinov2"]
+)
 def test_class_token_form_equals_the_whole_block(model) -> None:
     size = 56 if "dinov2" in model else 32
     ways = [FrozenCLIP(model, "random", size, last_block) for last_block in ("class_token", "whole")]
@@ -71,7 +73,9 @@ def test_a_timm_tower_is_timm() -> None:
 def test_taps_are_what_enters_and_leaves_the_blocks(nano, whole_file) -> None:
     encoder = FrozenCLIP("vit-nano", str(whole_file))
     seen = []
-    handles = [b.register_forward_hook(lambda _, i, o: seen.append((i[0], o))) for b in nano.visual.transformer.resblocks]
+    handles = [
+        b.register_forward_hook(lambda _, i, o: seen.append((i[0], o))) for b in nano.visual.transformer.resblocks
+    ]
     with torch.no_grad():
         nano.encode_image(images(32))
     for handle in handles:
@@ -217,7 +221,10 @@ def test_other_wrong_files(tmp_path, tower_file) -> None:
         FrozenCLIP("vit-nano", str(tmp_path / "named.safetensors"))
 
 
-@pytest.mark.parametrize(("model", "tag"), [("ViT-B-16-quickgelu", "openai"), ("hf-hub:org/name", "pretrained"), ("timm/vit_tiny_patch16_224", "pretrained")])
+@pytest.mark.parametrize(
+    ("model", "tag"),
+    [("ViT-B-16-quickgelu", "openai"), ("hf-hub:org/name", "pretrained"), ("timm/vit_tiny_patch16_224", "pretrained")],
+)
 def test_offline_the_remedy_comes_at_once(monkeypatch, tmp_path, model, tag) -> None:
     monkeypatch.setattr(weights, "_hub_answers", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

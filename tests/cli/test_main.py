@@ -1,0 +1,158 @@
+"""The command line: exit codes, readable errors, what a run leaves."""
+
+import json
+
+import pytest
+
+from pfedst import __version__
+from pfedst.cli import main
+from pfedst.cli.explain import explain
+from pfedst.cli.methods import method_cost
+from pfedst.registry import registered_methods
+
+SMALL = [
+    "--method=PFedST",
+    "--model.encoder.model=vit-nano",
+    "--model.encoder.weights=random",
+    "--model.anchors=prototypes",
+    "--data=SyntheticSites",
+    "--data.sites=2",
+    "--data.samples_per_site=[12,10]",
+    "--data.test_samples_per_site=[8,8]",
+    "--coordinator.rounds=2",
+    "--trainer.accelerator=cpu",
+]
+
+
+def test_help_version_and_no_command(capsys) -> None:
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        assert "usage: pfedst" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pfedst {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["fitt"], 2, ['no command "fitt"', 'Did you mean "fit"']),
+        (["fit", *SMALL, "--coordinator.round=3"], 2, ["--coordinator.round", 'Did you mean "rounds"', "known:"]),
+        (["fit", *SMALL, "--coordinator.rounds=x"], 2, ["--coordinator.rounds", "Expected a int", "x"]),
+        (["fit", *SMALL, "--coordinator.rounds=0"], 2, ["--coordinator.rounds 0", "1 or more"]),
+        (["fit", *SMALL, "--coordinator.participation=0"], 2, ["participation 0", "above 0"]),
+        (["fit", *SMALL, "--method=FedAgv"], 2, ["--method", 'Did you mean "FedAvg"', "ZeroShot"]),
+        (["fit", *SMALL, "--method.rnak=3"], 2, ['"--method.rnak" of PFedST', 'Did you mean "rank"']),
+        (["fit", *SMALL, "--method.rank=abc"], 2, ["--method.rank", "int", "abc"]),
+        (["fit", *SMALL, "--method.rank=0"], 2, ["LoRA rank 0"]),
+        (["fit", *SMALL, "--method.schedule=alternate"], 2, ["--trainer.max_epochs 2"]),
+        (["fit", *SMALL, "--data.noize=3"], 2, ['Did you mean "noise"', "batch_size"]),
+        (["fit", *SMALL, "--data=SyntheticSite"], 2, ['Did you mean "SyntheticSites"', "FolderSites"]),
+        (["fit", *SMALL, "--model.adapter=SideNetwrk"], 2, ['Did you mean "SideNetwork"']),
+        (["fit", *SMALL, "--model.adapter.widht=3"], 2, ['Did you mean "width"']),
+        (["fit", *SMALL, "--model.encoder.modell=x"], 2, ['Did you mean "model"', "weights"]),
+        (["fit", *SMALL, "--model.anchors=txt"], 2, ["--model.anchors", "prototypes", "txt"]),
+        (["fit", *SMALL, "--model.optimizer=SGD", "--model.optimizer.momentm=1"], 2, ['Did you mean "momentum"']),
+        (["fit", *SMALL, "--trainer.max_epoch=3"], 2, ['Did you mean "max_epochs"']),
+        (["fit", *SMALL, "--trainer.max_steps=3"], 2, ["max_epochs"]),
+        (["fit", *SMALL, "--trainer.enable_checkpointing=true"], 2, ["state/"]),
+        (["fit", *SMALL, "--seed_everything=false"], 2, ["--seed_everything"]),
+        (["fit", *SMALL, "--name=../x"], 2, ["--name", "letters"]),
+        (["fit", "--config=none.yaml"], 2, ["--config", "none.yaml"]),
+        (["fit", *SMALL, "--data=FolderSites", "--data.root=none"], 3, ["--data.root none", "no such folder"]),
+        (["fit", *SMALL, "--model.encoder.weights=none.safetensors"], 4, ["none.safetensors", "no such file"]),
+        (["fit", *SMALL, "--model.encoder.model=RN50"], 4, ["RN50", "ModifiedResNet"]),
+        (["fit", *SMALL, "--method=ZeroShot", "--model.anchors=learned"], 2, ["ZeroShot trains nothing"]),
+        (["test", *SMALL], 2, ["--ckpt_path None"]),
+        (["validate", *SMALL, "--ckpt_path=none"], 2, ["--ckpt_path none", "runs/NAME"]),
+        (["test", *SMALL, "--ckpt_path=."], 5, ["no saved round"]),
+    ],
+)  # fmt: skip
+def test_one_clear_error(tmp_path, capsys, monkeypatch, arguments, code, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    message = printed.err[printed.err.index("pfedst: error: ") :]
+    assert [word for word in words if word not in message] == [], message
+    assert "Traceback" not in message
+    assert "NestedArg" not in message
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_wrong_configs(tmp_path, capsys) -> None:
+    file = tmp_path / "a.yaml"
+    for text, words in (
+        ("method: PFedST\ncoordinatr:\n  rounds: 3\n", ["coordinatr", 'Did you mean "coordinator"']),
+        ("method: [PFedST\n", ["parsing"]),
+        (
+            "method:\n  class_path: PFedST\n  init_args:\n    rnak: 2\n",
+            ["method.init_args.rnak", 'Did you mean "rank"'],
+        ),
+    ):
+        file.write_text(text)
+        assert main(["fit", "--config", str(file)]) == 2
+        message = capsys.readouterr().err
+        assert [word for word in words if word not in message] == [], message
+
+
+def test_a_message_without_a_key_stays_as_it_is() -> None:
+    assert explain("something else", [], {}) == "something else"
+
+
+def test_a_run_leaves_its_folder_and_is_never_overwritten(tmp_path, capsys) -> None:
+    arguments = ["fit", *SMALL, f"--runs_dir={tmp_path}"]
+    assert main([*arguments, "--name=a"]) == 0
+    run = tmp_path / "a"
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "rounds.jsonl", "state", "summary.json"}
+    assert [path.name for path in sorted((run / "state").iterdir())] == ["round-000001", "round-000002"]
+    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert [(r["round"], r["client"]) for r in records] == [(r, f"site_{s}") for r in (0, 1, 2) for s in "ab"]
+    for record in records[2:]:
+        assert record["participated"]
+        assert record["upload_bytes"] > 0 < record["download_bytes"]
+        assert record["train_loss"] > 0
+        assert set(record["trained"]) == set(record["received"]) == {"validation", "test"}
+    before = (run / "summary.json").read_bytes()
+    capsys.readouterr()
+    assert main([*arguments, "--name=a"]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    assert (run / "summary.json").read_bytes() == before
+    assert main(["validate", *SMALL, f"--ckpt_path={run}"]) == 0
+    assert json.loads((run / "validation.json").read_text())["protocol"]["split"] == "validation"
+    for expected in ("PFedST-SyntheticSites-seed0", "PFedST-SyntheticSites-seed0-2"):
+        assert main(arguments) == 0
+        assert (tmp_path / expected / "summary.json").is_file()
+
+
+def test_a_state_of_another_configuration_is_refused(tmp_path, capsys) -> None:
+    assert main(["fit", *SMALL, f"--runs_dir={tmp_path}", "--name=a"]) == 0
+    capsys.readouterr()
+    assert main(["test", *SMALL, "--method.rank=4", f"--ckpt_path={tmp_path / 'a'}"]) == 5
+    assert "lora_A" in capsys.readouterr().err
+    assert main(["test", *SMALL, "--data.sites=1", "--data.samples_per_site=[12]", "--data.test_samples_per_site=[8]", f"--ckpt_path={tmp_path / 'a'}"]) == 5  # fmt: skip
+    assert "client site_b" in capsys.readouterr().err
+
+
+def test_print_config_round_trips(tmp_path, capsys) -> None:
+    assert main(["fit", *SMALL, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "a.yaml").write_text(printed)
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_methods_lists_every_method(capsys) -> None:
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in registered_methods())
+    assert "MICCAI 2025" in printed
+
+
+def test_costs_on_vit_b_16() -> None:
+    methods = registered_methods()
+    cost = {name: method_cost(methods[name]()) for name in ("PFedST", "FedAvg", "Local", "ZeroShot")}
+    assert cost["PFedST"]["parameters_trained"] == 1_372_224 + 106_752
+    assert cost["PFedST"]["parameters_sent"] == cost["FedAvg"]["parameters_sent"] == 1_372_224
+    assert cost["PFedST"]["upload_bytes"] == 4 * 1_372_224
+    assert cost["Local"]["upload_bytes"] == cost["ZeroShot"]["parameters_trained"] == 0
+    assert "LoRA" in cost["PFedST"]["personal"]
+    assert "LoRA" not in cost["PFedST"]["shared"]

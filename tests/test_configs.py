@@ -1,0 +1,72 @@
+"""Every shipped config runs through the real command line, on fake trees with the real file names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pfedst.cli import main
+from tests.data.fed_isic2019.data import make as make_fed_isic
+from tests.data.folder.data import make as make_folder
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NANO = ["--model.encoder.model=vit-nano", "--model.encoder.weights=random", "--model.encoder.image_size=32"]
+SHORT = ["--coordinator.rounds=1", "--coordinator.evaluate_every=1", "--trainer.accelerator=cpu"]
+ROOTS = {
+    "demo.yaml": lambda folder: ["--data.samples_per_site=[12,10,8,8]", "--data.test_samples_per_site=[8,8,8,8]"],
+    "fed_isic2019.yaml": lambda folder: [f"--data.root={make_fed_isic(folder)}"],
+    "fed_isic_ham4.yaml": lambda folder: [f"--data.root={make_fed_isic(folder)}"],
+    "folder.yaml": lambda folder: [f"--data.root={make_folder(folder)}"],
+}
+
+
+def test_every_config_is_listed_here() -> None:
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == set(ROOTS)
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys) -> None:
+    common = [f"--runs_dir={tmp_path / 'runs'}"]
+    code = main(
+        ["fit", "--config", str(CONFIGS / name), *NANO, *SHORT, *ROOTS[name](tmp_path / "data"), *common, "--name=a"]
+    )
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "worst client" in printed
+    assert "RANDOM WEIGHTS" in printed
+    run = tmp_path / "runs" / "a"
+    summary = json.loads((run / "summary.json").read_text())
+    for model in ("personal", "generic"):
+        assert set(summary[model]) == {"clients", "mean", "weighted_mean", "worst", "std"}
+        assert set(summary[model]["mean"]) == {"balanced_accuracy", "auroc", "macro_f1", "accuracy"}
+    assert main(["fit", "--config", str(run / "config.yaml"), *common, "--name=b"]) == 0
+    again = json.loads((run.parent / "b" / "summary.json").read_text())
+    for key in ("personal", "generic", "best_on_validation", "trained", "protocol"):
+        assert again[key] == summary[key]
+    assert main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run)]) == 0
+    tested = json.loads((run / "test.json").read_text())
+    assert tested["personal"] == summary["personal"]
+    assert tested["generic"] == summary["generic"]
+
+
+def test_the_environment_gives_the_root(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PFEDST_FIT__DATA__INIT_ARGS__ROOT", str(make_folder(tmp_path / "data")))
+    written = yaml.safe_load((CONFIGS / "folder.yaml").read_text())
+    del written["data"]["init_args"]["root"]
+    (tmp_path / "folder.yaml").write_text(yaml.safe_dump(written))
+    arguments = ["fit", "--config", str(tmp_path / "folder.yaml"), *NANO, *SHORT, f"--runs_dir={tmp_path / 'runs'}"]
+    assert main(arguments) == 0
+
+
+def test_weights_from_a_file_and_on_the_real_sites(tmp_path) -> None:
+    real = Path(__file__).parents[2] / "shared" / "data" / "fedisic_ham4"
+    if not real.is_dir():
+        pytest.skip("the real images of four FedISIC centres are not on this machine")
+    torch.manual_seed(0)
+    arguments = ["fit", "--config", str(CONFIGS / "fed_isic_ham4.yaml"), *NANO, *SHORT, "--data.verify_images=false"]
+    arguments += [f"--data.root={real}", f"--data.split_file={real / 'train_test_split_tiny'}"]
+    assert main([*arguments, f"--runs_dir={tmp_path}", "--name=real"]) == 0
+    sites = json.loads((tmp_path / "real" / "summary.json").read_text())["personal"]["clients"]
+    assert set(sites) == {"vidir_molemax", "vidir_modern", "rosendahl", "vienna_dias"}
