@@ -48,9 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument(
-        "--options", nargs=argparse.REMAINDER, default=[], help="further options of pfedst fit, for every row"
-    )
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="for pfedst fit, in every row")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/demo_methods.json")
     given = parser.parse_args()
     console, rows = Console(), {}

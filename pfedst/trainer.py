@@ -98,8 +98,9 @@ class RoundHooks:
     """Lets Lightning callbacks and loggers see the federated run: one epoch, and one step, is one round.
 
     Callbacks get the hooks around training once, the start of an epoch once a round, and its end and that of
-    validation after each evaluated round, with `trainer.global_step` at the round and `trainer.callback_metrics` holding that round's metrics; an EarlyStopping
-    on `federation/validation/balanced_accuracy` therefore ends the run after a round.
+    validation after each evaluated round, with `trainer.global_step` at the round and `trainer.callback_metrics`
+    holding that round's metrics; an EarlyStopping on `federation/validation/balanced_accuracy` therefore ends the
+    run after a round.
     """
 
     def __init__(self, trainer: Trainer, callbacks: list[Callback], loggers: list[Logger]) -> None:

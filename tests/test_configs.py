@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
 from pfedst.cli import main
 from tests.data.fed_isic2019.data import make as make_fed_isic
@@ -51,20 +49,22 @@ def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys) -> None
     assert tested["generic"] == summary["generic"]
 
 
-def test_the_environment_gives_the_root(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PFEDST_FIT__DATA__INIT_ARGS__ROOT", str(make_folder(tmp_path / "data")))
-    written = yaml.safe_load((CONFIGS / "folder.yaml").read_text())
-    del written["data"]["init_args"]["root"]
-    (tmp_path / "folder.yaml").write_text(yaml.safe_dump(written))
-    arguments = ["fit", "--config", str(tmp_path / "folder.yaml"), *NANO, *SHORT, f"--runs_dir={tmp_path / 'runs'}"]
+def test_the_environment_gives_root_and_weights(tmp_path, monkeypatch, capsys) -> None:
+    arguments = ["fit", "--config", str(CONFIGS / "fed_isic_ham4.yaml"), *SHORT, f"--runs_dir={tmp_path / 'runs'}"]
+    arguments += ["--model.encoder.model=vit-nano", "--model.encoder.image_size=32"]
+    assert main(arguments) == 4
+    assert "--model.encoder.weights is not given" in capsys.readouterr().err
+    monkeypatch.setenv("PFEDST_ENCODER_WEIGHTS", "random")
+    assert main(arguments) == 3
+    assert "PFEDST_DATA_ROOT" in capsys.readouterr().err
+    monkeypatch.setenv("PFEDST_DATA_ROOT", str(make_fed_isic(tmp_path / "data")))
     assert main(arguments) == 0
 
 
-def test_weights_from_a_file_and_on_the_real_sites(tmp_path) -> None:
+def test_the_real_four_sites_run(tmp_path) -> None:
     real = Path(__file__).parents[2] / "shared" / "data" / "fedisic_ham4"
     if not real.is_dir():
         pytest.skip("the real images of four FedISIC centres are not on this machine")
-    torch.manual_seed(0)
     arguments = ["fit", "--config", str(CONFIGS / "fed_isic_ham4.yaml"), *NANO, *SHORT, "--data.verify_images=false"]
     arguments += [f"--data.root={real}", f"--data.split_file={real / 'train_test_split_tiny'}"]
     assert main([*arguments, f"--runs_dir={tmp_path}", "--name=real"]) == 0

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -41,7 +41,7 @@ LEAN_TRAINER = {
 class Parser(LightningArgumentParser):
     """A parser that takes no abbreviations and explains what it refuses."""
 
-    bases: dict[str, type] = {
+    bases: ClassVar[dict[str, type]] = {
         "model": FederatedClient,
         "encoder": FrozenCLIP,
         "adapter": Adapter,

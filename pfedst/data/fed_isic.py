@@ -28,7 +28,7 @@ class FedISIC2019(FederatedDataModule):
     share a lesion with a training image, which no option here changes.
 
     Args:
-        root: the folder that holds the image folder.
+        root: the folder that holds the image folder; default: PFEDST_DATA_ROOT of the environment.
         split_file: FLamby's `train_test_split` (comma or tab); default: searched in `root`, two folders deep.
         centers: which centres, 0 to 5: bcn, vidir_molemax, vidir_modern, rosendahl, msk, vienna_dias.
         metadata: a CSV with `image` and `lesion_id`; default: ISIC's own metadata in `root`, if it is there.

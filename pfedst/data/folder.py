@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ class FolderSites(FederatedDataModule):
     """Images in `root/SITE/{train,test}/CLASS/`; a `validation` folder beside them is used where there is one.
 
     Args:
-        root: the folder that holds one folder a site.
-        sites: which of them; default: all.
+        root: the folder that holds one folder a site; default: PFEDST_DATA_ROOT of the environment.
+        site_names: which of them; default: all.
         class_names: class folders in the order of their indices; default: all that are found, sorted.
         options: those of FederatedDataModule.
     """
@@ -82,13 +83,14 @@ class FolderSites(FederatedDataModule):
 
 
 def existing_folder(path: Path | str | None, option: str) -> Path:
-    """The folder that an option names.
+    """The folder that an option names, or else the environment variable PFEDST_DATA_ROOT.
 
     Raises:
         DataError: not given, or no folder.
     """
+    path = path or os.environ.get("PFEDST_DATA_ROOT")
     if path is None:
-        raise DataError(f"{option} is not given: name the folder with the images")
+        raise DataError(f"{option} is not given: name the folder with the images, or set PFEDST_DATA_ROOT")
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"{option} {folder}: no such folder; give the folder with the images")

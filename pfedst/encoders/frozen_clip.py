@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -57,7 +58,8 @@ class FrozenCLIP:
         model: an open_clip model (`ViT-B-16-quickgelu`), a hub repository (`hf-hub:org/name`), or a timm ViT
             (`timm/vit_base_patch14_dinov2`), which has no text tower.
         weights: a pretrained tag (`openai`; for `hf-hub:` and timm: `pretrained`), a .safetensors file with the
-            whole model or the image tower alone, or `random`.
+            whole model or the image tower alone, or `random`; with null, what the environment's
+            PFEDST_ENCODER_WEIGHTS names.
         image_size: side of the square input in pixels, a multiple of the patch; default: the model's own. The
             position embedding is resampled.
         last_block: evaluate block L for the `class_token` alone, or as a `whole`: equal to 1e-5, at another cost.
@@ -71,13 +73,16 @@ class FrozenCLIP:
     def __init__(
         self,
         model: str = "ViT-B-16-quickgelu",
-        weights: str = "openai",
+        weights: str | None = "openai",
         image_size: int | None = None,
         last_block: LastBlock = "class_token",
         logit_scale: float | None = None,
     ) -> None:
         if logit_scale is not None and not logit_scale > 0:
             raise ConfigurationError(f"--model.encoder.logit_scale {logit_scale}: must be above 0")
+        weights = weights or os.environ.get("PFEDST_ENCODER_WEIGHTS")
+        if not weights:
+            raise WeightsError("--model.encoder.weights is not given: name a .safetensors file or a tag")
         self.model = model
         self.random_weights = weights == "random"
         self.last_block = last_block

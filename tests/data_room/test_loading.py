@@ -185,10 +185,8 @@ def test_no_training_image_is_dropped() -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_every_colour_mode_becomes_rgb(tmp_path, mode) -> None:
     grey = np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint8)
-    if mode == "I;16":
-        picture = Image.fromarray(grey.astype(np.uint16) * 257)
-    else:
-        picture = Image.fromarray(grey).convert(mode)
+    deep = mode == "I;16"
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if deep else Image.fromarray(grey).convert(mode)
     picture.save(tmp_path / "a.tif")
     loaded = np.asarray(FileSource([tmp_path / "a.tif"]).load(0))
     assert loaded.shape == (8, 8, 3)
