@@ -1,0 +1,33 @@
+"""What the README promises runs: its method, and the test command of the gate."""
+
+import re
+from pathlib import Path
+
+from tests.contract import declared_is_sent, personal_tensors_are_untouched_by_others
+from tests.small import fit
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_method_of_the_readme_keeps_the_contract_and_trains(tmp_path) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    scope: dict = {}
+    exec(code, scope)
+    method = scope["FedMine"](mu=0.1)
+    declared_is_sent(method)
+    personal_tensors_are_untouched_by_others(method)
+    pulled, free = fit(tmp_path / "a", method), fit(tmp_path / "b", scope["FedMine"](mu=0.0))
+    lines = [(tmp_path / name / "run" / "rounds.jsonl").read_text() for name in "ab"]
+    assert pulled["cost"]["parameters_sent"] == free["cost"]["parameters_sent"]
+    assert lines[0].split("trained")[1] != lines[1].split("trained")[1]
+
+
+def test_the_gate_runs_the_test_command() -> None:
+    assert "$ make test" in README
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_files_that_the_readme_links_exist() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"configs/[\w.]+yaml", README):
+        assert (ROOT / link).exists(), link
