@@ -15,7 +15,7 @@ from pfedst.evaluation import over_clients
 from pfedst.federation import Federation
 from pfedst.method import FederatedMethod
 from pfedst.reporting import RunFolder, RunSummary, describe
-from pfedst.rounds import RoundLoop, evaluate_received
+from pfedst.rounds import RoundLoop, RoundOptions, evaluate_received
 from pfedst.state import load_last_round
 from pfedst.tracking import peak_memory_bytes
 from pfedst.trainer import LocalTrainer
@@ -56,11 +56,7 @@ class FederatedCoordinator:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
         if not 0 < participation <= 1:
             raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
-        self.rounds = rounds
-        self.participation = participation
-        self.optimizer_state = optimizer_state
-        self.evaluate_every = evaluate_every
-        self.keep_states = keep_states
+        self.options = RoundOptions(rounds, participation, optimizer_state, evaluate_every, keep_states)
 
     def fit(
         self,
@@ -88,9 +84,9 @@ class FederatedCoordinator:
         local = LocalTrainer(trainer)
         method.check(local.epochs)
         federation = build_federation(template, data, method, run_seed)
-        summary = RunSummary(describe(federation, data, local.epochs, self.participation, self.rounds))
+        summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
         with local.detached() as hooks:
-            RoundLoop(self, federation, data, local, hooks, run, summary).run()
+            RoundLoop(self.options, federation, data, local, hooks, run, summary).run()
         result = summary.result(run.path.name, time.perf_counter() - started, peak_memory_bytes(local.device))
         run.write_summary(result)
         return result
@@ -120,7 +116,7 @@ class FederatedCoordinator:
         round_number, parts = load_last_round(folder / "state")
         federation.load_state_parts(parts)
         metrics = evaluate_received(federation, data, local, (split,))[split]
-        protocol = describe(federation, data, local.epochs, self.participation, self.rounds)
+        protocol = describe(federation, data, local.epochs, self.options.participation, self.options.rounds)
         protocol |= {"split": split, "round": round_number}
         sizes = {name: data.samples(name, split) for name in federation.clients}
         return {"name": folder.name, "protocol": protocol} | {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from pfedst.client import FederatedClient
 from pfedst.data import FederatedDataModule, Split
@@ -18,21 +19,29 @@ from pfedst.state import save_round
 from pfedst.tracking import RunProgress, peak_memory_bytes
 from pfedst.trainer import LocalTrainer, RoundHooks
 
-if TYPE_CHECKING:
-    from pfedst.coordinator import FederatedCoordinator
-
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 Evaluation = dict[str, dict[str, dict[str, Metrics]]]
 """split -> model (`personal`, `generic`) -> client -> metrics."""
 
 
+@dataclass(frozen=True)
+class RoundOptions:
+    """What the coordinator is told about rounds; ranges and meaning are its own."""
+
+    rounds: int
+    participation: float
+    optimizer_state: Literal["reset", "keep"]
+    evaluate_every: int
+    keep_states: int
+
+
 class RoundLoop:
-    """One run of a federation; the options are the coordinator's."""
+    """One run of a federation."""
 
     def __init__(
         self,
-        options: FederatedCoordinator,
+        options: RoundOptions,
         federation: Federation,
         data: FederatedDataModule,
         local: LocalTrainer,

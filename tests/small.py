@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from pfedst.adapters import SideNetwork
+from pfedst.cli.federated import LEAN_TRAINER
 from pfedst.client import FederatedClient
 from pfedst.coordinator import FederatedCoordinator, build_federation
 from pfedst.data import FederatedDataModule, SyntheticSites
@@ -21,15 +22,7 @@ from pfedst.reporting import RunFolder
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-LEAN = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
+LEAN = LEAN_TRAINER | {"accelerator": "cpu"}
 _encoders: dict[str, FrozenCLIP] = {}
 
 
@@ -65,7 +58,7 @@ def federation(method: FederatedMethod, seed: int = 0, **options: Any) -> Federa
 
 
 def trainer(**options: Any) -> Trainer:
-    return Trainer(**({"max_epochs": 1} | LEAN | options))
+    return Trainer(**(LEAN | options))
 
 
 def fit(
