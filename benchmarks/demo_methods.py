@@ -64,7 +64,7 @@ def main() -> None:
         cells = [spread(row[key]) for key in ("personal", "worst", "generic", "trained")]
         table.add_row(name, *cells, f"{statistics.fmean(row['seconds']):.0f}")
     console.print(table)
-    protocol = next(iter(rows.values()))[0]["protocol"]
+    protocol = list(rows.values())[-1][0]["protocol"]
     console.print(f"{protocol['encoder']}; {protocol['data']}; {protocol['rounds']} rounds; {protocol['when']}")
     environment = {"python": platform.python_version(), "torch": torch.__version__, "pfedst": __version__}
     given.output.parent.mkdir(parents=True, exist_ok=True)
