@@ -69,7 +69,7 @@ def main() -> None:
     environment = {"python": platform.python_version(), "torch": torch.__version__, "pfedst": __version__}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(
-        json.dumps({"protocol": protocol, "environment": environment, "rows": results}, indent=2) + "\n"
+        json.dumps({"protocol_of_last_row": protocol, "environment": environment, "rows": results}, indent=2) + "\n"
     )
 
 
