@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,15 +12,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from pfedst.adapters import Adapter, AdapterFactory, SideNetwork
-from pfedst.encoders import AnchorHead, AnchorKind, FrozenCLIP, Taps, text_anchors
+from pfedst.adapters import Adapter, AdapterFactory
+from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Taps, text_anchors
 from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.method import Batch, FederatedMethod
-from pfedst.partition import Partition
+from pfedst.partition import Partition, norm_keys, norm_statistics
 from pfedst.payload import Payload, State, check_tensors
 from pfedst.seeds import derive_seed, seeded
-
-NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 ADAPTER = "adapter."
 T = TypeVar("T")
@@ -60,10 +58,12 @@ class FederatedClient(LightningModule):
         round: the current round, from 1; 0 before the first.
         finetuning: True in the local epochs after the last round.
         optimizer_state: the optimiser's state of the last fit, where the coordinator keeps it.
+        twin: a second adapter that stays at home, for a method that attaches one.
+        unlabelled: endless batches of images without labels during a fit, for a method that asks for them.
 
     Args:
         encoder: the frozen encoder.
-        adapter: the adapter's class and options.
+        adapter: the adapter's class and options; with null, the method's own choice.
         anchors: where the class anchors come from: `text` prompts, `prototypes` (class means of frozen embeddings,
             merged over clients by class counts), or `learned`.
         prompts: templates with a {} for the class name, averaged; used by `text` only.
@@ -72,8 +72,8 @@ class FederatedClient(LightningModule):
 
     def __init__(
         self,
-        encoder: FrozenCLIP,
-        adapter: AdapterFactory = SideNetwork,
+        encoder: Encoder,
+        adapter: AdapterFactory | None = None,
         anchors: AnchorKind = "text",
         prompts: Sequence[str] = ("a photo of a {}",),
         optimizer: OptimizerCallable = default_optimizer,
@@ -95,6 +95,8 @@ class FederatedClient(LightningModule):
         self.round = 0
         self.finetuning = False
         self.optimizer_state: dict[str, Any] | None = None
+        self.twin: Adapter
+        self.unlabelled: Iterator[Tensor] | None = None
         self._losses: list[Tensor] = []
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -103,15 +105,23 @@ class FederatedClient(LightningModule):
         """A client for these classes and this method, at the run's initial weights; copy it once a site."""
         client = copy.deepcopy(self)
         with seeded(derive_seed(run_seed, "initial weights")):
-            head = AnchorHead(len(class_names), self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors)
-            client.adapter = self.make_adapter(self.encoder, head)
+            head = AnchorHead(class_names, self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors)
+            client.adapter = (self.make_adapter or method.default_adapter)(self.encoder, head)
+        if method.requires is not None and not isinstance(client.adapter, method.requires):
+            raise ConfigurationError(
+                f"method {type(method).__name__} runs on {method.requires.__name__}, not on "
+                f"{type(client.adapter).__name__}: leave --model.adapter out, or choose {method.requires.__name__}"
+            )
         if self.anchors == "text":
             head.set_anchors(text_anchors(self.encoder, class_names, self.prompts))
         client.method = method
         with seeded(derive_seed(run_seed, "method weights")):
             method.build(client)
         client.partition = Partition(
-            method.partition(client), client.adapter.state_dict(), f"method {type(method).__name__}"
+            method.partition(client),
+            client.adapter.state_dict(),
+            f"method {type(method).__name__}",
+            norm_statistics(client.adapter) if method.norm_statistics == "private" else (),
         )
         for key, parameter in client.named_parameters():
             parameter.requires_grad_(client.kind(key) != "frozen" and parameter.requires_grad)
@@ -123,6 +133,16 @@ class FederatedClient(LightningModule):
         client = copy.deepcopy(self)
         client.name = name
         return client
+
+    def attach_twin(self) -> None:
+        """Give this client a second adapter, equal to the first: trained in the same fit, personal, never sent."""
+        self.twin = copy.deepcopy(self.adapter)
+
+    def set_anchors(self, anchors: Tensor) -> None:
+        """Give every class head of this client, a twin's included, the same class anchors (K, E)."""
+        for module in self.modules():
+            if isinstance(module, AnchorHead):
+                module.set_anchors(anchors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FederatedClient:
         """Copy modules and state; the method (hyperparameters only) and the encoder stay one object."""
@@ -159,11 +179,14 @@ class FederatedClient(LightningModule):
         check_tensors(state, expected, f"the shared state for client {self.name}")
         self.adapter.load_state_dict(state, strict=False)
 
+    def own_keys(self) -> list[str]:
+        """Keys of all that is not frozen, private modules of the method included."""
+        return [key for key in self.state_dict() if self.kind(key) != "frozen"]
+
     def own_state(self) -> State:
-        """Copies of all that is not frozen, private modules of the method included: what a checkpoint needs."""
-        return {
-            key: value.detach().cpu().clone() for key, value in self.state_dict().items() if self.kind(key) != "frozen"
-        }
+        """Copies of the tensors under `own_keys`: what a checkpoint needs."""
+        state = self.state_dict()
+        return {key: state[key].detach().cpu().clone() for key in self.own_keys()}
 
     def load_own_state(self, state: State) -> None:
         """Put back what `own_state` gave.
@@ -189,18 +212,14 @@ class FederatedClient(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One batch of (images, targets) -> the method's loss."""
         images, targets = batch
-        loss = self.method.loss(self, Batch(self.taps_of(images), targets))
+        other = None if self.unlabelled is None else self.taps_of(next(self.unlabelled).to(images.device))
+        loss = self.method.loss(self, Batch(self.taps_of(images), targets, other))
         self._losses.append(loss.detach())
         return loss
 
     def configure_optimizers(self) -> Optimizer:
         """One optimiser over groups of (learning-rate scale, weight decay or none)."""
-        no_decay = {
-            f"{name}.{key}" if name else key
-            for name, module in self.named_modules()
-            if isinstance(module, NORM_LAYERS)
-            for key, _ in module.named_parameters(recurse=False)
-        }
+        no_decay = set(norm_keys(self))
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         parameters = dict(self.named_parameters())
         for key in self.learnable:
@@ -227,9 +246,8 @@ class FederatedClient(LightningModule):
         """Set the mask of this epoch's trainable parameters."""
         parameters = dict(self.named_parameters())
         for key in self.learnable:
-            parameters[key].requires_grad_(
-                self.method.trainable(key.removeprefix(ADAPTER), self.local_epoch, self.finetuning)
-            )
+            trains = self.method.trainable(self, key.removeprefix(ADAPTER), self.local_epoch)
+            parameters[key].requires_grad_(trains)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the method edit gradients: unscaled, not yet clipped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ class FederatedCoordinator:
         optimizer_state: of each client's optimiser: `reset` each round, or `keep` it over rounds.
         evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
         keep_states: number of rounds whose state is kept on disk, >= 1.
+        held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. Their
+            images still count in class prototypes.
 
     Raises:
         ConfigurationError: an option out of its range.
@@ -46,6 +49,7 @@ class FederatedCoordinator:
         optimizer_state: Literal["reset", "keep"] = "reset",
         evaluate_every: int = 1,
         keep_states: int = 2,
+        held_out_sites: Sequence[str] = (),
     ) -> None:
         for name, value in (
             ("rounds", rounds),
@@ -57,6 +61,7 @@ class FederatedCoordinator:
         if not 0 < participation <= 1:
             raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
         self.options = RoundOptions(rounds, participation, optimizer_state, evaluate_every, keep_states)
+        self.held_out_sites = tuple(held_out_sites)
 
     def fit(
         self,
@@ -83,7 +88,7 @@ class FederatedCoordinator:
         started = time.perf_counter()
         local = LocalTrainer(trainer)
         method.check(local.epochs)
-        federation = build_federation(template, data, method, run_seed)
+        federation = build_federation(template, data, method, run_seed, self.held_out_sites)
         summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
         with local.detached() as hooks:
             RoundLoop(self.options, federation, data, local, hooks, run, summary).run()
@@ -112,7 +117,7 @@ class FederatedCoordinator:
             StateError: no state, or one that does not fit the configuration.
         """
         local = LocalTrainer(trainer)
-        federation = build_federation(template, data, method, run_seed)
+        federation = build_federation(template, data, method, run_seed, self.held_out_sites)
         round_number, parts = load_last_round(folder / "state")
         federation.load_state_parts(parts)
         metrics = evaluate_received(federation, data, local, (split,))[split]
@@ -125,9 +130,13 @@ class FederatedCoordinator:
 
 
 def build_federation(
-    template: FederatedClient, data: FederatedDataModule, method: FederatedMethod, run_seed: int
+    template: FederatedClient,
+    data: FederatedDataModule,
+    method: FederatedMethod,
+    run_seed: int,
+    held_out_sites: Sequence[str] = (),
 ) -> Federation:
     """Check the data, then make server and clients at the run's first state (prototypes still to be gathered)."""
     data.prepare(template.encoder.preprocessing)
     sizes = {site: data.samples(site, "train") for site in data.sites}
-    return Federation(template, data.class_names, sizes, method, run_seed)
+    return Federation(template, data.class_names, sizes, method, run_seed, held_out_sites)

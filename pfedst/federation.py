@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pfedst.client import FederatedClient, require_trainable_anchors
+from pfedst.data import POOLED
 from pfedst.encoders import class_sums, prototypes_from_sums
-from pfedst.errors import StateError
+from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.method import FederatedMethod, ServerState
 from pfedst.payload import NET, Payload, check_keys, check_tensors, copy_payload, payload_bytes
 from pfedst.seeds import derive_seed, generator
@@ -25,6 +26,8 @@ class Federation:
 
     Attributes:
         clients: one module a site.
+        trainees: who is fitted, by name: the clients, or for a pooled method one client that sees all images.
+        held_out: sites that are evaluated and never drawn.
         generic: a client that never trains: its personal tensors stay at their start, so with the merged shared
             tensors it is what a newly joined hospital gets.
         server: the method's server state.
@@ -36,6 +39,10 @@ class Federation:
         train_samples: number of training images by site.
         method: the plugin.
         run_seed: the seed of the run.
+        held_out: see there.
+
+    Raises:
+        ConfigurationError: a site to hold out that there is not, or none left.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class Federation:
         train_samples: Mapping[str, int],
         method: FederatedMethod,
         run_seed: int,
+        held_out: Sequence[str] = (),
     ) -> None:
         self.method = method
         self.run_seed = run_seed
@@ -54,15 +62,24 @@ class Federation:
         self.encoder = first.encoder
         self.clients = {name: first.copy_as(name) for name in sorted(train_samples)}
         self.generic = first.copy_as("generic")
-        self.weights = {
-            name: float(train_samples[name]) if method.weighting == "samples" else 1.0 for name in self.clients
-        }
+        self.held_out = _checked_sites(held_out, self.clients)
+        self.trainees = {POOLED: first.copy_as(POOLED)} if method.pooled else self.clients
+        samples = {POOLED: 1} if method.pooled else train_samples
+        self.weights = {name: float(samples[name]) if method.weighting == "samples" else 1.0 for name in self.trainees}
         self.server: ServerState = {}
         self.anchors: Tensor | None = None
         self.setup_upload_bytes = 0
-        method.setup(self.server, self.clients)
         self._allowed = {NET, *method.extra_messages}
         self._current: dict[str, int] = {}
+
+    @property
+    def members(self) -> dict[str, FederatedClient]:
+        """Clients and trainees."""
+        return {**self.clients, **self.trainees}
+
+    def start(self) -> None:
+        """Give the server its first state, once the class anchors are set."""
+        self.method.setup(self.server, self.trainees)
 
     @property
     def trains(self) -> bool:
@@ -100,8 +117,8 @@ class Federation:
     def set_anchors(self, anchors: Tensor) -> None:
         """Give every client the same frozen class anchors (K, E)."""
         self.anchors = anchors.float().cpu()
-        for client in (*self.clients.values(), self.generic):
-            client.adapter.head.set_anchors(self.anchors)
+        for client in (*self.members.values(), self.generic):
+            client.set_anchors(self.anchors)
 
     # -- the border --------------------------------------------------------------------------------------------
 
@@ -111,7 +128,7 @@ class Federation:
         Raises:
             StateError: the method sends a name that it does not declare, or keys that are not declared shared.
         """
-        client = self.clients[name]
+        client = self.members[name]
         if name in self._current:
             return self._current[name]
         payload = self.method.broadcast(self.server, client)
@@ -128,7 +145,7 @@ class Federation:
         Raises:
             StateError: something that is not declared shared is about to leave the client, or numbers are not finite.
         """
-        client = self.clients[name]
+        client = self.trainees[name]
         payload = self.method.upload(client)
         self._check(payload, client, f"the message from client {name}")
         return copy_payload(payload)
@@ -156,7 +173,7 @@ class Federation:
         anchors = {} if self.anchors is None else {"anchors": {"classes": self.anchors}}
         return {"server": {"method": self.server, **anchors}} | {
             f"client {name}": {"model": client.own_state(), "memo": client.memo}
-            for name, client in self.clients.items()
+            for name, client in self.members.items()
         }
 
     def load_state_parts(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -165,11 +182,11 @@ class Federation:
         Raises:
             StateError: other clients, other keys or other shapes than this federation's.
         """
-        check_keys(parts, {"server", *(f"client {name}" for name in self.clients)}, "the saved state")
+        check_keys(parts, {"server", *(f"client {name}" for name in self.members)}, "the saved state")
         self.server = {NET: {}} | parts["server"].get("method", {})
         if "anchors" in parts["server"]:
             self.set_anchors(parts["server"]["anchors"]["classes"])
-        for name, client in self.clients.items():
+        for name, client in self.members.items():
             part = parts[f"client {name}"]
             client.load_own_state(part.get("model", {}))
             client.memo = part.get("memo", {})
@@ -181,10 +198,22 @@ class Federation:
     # -- participation -----------------------------------------------------------------------------------------
 
     def draw(self, round_number: int, participation: float) -> list[str]:
-        """The clients of a round: a share of all, at least one, drawn by (run seed, round) alone."""
-        names = list(self.clients)
+        """Who is fitted in a round: a share of all not held out, at least one, drawn by (run seed, round) alone."""
+        names = [name for name in self.trainees if name not in self.held_out]
         count = max(1, round(participation * len(names)))
         order = torch.randperm(
             len(names), generator=generator(derive_seed(self.run_seed, "participation", round_number))
         )
         return sorted(names[index] for index in order[:count].tolist())
+
+
+def _checked_sites(held_out: Sequence[str], clients: Mapping[str, FederatedClient]) -> tuple[str, ...]:
+    for site in held_out:
+        if site not in clients:
+            raise ConfigurationError(
+                f'--coordinator.held_out_sites: there is no site "{site}".{nearest(site, clients)} '
+                f"There are: {', '.join(clients)}"
+            )
+    if len(set(held_out)) == len(clients):
+        raise ConfigurationError("--coordinator.held_out_sites: all sites are held out; leave one to train on")
+    return tuple(held_out)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from pfedst.encoders.spec import Taps
+from pfedst.adapters import Adapter, SideNetwork
+from pfedst.encoders import AnchorHead, Encoder, Taps
+from pfedst.errors import ConfigurationError
 from pfedst.merging import weighted_mean
 from pfedst.partition import Rule
 from pfedst.payload import NET, Payload, State
@@ -23,16 +25,28 @@ if TYPE_CHECKING:
     from pfedst.client import FederatedClient
 
 Weighting = Literal["samples", "uniform"]
+NormStatistics = Literal["merged", "private"]
 ServerState = dict[str, State]
 """What the server keeps between rounds, by name; `net` is the merged shared part of the model."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees: what the encoder handed out for B images, and their class indices (B,)."""
+    """What a loss sees: what the encoder handed out for B images, and their class indices (B,).
+
+    `unlabelled` holds as much for images without labels, for a method that asks for them (`unlabelled`).
+    """
 
     taps: Taps
     targets: Tensor
+    unlabelled: Taps | None = None
+
+
+def pull_towards(parameters: Mapping[str, nn.Parameter], anchor: Mapping[str, Tensor], strength: float) -> None:
+    """Add strength * (parameter - anchor) to the gradients: that of strength / 2 * squared distance to the anchor."""
+    for key, parameter in parameters.items():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - anchor[key], alpha=strength)
 
 
 class FederatedMethod:
@@ -44,30 +58,62 @@ class FederatedMethod:
 
     Attributes:
         source: paper, venue and year: where the method comes from.
+        requires: the class of adapter without which the method cannot run, if there is one; another is refused.
         sequential: True for ring methods: a round takes the clients one after the other, merging after each.
+        pooled: True for the upper reference: one client trains on the images of all sites together.
         extra_messages: names of what travels beside `net`; a name that is not declared here cannot leave a client.
 
     Args:
         weighting: how clients count when the server averages: by training `samples` (n_k / sum n), or `uniform`.
         finetune_epochs: local epochs of each client after the last round, >= 0; nothing is sent after them.
+        norm_statistics: running statistics of norm layers are `merged` as what they are part of, or kept `private`.
+
+    Raises:
+        ConfigurationError: an option out of its range.
     """
 
     source: ClassVar[str] = ""
+    requires: ClassVar[type[Adapter] | None] = None
     sequential: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
     extra_messages: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, weighting: Weighting = "samples", finetune_epochs: int = 0) -> None:
+    def __init__(
+        self,
+        weighting: Weighting = "samples",
+        finetune_epochs: int = 0,
+        norm_statistics: NormStatistics = "merged",
+    ) -> None:
         self.weighting = weighting
         self.finetune_epochs = finetune_epochs
+        self.norm_statistics = norm_statistics
+        self.require("finetune_epochs", finetune_epochs >= 0, "must be 0 or more")
+
+    def require(self, option: str, holds: bool, demand: str) -> None:
+        """Raise a ConfigurationError that names the option of this method, unless its demand holds."""
+        if not holds:
+            raise ConfigurationError(f"--method.{option} {getattr(self, option)} of {type(self).__name__}: {demand}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyperparameters, for the protocol."""
+        return dict(vars(self))
 
     # -- declarations ------------------------------------------------------------------------------------------
+
+    def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:
+        """The adapter where a configuration names none: the side network, so that only the sharing rule differs."""
+        return SideNetwork(encoder, head)
 
     def partition(self, client: FederatedClient) -> Sequence[Rule]:
         """Ordered rules that make every adapter tensor shared, personal or frozen (see `Partition`)."""
         return [("*", "shared")]
 
-    def trainable(self, key: str, epoch: int, finetune: bool) -> bool:
-        """Whether the parameter `key` is trained in local epoch `epoch` (from 0); never asked for frozen ones."""
+    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
+        """Whether the parameter `key` is trained in local epoch `epoch` (from 0); never asked for frozen ones.
+
+        `client.finetuning` tells the epochs after the last round.
+        """
         return True
 
     def learning_rate_scale(self, key: str) -> float:
@@ -76,6 +122,10 @@ class FederatedMethod:
 
     def check(self, local_epochs: int) -> None:
         """Raise a ConfigurationError if the method cannot run with this many local epochs a round."""
+
+    def unlabelled(self, client: FederatedClient) -> tuple[str, Literal["train", "validation"]] | None:
+        """Site and split whose images, without labels, join each training batch; None for none."""
+        return None
 
     # -- server ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from torch import nn
+
 from pfedst.errors import ConfigurationError
 
 Kind = Literal["shared", "personal", "frozen"]
@@ -13,6 +15,25 @@ Kind = Literal["shared", "personal", "frozen"]
 
 Rule = tuple[str, Kind]
 """A glob over state-dict keys, and what the keys that it matches are."""
+
+
+NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+def norm_keys(module: nn.Module) -> list[str]:
+    """State-dict keys of all normalisation layers, found by their type: names such as "bn" miss some and hit others."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, layer in module.named_modules()
+        if isinstance(layer, NORM_LAYERS)
+        for key in layer.state_dict()
+    ]
+
+
+def norm_statistics(module: nn.Module) -> list[str]:
+    """State-dict keys of the running statistics of normalisation layers (their buffers)."""
+    buffers = dict(module.named_buffers())
+    return [key for key in norm_keys(module) if key in buffers]
 
 
 class Partition:
@@ -25,19 +46,23 @@ class Partition:
         rules: the ordered rules.
         keys: the keys of the adapter's state dict.
         owner: who declares the rules, for messages.
+        kept_private: keys that are personal even where a rule says shared.
 
     Raises:
         ConfigurationError: a key that no rule matches, or a rule that decides nothing (a misspelled glob, or a
             method whose parts the adapter does not have).
     """
 
-    def __init__(self, rules: Sequence[Rule], keys: Iterable[str], owner: str) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], keys: Iterable[str], owner: str, kept_private: Iterable[str] = ()
+    ) -> None:
         self.kinds: dict[str, Kind] = {}
+        private = set(kept_private)
         unused = dict.fromkeys(pattern for pattern, _ in rules)
         for key in keys:
             for pattern, kind in rules:
                 if fnmatchcase(key, pattern):
-                    self.kinds[key] = kind
+                    self.kinds[key] = "personal" if key in private and kind == "shared" else kind
                     unused.pop(pattern, None)
                     break
             else:

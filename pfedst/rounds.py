@@ -59,12 +59,13 @@ class RoundLoop:
         self.rounds = options.rounds if federation.trains else 0
         self.finetune_epochs = federation.method.finetune_epochs if federation.trains else 0
         fits = sum(len(self._drawn(round_number)) for round_number in range(1, self.rounds + 1))
-        self.progress = RunProgress(fits + len(federation.clients) * bool(self.finetune_epochs))
+        self.progress = RunProgress(fits + len(federation.trainees) * bool(self.finetune_epochs))
 
     def run(self) -> None:
         """All rounds, the fine-tuning after them, and an evaluation after the last."""
         with self.progress:
             self._gather_prototypes()
+            self.federation.start()
             self.hooks.start(self.federation.generic)
             self._end_round(0, {})
             for round_number in range(1, self.rounds + 1):
@@ -104,7 +105,7 @@ class RoundLoop:
             for name in group:
                 self.progress.say(f"round {round_number}/{self.rounds}, {name}")
                 records[name] = self._fit(name, round_number) | {"download_bytes": received_bytes[name]}
-                if self._is_evaluated(round_number):
+                if self._is_evaluated(round_number) and name in self.federation.clients:
                     records[name]["trained"] = self._evaluate_trained(name)
                 uploads[name] = self.federation.collect(name)
                 records[name]["upload_bytes"] = payload_bytes(uploads[name])
@@ -112,13 +113,16 @@ class RoundLoop:
         return records
 
     def _fit(self, name: str, round_number: int, finetune_epochs: int | None = None) -> dict[str, Any]:
-        client, seed = self.federation.clients[name], self.federation.run_seed
+        client, seed = self.federation.trainees[name], self.federation.run_seed
         client.round, client.finetuning = round_number, finetune_epochs is not None
         purpose = "finetune" if client.finetuning else "fit"
         started = time.perf_counter()
         loader = self.data.train_loader(name, derive_seed(seed, f"{purpose} batches", name, round_number))
+        if place := self.federation.method.unlabelled(client):
+            client.unlabelled = self.data.unlabelled(*place, derive_seed(seed, "unlabelled", name, round_number))
         with seeded(derive_seed(seed, purpose, name, round_number)):
             self.local.fit(client, loader, finetune_epochs)
+        client.unlabelled = None
         if self.options.optimizer_state == "keep":
             client.optimizer_state = self.local.trainer.optimizers[0].state_dict()
         self.progress.fitted()
@@ -156,10 +160,11 @@ class RoundLoop:
         return round_number > 0 and self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
 
     def _write_records(self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Evaluation) -> None:
-        for name in self.federation.clients:
+        for name in self.federation.members:
             received = {
                 split: {model: clients[name] for model, clients in models.items()}
                 for split, models in evaluation.items()
+                if name in self.federation.clients
             }
             record = {"round": round_number, "client": name, "participated": name in records}
             self.run_folder.add_record(record | records.get(name, {}) | ({"received": received} if received else {}))
@@ -171,7 +176,7 @@ class RoundLoop:
         """Local epochs after the last merge; nothing is sent after them."""
         last = self.summary.last_round
         records: dict[str, dict[str, Any]] = {}
-        for name in self.federation.clients:
+        for name in self.federation.trainees:
             self.federation.deliver(name)
             self.progress.say(f"fine-tuning, {name}")
             records[name] = self._fit(name, last, self.finetune_epochs)

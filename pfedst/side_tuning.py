@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from pfedst.adapters import lora_layers, switches_open
 from pfedst.client import FederatedClient
 from pfedst.errors import ConfigurationError
-from pfedst.method import Batch, FederatedMethod, Weighting
+from pfedst.method import Batch, FederatedMethod
 from pfedst.partition import Rule
 
 Schedule = Literal["joint", "alternate"]
@@ -22,10 +22,15 @@ def _is_lora(key: str) -> bool:
 
 
 class PFedST(FederatedMethod):
-    """Personalised federated side-tuning: shared side network, personal LoRA beside its projections.
+    """Personalised federated side-tuning: a shared side network with personal LoRA beside its projections.
 
-    The frozen tower and the personal LoRA (beside every down-projection, every attention output O, and the
-    up-projection) never leave the hospital; all else of the side network is merged, weighted by samples.
+    Why: hospitals share what to look for and differ in cameras, light and case mix; low-rank updates of their own
+        absorb that, and the merge is spared it. Gradients cross one block of the frozen tower only.
+    Method: every client trains the whole side network; its LoRA (beside every down-projection, every attention output
+        O, and the up-projection) never leaves the hospital; all else is merged, n_k / n.
+    When to use: sites that differ, memory for little more than the last block, a link for a few megabytes.
+    Differs from the paper in: what its figure does not tell (widths, rank, initialisation, schedule) is an option, with
+        defaults of our own.
 
     Args:
         rank: rank of every personal LoRA, >= 1.
@@ -34,7 +39,7 @@ class PFedST(FederatedMethod):
             off in the first `shared_epochs` local epochs of a round, then the LoRA alone.
         shared_epochs: epochs of the shared part in `alternate`, >= 1; a round needs at least one epoch more.
         lora_learning_rate_scale: factor on the learning rate of the LoRA, > 0.
-        weighting: see FederatedMethod.
+        options: see FederatedMethod.
     """
 
     source = "Personalized Federated Side-Tuning for Medical Image Classification, MICCAI 2025"
@@ -46,9 +51,9 @@ class PFedST(FederatedMethod):
         schedule: Schedule = "joint",
         shared_epochs: int = 1,
         lora_learning_rate_scale: float = 1.0,
-        weighting: Weighting = "samples",
+        **options: Any,
     ) -> None:
-        super().__init__(weighting)
+        super().__init__(**options)
         if shared_epochs < 1 or lora_learning_rate_scale <= 0:
             raise ConfigurationError("PFedST: shared_epochs must be >= 1 and lora_learning_rate_scale > 0")
         self.rank = rank
@@ -69,7 +74,7 @@ class PFedST(FederatedMethod):
                 f"{self.shared_epochs} for the shared part; set --trainer.max_epochs {self.shared_epochs + 1} or more"
             )
 
-    def trainable(self, key: str, epoch: int, finetune: bool) -> bool:
+    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
         """All at once (joint), or shared first, then personal (alternate)."""
         return self.schedule == "joint" or _is_lora(key) == (epoch >= self.shared_epochs)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -54,7 +55,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}{SEPARATOR}")
         elif isinstance(value, Tensor):
-            flat[f"{prefix}{key}"] = value.detach().cpu().contiguous()
+            # a method may keep one tensor under two names, which safetensors refuses
+            flat[f"{prefix}{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         else:
             raise StateError(f'state "{prefix}{key}" is a {type(value).__name__}: keep tensors, and dicts of them')
     return flat

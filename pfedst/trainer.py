@@ -21,6 +21,18 @@ from torch.utils.data import DataLoader
 from pfedst.client import FederatedClient
 from pfedst.errors import ConfigurationError
 
+LEAN_TRAINER: dict[str, Any] = {
+    "max_epochs": 1,
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+"""Options without which a Trainer costs more than the fits: see the module's first lines."""
+
 
 def reset_for_fit(trainer: Trainer, epochs: int) -> None:
     """Put a used Trainer back to the state of a new one, for all that decides how a fit runs."""

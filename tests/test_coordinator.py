@@ -11,7 +11,7 @@ from pfedst.errors import ConfigurationError, PfedstError, StateError
 from pfedst.method import FederatedMethod
 from pfedst.payload import NET
 from pfedst.side_tuning import PFedST
-from tests.small import data, encoder, federation, fit, template
+from pfedst.testing.small import data, encoder, federation, fit, prepared, template
 
 PARTS = ("personal", "generic", "best_on_validation", "trained")
 
@@ -51,7 +51,7 @@ def test_weighted_averaging_by_hand() -> None:
 def test_generic_is_the_lora_switched_off(tmp_path) -> None:
     """Personal tensors at their start (LoRA B = 0) and open switches are the same model, bit for bit."""
     from pfedst.adapters import switches_open
-    from tests.contract import data_of, train
+    from pfedst.testing import train
 
     made = federation(PFedST())
     name = next(iter(made.clients))
@@ -60,7 +60,7 @@ def test_generic_is_the_lora_switched_off(tmp_path) -> None:
     made.merge({name: made.collect(name)})
     made.deliver(name)
     client = made.clients[name]
-    images, _ = next(iter(data_of(made).evaluation_loader(name, "test")))
+    images, _ = next(iter(prepared().evaluation_loader(name, "test")))
     taps = client.taps_of(images)
     with torch.no_grad():
         closed = client.adapter(taps)

@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.contract import declared_is_sent, personal_tensors_are_untouched_by_others
-from tests.small import fit
+from pfedst.testing import CHECKS, check_method, fit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,8 +14,8 @@ def test_the_method_of_the_readme_keeps_the_contract_and_trains(tmp_path) -> Non
     scope: dict = {}
     exec(code, scope)
     method = scope["FedMine"](mu=0.1)
-    declared_is_sent(method)
-    personal_tensors_are_untouched_by_others(method)
+    for check in CHECKS:
+        check_method(lambda: scope["FedMine"](mu=0.1), check)
     pulled, free = fit(tmp_path / "a", method), fit(tmp_path / "b", scope["FedMine"](mu=0.0))
     lines = [(tmp_path / name / "run" / "rounds.jsonl").read_text() for name in "ab"]
     assert pulled["cost"]["parameters_sent"] == free["cost"]["parameters_sent"]

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from pfedst.baselines.fedavg import FedAvg
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import seeded
+from pfedst.testing.small import data, federation, fit, trainer
 from pfedst.trainer import LocalTrainer
-from tests.small import data, federation, fit, trainer
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,22 @@
 """Adapters: the small trainable modules. They know nothing of methods."""
 
 from pfedst.adapters.adapter import Adapter, AdapterFactory
+from pfedst.adapters.embedding import AttentionAdapter, LinearHead
 from pfedst.adapters.lora import LoRALinear, lora_layers, switches_open
+from pfedst.adapters.lora_tower import LoRATower
+from pfedst.adapters.prompts import PromptLearner, TransportPrompts
 from pfedst.adapters.side_network import SideNetwork
 
-__all__ = ["Adapter", "AdapterFactory", "LoRALinear", "SideNetwork", "lora_layers", "switches_open"]
+__all__ = [
+    "Adapter",
+    "AdapterFactory",
+    "AttentionAdapter",
+    "LinearHead",
+    "LoRALinear",
+    "LoRATower",
+    "PromptLearner",
+    "SideNetwork",
+    "TransportPrompts",
+    "lora_layers",
+    "switches_open",
+]

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from pfedst.encoders import AnchorHead, FrozenCLIP, Need, Taps
+from pfedst.encoders import AnchorHead, Encoder, Need, Taps
+from pfedst.errors import ConfigurationError
 
 
 class Adapter(nn.Module):
@@ -19,14 +20,26 @@ class Adapter(nn.Module):
     module, so that it is never moved, saved or sent with the adapter.
 
     Attributes:
+        needs: what it asks of the encoder.
+        head_keys: glob over the state-dict keys of the classifier, for methods that treat it apart.
         encoder: the frozen encoder, one a process.
-        head: class anchors; `head.weight` is trainable with learned anchors, otherwise the head holds no state.
+        head: class anchors; `head.weight` is trainable with learned anchors or after `learn_head`, otherwise the
+            head holds no state.
+
+    Raises:
+        ConfigurationError: the encoder does not offer what the adapter needs.
     """
 
     needs: ClassVar[Need]
+    head_keys: ClassVar[str] = "head.*"
 
-    def __init__(self, encoder: FrozenCLIP, head: AnchorHead) -> None:
+    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
         super().__init__()
+        if self.needs not in encoder.offers:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs {self.needs} of the encoder, and {encoder.label} offers only "
+                f"{', '.join(encoder.offers)}; choose another --model.adapter or --model.encoder"
+            )
         self.encoder = encoder
         self.head = head
 
@@ -39,6 +52,11 @@ class Adapter(nn.Module):
         logits: Tensor = self.head(self.embed(taps))
         return logits
 
+    def learn_head(self) -> None:
+        """Make the classifier trainable, starting from the class anchors; one that already is stays as it is."""
+        if self.head.weight is None:
+            self.head.learn("linear")
 
-AdapterFactory = Callable[[FrozenCLIP, AnchorHead], Adapter]
+
+AdapterFactory = Callable[[Encoder, AnchorHead], Adapter]
 """What a configuration gives: an adapter class with its options, still to be told encoder and head."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
 from pfedst.adapters.lora import LoRALinear
-from pfedst.encoders import AnchorHead, EncoderSpec, FrozenCLIP, Taps
+from pfedst.encoders import AnchorHead, Encoder, EncoderSpec, Taps
 from pfedst.errors import ConfigurationError
 
 TapNorm = Literal["frozen", "affine", "none"]
@@ -137,7 +137,7 @@ class SideNetwork(Adapter):
 
     def __init__(
         self,
-        encoder: FrozenCLIP,
+        encoder: Encoder,
         head: AnchorHead,
         width: int | None = None,
         head_width: int = 32,

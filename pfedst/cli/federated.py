@@ -19,23 +19,13 @@ from pfedst.cli.explain import explain
 from pfedst.client import FederatedClient
 from pfedst.coordinator import FederatedCoordinator
 from pfedst.data import FederatedDataModule, Split
-from pfedst.encoders import FrozenCLIP
+from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError
 from pfedst.method import FederatedMethod
 from pfedst.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.state import write_json
-
-LEAN_TRAINER = {
-    "max_epochs": 1,
-    "accelerator": "auto",
-    "devices": 1,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
+from pfedst.trainer import LEAN_TRAINER
 
 
 class Parser(LightningArgumentParser):
@@ -43,7 +33,7 @@ class Parser(LightningArgumentParser):
 
     bases: ClassVar[dict[str, type]] = {
         "model": FederatedClient,
-        "encoder": FrozenCLIP,
+        "encoder": Encoder,
         "adapter": Adapter,
         "method": FederatedMethod,
         "data": FederatedDataModule,

@@ -1,74 +1,185 @@
-"""`pfedst methods`: what is installed, what it shares, what it costs."""
+"""`pfedst methods`: what is installed, what it shares, what it costs; on the terminal or as pages of documentation."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from pfedst.client import FederatedClient
 from pfedst.encoders import FrozenCLIP
-from pfedst.errors import PfedstError
-from pfedst.method import FederatedMethod
+from pfedst.errors import ConfigurationError, PfedstError, nearest
+from pfedst.method import FederatedMethod, ServerState
 from pfedst.payload import payload_bytes
 from pfedst.registry import registered_methods
 from pfedst.reporting import bytes_text
 from pfedst.tracking import parameters_sent, parameters_trained
 
 MODEL, CLASSES = "ViT-B-16-quickgelu", 8
+PROTOCOL = f"defaults on {MODEL}, {CLASSES} classes, frozen anchors"
+SECTIONS = ("Why", "Method", "When to use", "Differs from the paper in")
+HEADINGS = ("method", "what it is", "adapter", "needs", "shared", "personal", "trained", "sent a round")
 
 
 def list_methods(arguments: Sequence[str]) -> int:
-    """Print a table of every registered method; the exit code."""
-    parser = argparse.ArgumentParser(prog="pfedst methods", description="List the installed methods.")
-    parser.parse_args(arguments)
-    table = Table(title=f"Methods, with defaults on {MODEL} and {CLASSES} classes with frozen anchors")
-    for heading in ("method", "what it is", "shared", "personal", "trained", "sent a round", "source"):
-        table.add_column(heading, justify="right" if heading in ("trained", "sent a round") else "left")
-    for name, method in registered_methods().items():
-        table.add_row(name, (inspect.getdoc(method) or "").split("\n")[0], *_described(method), method.source)
-    Console(width=None if Console().is_terminal else 200).print(table, highlight=False)
+    """Print a table of every registered method, the pages of some, or write all pages; the exit code."""
+    parser = argparse.ArgumentParser(prog="pfedst methods", description="List and explain the installed methods.")
+    parser.add_argument("name", nargs="*", help="print the page of each of these methods in place of the table")
+    parser.add_argument("--docs", type=Path, help="write a page for every method, and README.md with the table, here")
+    given = parser.parse_args(arguments)
+    methods, console = registered_methods(), Console(width=None if Console().is_terminal else 200)
+    if given.docs:
+        given.docs.mkdir(parents=True, exist_ok=True)
+        for file, text in pages(methods).items():
+            (given.docs / file).write_text(text)
+        print(given.docs)
+    elif given.name:
+        for name in given.name:
+            if name not in methods:
+                raise ConfigurationError(f'there is no method "{name}".{nearest(name, methods)}')
+            console.print(Markdown(page(name, methods[name])))
+    else:
+        table = Table(title=f"Methods, with {PROTOCOL}")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right" if heading in HEADINGS[-2:] else "left")
+        for name, method in methods.items():
+            table.add_row(name, *_row(method))
+        console.print(table, highlight=False)
+        console.print("The page of one: pfedst methods NAME", highlight=False)
     return 0
 
 
-def method_cost(method: FederatedMethod) -> dict[str, Any]:
-    """What a method with these options trains and sends on ViT-B/16 with 8 classes, from shapes alone."""
+@dataclass(frozen=True)
+class MethodCost:
+    """What a method holds, trains and sends on ViT-B/16 with 8 classes, counted from shapes alone.
+
+    `download_bytes` and `upload_bytes` are those of one client in one round, all messages included.
+    """
+
+    adapter: str
+    needs: str
+    shared: str
+    personal: str
+    parameters_trained: int
+    parameters_sent: int
+    upload_bytes: int
+    download_bytes: int
+
+
+def method_cost(method: FederatedMethod) -> MethodCost:
+    """Count for a method with these options; weights are not even made."""
     with torch.device("meta"):
         encoder = FrozenCLIP(MODEL, weights="random")
-        client = FederatedClient(encoder, anchors="prototypes").with_classes(
-            [f"class {index}" for index in range(CLASSES)], method, 0
-        )
-    return {
-        "shared": _groups(client.partition.keys("shared")),
-        "personal": _groups(client.partition.keys("personal")),
-        "parameters_trained": parameters_trained(client),
-        "parameters_sent": parameters_sent(client),
-        "upload_bytes": payload_bytes(method.upload(client)),
+        names = [f"class {index}" for index in range(CLASSES)]
+        client = FederatedClient(encoder, anchors="prototypes").with_classes(names, method, 0)
+        server: ServerState = {}
+        method.setup(server, {"client": client})
+        client.received = method.broadcast(server, client)
+        upload = method.upload(client)
+    return MethodCost(
+        type(client.adapter).__name__,
+        client.adapter.needs,
+        _groups(client.partition.keys("shared")),
+        _groups([key for key in client.own_keys() if client.kind(key) == "personal"]),
+        parameters_trained(client),
+        parameters_sent(client),
+        payload_bytes(upload),
+        payload_bytes(client.received),
+    )
+
+
+def page(name: str, method: type[FederatedMethod]) -> str:
+    """The page of a method in Markdown: from its docstring and its counted cost."""
+    paragraphs = _paragraphs(method)
+    lines = [f"# {name}", "", paragraphs["What"], "", f"*{method.source}*", ""]
+    for section in SECTIONS:
+        if section in paragraphs:
+            lines += [f"## {section}", "", paragraphs[section], ""]
+    lines += ["## What is shared, and what it costs", ""]
+    try:
+        cost = method_cost(method())
+        lines += [
+            f"- adapter: `{cost.adapter}`, which needs `{cost.needs}` of the encoder",
+            f"- shared: {cost.shared}",
+            f"- personal: {cost.personal}",
+            f"- trained: {cost.parameters_trained:,} numbers a client; sent: {cost.parameters_sent:,} a round "
+            f"(up {bytes_text(cost.upload_bytes)}, down {bytes_text(cost.download_bytes)} a client)",
+            "",
+            f"Counted with {PROTOCOL}.",
+        ]
+    except PfedstError as error:
+        lines += [f"Cannot be counted: {error}"]
+    lines += ["", "## Options", "", "| option | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{option}` | `{default}` | {meaning} |" for option, default, meaning in _options(method)]
+    return "\n".join(lines) + f"\n\n`pfedst fit --config configs/demo.yaml --method {name}`\n"
+
+
+def pages(methods: dict[str, type[FederatedMethod]]) -> dict[str, str]:
+    """File name -> text: a page a method, and README.md with the table of all."""
+    rows = [" | ".join([f"[{name}]({name}.md)", *_row(method)]) for name, method in methods.items()]
+    index = [
+        "# Methods",
+        "",
+        "Written by `pfedst methods --docs docs/methods`: do not edit. The comparison methods were chosen by us,",
+        f"each for a mechanism of its own. Counted with {PROTOCOL}.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *(f"| {row} |" for row in rows),
+    ]
+    return {f"{name}.md": page(name, method) for name, method in methods.items()} | {
+        "README.md": "\n".join(index) + "\n"
     }
 
 
-def _described(method: type[FederatedMethod]) -> tuple[str, str, str, str]:
+def _row(method: type[FederatedMethod]) -> list[str]:
+    what = _paragraphs(method)["What"]
     try:
         cost = method_cost(method())
     except PfedstError as error:
-        return f"not on this encoder: {error}", "", "", ""
-    return (
-        cost["shared"],
-        cost["personal"],
-        f"{cost['parameters_trained']:,}",
-        f"{cost['parameters_sent']:,} = {bytes_text(cost['upload_bytes'])}",
-    )
+        return [what, f"not on this encoder: {error}", "", "", "", "", ""]
+    sent = f"{cost.parameters_sent:,} = {bytes_text(cost.upload_bytes)}"
+    return [what, cost.adapter, cost.needs, cost.shared, cost.personal, f"{cost.parameters_trained:,}", sent]
+
+
+def _paragraphs(method: type[FederatedMethod]) -> dict[str, str]:
+    """The docstring's first paragraph as `What`, and its paragraphs that begin with a heading, each as one line."""
+    found: dict[str, str] = {}
+    title = "What"
+    for line in (inspect.getdoc(method) or "").partition("\nArgs:")[0].split("\n"):
+        heading, colon, rest = line.partition(": ")
+        if colon and heading in SECTIONS:
+            title, line = heading, rest
+        found[title] = f"{found.get(title, '')} {line.strip()}".strip()
+    return found
+
+
+def _options(method: type[FederatedMethod]) -> list[tuple[str, object, str]]:
+    """Name, default and meaning of every option, from the signatures and docstrings along the class's bases."""
+    meanings: dict[str, str] = {}
+    defaults: dict[str, object] = {}
+    for cls in [base for base in method.__mro__ if issubclass(base, FederatedMethod)]:
+        text = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+        for name, meaning in re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", text, re.M | re.S):
+            meanings.setdefault(name, " ".join(meaning.split()))
+        for name, parameter in inspect.signature(cls.__init__).parameters.items():
+            if parameter.default is not inspect.Parameter.empty:
+                defaults.setdefault(name, parameter.default)
+    return [(name, default, meanings.get(name, "")) for name, default in defaults.items()]
 
 
 def _groups(keys: Sequence[str]) -> str:
     """Keys without layer numbers and tensor names: `side.down, side.blocks.o, ...`, LoRA told apart."""
     groups = dict.fromkeys(
-        ".".join([part for part in key.split(".")[:-1] if not part.isdigit()])
+        (".".join([part for part in key.removeprefix("adapter.").split(".")[:-1] if not part.isdigit()]) or key)
         + (" LoRA" if key.endswith(("lora_A", "lora_B")) else "")
         for key in keys
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pfedst.data.datasets import (
     Augmentation,
+    PooledDataset,
     SeededSampler,
     SiteDataset,
     evaluation_transform,
@@ -25,6 +28,8 @@ from pfedst.seeds import derive_seed, generator
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+POOLED = "pooled"
+"""In place of a site's name: the training images of all sites together."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class FederatedDataModule(LightningDataModule):
             return
         found = self.read()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
+        if POOLED in self.sites:
+            raise DataError(f'a site may not be called "{POOLED}": that is the name for all sites together')
         splits = {site: self._checked(site, parts) for site, parts in found.splits.items()}
         files = [
             path
@@ -160,7 +167,7 @@ class FederatedDataModule(LightningDataModule):
 
     def train_loader(self, site: str, seed: int) -> DataLoader[Any]:
         """Batches of images (B, 3, S, S) and class indices (B,), in an order and with augmentation set by `seed`."""
-        dataset = self._datasets[site, "train"]
+        dataset = self._pooled() if site == POOLED else self._datasets[site, "train"]
         return DataLoader(
             dataset,
             self.batch_size,
@@ -168,6 +175,27 @@ class FederatedDataModule(LightningDataModule):
             num_workers=self.num_workers,
             generator=generator(seed),  # else the loader draws from the global generator
         )
+
+    def _pooled(self) -> PooledDataset:
+        return PooledDataset([self._datasets[site, "train"] for site in sorted(self.sites)])
+
+    def unlabelled(self, site: str, split: Split, seed: int) -> Iterator[Tensor]:
+        """Endless batches of images (B, 3, S, S) without labels, in an order set by `seed`; never of `test`.
+
+        Raises:
+            DataError: no such site, or no image in that split.
+        """
+        if (site, split) not in self._datasets or not len(self._datasets[site, split]):
+            raise DataError(f'site "{site}" has no {split} image to be used without labels (sites: {self.sites})')
+        dataset = self._datasets[site, split]
+
+        def batches() -> Iterator[Tensor]:
+            for cycle in itertools.count():
+                order = SeededSampler(len(dataset), derive_seed(seed, "cycle", cycle))
+                for images, _ in DataLoader(dataset, self.batch_size, sampler=order, generator=generator(seed)):
+                    yield images
+
+        return batches()
 
     def evaluation_loader(self, site: str, split: Split) -> DataLoader[Any]:
         """Batches in fixed order, never augmented."""

@@ -75,6 +75,26 @@ def _to_tensor(preprocessing: Preprocessing) -> list[torch.nn.Module]:
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalise]
 
 
+class PooledDataset(Dataset[tuple[Tensor, int]]):
+    """Several data sets as one; a `Draw` counts through all of them.
+
+    Args:
+        parts: the data sets, in a fixed order.
+    """
+
+    def __init__(self, parts: Sequence[SiteDataset]) -> None:
+        self.places = [(part, position) for part in parts for position in range(len(part))]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.places)
+
+    def __getitem__(self, item: Draw) -> tuple[Tensor, int]:
+        """(3, S, S) float32 and the class index."""
+        part, position = self.places[item.position]
+        return part[Draw(position, item.seed)]
+
+
 class SiteDataset(Dataset[tuple[Tensor, int]]):
     """Images and class indices of one site and split.
 

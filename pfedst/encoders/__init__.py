@@ -1,16 +1,22 @@
 """Encoders: frozen towers, their weights, class anchors. They know nothing of methods."""
 
-from pfedst.encoders.anchors import AnchorHead, AnchorKind, class_sums, prototypes_from_sums, text_anchors
+from pfedst.encoders.anchors import AnchorHead, AnchorKind, HeadForm, class_sums, prototypes_from_sums, text_anchors
+from pfedst.encoders.encoder import Encoder, Pixels
 from pfedst.encoders.frozen_clip import FrozenCLIP
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
+from pfedst.encoders.text import PromptTower
 
 __all__ = [
     "AnchorHead",
     "AnchorKind",
+    "Encoder",
     "EncoderSpec",
     "FrozenCLIP",
+    "HeadForm",
     "Need",
+    "Pixels",
     "Preprocessing",
+    "PromptTower",
     "Taps",
     "class_sums",
     "prototypes_from_sums",

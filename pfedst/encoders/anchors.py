@@ -9,20 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfedst.encoders.frozen_clip import FrozenCLIP
+from pfedst.encoders.encoder import Encoder
 from pfedst.errors import ConfigurationError
 
 AnchorKind = Literal["text", "prototypes", "learned"]
+HeadForm = Literal["cosine", "linear"]
 
 
 class AnchorHead(nn.Module):
     """Logits (B, K): the logit scale times the cosine of an embedding and each class's anchor.
 
     With `text` and `prototypes` the anchors are a buffer that is in no state dict: frozen, never sent. With
-    `learned` they are the parameter `weight` (K, E), at random unit vectors in the beginning.
+    `learned` they are the parameter `weight` (K, E), at random unit vectors in the beginning. `learn` makes a head
+    trainable that starts from its anchors, so that an untrained one predicts as the frozen head does.
+
+    Attributes:
+        class_names: of the K classes, in the order of the logits.
 
     Args:
-        classes: K.
+        class_names: see there.
         embedding: E.
         logit_scale: factor on the cosine.
         kind: where the anchors come from.
@@ -30,16 +35,28 @@ class AnchorHead(nn.Module):
 
     anchors: Tensor
 
-    def __init__(self, classes: int, embedding: int, logit_scale: float, kind: AnchorKind) -> None:
+    def __init__(self, class_names: Sequence[str], embedding: int, logit_scale: float, kind: AnchorKind) -> None:
         super().__init__()
-        self.classes = classes
+        self.class_names = tuple(class_names)
+        self.kind = kind
         self.logit_scale = logit_scale
+        self.form: HeadForm | None = None
         self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
         self.is_set = kind == "learned"
+        start = torch.zeros(len(self.class_names), embedding)
         if kind == "learned":
-            self.weight = nn.Parameter(F.normalize(torch.randn(classes, embedding), dim=-1))
-        else:
-            self.register_buffer("anchors", torch.zeros(classes, embedding), persistent=False)
+            start = F.normalize(torch.randn_like(start), dim=-1)
+        self.register_buffer("anchors", start, persistent=False)
+        if kind == "learned":
+            self.learn("cosine")
+
+    def learn(self, form: HeadForm) -> None:
+        """Train this head from its anchors on: a `cosine` to rows of `weight`, or `linear` in the unit embedding."""
+        self.form = form
+        self.weight = nn.Parameter(torch.empty_like(self.anchors))
+        self.bias = nn.Parameter(torch.zeros_like(self.anchors[:, 0])) if form == "linear" else None
+        self._start()
 
     def set_anchors(self, anchors: Tensor) -> None:
         """Take anchors (K, E) of the classes; rows are normalised, zero rows stay zero.
@@ -47,21 +64,33 @@ class AnchorHead(nn.Module):
         Raises:
             ConfigurationError: learned anchors, or another shape.
         """
-        if self.weight is not None or anchors.shape != self.anchors.shape:
+        if self.kind == "learned" or anchors.shape != self.anchors.shape:
             raise ConfigurationError(f"class anchors of shape {tuple(anchors.shape)} do not fit this head")
         self.anchors.copy_(F.normalize(anchors.float(), dim=-1))
         self.is_set = True
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        if self.weight is not None:
+            self.weight.copy_(self.anchors * (self.logit_scale if self.form == "linear" else 1.0))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, E) -> (B, K)."""
         if not self.is_set:
             raise ConfigurationError("class anchors are not set: gather the prototypes first")
-        anchors = self.anchors if self.weight is None else F.normalize(self.weight, dim=-1)
-        return self.logit_scale * F.normalize(embedding, dim=-1) @ anchors.T
+        if self.form == "linear":
+            assert self.weight is not None
+            return F.linear(F.normalize(embedding, dim=-1), self.weight, self.bias)
+        return self.cosine_logits(embedding, self.anchors if self.weight is None else self.weight)
+
+    def cosine_logits(self, embedding: Tensor, anchors: Tensor) -> Tensor:
+        """Logits (B, K) of embeddings (B, E) for any class anchors (K, E)."""
+        return self.logit_scale * F.normalize(embedding, dim=-1) @ F.normalize(anchors, dim=-1).T
 
 
 def text_anchors(
-    encoder: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
+    encoder: Encoder, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
 ) -> Tensor:
     """Anchors (K, E): each template filled with each class name, unit embeddings averaged over templates.
 

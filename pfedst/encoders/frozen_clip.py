@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from pfedst.encoders.encoder import Encoder
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
+from pfedst.encoders.text import PromptTower
 from pfedst.encoders.towers import ImageTower, OpenCLIPTower, TimmTower, frozen, refused, resized_positions
 from pfedst.encoders.weights import (
     check_activation,
@@ -41,18 +44,12 @@ CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_ST
 DEFAULT_LOGIT_SCALE = 100.0
 
 
-class FrozenCLIP:
-    """The encoder: one instance a process, shared by all clients by reference.
-
-    It is no torch module, so that a module that holds it neither moves nor saves it.
+class FrozenCLIP(Encoder):
+    """A CLIP model, or the image tower of one alone.
 
     Attributes:
-        spec: sizes of the image tower.
-        preprocessing: how images must enter.
-        label: name, weights and image size, for every output; random weights say so in capitals.
-        random_weights: whether the image tower was never trained.
-        logit_scale: factor on cosines.
         tower: the image tower.
+        text: the model with its text tower, if its weights are at hand.
 
     Args:
         model: an open_clip model (`ViT-B-16-quickgelu`), a hub repository (`hf-hub:org/name`), or a timm ViT
@@ -171,6 +168,20 @@ class FrozenCLIP:
             return self.tower.project(self.tower.blocks[-1](tokens)[:, 0])
         return self.tower.project(self.tower.last_block_class_token(tokens))
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Output of block L (..., D) -> (..., E): final norm and projection, of patch tokens as of the class token."""
+        return self.tower.project(tokens)
+
+    def block_weights(self, targets: Sequence[str]) -> list[dict[str, Tensor]]:
+        """By block, target -> its weight (out, in), a view where a tower keeps several in one matrix."""
+        return self.tower.target_weights(targets)
+
+    def embed(self, images: Tensor, block_weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Images (B, 3, H, W) through the tower in which block l has `block_weights[l]`, target -> weight (out, in)."""
+        replaced = self.tower.with_targets(block_weights)
+        embeddings: Tensor = functional_call(self.tower, replaced, (images, self.last_block == "whole"))
+        return embeddings
+
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Unit embeddings (P, E) of P prompts.
@@ -185,6 +196,19 @@ class FrozenCLIP:
             )
         tokens = self._tokenizer(list(prompts)).to(self.device)
         return F.normalize(self.text.encode_text(tokens), dim=-1)  # type: ignore[operator]
+
+    def prompt_tower(self) -> PromptTower:
+        """The text tower for learned prompts.
+
+        Raises:
+            ConfigurationError: the weights are those of an image tower alone, or the text tower is not CLIP's own.
+        """
+        if self.text is None:
+            raise ConfigurationError(
+                f"encoder {self.label}: these weights have no text tower, through which this method learns prompts; "
+                f"give --model.encoder.weights of the whole model, or choose a method that needs no text tower"
+            )
+        return PromptTower(self.text, self._tokenizer, self.label)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -204,10 +228,6 @@ class FrozenCLIP:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenCLIP:
-        """The encoder is shared, never copied."""
-        return self
 
 
 def _open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,8 @@ Shapes: B images, N tokens (class token first), D width, E embedding, L blocks.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,15 @@ class ImageTower(nn.Module):
     Attributes:
         blocks: the L blocks.
         width, tokens, embedding: D, N, E.
+        targets: the linear layers of a block that a low-rank update may change: queries, keys, values, attention
+            output, and the two layers of the MLP. Each names a weight within the block and, where a weight holds
+            several targets, its part.
     """
 
     width: int
     tokens: int
     embedding: int
+    targets: ClassVar[Mapping[str, tuple[str, int | None]]]
 
     @property
     @abstractmethod
@@ -53,6 +58,34 @@ class ImageTower(nn.Module):
     def project(self, class_token: Tensor) -> Tensor:
         """Final norm and projection: (B, D) -> (B, E)."""
 
+    def forward(self, images: Tensor, whole_last_block: bool = False) -> Tensor:
+        """Images (B, 3, H, W) -> embeddings (B, E), not normalised."""
+        *blocks, last = self.blocks
+        tokens = self.embed(images)
+        for block in blocks:
+            tokens = block(tokens)
+        return self.project(last(tokens)[:, 0] if whole_last_block else self.last_block_class_token(tokens))
+
+    def target_weights(self, targets: Sequence[str]) -> list[dict[str, Tensor]]:
+        """By block, target -> its frozen weight (out, in)."""
+        return [{target: self._part(block, target) for target in targets} for block in self.blocks]
+
+    def with_targets(self, block_weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Parameters of this tower, by name, that hold other weights for some targets of some blocks."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        replaced: dict[str, Tensor] = {}
+        for block, weights in zip(self.blocks, block_weights, strict=True):
+            for key in dict.fromkeys(self.targets[target][0] for target in weights):
+                parts = [target for target, (name, _) in self.targets.items() if name == key]
+                joined = [weights[part] if part in weights else self._part(block, part) for part in parts]
+                replaced[names[id(block.get_parameter(key))]] = torch.cat(joined) if len(joined) > 1 else joined[0]
+        return replaced
+
+    def _part(self, block: nn.Module, target: str) -> Tensor:
+        key, part = self.targets[target]
+        weight = block.get_parameter(key).detach()
+        return weight if part is None else weight.chunk(3)[part]
+
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     B, N, D = x.shape
@@ -65,6 +98,15 @@ class OpenCLIPTower(ImageTower):
     Raises:
         WeightsError: the tower has no class token, or no tokens of one width.
     """
+
+    targets: ClassVar[Mapping[str, tuple[str, int | None]]] = {
+        "q": ("attn.in_proj_weight", 0),
+        "k": ("attn.in_proj_weight", 1),
+        "v": ("attn.in_proj_weight", 2),
+        "o": ("attn.out_proj.weight", None),
+        "mlp_in": ("mlp.c_fc.weight", None),
+        "mlp_out": ("mlp.c_proj.weight", None),
+    }
 
     def __init__(self, visual: nn.Module, model: str) -> None:
         super().__init__()
@@ -116,6 +158,15 @@ class TimmTower(ImageTower):
     Raises:
         WeightsError: another architecture, no class token, or a block that is not the plain one.
     """
+
+    targets: ClassVar[Mapping[str, tuple[str, int | None]]] = {
+        "q": ("attn.qkv.weight", 0),
+        "k": ("attn.qkv.weight", 1),
+        "v": ("attn.qkv.weight", 2),
+        "o": ("attn.proj.weight", None),
+        "mlp_in": ("mlp.fc1.weight", None),
+        "mlp_out": ("mlp.fc2.weight", None),
+    }
 
     def __init__(self, vit: nn.Module, model: str) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ def describe(
     finetuning = method.finetune_epochs if federation.trains else 0
     return {
         "method": type(method).__name__,
+        "method_options": method.options,
         "adapter": type(client.adapter).__name__,
         "anchors": client.anchors,
         "encoder": federation.encoder.label,
@@ -36,6 +37,7 @@ def describe(
         "round": 0,
         "local_epochs": local_epochs,
         "participation": participation,
+        "held_out_sites": list(federation.held_out),
         "weighting": method.weighting,
         "split": "test",
         "when": (

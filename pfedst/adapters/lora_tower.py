@@ -1,0 +1,123 @@
+"""LoRA inside the frozen image tower (Hu et al., ICLR 2022): gradients cross every block above the first update.
+
+Shapes: B images, E embedding, L blocks, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pfedst.adapters.adapter import Adapter
+from pfedst.encoders import AnchorHead, Encoder, Taps
+from pfedst.errors import ConfigurationError
+
+Target = Literal["q", "k", "v", "o", "mlp_in", "mlp_out"]
+
+
+class LowRank(nn.Module):
+    """One update scale * B A of a weight (out, in): A (r, in) Kaiming uniform, B (out, r) zero."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        out_features, in_features = weight.shape
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        self.B = nn.Parameter(torch.zeros(out_features, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def added_to(self, weight: Tensor, scale: float) -> Tensor:
+        """Weight + scale * B A."""
+        return torch.addmm(weight, self.B, self.A, alpha=scale)
+
+
+class LoRATower(Adapter):
+    """Low-rank updates of linear layers in the image tower, then its embedding.
+
+    The tower is shared by all clients, so the update is added to a copy of each changed weight once a forward pass
+    and the tower itself is never touched: equal to the two-branch form. Branches are sets of updates that add up;
+    the first is called `lora`, a method may add another. State-dict names: `BRANCH.{block}.{target}.{A,B}`.
+
+    Attributes:
+        strengths: factor on each branch, by name.
+
+    Args:
+        encoder: the frozen encoder.
+        head: the class anchors.
+        rank: r of every update, >= 1.
+        alpha: scale; an update is alpha / rank * B A.
+        targets: layers that are changed: q, k, v, o of the attention, mlp_in, mlp_out.
+        last_blocks: number of blocks that are changed, counted from the last, >= 1; all by default. Gradients do
+            not pass below them.
+
+    Raises:
+        ConfigurationError: an option out of its range, or an encoder without a tower.
+    """
+
+    needs = "images"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: AnchorHead,
+        rank: int = 8,
+        alpha: float = 8.0,
+        targets: Sequence[Target] = ("q", "v"),
+        last_blocks: int | None = None,
+    ) -> None:
+        super().__init__(encoder, head)
+        L = encoder.spec.layers
+        if not 1 <= (last_blocks or L) <= L:
+            raise ConfigurationError(f"--model.adapter.last_blocks {last_blocks}: must be from 1 to {L}, the tower's")
+        if not targets or len(set(targets)) != len(targets):
+            raise ConfigurationError(f"--model.adapter.targets {list(targets)}: name each layer once, at least one")
+        self.targets, self.rank, self.scale = tuple(targets), rank, alpha / rank if rank else 0.0
+        self.first = L - (last_blocks or L)
+        self.strengths: dict[str, float] = {}
+        self.add_branch("lora")
+
+    def add_branch(self, name: str) -> None:
+        """Add a set of updates of the same shape, which starts at zero."""
+        updates = nn.ModuleDict()
+        for index, weights in enumerate(self.encoder.block_weights(self.targets)):
+            if index < self.first:
+                continue
+            largest = min(min(weight.shape) for weight in weights.values())
+            if not 1 <= self.rank <= largest:
+                raise ConfigurationError(f"--model.adapter.rank {self.rank}: must be from 1 to {largest}")
+            updates[str(index)] = nn.ModuleDict({t: LowRank(weight, self.rank) for t, weight in weights.items()})
+        self.add_module(name, updates)
+        self.strengths[name] = 1.0
+
+    @contextmanager
+    def strength(self, **factors: float) -> Iterator[None]:
+        """Run a block with other factors on the branches named: `strength(lora=0.5, personal=0.5)`."""
+        before = dict(self.strengths)
+        self.strengths |= factors
+        try:
+            yield
+        finally:
+            self.strengths = before
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """By block, target -> the weight (out, in) with all updates added; no entry where nothing is changed."""
+        changed = self.encoder.block_weights(self.targets)
+        for index, weights in enumerate(changed):
+            if index < self.first:
+                weights.clear()
+            for target, weight in weights.items():
+                for name, factor in self.strengths.items():
+                    if factor:
+                        update = self.get_submodule(f"{name}.{index}.{target}")
+                        assert isinstance(update, LowRank)
+                        weight = update.added_to(weight, factor * self.scale)
+                weights[target] = weight
+        return changed
+
+    def embed(self, taps: Taps) -> Tensor:
+        """Images (B, 3, H, W) -> embeddings (B, E) of the changed tower."""
+        return self.encoder.embed(taps.tensors[0], self.weights())

@@ -1,0 +1,36 @@
+"""Entropic, unbalanced optimal transport between the patches of an image and the prompts of a class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
+    """How much of each patch is matched with each prompt, at cost 1 - similarity; no gradient passes through it.
+
+    Generalised Sinkhorn scaling (Chizat et al., Math. Comp. 2018) as in FedOTP (Li et al., CVPR 2024, Eq. 9-11):
+    with kernel exp(-cost / epsilon), rows are scaled down to at most 1 / M, then columns to exactly mass / N.
+
+    Args:
+        similarity: cosines (..., M, N) of M patches and N prompts.
+        epsilon: entropic regularisation, > 0.
+        mass: total mass that is matched, in (0, 1].
+        iterations: largest number of scaling steps, >= 1; they end when scales change by less than 0.001 on average.
+
+    Returns:
+        Plans (..., M, N): columns sum to mass / N, rows to at most 1 / M (within the tolerance).
+    """
+    M, N = similarity.shape[-2:]
+    kernel = ((similarity.float() - 1) / epsilon).exp()
+    rows, columns = kernel.new_ones(kernel.shape[:-1]), kernel.new_ones(*kernel.shape[:-2], N)
+    for _ in range(iterations):
+        before = rows
+        rows = (1 / M / torch.einsum("...mn,...n->...m", kernel, columns)).clamp(max=1)
+        columns = mass / N / torch.einsum("...mn,...m->...n", kernel, rows)
+        if (rows - before).abs().mean() < TOLERANCE:
+            break
+    return (rows[..., None] * kernel * columns[..., None, :]).to(similarity.dtype)

@@ -1,0 +1,317 @@
+"""The contract of a method: what the framework promises for every registered one, whoever wrote it.
+
+Each check raises an AssertionError that says what is broken. In the tests of a wheel with a method of its own:
+
+    import pytest
+    from pfedst.testing import CHECKS, check_method
+    from fedmine import FedMine
+
+    @pytest.mark.parametrize("check", CHECKS)
+    def test_contract(check):
+        check_method(FedMine, check)
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import SGD, AdamW
+
+from pfedst.client import FederatedClient
+from pfedst.data import FederatedDataModule
+from pfedst.federation import Federation
+from pfedst.method import Batch, FederatedMethod
+from pfedst.payload import NET, State
+from pfedst.testing.small import data, federation, fit, prepared, template, train
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method under test, and what it runs on."""
+
+    make: Callable[[], FederatedMethod]
+    model: Mapping[str, Any]
+
+    def federation(self, seed: int = 0, sites: FederatedDataModule | None = None, **model: Any) -> Federation:
+        """Fresh server and clients; `model` gives way to the subject's own options."""
+        return federation(self.make(), seed, sites, **{**model, **self.model})
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """A whole run of two rounds; its summary."""
+        with tempfile.TemporaryDirectory() as folder:
+            return fit(Path(folder), self.make(), model=template(**self.model), **options)
+
+
+def check_method(make: Callable[[], FederatedMethod], check: str, **model: Any) -> None:
+    """Run one of `CHECKS`.
+
+    Args:
+        make: makes the method, a class with defaults for instance.
+        check: name of the check.
+        model: options of the client, where the method needs or is to be tried on others: `adapter`, `optimizer`,
+            `anchors`.
+
+    Raises:
+        AssertionError: the method breaks the contract.
+    """
+    CONTRACT[check](Subject(make, model))
+
+
+def declared_is_sent(subject: Subject) -> None:
+    """The keys of the model's message are exactly those declared shared, up and down; other messages are declared."""
+    made = subject.federation()
+    for name, client in made.trainees.items():
+        made.deliver(name)
+        train(made, name)
+        upload = made.collect(name)
+        shared = set(client.partition.keys("shared"))
+        assert set(upload[NET]) == set(client.received[NET]) == shared, "net is not what is declared shared"
+        assert set(upload) <= {NET, *made.method.extra_messages}, "a message is sent that is not declared"
+
+
+def personal_tensors_are_untouched_by_others(subject: Subject) -> None:
+    """What another client trains and what the server merges leaves a client's personal tensors bit for bit."""
+    made = subject.federation()
+    first, second = list(made.clients)[:2]
+    for name in (first, second):
+        made.deliver(name)
+    before, memo = _personal(made.clients[first]), copy.deepcopy(made.clients[first].memo)
+    trained = second if second in made.trainees else next(iter(made.trainees))
+    train(made, trained)
+    made.merge({trained: made.collect(trained)})
+    made.deliver(first)
+    assert _equal(_personal(made.clients[first]), before), "another client's fit changed personal tensors"
+    assert _same(made.clients[first].memo, memo), "another client's fit changed a memo"
+
+
+def frozen_tensors_do_not_change(subject: Subject) -> None:
+    """Adapter tensors declared frozen stay as they were, and are alike on all clients."""
+    made = subject.federation()
+    name, client = next(iter(made.trainees.items()))
+    frozen = client.partition.keys("frozen")
+    before = {key: client.adapter.state_dict()[key].clone() for key in frozen}
+    made.deliver(name)
+    train(made, name)
+    assert _equal({key: client.adapter.state_dict()[key] for key in frozen}, before), "frozen tensors changed"
+    assert _equal({key: made.generic.adapter.state_dict()[key] for key in frozen}, before), "frozen tensors differ"
+
+
+def encoder_is_untouched(subject: Subject) -> None:
+    """The encoder's hash is the same before and after a run, and none of its tensors is in state or messages."""
+    made = subject.federation()
+    before = made.encoder.compute_hash()
+    subject.run()
+    assert made.encoder.compute_hash() == before, "the frozen encoder changed"
+    encoders = {p.data_ptr() for p in made.encoder.tower.parameters()} if hasattr(made.encoder, "tower") else set()
+    for client in made.members.values():
+        assert not encoders & {t.data_ptr() for t in client.state_dict().values()}, "the encoder is in a client's state"
+
+
+def messages_alias_nothing(subject: Subject) -> None:
+    """Training a client changes neither what it received nor the server, until the merge."""
+    made = subject.federation()
+    name = next(iter(made.trainees))
+    made.deliver(name)
+    server, received = copy.deepcopy(made.server), copy.deepcopy(made.trainees[name].received)
+    train(made, name)
+    upload = made.collect(name)
+    sent = copy.deepcopy(upload)
+    train(made, name)
+    assert _same(made.server, server), "the server changed before the merge"
+    assert _same(made.trainees[name].received, received), "what was received changed"
+    assert _same(upload, sent), "a message changed after it was sent"
+
+
+def method_holds_no_state(subject: Subject) -> None:
+    """A method object holds hyperparameters alone: a round leaves it as it was."""
+    made = subject.federation()
+    method = made.method
+    before = copy.deepcopy(vars(method))
+    _round(made, list(made.trainees))
+    assert repr(vars(method)) == repr(before), f"the method keeps state: {vars(method)} was {before}"
+
+
+def order_of_clients_changes_nothing(subject: Subject) -> None:
+    """Sites named in another order give the same numbers, bit for bit."""
+    sites = prepared()
+    sites.sites = tuple(reversed(sites.sites))
+    one, other = subject.run(), subject.run(sites=sites)
+    for model in ("personal", "generic"):
+        assert one[model] == other[model], "the order of the sites changes the result"
+
+
+def one_client_is_local_training(subject: Subject) -> None:
+    """With one client, merging is the identity: what the server has is what the client trained."""
+    sites = _one_site()
+    made = subject.federation(sites=sites)
+    name = next(iter(made.trainees))
+    made.deliver(name)
+    train(made, name, sites)
+    trained = made.trainees[name].shared_state()
+    made.merge({name: made.collect(name)})
+    assert _equal(made.server[NET], trained), "merging one client is not the identity"
+
+
+def identical_clients_are_one(subject: Subject) -> None:
+    """Three clients that send the same leave the server where one of them alone would."""
+    sites = _one_site()
+    one, three = subject.federation(sites=sites), subject.federation()
+    if len(three.trainees) == 1:
+        return
+    name = next(iter(one.trainees))
+    one.deliver(name)
+    train(one, name, sites)
+    upload = one.collect(name)
+    three.server = copy.deepcopy(one.server) | {k: v for k, v in three.server.items() if k == "clients"}
+    one.merge({name: upload})
+    three.merge({client: copy.deepcopy(upload) for client in three.trainees})
+    for key, value in one.server[NET].items():
+        assert torch.allclose(value, three.server[NET][key], atol=1e-6), f"{key}: three alike are not one"
+
+
+def state_round_trips(subject: Subject) -> None:
+    """Saved and loaded, a federation holds the same tensors."""
+    made = subject.federation()
+    _round(made, list(made.trainees))
+    for name in made.members:
+        made.deliver(name)
+    other = subject.federation(seed=1)
+    other.load_state_parts(copy.deepcopy(made.state_parts()))
+    assert _same(other.server, made.server), "the server's state does not come back"
+    for name, client in made.members.items():
+        assert _equal(other.members[name].own_state(), client.own_state()), "a client's state does not come back"
+        assert _same(other.members[name].memo, client.memo), "a memo does not come back"
+    assert _equal(other.generic.shared_state(), made.generic.shared_state()), "the generic model does not come back"
+
+
+def a_client_that_never_takes_part_still_evaluates(subject: Subject) -> None:
+    """Partial participation: every client has metrics, a held-out one included, and it has sent nothing."""
+    summary = subject.run(participation=0.34, held_out_sites=["site_b"])
+    clients = summary["personal"]["clients"]
+    assert len(clients) == 3, "a site is not evaluated"
+    assert all(metrics["accuracy"] is not None for metrics in clients.values()), "a site has no accuracy"
+
+
+def buffers_keep_their_dtype(subject: Subject) -> None:
+    """After a merge every tensor has the dtype and shape that it had; counters stay integers."""
+    made = subject.federation()
+    before = {key: (value.dtype, value.shape) for key, value in made.server[NET].items()}
+    _round(made, list(made.trainees))
+    assert {key: (value.dtype, value.shape) for key, value in made.server[NET].items()} == before
+
+
+def loss_and_gradients_are_finite(subject: Subject) -> None:
+    """One training batch: a finite scalar, and finite gradients for some parameter."""
+    made = subject.federation()
+    if not made.trains:
+        return
+    name, client = next(iter(made.trainees.items()))
+    made.deliver(name)
+    loss = made.method.loss(client.train(), _batch(client, name))
+    torch.autograd.backward(loss)
+    assert loss.ndim == 0, "the loss is no scalar"
+    assert torch.isfinite(loss), "the loss is not finite"
+    gradients = [p.grad for p in client.parameters() if p.grad is not None]
+    assert gradients, "no parameter has a gradient"
+    assert all(torch.isfinite(g).all() for g in gradients), "a gradient is not finite"
+
+
+def it_learns(subject: Subject) -> None:
+    """The cross-entropy of the predictions, over the training images of all sites, falls in a few rounds."""
+    made = subject.federation(optimizer=partial(AdamW, lr=3e-3))
+    if not made.trains:
+        return
+    batches = {name: _batch(client, name, "all") for name, client in made.clients.items()}
+
+    def cross_entropy() -> float:
+        total = 0.0
+        for name, client in made.clients.items():
+            made.deliver(name)
+            with torch.no_grad():
+                logits = made.method.predict(client.eval(), batches[name].taps)
+            total += float(F.cross_entropy(logits, batches[name].targets, reduction="sum"))
+        return total
+
+    before = cross_entropy()
+    for _ in range(4):
+        _round(made, list(made.trainees))
+    assert cross_entropy() < before, "four rounds do not lower the loss"
+
+
+def zero_learning_rate_changes_nothing(subject: Subject) -> None:
+    """With a learning rate of zero, no parameter moves in a fit."""
+    made = Subject(subject.make, {**subject.model, "optimizer": partial(SGD, lr=0.0)}).federation()
+    name, client = next(iter(made.trainees.items()))
+    made.deliver(name)
+    before = {key: p.detach().clone() for key, p in client.named_parameters()}
+    train(made, name)
+    assert _equal({key: p.detach() for key, p in client.named_parameters()}, before), "parameters moved"
+
+
+CONTRACT: dict[str, Callable[[Subject], None]] = {
+    check.__name__: check
+    for check in (
+        declared_is_sent,
+        personal_tensors_are_untouched_by_others,
+        frozen_tensors_do_not_change,
+        encoder_is_untouched,
+        messages_alias_nothing,
+        method_holds_no_state,
+        order_of_clients_changes_nothing,
+        one_client_is_local_training,
+        identical_clients_are_one,
+        state_round_trips,
+        a_client_that_never_takes_part_still_evaluates,
+        buffers_keep_their_dtype,
+        loss_and_gradients_are_finite,
+        it_learns,
+        zero_learning_rate_changes_nothing,
+    )
+}
+CHECKS = tuple(CONTRACT)
+"""Names of all checks."""
+
+
+def _one_site() -> Any:
+    return data(sites=1, samples_per_site=[24], test_samples_per_site=[12])
+
+
+def _round(made: Federation, names: list[str]) -> None:
+    groups = [[name] for name in names] if made.method.sequential else [names]
+    for group in groups:
+        for name in group:
+            made.deliver(name)
+            train(made, name)
+        made.merge({name: made.collect(name) for name in group})
+
+
+def _batch(client: FederatedClient, name: str, size: Literal["one", "all"] = "one") -> Batch:
+    """The first training batch, or all training images at once."""
+    sites = prepared()
+    batches = list(sites.train_loader(name, 0))[: 1 if size == "one" else None]
+    images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return Batch(client.taps_of(images), targets)
+
+
+def _personal(client: FederatedClient) -> State:
+    return {key: value for key, value in client.own_state().items() if client.kind(key) == "personal"}
+
+
+def _equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality of nested dicts of tensors, bit for bit."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)

@@ -1,0 +1,108 @@
+"""A federation small enough for a test: a nano encoder with RANDOM weights, three SYNTHETIC sites."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from pfedst.client import FederatedClient
+from pfedst.coordinator import FederatedCoordinator, build_federation
+from pfedst.data import FederatedDataModule, SyntheticSites
+from pfedst.encoders import FrozenCLIP
+from pfedst.federation import Federation
+from pfedst.method import FederatedMethod
+from pfedst.reporting import RunFolder
+from pfedst.trainer import LEAN_TRAINER, LocalTrainer
+
+LEAN = LEAN_TRAINER | {"accelerator": "cpu"}
+_encoders: dict[str, FrozenCLIP] = {}
+
+
+def encoder() -> FrozenCLIP:
+    """One for all tests: it is frozen, and a test proves it."""
+    if not _encoders:
+        _encoders["nano"] = FrozenCLIP("vit-nano", weights="random")
+    return _encoders["nano"]
+
+
+def template(**options: Any) -> FederatedClient:
+    """A client without classes, on the nano encoder, with prototypes and the method's own adapter."""
+    return FederatedClient(encoder(), **({"anchors": "prototypes"} | options))
+
+
+def data(**options: Any) -> FederatedDataModule:
+    """Three synthetic sites of 24, 18 and 15 training images in three classes."""
+    chosen: dict[str, Any] = {
+        "sites": 3,
+        "classes": 3,
+        "samples_per_site": [24, 18, 15],
+        "test_samples_per_site": [12, 12, 12],
+    } | options
+    return SyntheticSites(batch_size=8, image_size=32, **chosen)
+
+
+def prepared(**options: Any) -> FederatedDataModule:
+    """The same, ready for loaders."""
+    sites = data(**options)
+    sites.prepare(encoder().preprocessing)
+    return sites
+
+
+def federation(
+    method: FederatedMethod, seed: int = 0, sites: FederatedDataModule | None = None, **options: Any
+) -> Federation:
+    """Server and clients with their prototypes, ready for the first round."""
+    sites = sites or data()
+    made = build_federation(template(**options), sites, method, seed)
+    if made.generic.anchors == "prototypes":
+        made.gather_prototypes(lambda name: sites.evaluation_loader(name, "train"), torch.device("cpu"))
+    made.start()
+    return made
+
+
+def trainer(**options: Any) -> Trainer:
+    """A lean Trainer on the CPU."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return Trainer(**(LEAN | options))
+
+
+def local_epochs(method: FederatedMethod) -> int:
+    """The smallest number of local epochs with which the method runs."""
+    from pfedst.errors import ConfigurationError
+
+    for epochs in range(1, 10):
+        try:
+            method.check(epochs)
+        except ConfigurationError:
+            continue
+        return epochs
+    raise AssertionError(f"{type(method).__name__} runs with no number of local epochs from 1 to 9")
+
+
+def train(made: Federation, name: str, sites: FederatedDataModule | None = None) -> None:
+    """One local fit of a trainee; nothing for a method that trains nothing."""
+    if made.trains:
+        sites = sites or prepared()
+        epochs = local_epochs(made.method)
+        LocalTrainer(trainer(max_epochs=epochs)).fit(made.trainees[name], sites.train_loader(name, 1))
+
+
+def fit(
+    folder: Path,
+    method: FederatedMethod,
+    seed: int = 0,
+    sites: FederatedDataModule | None = None,
+    model: FederatedClient | None = None,
+    trainer_options: dict[str, Any] | None = None,
+    **coordinator: Any,
+) -> dict[str, Any]:
+    """A whole run of two rounds into `folder/run`; its summary."""
+    run = RunFolder.create(folder, "run", "run")
+    options = {"max_epochs": local_epochs(method)} | (trainer_options or {})
+    return FederatedCoordinator(**({"rounds": 2} | coordinator)).fit(
+        model or template(), sites or data(), method, trainer(**options), run, seed
+    )
