@@ -77,6 +77,12 @@ class Federation:
         """Clients and trainees."""
         return {**self.clients, **self.trainees}
 
+    @property
+    def personalises(self) -> bool:
+        """Whether a client predicts otherwise than the merged model alone: with tensors or a `predict` of its own."""
+        own = any(self.generic.kind(key) == "personal" for key in self.generic.own_keys())
+        return own or type(self.method).predict is not FederatedMethod.predict
+
     def start(self) -> None:
         """Give the server its first state, once the class anchors are set."""
         self.method.setup(self.server, self.trainees)

@@ -196,10 +196,11 @@ def evaluate_received(
     evaluation: Evaluation = {split: {"personal": {}, "generic": {}} for split in splits}
     for name, client in federation.clients.items():
         federation.deliver(name)
-        models = {"personal": client, "generic": federation.generic}
+        models = {"personal": client} | ({"generic": federation.generic} if federation.personalises else {})
         for split in splits:
-            for model, metrics in _evaluate(federation, data, local, name, models, split).items():
-                evaluation[split][model][name] = metrics
+            metrics = _evaluate(federation, data, local, name, models, split)
+            for model in ("personal", "generic"):
+                evaluation[split][model][name] = metrics.get(model, metrics["personal"])
     return evaluation
 
 

@@ -202,7 +202,7 @@ class Pulled(FederatedMethod):
 def test_edited_gradients_are_what_the_optimiser_sees() -> None:
     from functools import partial
 
-    from tests.contract import train
+    from pfedst.testing import train
 
     made = federation(Pulled(), optimizer=partial(torch.optim.SGD, lr=1.0))
     name = next(iter(made.clients))
@@ -213,14 +213,14 @@ def test_edited_gradients_are_what_the_optimiser_sees() -> None:
 
 
 def test_alternate_trains_one_part_at_a_time() -> None:
-    from tests.contract import train
+    from pfedst.testing import train
 
     made = federation(PFedST(schedule="alternate", shared_epochs=1, lora_learning_rate_scale=3.0))
     name = next(iter(made.clients))
     made.deliver(name)
     client = made.clients[name]
     before = client.own_state()
-    train(made, name, 1)
+    train(made, name)
     after_shared = client.own_state()
     moved = {key for key, value in after_shared.items() if not torch.equal(value, before[key])}
     assert moved

@@ -48,7 +48,7 @@ def test_a_method_of_another_wheel_is_listed_and_trains(tmp_path) -> None:
         "import sys; sys.path.insert(0, 'site')\n"
         "from pfedst.cli import main\n"
         "from tests.cli.test_main import SMALL\n"
-        "assert main(['methods']) == 0\n"
+        "assert main(['methods']) == main(['methods', 'FedMine']) == 0\n"
         "sys.exit(main(['fit', *SMALL, '--method=FedMine', '--method.weighting=uniform', '--name=mine']))\n"
     )
     root = str(registry.__file__).rsplit("/pfedst/", 1)[0]

@@ -17,7 +17,7 @@ CLASSES = 3
 
 def make(encoder, seed=0, lora_rank=0, **options) -> SideNetwork:
     with seeded(seed):
-        head = AnchorHead(CLASSES, encoder.spec.embedding, encoder.logit_scale, "prototypes")
+        head = AnchorHead([f"class {k}" for k in range(CLASSES)], encoder.spec.embedding, encoder.logit_scale, "prototypes")
         head.set_anchors(torch.randn(CLASSES, encoder.spec.embedding, generator=generator(3)))
         network = SideNetwork(encoder, head, **options)
         for _, layer in lora_layers(network) if lora_rank else []:
@@ -104,7 +104,7 @@ def test_options_change_the_model_once_it_is_trained() -> None:
 def test_sizes_on_vit_b_16() -> None:
     with torch.device("meta"):
         encoder = FrozenCLIP("ViT-B-16-quickgelu", weights="random")
-        head = AnchorHead(8, encoder.spec.embedding, 100.0, "prototypes")
+        head = AnchorHead("abcdefgh", encoder.spec.embedding, 100.0, "prototypes")
         network = SideNetwork(encoder, head)
         shared = sum(p.numel() for p in network.parameters())
         for _, layer in lora_layers(network):

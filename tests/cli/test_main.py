@@ -144,15 +144,23 @@ def test_methods_lists_every_method(capsys) -> None:
     assert main(["methods"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in registered_methods())
-    assert "MICCAI 2025" in printed
+
+
+def test_the_page_of_a_method_tells_what_its_docstring_and_signature_tell(capsys) -> None:
+    assert main(["methods", "FedRep"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in ("ICML 2021", "Why", "Method", "When to use", "Differs from the paper in", "head_epochs", "weighting"):
+        assert words in printed
+    assert main(["methods", "FedRap"]) == 2
+    assert 'Did you mean "FedRep"' in capsys.readouterr().err
 
 
 def test_costs_on_vit_b_16() -> None:
     methods = registered_methods()
     cost = {name: method_cost(methods[name]()) for name in ("PFedST", "FedAvg", "Local", "ZeroShot")}
-    assert cost["PFedST"]["parameters_trained"] == 1_372_224 + 106_752
-    assert cost["PFedST"]["parameters_sent"] == cost["FedAvg"]["parameters_sent"] == 1_372_224
-    assert cost["PFedST"]["upload_bytes"] == 4 * 1_372_224
-    assert cost["Local"]["upload_bytes"] == cost["ZeroShot"]["parameters_trained"] == 0
-    assert "LoRA" in cost["PFedST"]["personal"]
-    assert "LoRA" not in cost["PFedST"]["shared"]
+    assert cost["PFedST"].parameters_trained == 1_372_224 + 106_752
+    assert cost["PFedST"].parameters_sent == cost["FedAvg"].parameters_sent == 1_372_224
+    assert cost["PFedST"].upload_bytes == 4 * 1_372_224
+    assert cost["Local"].upload_bytes == cost["ZeroShot"].parameters_trained == 0
+    assert "LoRA" in cost["PFedST"].personal
+    assert "LoRA" not in cost["PFedST"].shared

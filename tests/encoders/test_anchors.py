@@ -8,7 +8,7 @@ from pfedst.errors import ConfigurationError
 
 
 def test_logits_are_scaled_cosines() -> None:
-    head = AnchorHead(2, 2, 10.0, "prototypes")
+    head = AnchorHead("ab", 2, 10.0, "prototypes")
     head.set_anchors(torch.tensor([[3.0, 0.0], [1.0, 1.0]]))
     expected = torch.tensor([[10.0, 10 * 0.5**0.5], [0.0, 10 * 0.5**0.5]])
     assert torch.allclose(head(torch.tensor([[2.0, 0.0], [0.0, 5.0]])), expected)
@@ -16,13 +16,13 @@ def test_logits_are_scaled_cosines() -> None:
 
 
 def test_learned_anchors_are_trained_and_others_must_be_set() -> None:
-    head = AnchorHead(3, 4, 1.0, "learned")
+    head = AnchorHead("abc", 4, 1.0, "learned")
     head(torch.ones(1, 4)).sum().backward()
     assert list(head.state_dict()) == ["weight"]
     assert head.weight.grad is not None
     with pytest.raises(ConfigurationError, match="not set"):
-        AnchorHead(3, 4, 1.0, "text")(torch.ones(1, 4))
-    for wrong in (head, AnchorHead(2, 4, 1.0, "text")):
+        AnchorHead("abc", 4, 1.0, "text")(torch.ones(1, 4))
+    for wrong in (head, AnchorHead("ab", 4, 1.0, "text")):
         with pytest.raises(ConfigurationError, match="do not fit"):
             wrong.set_anchors(torch.zeros(3, 4))
 

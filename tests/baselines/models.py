@@ -1,0 +1,205 @@
+"""Plain models on pixels, and a federation of tensors: small enough that every step can be computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
+
+from pfedst.adapters import Adapter
+from pfedst.client import FederatedClient
+from pfedst.encoders import AnchorHead, Encoder, Pixels, Taps
+from pfedst.federation import Federation
+from pfedst.method import Batch, FederatedMethod
+from pfedst.payload import NET, State
+from pfedst.seeds import derive_seed, generator
+from pfedst.testing import trainer
+from pfedst.trainer import LocalTrainer
+
+Site = tuple[Tensor, Tensor]
+"""Images, and class indices."""
+
+LR = 0.1
+
+
+class PlainModel(Adapter):
+    """A whole classifier of its own: it asks for the images and has no class anchors."""
+
+    needs = "images"
+    head_keys = "fc.*"
+
+    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
+        super().__init__(encoder, head)
+        del self.head
+
+    def learn_head(self) -> None:
+        """`fc` is trainable as it is."""
+
+
+class Quadratic(PlainModel):
+    """A model w whose cross-entropy with class 0 is 1 + sum of a / 2 (w - b)^2, for an "image" of rows a and b.
+
+    The logits are 0 and log(exp(f) - 1), so that the cross-entropy is softplus of the second: f itself, and a (w - b)
+    is the gradient that reaches w through the very loss that methods use.
+    """
+
+    def __init__(self, encoder: Encoder, head: AnchorHead, start: tuple[float, ...] = (0.5, -0.25)) -> None:
+        super().__init__(encoder, head)
+        self.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+    def forward(self, taps: Taps) -> Tensor:
+        a, b = taps.tensors[0].unbind(1)
+        f = 1 + (a / 2 * (self.w - b).square()).sum(-1)
+        return torch.stack([torch.zeros_like(f), f.expm1().log()], -1)
+
+
+class Linear(PlainModel):
+    """One linear layer on the pixels."""
+
+    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
+        super().__init__(encoder, head)
+        self.fc = nn.Linear(3 * encoder.spec.image_size**2, len(head.class_names))
+
+    def forward(self, taps: Taps) -> Tensor:
+        return self.fc(taps.tensors[0].flatten(1))
+
+
+class CNN(PlainModel):
+    """Twice convolution, batch norm, ReLU and pooling; then `fc1`, ReLU and the classifier `fc`."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: AnchorHead,
+        channels: tuple[int, int] = (4, 6),
+        hidden: int = 8,
+        start: State | None = None,
+    ) -> None:
+        super().__init__(encoder, head)
+        first, second = channels
+        self.conv1, self.bn1 = nn.Conv2d(1, first, 3, padding=1), nn.BatchNorm2d(first)
+        self.conv2, self.bn2 = nn.Conv2d(first, second, 3, padding=1), nn.BatchNorm2d(second)
+        self.fc1 = nn.Linear(second * (encoder.spec.image_size // 4) ** 2, hidden)
+        self.fc = nn.Linear(hidden, len(head.class_names))
+        if start:
+            self.load_state_dict(start)
+
+    def forward(self, taps: Taps) -> Tensor:
+        x = F.max_pool2d(self.bn1(self.conv1(taps.tensors[0])).relu(), 2)
+        x = F.max_pool2d(self.bn2(self.conv2(x)).relu(), 2)
+        return self.fc(self.fc1(x.flatten(1)).relu())
+
+
+class Residual(PlainModel):
+    """A block as in ResNet and a LayerNorm: two of its three norm layers bear no "bn" in their names."""
+
+    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
+        super().__init__(encoder, head)
+        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.downsample = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
+        self.final = nn.LayerNorm(4)
+        self.fc = nn.Linear(4, len(head.class_names))
+
+    def forward(self, taps: Taps) -> Tensor:
+        images = taps.tensors[0]
+        x = (self.bn1(self.conv1(images)) + self.downsample(images)).relu()
+        return self.fc(self.final(x.mean((2, 3))))
+
+
+def quadratic(a: Iterable[float], b: Iterable[float], rows: int = 1) -> Site:
+    """`rows` equal rows of the loss a / 2 (w - b)^2."""
+    row = torch.tensor([list(a), list(b)], dtype=torch.float64)
+    return row.expand(rows, *row.shape), torch.zeros(rows, dtype=torch.long)
+
+
+def pictures(name: str, rows: int, side: int = 8, classes: int = 3) -> Site:
+    """Random images (rows, 1, side, side) of a site, brighter for higher classes, with its own contrast."""
+    noise = generator(derive_seed(0, "pictures", name))
+    labels = torch.randint(classes, (rows,), generator=noise)
+    contrast = 0.5 + torch.rand(1, generator=noise)
+    images = torch.randn(rows, 1, side, side, generator=noise) + labels[:, None, None, None]
+    return contrast * images, labels
+
+
+class Small(Federation):
+    """A federation whose sites are tensors in memory, taken in their order: one batch a site, or `batch_size` rows."""
+
+    def __init__(
+        self,
+        method: FederatedMethod,
+        adapter: Callable[..., Adapter],
+        sites: Mapping[str, Site],
+        optimizer: Callable[..., Any] = partial(SGD, lr=LR),
+        batch_size: int | None = None,
+        classes: int = 3,
+    ) -> None:
+        side = next(iter(sites.values()))[0].shape[-1]
+        template = FederatedClient(Pixels(side), adapter, "learned", optimizer=optimizer)
+        names = [str(index) for index in range(classes)]
+        super().__init__(template, names, {name: len(labels) for name, (_, labels) in sites.items()}, method, 0)
+        self.sites = sites
+        self.loaders = {
+            name: DataLoader(TensorDataset(*site), batch_size or len(site[1])) for name, site in sites.items()
+        }
+        self.local = LocalTrainer(trainer())
+        self.start()
+
+    def batch(self, name: str) -> Batch:
+        """All of a site."""
+        images, labels = self.sites[name]
+        return Batch(self.clients[name].taps_of(images), labels)
+
+    def fit(self, name: str, epochs: int = 1) -> FederatedClient:
+        """Send to a client and train it; nothing is merged."""
+        self.deliver(name)
+        client = self.clients[name]
+        self.local.fit(client, self.loaders[name], epochs)
+        return client
+
+    def round(self, epochs: int = 1, names: Iterable[str] | None = None) -> None:
+        """One round of all clients, or of those named."""
+        taking_part = list(self.clients if names is None else names)
+        for name in taking_part:
+            self.fit(name, epochs)
+        self.merge({name: self.collect(name) for name in taking_part})
+
+    def rounds(self, number: int, epochs: int = 1) -> Small:
+        """Several rounds of all clients, which then take the last message; itself."""
+        for _ in range(number):
+            self.round(epochs)
+        for name in self.clients:
+            self.deliver(name)
+        return self
+
+    @property
+    def net(self) -> State:
+        """The server's model."""
+        return self.server[NET]
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states are the same, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], atol: float = 1e-6) -> bool:
+    """Whether two states with the same keys differ by rounding at most."""
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[key].double(), other[key].double(), rtol=0, atol=atol) for key in one
+    )
+
+
+def copied(state: Mapping[str, Tensor]) -> State:
+    """Values that later training does not change."""
+    return {key: value.detach().clone() for key, value in state.items()}
+
+
+def parameters(client: FederatedClient) -> State:
+    """Values of the adapter's parameters, without its buffers."""
+    return copied(dict(client.adapter.named_parameters()))
