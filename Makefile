@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -25,6 +25,10 @@ check: test lint types
 
 bench: $(READY)
 	$(BIN)/python benchmarks/demo_methods.py
+
+docs: $(READY)
+	$(BIN)/pfedst methods --docs docs/methods
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -87,7 +87,11 @@ class FederatedCoordinator:
         """
         started = time.perf_counter()
         local = LocalTrainer(trainer)
-        method.check(local.epochs)
+        if local.epochs < method.fewest_local_epochs:
+            raise ConfigurationError(
+                f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a round "
+                f"do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
+            )
         federation = build_federation(template, data, method, run_seed, self.held_out_sites)
         summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
         with local.detached() as hooks:

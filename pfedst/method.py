@@ -120,8 +120,10 @@ class FederatedMethod:
         """Factor on the optimiser's learning rate for the parameter `key`."""
         return 1.0
 
-    def check(self, local_epochs: int) -> None:
-        """Raise a ConfigurationError if the method cannot run with this many local epochs a round."""
+    @property
+    def fewest_local_epochs(self) -> int:
+        """Local epochs a round that the method needs at least, where it trains parts in turns; fewer are refused."""
+        return 1
 
     def unlabelled(self, client: FederatedClient) -> tuple[str, Literal["train", "validation"]] | None:
         """Site and split whose images, without labels, join each training batch; None for none."""

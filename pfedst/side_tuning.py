@@ -66,13 +66,10 @@ class PFedST(FederatedMethod):
         """LoRA is personal, the rest shared."""
         return [("*.lora_[AB]", "personal"), ("*", "shared")]
 
-    def check(self, local_epochs: int) -> None:
+    @property
+    def fewest_local_epochs(self) -> int:
         """`alternate` needs an epoch for each of the two parts."""
-        if self.schedule == "alternate" and local_epochs <= self.shared_epochs:
-            raise ConfigurationError(
-                f"PFedST schedule alternate: {local_epochs} local epochs leave none for the LoRA after "
-                f"{self.shared_epochs} for the shared part; set --trainer.max_epochs {self.shared_epochs + 1} or more"
-            )
+        return self.shared_epochs + 1 if self.schedule == "alternate" else 1
 
     def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
         """All at once (joint), or shared first, then personal (alternate)."""

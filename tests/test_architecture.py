@@ -41,3 +41,23 @@ def test_no_pickle() -> None:
         assert "torch.save(" not in text, path
         # the one mention tells users how to convert a file themselves
         assert "torch.load(" not in text or path == Path("encoders/weights.py"), path
+
+
+def code_lines(text: str) -> int:
+    """Lines of a module that hold code: no blank ones, comments or docstrings."""
+    tree = ast.parse(text)
+    documented = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    bodies = [node.body[0] for node in documented if ast.get_docstring(node)]
+    prose = {line for body in bodies for line in range(body.lineno, body.end_lineno + 1)}
+    lines = enumerate(text.split("\n"), 1)
+    return sum(1 for number, line in lines if line.strip() and not line.strip().startswith("#") and number not in prose)
+
+
+def test_a_baseline_is_small_and_has_no_loop_over_epochs_no_device_and_no_file() -> None:
+    for path, text in SOURCES.items():
+        if path.parts[0] != "baselines":
+            continue
+        assert code_lines(text) <= (25 if path.stem in ("fedavg", "local", "fedper", "fedbn") else 60), path
+        names = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        assert not names & {"to", "cuda", "cpu", "device", "open", "DataLoader", "Path", "max_epochs", "backward"}, path

@@ -8,7 +8,6 @@ from torch import Tensor
 from pfedst.adapters import LoRATower
 from pfedst.baselines.fedlora import FedLoRA
 from pfedst.client import FederatedClient
-from pfedst.errors import ConfigurationError
 from pfedst.method import Batch, Weighting
 from pfedst.partition import Rule
 
@@ -43,10 +42,10 @@ class FedDPA(FedLoRA):
         self.schedule, self.personal_epochs = schedule, personal_epochs
         self.require("personal_epochs", personal_epochs >= 1, "must be 1 or more")
 
-    def check(self, local_epochs: int) -> None:
+    @property
+    def fewest_local_epochs(self) -> int:
         """`alternate` needs an epoch for each part."""
-        if self.schedule == "alternate" and local_epochs <= self.personal_epochs:
-            raise ConfigurationError(f"FedDPA alternate: set --trainer.max_epochs {self.personal_epochs + 1} or more")
+        return self.personal_epochs + 1 if self.schedule == "alternate" else 1
 
     def build(self, client: FederatedClient) -> None:
         """Attach the personal updates; in `alternate` both count half."""

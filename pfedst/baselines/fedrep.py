@@ -4,7 +4,6 @@ from typing import Any
 
 from pfedst.baselines.fedper import FedPer
 from pfedst.client import FederatedClient
-from pfedst.errors import ConfigurationError
 
 
 class FedRep(FedPer):
@@ -27,13 +26,10 @@ class FedRep(FedPer):
         self.head_epochs = head_epochs
         self.require("head_epochs", head_epochs >= 1, "must be 1 or more")
 
-    def check(self, local_epochs: int) -> None:
+    @property
+    def fewest_local_epochs(self) -> int:
         """Both parts need an epoch."""
-        if local_epochs <= self.head_epochs:
-            raise ConfigurationError(
-                f"FedRep: {local_epochs} local epochs leave none for the body after {self.head_epochs} for the head; "
-                f"set --trainer.max_epochs {self.head_epochs + 1} or more"
-            )
+        return self.head_epochs + 1
 
     def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
         """Head first, then body; fine-tuning trains the head."""

@@ -20,7 +20,7 @@ from pfedst.client import FederatedClient
 from pfedst.coordinator import FederatedCoordinator
 from pfedst.data import FederatedDataModule, Split
 from pfedst.encoders import Encoder
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.method import FederatedMethod
 from pfedst.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
@@ -88,6 +88,18 @@ class PFedSTCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
         parser.set_defaults({"model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"}})
+
+    def instantiate_classes(self) -> None:
+        """Build what the configuration names; what a class says of its options is told in its own words."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # the parser's, which lists every branch of a union, with a class's error as cause
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, PfedstError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
 
     # -- commands ----------------------------------------------------------------------------------------------
 

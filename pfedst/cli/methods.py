@@ -119,7 +119,10 @@ def page(name: str, method: type[FederatedMethod]) -> str:
         lines += [f"Cannot be counted: {error}"]
     lines += ["", "## Options", "", "| option | default | meaning |", "|---|---|---|"]
     lines += [f"| `{option}` | `{default}` | {meaning} |" for option, default, meaning in _options(method)]
-    return "\n".join(lines) + f"\n\n`pfedst fit --config configs/demo.yaml --method {name}`\n"
+    command = f"pfedst fit --config configs/demo.yaml --method {name}"
+    if (epochs := method().fewest_local_epochs) > 1:
+        command += f" --trainer.max_epochs {epochs}"
+    return "\n".join([*lines, "", "```console", f"$ {command}", "```", ""])
 
 
 def pages(methods: dict[str, type[FederatedMethod]]) -> dict[str, str]:
@@ -159,7 +162,9 @@ def _paragraphs(method: type[FederatedMethod]) -> dict[str, str]:
         if colon and heading in SECTIONS:
             title, line = heading, rest
         found[title] = f"{found.get(title, '')} {line.strip()}".strip()
-    return found
+    # a paragraph begins with a capital, a formula as it is
+    words = r"^(a(?= [a-z]{2})|[a-z](?=[a-z]+[ ,'-][a-zA-Z]))"
+    return {title: re.sub(words, lambda c: c[0].upper(), text) for title, text in found.items()}
 
 
 def _options(method: type[FederatedMethod]) -> list[tuple[str, object, str]]:

@@ -65,6 +65,8 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     protocol = summary["protocol"]
     text = Text()
     text.append(f"method   {protocol['method']}, {protocol['adapter']}, anchors {protocol['anchors']}\n")
+    options = ", ".join(f"{name}={value}" for name, value in protocol["method_options"].items())
+    text.append(f"         {options}\n")
     text.append(f"encoder  {protocol['encoder']}\n", style="bold yellow" if protocol["random_weights"] else "")
     text.append(f"data     {protocol['data']}\n")
     text.append(

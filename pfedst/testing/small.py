@@ -70,25 +70,12 @@ def trainer(**options: Any) -> Trainer:
     return Trainer(**(LEAN | options))
 
 
-def local_epochs(method: FederatedMethod) -> int:
-    """The smallest number of local epochs with which the method runs."""
-    from pfedst.errors import ConfigurationError
-
-    for epochs in range(1, 10):
-        try:
-            method.check(epochs)
-        except ConfigurationError:
-            continue
-        return epochs
-    raise AssertionError(f"{type(method).__name__} runs with no number of local epochs from 1 to 9")
-
-
 def train(made: Federation, name: str, sites: FederatedDataModule | None = None) -> None:
     """One local fit of a trainee; nothing for a method that trains nothing."""
     if made.trains:
         sites = sites or prepared()
-        epochs = local_epochs(made.method)
-        LocalTrainer(trainer(max_epochs=epochs)).fit(made.trainees[name], sites.train_loader(name, 1))
+        local = LocalTrainer(trainer(max_epochs=made.method.fewest_local_epochs))
+        local.fit(made.trainees[name], sites.train_loader(name, 1))
 
 
 def fit(
@@ -102,7 +89,7 @@ def fit(
 ) -> dict[str, Any]:
     """A whole run of two rounds into `folder/run`; its summary."""
     run = RunFolder.create(folder, "run", "run")
-    options = {"max_epochs": local_epochs(method)} | (trainer_options or {})
+    options = {"max_epochs": method.fewest_local_epochs} | (trainer_options or {})
     return FederatedCoordinator(**({"rounds": 2} | coordinator)).fit(
         model or template(), sites or data(), method, trainer(**options), run, seed
     )

@@ -17,7 +17,9 @@ CLASSES = 3
 
 def make(encoder, seed=0, lora_rank=0, **options) -> SideNetwork:
     with seeded(seed):
-        head = AnchorHead([f"class {k}" for k in range(CLASSES)], encoder.spec.embedding, encoder.logit_scale, "prototypes")
+        head = AnchorHead(
+            [f"class {k}" for k in range(CLASSES)], encoder.spec.embedding, encoder.logit_scale, "prototypes"
+        )
         head.set_anchors(torch.randn(CLASSES, encoder.spec.embedding, generator=generator(3)))
         network = SideNetwork(encoder, head, **options)
         for _, layer in lora_layers(network) if lora_rank else []:

@@ -26,6 +26,7 @@ Site = tuple[Tensor, Tensor]
 """Images, and class indices."""
 
 LR = 0.1
+PLAIN_SGD = partial(SGD, lr=LR)
 
 
 class PlainModel(Adapter):
@@ -135,7 +136,7 @@ class Small(Federation):
         method: FederatedMethod,
         adapter: Callable[..., Adapter],
         sites: Mapping[str, Site],
-        optimizer: Callable[..., Any] = partial(SGD, lr=LR),
+        optimizer: Callable[..., Any] = PLAIN_SGD,
         batch_size: int | None = None,
         classes: int = 3,
     ) -> None:

@@ -1,0 +1,637 @@
+"""The oracles of the classic methods: what each paper's formulas give by hand, against the classes that run."""
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import SGD, AdamW
+from torchvision.models import resnet18
+
+from pfedst.baselines.apfl import APFL
+from pfedst.baselines.ditto import Ditto
+from pfedst.baselines.fedavg import FedAvg
+from pfedst.baselines.fedbn import FedBN
+from pfedst.baselines.feddyn import FedDyn
+from pfedst.baselines.fedper import FedPer
+from pfedst.baselines.fedprox import FedProx
+from pfedst.baselines.fedrep import FedRep
+from pfedst.baselines.local import Local
+from pfedst.baselines.pfedme import PFedMe
+from pfedst.baselines.pooled import Pooled
+from pfedst.baselines.scaffold import SCAFFOLD
+from pfedst.client import FederatedClient
+from pfedst.data import SyntheticSites
+from pfedst.encoders import Pixels
+from pfedst.errors import ConfigurationError
+from pfedst.merging import weighted_mean
+from pfedst.partition import norm_keys, norm_statistics
+from pfedst.payload import State, payload_bytes
+from pfedst.state import load_last_round
+from pfedst.testing import fit
+from tests.baselines.models import (
+    CNN,
+    LR,
+    Linear,
+    Quadratic,
+    Residual,
+    Small,
+    close,
+    copied,
+    equal,
+    parameters,
+    pictures,
+    quadratic,
+)
+
+PICTURES = {"a": pictures("a", 12), "b": pictures("b", 9), "c": pictures("c", 15)}
+NO_SLOPE = {"conv1.bias", "conv2.bias"}
+"""Before batch norm a bias changes nothing: its gradient is rounding."""
+CURVES = {"a": ((1.0, 2.0), (1.0, -1.0)), "b": ((4.0, 0.5), (-1.0, 3.0))}
+"""Curvature a and optimum b of two sites' losses a / 2 (w - b)^2, in two dimensions."""
+START = torch.tensor([0.5, -0.25], dtype=torch.float64)
+STEPS = 3
+MOMENTUM = partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
+ADAMW = partial(AdamW, lr=1e-2, weight_decay=0.1)
+
+
+def small(method, sites=PICTURES, adapter=CNN, **options) -> Small:
+    return Small(method, adapter, sites, **options)
+
+
+def curved(method, steps=STEPS, names="ab", **options) -> Small:
+    """Sites of CURVES, of as many rows as there are steps in a local epoch."""
+    sites = {name: quadratic(*CURVES[name], rows=steps) for name in names}
+    return small(method, sites, Quadratic, batch_size=1, **options)
+
+
+def uneven(method) -> Small:
+    """Site b has three times the rows of a, and both take one step an epoch."""
+    sites = {name: quadratic(*CURVES[name], rows=rows) for name, rows in (("a", 2), ("b", 6))}
+    return small(method, sites, Quadratic)
+
+
+def slope(name: str, w: Tensor) -> Tensor:
+    a, b = torch.tensor(CURVES[name], dtype=torch.float64)
+    return a * (w - b)
+
+
+def optimum(shares: dict[str, float]) -> Tensor:
+    """Of the sum of the sites' losses, each times its share."""
+    curves = {name: torch.tensor(CURVES[name], dtype=torch.float64) * share for name, share in shares.items()}
+    return sum(c[0] * torch.tensor(CURVES[n][1]) for n, c in curves.items()) / sum(c[0] for c in curves.values())
+
+
+def nearly(one: Tensor, other: Tensor, atol: float = 1e-12) -> bool:
+    return torch.allclose(one.detach().double(), other.detach().double(), rtol=0, atol=atol)
+
+
+def is_head(key: str) -> bool:
+    return key.startswith("fc.")
+
+
+def is_norm(key: str) -> bool:
+    return key.startswith("bn")
+
+
+def weights(made: Small) -> list[float]:
+    return list(made.weights.values())
+
+
+def predicted(made: Small, name: str = "a") -> Tensor:
+    """The quadratic's value that a client's `predict` gives: its cross-entropy is 1 more."""
+    client, batch = made.clients[name], made.batch(name)
+    return F.cross_entropy(made.method.predict(client.eval(), batch.taps), batch.targets) - 1
+
+
+def value(name: str, w: Tensor) -> Tensor:
+    a, b = torch.tensor(CURVES[name], dtype=torch.float64)
+    return (a / 2 * (w - b).square()).sum()
+
+
+# -- what travels, and how it is merged ------------------------------------------------------------------------
+
+TRAVELS = {
+    FedAvg: lambda key: True,
+    FedProx: lambda key: True,
+    Ditto: lambda key: True,
+    APFL: lambda key: True,
+    PFedMe: lambda key: True,
+    SCAFFOLD: lambda key: True,
+    FedDyn: lambda key: True,
+    FedPer: lambda key: not is_head(key),
+    FedRep: lambda key: not is_head(key),
+    FedBN: lambda key: not is_norm(key),
+    Local: lambda key: False,
+}
+AVERAGING = (FedAvg, FedProx, Ditto, APFL, PFedMe, FedPer, FedRep, FedBN)
+"""Methods whose server holds the mean of what clients trained."""
+
+
+def by_name(case) -> str:
+    return getattr(case, "__name__", str(case))
+
+
+@pytest.mark.parametrize("method", TRAVELS, ids=by_name)
+def test_what_travels(method) -> None:
+    """Down and up, in the second round too: the model's keys, and beside them SCAFFOLD's control of parameters."""
+    made = small(method())
+    made.round(2)
+    client = made.fit("a", 2)
+    keys = {key for key in client.adapter.state_dict() if TRAVELS[method](key)}
+    for payload in (client.received, made.collect("a")):
+        assert set(payload["net"]) == keys
+        assert set(payload) == {"net", "control"} if method is SCAFFOLD else {"net"}
+        assert set(payload.get("control", ())) <= set(parameters(client))
+
+
+def test_local_sends_no_byte() -> None:
+    made = small(Local())
+    made.round()
+    assert made.deliver("a") == payload_bytes(made.collect("a")) == 0
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+@pytest.mark.parametrize("method", AVERAGING, ids=by_name)
+def test_the_server_holds_the_mean_by_samples_or_uniform(method, weighting) -> None:
+    """Parameters and norm statistics alike, over sites of 12, 9 and 15 images."""
+    made = small(method(weighting=weighting))
+    made.round(2)
+    sizes = torch.tensor([12.0, 9.0, 15.0] if weighting == "samples" else [1.0, 1.0, 1.0])
+    trained = [client.adapter.state_dict() for client in made.clients.values()]
+    for key, merged in made.net.items():
+        values = torch.stack([state[key].float() for state in trained], -1)
+        assert nearly(merged, (values * sizes / sizes.sum()).sum(-1), 1e-6), key
+        assert merged.dtype == trained[0][key].dtype
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+@pytest.mark.parametrize(("method", "reach"), [(FedAvg, 1), (FedProx, 1), (SCAFFOLD, 1), (FedDyn, 2)], ids=by_name)
+def test_one_step_of_each_client_by_hand(method, reach, weighting) -> None:
+    """w - lr * mean of slopes; FedDyn goes twice as far in its first round, since h = -alpha (mean - w)."""
+    made = uneven(method(weighting=weighting))
+    made.round()
+    p = 0.25 if weighting == "samples" else 0.5
+    mean = p * slope("a", START) + (1 - p) * slope("b", START)
+    assert nearly(made.net["w"], START - reach * LR * mean)
+
+
+@pytest.mark.parametrize("method", [FedAvg, FedProx, FedPer, Ditto, APFL, PFedMe, SCAFFOLD, FedDyn], ids=by_name)
+def test_merged_norm_statistics_are_means_and_never_extrapolated(method) -> None:
+    """After every round, those of the server are the mean of the clients', and clients take them."""
+    made = small(method())
+    for _ in range(3):
+        made.round()
+        trained = [copied(dict(client.adapter.named_buffers())) for client in made.clients.values()]
+        mean = weighted_mean(trained, weights(made))
+        assert close({key: made.net[key] for key in mean}, mean)
+    client = made.clients["a"]
+    made.deliver("a")
+    assert all(torch.equal(client.adapter.state_dict()[key], made.net[key]) for key in norm_statistics(client.adapter))
+
+
+@pytest.mark.parametrize("method", [FedAvg, FedProx, FedPer, Ditto, APFL, PFedMe, SCAFFOLD, FedDyn], ids=by_name)
+def test_private_norm_statistics_stay_at_home(method) -> None:
+    """They are personal, in no message, and their own on each client; the layers' weights are shared as ever."""
+    made = small(method(norm_statistics="private"))
+    made.round()
+    for name, client in made.clients.items():
+        statistics = norm_statistics(client.adapter)
+        before = copied({key: client.adapter.state_dict()[key] for key in statistics})
+        made.deliver(name)
+        assert len(statistics) == 2 * 3
+        assert all(client.partition.kinds[key] == "personal" for key in statistics)
+        assert not set(statistics) & {key for state in made.collect(name).values() for key in state}
+        assert equal({key: client.adapter.state_dict()[key] for key in statistics}, before)
+        assert torch.equal(client.adapter.bn1.weight, made.net["bn1.weight"])
+    assert not torch.equal(made.clients["a"].adapter.bn1.running_mean, made.clients["b"].adapter.bn1.running_mean)
+
+
+# -- limits in which two methods are one -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("method", [partial(FedProx, mu=0.0), Ditto, APFL], ids=["FedProx mu=0", "Ditto", "APFL"])
+def test_the_global_path_is_fedavg_bit_for_bit(method, optimizer) -> None:
+    one, other = (small(m, optimizer=optimizer).rounds(2, epochs=2) for m in (method(), FedAvg()))
+    assert equal(one.net, other.net)
+    assert all(equal(one.clients[n].adapter.state_dict(), c.adapter.state_dict()) for n, c in other.clients.items())
+
+
+@pytest.mark.parametrize("method", [FedAvg, FedPer, FedBN, Ditto, APFL, SCAFFOLD], ids=by_name)
+def test_with_one_client_it_is_local_bit_for_bit(method) -> None:
+    sites = {"a": PICTURES["a"]}
+    one, other = (small(m, sites).rounds(2, epochs=2).clients["a"] for m in (method(), Local()))
+    assert equal(one.adapter.state_dict(), other.adapter.state_dict())
+
+
+def test_local_is_one_uninterrupted_fit() -> None:
+    """Under plain SGD, rounds times epochs in one go give the same bits, and no site knows of another."""
+    together, alone = small(Local()).rounds(3, epochs=2), small(Local(), {"b": PICTURES["b"]})
+    alone.fit("b", 6)
+    assert equal(together.clients["b"].adapter.state_dict(), alone.clients["b"].adapter.state_dict())
+
+
+def test_identical_clients_are_one() -> None:
+    sites = dict.fromkeys("abc", PICTURES["a"])
+    three, one = small(FedAvg(), sites).rounds(2), small(FedAvg(), {"a": PICTURES["a"]}).rounds(2)
+    assert close(three.net, one.net)
+
+
+# -- FedProx ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 4.0])
+def test_fedprox_steps_by_hand(mu) -> None:
+    """w -= lr (slope + mu (w - w_t)), with the model received in this round, not in the first."""
+    made, w = curved(FedProx(mu=mu)), START
+    for _ in range(3):
+        made.round()
+        own = dict.fromkeys("ab", w)
+        for name in own:
+            for _ in range(STEPS):
+                own[name] = own[name] - LR * (slope(name, own[name]) + mu * (own[name] - w))
+        w = (own["a"] + own["b"]) / 2
+        assert nearly(made.net["w"], w)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3, 7.0])
+def test_fedprox_adds_mu_times_the_way_from_what_was_received(mu) -> None:
+    """On every parameter of a network, and it is the gradient of mu / 2 * squared distance, as autograd gives it."""
+    made = small(FedProx(mu=mu))
+    made.round()
+    made.deliver("a")
+    client, received = made.clients["a"], copied(made.net)
+    with torch.no_grad():
+        for index, parameter in enumerate(client.adapter.parameters()):
+            parameter += 0.1 * (index + 1)
+    penalty = mu / 2 * sum((p - received[key]).square().sum() for key, p in client.adapter.named_parameters())
+    expected = torch.autograd.grad(penalty, list(client.adapter.parameters()))
+    for parameter in client.adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.method.edit_gradients(client)
+    for (key, parameter), wanted in zip(client.adapter.named_parameters(), expected, strict=True):
+        assert nearly(parameter.grad, wanted, 1e-6), key
+        assert (parameter.grad.abs().min() > 0) == (mu > 0), key
+
+
+@pytest.mark.parametrize("mu", [0.5, 2.0])
+def test_fedprox_fixed_point(mu) -> None:
+    """(a b + mu w_t) / (a + mu) is where a / 2 (w - b)^2 and the pull balance."""
+    client = curved(FedProx(mu=mu), steps=400).fit("a")
+    a, b = torch.tensor(CURVES["a"], dtype=torch.float64)
+    assert nearly(client.adapter.w, (a * b + mu * START) / (a + mu), 1e-9)
+
+
+def test_a_strong_pull_keeps_fedprox_near_what_it_received() -> None:
+    """No further than the largest slope over mu, where FedAvg goes on."""
+    moved = {}
+    for mu in (0.0, 1e4):
+        client = small(FedProx(mu=mu), optimizer=partial(SGD, lr=5e-5)).fit("a", epochs=60)
+        moved[mu] = max((p - client.received["net"][k]).abs().max().item() for k, p in parameters(client).items())
+    assert 0 < 10 * moved[1e4] < moved[0.0]
+
+
+# -- FedPer, FedRep, FedBN -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [FedPer, FedRep, FedBN], ids=by_name)
+def test_what_is_personal_outlives_a_message(method) -> None:
+    """After it, the personal tensors are bitwise what the client trained, each client's its own; the rest is alike."""
+    made = small(method())
+    made.round(2)
+    trained = {name: copied(client.adapter.state_dict()) for name, client in made.clients.items()}
+    made.rounds(0)
+    a, b = (made.clients[name].adapter.state_dict() for name in "ab")
+    for key in a:
+        if TRAVELS[method](key):
+            assert torch.equal(a[key], made.net[key]), key
+            assert torch.equal(b[key], made.net[key]), key
+        else:
+            assert torch.equal(a[key], trained["a"][key]), key
+            assert not torch.equal(a[key], b[key]) or key.endswith("num_batches_tracked"), key
+
+
+@pytest.mark.parametrize(
+    "optimizer", [partial(SGD, lr=0.05), MOMENTUM, ADAMW], ids=["SGD", "SGD momentum decay", "AdamW decay"]
+)
+def test_fedrep_trains_the_head_then_the_body_and_nothing_else_moves(optimizer) -> None:
+    """Of four epochs two are the head's: after one to four, what has no turn yet, or no more, is bitwise as it was."""
+    made = [small(FedRep(head_epochs=2), optimizer=optimizer) for _ in range(5)]
+    states = [parameters(one.fit("a", epochs) if epochs else one.clients["a"]) for epochs, one in enumerate(made)]
+    for epoch, (before, after) in enumerate(pairwise(states)):
+        moved = {key for key in before if not torch.equal(before[key], after[key])}
+        turn = {key for key in before if is_head(key) == (epoch < 2)}
+        assert turn - NO_SLOPE <= moved <= turn, epoch
+
+
+def test_fedrep_is_two_optimisers_in_turns() -> None:
+    """A loop of plain torch, the head's optimiser first, over two rounds of two clients."""
+    sites = {name: PICTURES[name] for name in "ab"}
+    made, bare = small(FedRep(weighting="uniform"), sites), small(FedAvg(), sites)
+    models = {name: bare.clients[name].adapter.train() for name in sites}
+    body: State = {}
+    for _ in range(2):
+        made.round(3)
+        for name, model in models.items():
+            model.load_state_dict(body, strict=False)
+            batch = bare.batch(name)
+            for wanted, steps in ((True, 1), (False, 2)):
+                optimizer = SGD([p for key, p in model.named_parameters() if is_head(key) == wanted], lr=LR)
+                for _ in range(steps):
+                    model.zero_grad()
+                    F.cross_entropy(model(batch.taps), batch.targets).backward()
+                    optimizer.step()
+        trained = [{k: v for k, v in copied(m.state_dict()).items() if not is_head(k)} for m in models.values()]
+        body = weighted_mean(trained, [1, 1])
+    assert close(made.net, body)
+    for name, model in models.items():
+        assert nearly(made.clients[name].adapter.fc.weight, model.fc.weight, 1e-6)
+
+
+def test_fedrep_fine_tunes_the_head_alone() -> None:
+    made = small(FedRep()).rounds(1, epochs=2)
+    client = made.clients["a"]
+    before = parameters(client)
+    client.finetuning = True
+    after = parameters(made.fit("a", epochs=2))
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
+
+
+def test_norm_layers_are_found_by_type() -> None:
+    """ResNet-18 has twenty, of five tensors each; three of them are called `downsample.1`."""
+    net = resnet18()
+    assert len(norm_keys(net)) == 20 * 5
+    assert len([key for key in net.state_dict() if "bn" in key]) == 17 * 5
+    assert "layer2.0.downsample.1.running_var" in norm_keys(net)
+
+
+def test_fedbn_keeps_every_norm_layer_at_home() -> None:
+    """Those of a shortcut and a LayerNorm as well: neither is in a message, and both differ between clients."""
+    made = small(FedBN(), adapter=Residual)
+    made.round()
+    a, b = (made.fit(name).adapter.state_dict() for name in "ab")
+    for payload in (made.clients["a"].received, made.collect("a")):
+        assert set(payload["net"]) == {
+            f"{layer}.{part}" for layer in ("conv1", "downsample.0", "fc") for part in ("weight", "bias")
+        }
+    for key in ("bn1.weight", "downsample.1.bias", "downsample.1.running_var", "final.weight", "final.bias"):
+        assert not torch.equal(a[key], b[key]), key
+
+
+def test_fedbn_without_a_norm_layer_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Quadratic has no norm layer"):
+        curved(FedBN())
+
+
+# -- Ditto -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["SGD", "AdamW"])
+def test_a_twin_without_a_pull_is_local_bit_for_bit(optimizer) -> None:
+    made, local = (small(m, optimizer=optimizer).rounds(3, epochs=2) for m in (Ditto(lam=0.0), Local()))
+    for name, client in made.clients.items():
+        assert equal(client.twin.state_dict(), local.clients[name].adapter.state_dict())
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 3.0])
+def test_ditto_steps_by_hand(lam) -> None:
+    """v -= lr (slope at v + lam (v - w_t)), with w_t as received, while w goes FedAvg's way; v is what predicts."""
+    made, w, v = curved(Ditto(lam=lam)), START, dict.fromkeys("ab", START)
+    for _ in range(3):
+        made.round()
+        own = dict.fromkeys("ab", w)
+        for name in own:
+            for _ in range(STEPS):
+                own[name] = own[name] - LR * slope(name, own[name])
+                v[name] = v[name] - LR * (slope(name, v[name]) + lam * (v[name] - w))
+            assert nearly(made.clients[name].twin.w, v[name])
+            assert nearly(predicted(made, name), value(name, v[name]))
+        w = (own["a"] + own["b"]) / 2
+        assert nearly(made.net["w"], w)
+
+
+def test_ditto_fixed_point() -> None:
+    """(a b + lam w_t) / (a + lam): between the client's own optimum and what it received."""
+    client = curved(Ditto(lam=2.0), steps=400).fit("a")
+    a, b = torch.tensor(CURVES["a"], dtype=torch.float64)
+    assert nearly(client.twin.w, (a * b + 2.0 * START) / (a + 2.0), 1e-9)
+    assert nearly(client.adapter.w, b, 1e-9)
+
+
+# -- APFL ------------------------------------------------------------------------------------------------------
+
+
+def test_apfl_gradients() -> None:
+    """Of the share <v - w, slope at v_bar>, of v share times the slope at v_bar, of w the slope at w alone."""
+    made = curved(APFL(alpha=0.3))
+    client = made.clients["a"]
+    with torch.no_grad():
+        client.twin.w += torch.tensor([0.5, -2.0])
+    w, v = START, START + torch.tensor([0.5, -2.0])
+    mixed = 0.3 * v + 0.7 * w
+    made.method.loss(client, made.batch("a")).backward()
+    assert nearly(client.share.grad, (v - w) @ slope("a", mixed), 1e-6)
+    assert nearly(client.twin.w.grad, 0.3 * slope("a", mixed), 1e-6)
+    assert nearly(client.adapter.w.grad, slope("a", w))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_apfl_steps_by_hand(alpha) -> None:
+    """w follows its own loss, v and the share that of v_bar; before each step the share is put back into [0, 1]."""
+    made, w = curved(APFL(alpha=alpha)), START
+    v, share = dict.fromkeys("ab", START), {name: torch.tensor(alpha, dtype=torch.float64) for name in "ab"}
+    for _ in range(3):
+        made.round()
+        own = dict.fromkeys("ab", w)
+        for name in own:
+            for _ in range(STEPS):
+                s = share[name].clamp(0, 1)
+                at_mixed = slope(name, s * v[name] + (1 - s) * own[name])
+                share[name] = s - LR * (v[name] - own[name]) @ at_mixed
+                v[name] = v[name] - LR * s * at_mixed
+                own[name] = own[name] - LR * slope(name, own[name])
+            s = share[name].clamp(0, 1)
+            assert nearly(made.clients[name].twin.w, v[name], 1e-6)
+            assert nearly(made.clients[name].share, share[name], 1e-6)
+            assert nearly(predicted(made, name), value(name, s * v[name] + (1 - s) * own[name]), 1e-5)
+        w = (own["a"] + own["b"]) / 2
+        assert nearly(made.net["w"], w)
+
+
+@pytest.mark.parametrize(("share", "whose"), [(0.0, "adapter"), (1.0, "twin"), (-0.2, "adapter"), (1.3, "twin")])
+def test_limits_of_the_share(share, whose) -> None:
+    """At 0 the global model predicts, at 1 the local one, and no step of the optimiser leads beyond."""
+    made = small(APFL(), optimizer=partial(SGD, lr=0.05))
+    client = made.fit("a", epochs=3).eval()
+    with torch.no_grad():
+        client.share.fill_(share)
+        taps = made.batch("a").taps
+        assert not nearly(client.adapter(taps), client.twin(taps), 1e-3)
+        client.twin.load_state_dict(dict(client.adapter.named_buffers()), strict=False)
+        assert torch.equal(made.method.predict(client, taps), getattr(client, whose)(taps))
+
+
+# -- pFedMe ----------------------------------------------------------------------------------------------------
+
+
+def test_pfedme_moreau_envelope() -> None:
+    """Enough inner steps: theta = (a b + lam w) / (a + lam), w -= lr lam (w - theta), and theta predicts."""
+    made = curved(PFedMe(lam=2.0, inner_steps=300, inner_learning_rate=0.05), steps=1)
+    client = made.fit("a")
+    a, b = torch.tensor(CURVES["a"], dtype=torch.float64)
+    theta = (a * b + 2.0 * START) / (a + 2.0)
+    assert nearly(client.memo["theta"]["w"], theta, 1e-9)
+    assert nearly(client.adapter.w, START - LR * 2.0 * (START - theta), 1e-9)
+    assert nearly(predicted(made), value("a", theta), 1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.4, 1.0])
+@pytest.mark.parametrize("inner_steps", [1, 5])
+def test_pfedme_steps_by_hand(inner_steps, beta) -> None:
+    """Few inner steps, from where theta was; the server goes a share beta of the way to the mean."""
+    lam, inner = 1.5, 0.07
+    made = curved(PFedMe(lam=lam, inner_steps=inner_steps, inner_learning_rate=inner, beta=beta))
+    w, theta = START, dict.fromkeys("ab", START)
+    for _ in range(3):
+        made.round()
+        own = dict.fromkeys("ab", w)
+        for name in own:
+            for _ in range(STEPS):
+                for _ in range(inner_steps):
+                    theta[name] = theta[name] - inner * (slope(name, theta[name]) + lam * (theta[name] - own[name]))
+                own[name] = own[name] - LR * lam * (own[name] - theta[name])
+            assert nearly(made.clients[name].memo["theta"]["w"], theta[name])
+            assert nearly(predicted(made, name), value(name, theta[name]))
+        w = (1 - beta) * w + beta * (own["a"] + own["b"]) / 2
+        assert nearly(made.net["w"], w)
+
+
+def test_a_message_does_not_overwrite_theta() -> None:
+    """The personal model that is evaluated after a merge is the one that was trained before it."""
+    made = curved(PFedMe())
+    made.round()
+    before = predicted(made)
+    made.deliver("a")
+    assert nearly(predicted(made), before)
+    assert not nearly(before, value("a", made.net["w"]), 1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, torch.optim.Adam, torch.optim.RMSprop])
+def test_pfedme_refuses_an_optimiser_that_rescales(optimizer) -> None:
+    with pytest.raises(ConfigurationError, match="PFedMe needs SGD"):
+        curved(PFedMe(), optimizer=optimizer).fit("a")
+
+
+# -- SCAFFOLD and FedDyn ---------------------------------------------------------------------------------------
+
+TURNS = (("a", "b"), ("a",), ("a", "b"), ("b",))
+"""Who takes part in four rounds."""
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_scaffold_steps_by_hand(eta) -> None:
+    """Algorithm 1 with Option II, some rounds with one client of two: c moves by |S| / N of the mean change."""
+    made, w, c = curved(SCAFFOLD(server_learning_rate=eta)), START, torch.zeros(2)
+    c_k = {name: torch.zeros(2) for name in "ab"}
+    for names in TURNS:
+        made.round(names=names)
+        own, change = dict.fromkeys(names, w), {}
+        for name in names:
+            for _ in range(STEPS):
+                own[name] = own[name] - LR * (slope(name, own[name]) - c_k[name] + c)
+            new = c_k[name] - c + (w - own[name]) / (STEPS * LR)
+            change[name], c_k[name] = new - c_k[name], new
+        w = w + eta * sum(own[name] - w for name in names) / len(names)
+        c = c + sum(change.values()) / 2
+        assert nearly(made.net["w"], w)
+        assert nearly(made.server["control"]["w"], c)
+        assert all(nearly(made.clients[name].memo["control"]["w"], c_k[name]) for name in names)
+
+
+def test_scaffold_control_is_option_ii_on_a_network() -> None:
+    """Under plain SGD the mean gradient of a round is c_k - c + (w_t - w_k) / (K lr)."""
+    made = small(SCAFFOLD(), optimizer=partial(SGD, lr=0.05), batch_size=3).rounds(2)
+    before, c = copied(made.clients["a"].memo["control"]), copied(made.server["control"])
+    client = made.fit("a", epochs=2)
+    made.collect("a")
+    for key, now in parameters(client).items():
+        expected = before[key] - c[key] + (client.received["net"][key] - now) / (2 * 4 * 0.05)
+        assert nearly(client.memo["control"][key], expected, 1e-4), key
+        assert key in NO_SLOPE or not nearly(before[key], client.memo["control"][key], 1e-4), key
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+@pytest.mark.parametrize(
+    ("method", "server", "client"), [(SCAFFOLD, "control", "control"), (FedDyn, "h", "g")], ids=by_name
+)
+def test_the_servers_memory_is_the_mean_of_the_clients(method, server, client, weighting) -> None:
+    """mean c_k = c, and mean g_k = h, after every round of all clients, whatever the network; and none stays zero."""
+    made = small(method(weighting=weighting))
+    for _ in range(3):
+        made.round()
+        mean = weighted_mean([copied(c.memo[client]) for c in made.clients.values()], weights(made))
+        assert close(made.server[server], mean)
+        assert all(mean[key].abs().max() > 1e-4 for key in mean.keys() - NO_SLOPE)
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+@pytest.mark.parametrize("method", [SCAFFOLD, partial(FedDyn, alpha=1.0), FedAvg], ids=["SCAFFOLD", "FedDyn", "FedAvg"])
+def test_the_exact_optimum_of_the_sum(method, weighting) -> None:
+    """Sites of other curvature, many local steps: both reach it, where FedAvg settles elsewhere."""
+    made = uneven(method(weighting=weighting)).rounds(60, epochs=4)
+    shares = {"a": 0.25, "b": 0.75} if weighting == "samples" else {"a": 0.5, "b": 0.5}
+    assert nearly(made.net["w"], optimum(shares), 1e-5) != isinstance(made.method, FedAvg)
+    assert nearly(made.net["w"], optimum(shares), 0.05) != isinstance(made.method, FedAvg)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 2.0])
+def test_feddyn_steps_by_hand(alpha) -> None:
+    """Algorithm 1, some rounds with one client of two: g of the other rests, h moves by a share 1 / N of each."""
+    made, w, h = curved(FedDyn(alpha=alpha)), START, torch.zeros(2)
+    g = {name: torch.zeros(2, dtype=torch.float64) for name in "ab"}
+    for names in TURNS:
+        made.round(names=names)
+        own = dict.fromkeys(names, w)
+        for name in names:
+            for _ in range(STEPS):
+                own[name] = own[name] - LR * (slope(name, own[name]) - g[name] + alpha * (own[name] - w))
+            g[name] = g[name] - alpha * (own[name] - w)
+        h = h - alpha / 2 * sum(own[name] - w for name in names)
+        w = sum(own.values()) / len(names) - h / alpha
+        assert nearly(made.net["w"], w)
+        assert nearly(made.server["h"]["w"], h)
+        assert all(nearly(made.clients[name].memo["g"]["w"], g[name]) for name in "ab")
+
+
+def test_feddyn_memory_becomes_each_clients_slope_at_the_optimum() -> None:
+    made = curved(FedDyn(alpha=1.0), steps=10).rounds(60)
+    for name, client in made.clients.items():
+        assert nearly(client.memo["g"]["w"], slope(name, optimum({"a": 1.0, "b": 1.0})), 1e-6)
+
+
+# -- Pooled ----------------------------------------------------------------------------------------------------
+
+
+def test_a_round_of_pooled_is_one_step_on_the_images_of_all_sites(tmp_path) -> None:
+    """With full batches it is FedAvg's by samples; and by hand, the gradient over all sites' images in one batch."""
+    template = FederatedClient(Pixels(16), Linear, "learned", optimizer=partial(SGD, lr=LR))
+    nets = {}
+    for method in (Pooled(), FedAvg(), FedAvg(weighting="uniform")):
+        sites = SyntheticSites(3, 3, 16, [24, 18, 15], [12] * 3, batch_size=64)
+        folder = tmp_path / str(len(nets))
+        summary = fit(folder, method, sites=sites, model=template, rounds=1)
+        nets[len(nets)] = load_last_round(folder / "run" / "state")[1]["server"]["method"]["net"]
+        assert summary["protocol"]["rounds"] == 1
+    start = template.with_classes(sites.class_names, Pooled(), 0).adapter
+    batches = [next(iter(sites.train_loader(site, 0))) for site in sites.sites]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert len(labels) == sum(sites.samples(site, "train") for site in sites.sites)
+    loss = F.cross_entropy(start.fc(images.flatten(1)), labels)
+    gradients = torch.autograd.grad(loss, list(start.parameters()))
+    by_hand = {key: p.detach() - LR * g for (key, p), g in zip(start.named_parameters(), gradients, strict=True)}
+    assert close(nets[0], by_hand)
+    assert close(nets[0], nets[1])
+    assert not close(nets[0], nets[2], 1e-4)

@@ -1,0 +1,53 @@
+"""The pages of documentation are what the software writes, and hang together."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pfedst.cli import main
+from pfedst.cli.methods import SECTIONS
+from pfedst.registry import registered_methods
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def test_the_pages_of_the_methods_are_up_to_date(tmp_path) -> None:
+    assert main(["methods", f"--docs={tmp_path}"]) == 0
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    kept = {path.name: path.read_text() for path in (DOCS / "methods").iterdir()}
+    assert set(written) == set(kept) == {"README.md", *(f"{name}.md" for name in registered_methods())}
+    for name, text in written.items():
+        assert kept[name] == text, f"docs/methods/{name} is out of date: run `pfedst methods --docs docs/methods`"
+
+
+@pytest.mark.parametrize("name", registered_methods())
+def test_every_method_says_why_how_and_when(name) -> None:
+    page = (DOCS / "methods" / f"{name}.md").read_text()
+    reference = name in ("Local", "ZeroShot", "Pooled")
+    for section in SECTIONS[: 3 if reference else 4]:
+        assert f"\n## {section}\n" in page, section
+    assert re.search(r"\*.*(\d{4}|reference row).*\*", page), "no source"
+    rows = re.findall(r"^\| `(\w+)` \| `.*` \| (.*) \|$", page, re.M)
+    assert rows
+    assert all(meaning for _, meaning in rows), f"an option without a meaning: {rows}"
+
+
+def test_links_lead_somewhere() -> None:
+    for path in DOCS.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_site_builds(tmp_path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "methods" / "FedOTP" / "index.html").is_file()
