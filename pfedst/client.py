@@ -235,11 +235,16 @@ class FederatedClient(LightningModule):
             optimizer.load_state_dict(self.optimizer_state)
         return optimizer
 
+    def move_to(self, device: torch.device | str) -> FederatedClient:
+        """Bring modules, memo and what was received to a device; the encoder stays where it is."""
+        device = torch.device(device)
+        self.received, self.memo = to_device(self.received, device), to_device(self.memo, device)
+        return self.to(device)
+
     def on_fit_start(self) -> None:
         """Bring what is not a module to the module's device."""
         self.encoder.to(self.device)
-        self.received = to_device(self.received, self.device)
-        self.memo = to_device(self.memo, self.device)
+        self.move_to(self.device)
         self._losses = []
 
     def on_train_epoch_start(self) -> None:

@@ -17,7 +17,7 @@ from pfedst.data import POOLED
 from pfedst.encoders import class_sums, prototypes_from_sums
 from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.method import FederatedMethod, ServerState
-from pfedst.payload import NET, Payload, check_keys, check_tensors, copy_payload, payload_bytes
+from pfedst.payload import NET, Payload, State, check_keys, check_tensors, copy_payload, payload_bytes
 from pfedst.seeds import derive_seed, generator
 
 
@@ -66,6 +66,8 @@ class Federation:
         self.trainees = {POOLED: first.copy_as(POOLED)} if method.pooled else self.clients
         samples = {POOLED: 1} if method.pooled else train_samples
         self.weights = {name: float(samples[name]) if method.weighting == "samples" else 1.0 for name in self.trainees}
+        for client in self.trainees.values():
+            self._check_unlabelled(client)
         self.server: ServerState = {}
         self.anchors: Tensor | None = None
         self.setup_upload_bytes = 0
@@ -78,14 +80,20 @@ class Federation:
         return {**self.clients, **self.trainees}
 
     @property
+    def drawable(self) -> list[str]:
+        """Names of the trainees that may be drawn: all that are not held out."""
+        return [name for name in self.trainees if name not in self.held_out]
+
+    @property
     def personalises(self) -> bool:
-        """Whether a client predicts otherwise than the merged model alone: with tensors or a `predict` of its own."""
+        """Whether a client predicts otherwise than the merged model alone: with tensors, a `predict` or
+        fine-tuning of its own."""
         own = any(self.generic.kind(key) == "personal" for key in self.generic.own_keys())
-        return own or type(self.method).predict is not FederatedMethod.predict
+        return own or self.method.finetune_epochs > 0 or type(self.method).predict is not FederatedMethod.predict
 
     def start(self) -> None:
         """Give the server its first state, once the class anchors are set."""
-        self.method.setup(self.server, self.trainees)
+        self.method.setup(self.server, {name: self.trainees[name] for name in self.drawable})
 
     @property
     def trains(self) -> bool:
@@ -139,7 +147,7 @@ class Federation:
             return self._current[name]
         payload = self.method.broadcast(self.server, client)
         self._check(payload, client, f"the message to client {name}")
-        client.received = copy_payload(payload)
+        client.move_to("cpu").received = copy_payload(payload)
         client.derived.clear()
         self.method.receive(client, client.received)
         self._current[name] = payload_bytes(payload)
@@ -151,7 +159,7 @@ class Federation:
         Raises:
             StateError: something that is not declared shared is about to leave the client, or numbers are not finite.
         """
-        client = self.trainees[name]
+        client = self.trainees[name].move_to("cpu")
         payload = self.method.upload(client)
         self._check(payload, client, f"the message from client {name}")
         return copy_payload(payload)
@@ -172,15 +180,28 @@ class Federation:
         if NET in payload:
             check_tensors(payload[NET], client.shared_state(), what)
 
+    def _check_unlabelled(self, client: FederatedClient) -> None:
+        place = self.method.unlabelled(client)
+        if place is not None and place[0] != client.name and place[0] not in self.held_out:
+            raise ConfigurationError(
+                f'method {type(self.method).__name__} shows images of site "{place[0]}" to client {client.name}: only '
+                f"a site that is held out may give its images away; add --coordinator.held_out_sites [{place[0]}]"
+            )
+
     # -- state -------------------------------------------------------------------------------------------------
 
     def state_parts(self) -> dict[str, dict[str, Any]]:
         """All that a run needs to go on or to be evaluated: nested dicts of tensors, `server` and one a client."""
         anchors = {} if self.anchors is None else {"anchors": {"classes": self.anchors}}
-        return {"server": {"method": self.server, **anchors}} | {
+        return {"server": {"method": self.server, "frozen": self._frozen_state(), **anchors}} | {
             f"client {name}": {"model": client.own_state(), "memo": client.memo}
             for name, client in self.members.items()
         }
+
+    def _frozen_state(self) -> State:
+        """Frozen tensors of the adapter, the same on all clients (never the encoder's)."""
+        state = self.generic.adapter.state_dict()
+        return {key: state[key] for key in self.generic.partition.keys("frozen")}
 
     def load_state_parts(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Put back what `state_parts` gave, and send every client the server's state.
@@ -192,6 +213,10 @@ class Federation:
         self.server = {NET: {}} | parts["server"].get("method", {})
         if "anchors" in parts["server"]:
             self.set_anchors(parts["server"]["anchors"]["classes"])
+        frozen = parts["server"].get("frozen", {})
+        check_tensors(frozen, self._frozen_state(), "the saved frozen tensors of the adapter")
+        for client in (*self.members.values(), self.generic):
+            client.adapter.load_state_dict(frozen, strict=False)
         for name, client in self.members.items():
             part = parts[f"client {name}"]
             client.load_own_state(part.get("model", {}))
@@ -205,7 +230,7 @@ class Federation:
 
     def draw(self, round_number: int, participation: float) -> list[str]:
         """Who is fitted in a round: a share of all not held out, at least one, drawn by (run seed, round) alone."""
-        names = [name for name in self.trainees if name not in self.held_out]
+        names = self.drawable
         count = max(1, round(participation * len(names)))
         order = torch.randperm(
             len(names), generator=generator(derive_seed(self.run_seed, "participation", round_number))

@@ -11,7 +11,7 @@ from torch import nn
 from pfedst.errors import ConfigurationError
 
 Kind = Literal["shared", "personal", "frozen"]
-"""Communicated and merged; kept by the client; neither trained nor sent nor saved."""
+"""Communicated and merged; kept by the client; neither trained nor sent."""
 
 Rule = tuple[str, Kind]
 """A glob over state-dict keys, and what the keys that it matches are."""

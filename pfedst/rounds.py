@@ -215,7 +215,7 @@ def _evaluate(
     federation.encoder.to(local.device)
     predictors = {}
     for model, client in models.items():
-        client.to(local.device).eval()
+        client.move_to(local.device).eval()
         # the generic model is the adapter itself: a method's predict may use private modules, which it has not trained
         predictors[model] = client.adapter if model == "generic" else partial(federation.method.predict, client)
     with local.evaluating():

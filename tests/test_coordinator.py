@@ -220,7 +220,7 @@ def test_alternate_trains_one_part_at_a_time() -> None:
     made.deliver(name)
     client = made.clients[name]
     before = client.own_state()
-    train(made, name)
+    train(made, name, epochs=1)
     after_shared = client.own_state()
     moved = {key for key, value in after_shared.items() if not torch.equal(value, before[key])}
     assert moved

@@ -71,12 +71,13 @@ class LoRATower(Adapter):
     ) -> None:
         super().__init__(encoder, head)
         L = encoder.spec.layers
-        if not 1 <= (last_blocks or L) <= L:
+        last_blocks = L if last_blocks is None else last_blocks
+        if not 1 <= last_blocks <= L:
             raise ConfigurationError(f"--model.adapter.last_blocks {last_blocks}: must be from 1 to {L}, the tower's")
         if not targets or len(set(targets)) != len(targets):
             raise ConfigurationError(f"--model.adapter.targets {list(targets)}: name each layer once, at least one")
         self.targets, self.rank, self.scale = tuple(targets), rank, alpha / rank if rank else 0.0
-        self.first = L - (last_blocks or L)
+        self.first = L - last_blocks
         self.strengths: dict[str, float] = {}
         self.add_branch("lora")
 

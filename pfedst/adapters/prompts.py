@@ -53,11 +53,6 @@ class ClassSequences(nn.Module):
         self.register_buffer("rest", embedded[:, 1 : longest - words], persistent=False)
         self.register_buffer("ends", ends + words, persistent=False)
 
-    def words_of(self, text: str) -> Tensor:
-        """Embeddings (p, dt) of the words of a text, to start from."""
-        ids, ends = self.tower.tokenize([text])
-        return self.tower.embed_tokens(ids[:, 1 : int(ends)])[0]
-
     def forward(self, context: Tensor) -> Tensor:
         """Learned words (p, dt) -> a unit text embedding (K, E) for every class."""
         K = len(self.start)
@@ -105,11 +100,10 @@ class PromptLearner(PromptAdapter):
     needs = "pooled"
 
     def __init__(self, encoder: Encoder, head: AnchorHead, words: int = 16, initial: str | None = None) -> None:
-        super().__init__(encoder, head, words)
-        start = torch.randn(words, self.sequences.tower.width) * CONTEXT_STD
-        if initial is not None:
-            start = self.sequences.words_of(initial)
-            self.sequences = ClassSequences(encoder, head, len(start))
+        start = None if initial is None else encoder.prompt_tower().words_of(initial)
+        super().__init__(encoder, head, words if start is None else len(start))
+        if start is None:
+            start = torch.randn(words, self.sequences.tower.width) * CONTEXT_STD
         self.context = nn.Parameter(start)
         self.register_parameter("left", None)
         self.register_parameter("right", None)

@@ -25,12 +25,14 @@ def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: 
         Plans (..., M, N): columns sum to mass / N, rows to at most 1 / M (within the tolerance).
     """
     M, N = similarity.shape[-2:]
-    kernel = ((similarity.float() - 1) / epsilon).exp()
-    rows, columns = kernel.new_ones(kernel.shape[:-1]), kernel.new_ones(*kernel.shape[:-2], N)
+    cosines = similarity.float()
+    # a factor on a column is taken up by its scale: relative to its best patch, no column underflows
+    kernel = ((cosines - cosines.amax(-2, keepdim=True)) / epsilon).exp()
+    columns = kernel.new_ones(*kernel.shape[:-2], N)
     for _ in range(iterations):
-        before = rows
+        before = columns
         rows = (1 / M / torch.einsum("...mn,...n->...m", kernel, columns)).clamp(max=1)
         columns = mass / N / torch.einsum("...mn,...m->...n", kernel, rows)
-        if (rows - before).abs().mean() < TOLERANCE:
+        if ((columns - before).abs() <= TOLERANCE * columns).all():
             break
     return (rows[..., None] * kernel * columns[..., None, :]).to(similarity.dtype)

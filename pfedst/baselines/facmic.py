@@ -58,9 +58,11 @@ class FACMIC(FedCLIP):
 
     def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
         """Classification, and alignment where there is a target."""
-        loss = super().loss(client, batch)
+        adapter = client.adapter
+        source = adapter.embed(batch.taps)
+        loss = self.objective_of(adapter, source, batch.targets)
         if batch.unlabelled is None:
             return loss
-        source, target = (client.adapter.embed(taps) for taps in (batch.taps, batch.unlabelled))
-        soft_labels = client.adapter.head(target).detach().softmax(-1)
+        target = adapter.embed(batch.unlabelled)
+        soft_labels = adapter.head(target).detach().softmax(-1)
         return loss + self.alignment * local_maximum_mean_discrepancy(source, batch.targets, target, soft_labels)

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from pfedst.adapters import Adapter, AttentionAdapter
@@ -31,6 +32,8 @@ class FedCLIP(FederatedMethod):
 
     source = "Lu et al., FedCLIP: Fast Generalization and Personalization for CLIP in Federated Learning, 2023"
 
+    requires = AttentionAdapter
+
     def __init__(self, objective: Objective = "class_ce", weighting: Weighting = "uniform", **options: Any) -> None:
         super().__init__(weighting, **options)
         self.objective = objective
@@ -41,7 +44,10 @@ class FedCLIP(FederatedMethod):
 
     def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
         """Cross-entropy over the classes, or both ways over the batch."""
+        return self.objective_of(client.adapter, client.adapter.embed(batch.taps), batch.targets)
+
+    def objective_of(self, adapter: Adapter, embedding: Tensor, targets: Tensor) -> Tensor:
+        """Either of the two, of embeddings (B, E)."""
         if self.objective == "class_ce":
-            return super().loss(client, batch)
-        adapter = client.adapter
-        return in_batch_contrastive(adapter.embed(batch.taps), adapter.head, batch.targets)
+            return F.cross_entropy(adapter.head(embedding), targets)
+        return in_batch_contrastive(embedding, adapter.head, targets)

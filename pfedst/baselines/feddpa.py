@@ -1,6 +1,6 @@
 """FedDPA: a shared and a personal LoRA in the image tower."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from pfedst.adapters import LoRATower
 from pfedst.baselines.fedlora import FedLoRA
 from pfedst.client import FederatedClient
+from pfedst.encoders import Taps
 from pfedst.method import Batch, Weighting
 from pfedst.partition import Rule
 
@@ -48,11 +49,9 @@ class FedDPA(FedLoRA):
         return self.personal_epochs + 1 if self.schedule == "alternate" else 1
 
     def build(self, client: FederatedClient) -> None:
-        """Attach the personal updates; in `alternate` both count half."""
+        """Attach the personal updates."""
         assert isinstance(client.adapter, LoRATower)
         client.adapter.add_branch("personal")
-        if self.schedule == "alternate":
-            client.adapter.strengths = {"lora": 0.5, "personal": 0.5}
 
     def partition(self, client: FederatedClient) -> list[Rule]:
         """The second set is personal."""
@@ -64,7 +63,15 @@ class FedDPA(FedLoRA):
 
     def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
         """Cross-entropy; of the shared part alone while `alternate` trains it."""
-        assert isinstance(client.adapter, LoRATower)
-        alone = self.schedule == "alternate" and client.local_epoch >= self.personal_epochs
-        with client.adapter.strength(lora=1.0, personal=0.0) if alone else nullcontext():
+        alone = client.local_epoch >= self.personal_epochs
+        with self._mix(client, lora=1.0, personal=0.0) if alone else self._mix(client, lora=0.5, personal=0.5):
             return super().loss(client, batch)
+
+    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
+        """Logits with both parts; in `alternate` half of each."""
+        with self._mix(client, lora=0.5, personal=0.5):
+            return super().predict(client, taps)
+
+    def _mix(self, client: FederatedClient, **strengths: float) -> AbstractContextManager[None]:
+        assert isinstance(client.adapter, LoRATower)
+        return client.adapter.strength(**strengths) if self.schedule == "alternate" else nullcontext()

@@ -86,7 +86,8 @@ class AnchorHead(nn.Module):
 
     def cosine_logits(self, embedding: Tensor, anchors: Tensor) -> Tensor:
         """Logits (B, K) of embeddings (B, E) for any class anchors (K, E)."""
-        return self.logit_scale * F.normalize(embedding, dim=-1) @ F.normalize(anchors, dim=-1).T
+        # a class without an image has a zero row, whose gradient would be one over the smallest norm
+        return self.logit_scale * F.normalize(embedding, dim=-1) @ F.normalize(anchors, dim=-1, eps=1e-3).T
 
 
 def text_anchors(

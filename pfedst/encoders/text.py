@@ -50,6 +50,11 @@ class PromptTower:
         embedded: Tensor = F.embedding(ids.to(table.device), table.detach())
         return embedded
 
+    def words_of(self, text: str) -> Tensor:
+        """Embeddings (p, dt) of the words of a text, without start and end."""
+        ids, ends = self.tokenize([text])
+        return self.embed_tokens(ids[:, 1 : int(ends)])[0]
+
     def encode(self, embedded: Tensor, ends: Tensor) -> Tensor:
         """Embedded tokens (P, T, dt) with their ends (P,) -> unit embeddings (P, E)."""
         model, T = self.model, embedded.shape[1]

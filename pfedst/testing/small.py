@@ -70,12 +70,15 @@ def trainer(**options: Any) -> Trainer:
     return Trainer(**(LEAN | options))
 
 
-def train(made: Federation, name: str, sites: FederatedDataModule | None = None) -> None:
-    """One local fit of a trainee; nothing for a method that trains nothing."""
+def train(made: Federation, name: str, sites: FederatedDataModule | None = None, epochs: int | None = None) -> None:
+    """One local fit of a trainee, of the fewest epochs that its method runs with unless more are given.
+
+    Does nothing for a method that trains nothing.
+    """
     if made.trains:
         sites = sites or prepared()
         local = LocalTrainer(trainer(max_epochs=made.method.fewest_local_epochs))
-        local.fit(made.trainees[name], sites.train_loader(name, 1))
+        local.fit(made.trainees[name], sites.train_loader(name, 1), epochs)
 
 
 def fit(

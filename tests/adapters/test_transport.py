@@ -44,6 +44,17 @@ def test_marginals_of_a_vit_b_16_with_the_defaults() -> None:
     assert not torch.allclose(plan, softmax, rtol=0.01)
 
 
+@pytest.mark.parametrize("epsilon", [0.02, 0.005, 0.001])
+def test_a_small_epsilon_is_sharp_and_no_nan(epsilon) -> None:
+    """exp(-cost / epsilon) alone is below the smallest float32 here: of a cosine of 0.2, exp(-160) at 0.005."""
+    similarity = cosines(2, 16, 2, mean=CLIP_LIKE[0], deviation=CLIP_LIKE[1])
+    plan = transport_plan(similarity, epsilon, 0.5, ENOUGH)
+    assert torch.isfinite(plan).all()
+    check_marginals(plan, 0.5)
+    smooth = transport_plan(similarity, 0.1, 0.5, ENOUGH)
+    assert ((plan * similarity).sum((-2, -1)) > (smooth * similarity).sum((-2, -1))).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 12), st.integers(1, 3), st.floats(0.2, 1), st.floats(0.1, 2), st.floats(-0.5, 0.5), st.integers(0)

@@ -139,11 +139,14 @@ class Small(Federation):
         optimizer: Callable[..., Any] = PLAIN_SGD,
         batch_size: int | None = None,
         classes: int = 3,
+        held_out: Iterable[str] = (),
     ) -> None:
         side = next(iter(sites.values()))[0].shape[-1]
         template = FederatedClient(Pixels(side), adapter, "learned", optimizer=optimizer)
         names = [str(index) for index in range(classes)]
-        super().__init__(template, names, {name: len(labels) for name, (_, labels) in sites.items()}, method, 0)
+        super().__init__(
+            template, names, {name: len(labels) for name, (_, labels) in sites.items()}, method, 0, held_out
+        )
         self.sites = sites
         self.loaders = {
             name: DataLoader(TensorDataset(*site), batch_size or len(site[1])) for name, site in sites.items()
@@ -164,14 +167,14 @@ class Small(Federation):
         return client
 
     def round(self, epochs: int = 1, names: Iterable[str] | None = None) -> None:
-        """One round of all clients, or of those named."""
-        taking_part = list(self.clients if names is None else names)
+        """One round of all clients that train, or of those named."""
+        taking_part = self.draw(1, 1.0) if names is None else list(names)
         for name in taking_part:
             self.fit(name, epochs)
         self.merge({name: self.collect(name) for name in taking_part})
 
     def rounds(self, number: int, epochs: int = 1) -> Small:
-        """Several rounds of all clients, which then take the last message; itself."""
+        """Several rounds; every client then takes the last message. Returns itself."""
         for _ in range(number):
             self.round(epochs)
         for name in self.clients:

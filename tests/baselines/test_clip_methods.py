@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -245,6 +246,22 @@ def test_the_two_objectives_of_fedclip(anchors) -> None:
     assert abs(expected.item() - both_ways.item()) > 0.1
 
 
+def test_the_contrastive_form_trains_learned_anchors_too() -> None:
+    """They are what predictions are made with."""
+    made = federation(FedCLIP(objective="infonce"), anchors="learned")
+    client = made.generic
+    assert "adapter.head.weight" in client.learnable
+    made.method.loss(client, batch_of(client)).backward()
+    without = [key for key, p in client.named_parameters() if key in client.learnable and p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("adapter", [LinearHead, PromptLearner])
+def test_the_contrastive_form_is_refused_where_it_would_train_nothing(tmp_path, adapter) -> None:
+    with pytest.raises(ConfigurationError, match="AttentionAdapter"):
+        fit(tmp_path, FedCLIP(objective="infonce"), model=template(adapter=adapter, anchors="text"))
+
+
 def test_fedclip_counts_clients_alike_and_facmic_by_their_images() -> None:
     assert set(federation(FedCLIP()).weights.values()) == {1.0}
     made = federation(FACMIC())
@@ -306,7 +323,7 @@ def test_every_image_passes_the_adapter_of_facmic_once_a_step() -> None:
 class Seen(FACMIC):
     """Remembers the image embeddings that its losses saw without labels."""
 
-    embeddings: list[tuple[str, torch.Tensor]] = []
+    embeddings: ClassVar[list[tuple[str, torch.Tensor]]] = []
 
     def loss(self, client, batch):
         assert batch.unlabelled is not None
@@ -522,8 +539,8 @@ def test_feddpa_joint_begins_as_one_model() -> None:
 class Watched(FedDPA):
     """Keeps, for every step, the epoch, the loss, and the loss written out; and the weights that it began with."""
 
-    steps: list[tuple[int, float, float]] = []
-    weights: list[tuple[int, dict[str, torch.Tensor]]] = []
+    steps: ClassVar[list[tuple[int, float, float]]] = []
+    weights: ClassVar[list[tuple[int, dict[str, torch.Tensor]]]] = []
 
     def loss(self, client, batch):
         loss = super().loss(client, batch)
@@ -539,11 +556,10 @@ class Watched(FedDPA):
 @pytest.mark.parametrize(("personal_epochs", "epochs"), [(1, 2), (2, 3), (1, 3)])
 def test_feddpa_alternate_trains_one_branch_at_a_time_at_the_declared_strengths(personal_epochs, epochs) -> None:
     Watched.steps, Watched.weights = [], []
-    made = federation(
-        Watched(schedule="alternate", personal_epochs=personal_epochs), optimizer=partial(AdamW, lr=0.01)
-    )
+    made = federation(Watched(schedule="alternate", personal_epochs=personal_epochs), optimizer=partial(AdamW, lr=0.01))
     client = made.clients["site_a"]
     made.deliver("site_a")
+    strengths = dict(client.adapter.strengths)
     scramble(client.adapter)
     with torch.no_grad():
         for parameter in client.adapter.parameters():
@@ -557,7 +573,7 @@ def test_feddpa_alternate_trains_one_branch_at_a_time_at_the_declared_strengths(
         branch = "personal" if epoch < personal_epochs else "lora"
         moved = {key for key in before if not torch.equal(before[key], after[key])}
         assert moved == {key for key in before if key.startswith(f"adapter.{branch}.")}
-    assert client.adapter.strengths == {"lora": 0.5, "personal": 0.5}
+    assert client.adapter.strengths == strengths
 
 
 def test_feddpa_alternate_predicts_with_the_mix_and_a_new_site_with_the_shared_branch_in_full() -> None:
@@ -585,7 +601,7 @@ WRONG = {
     PromptFL: (TransportPrompts, LinearHead, SideNetwork),
     FedPGP: (TransportPrompts, LoRATower, AttentionAdapter),
     FedOTP: (PromptLearner, LinearHead, SideNetwork),
-    **{method: (SideNetwork, LinearHead, PromptLearner) for method in LORAS},
+    **dict.fromkeys(LORAS, (SideNetwork, LinearHead, PromptLearner)),
     FACMIC: (LinearHead, SideNetwork, PromptLearner),
 }
 

@@ -53,6 +53,7 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--method=FedRep"], 2, ["--trainer.max_epochs 2"]),
         (["fit", *SMALL, "--method=PFedMe"], 2, ["PFedMe needs SGD", "--model.optimizer SGD"]),
         (["fit", *SMALL, "--method=FACMIC", "--method.target=held_out_site"], 2, ["--method.target_site None"]),
+        (["fit", *SMALL, "--method=FACMIC", "--method.target=held_out_site", "--method.target_site=site_b"], 2, ["held_out_sites [site_b]"]),
         (["fit", *SMALL, "--method.schedule=alternate"], 2, ["--trainer.max_epochs 2"]),
         (["fit", *SMALL, "--data.noize=3"], 2, ['Did you mean "noise"', "batch_size"]),
         (["fit", *SMALL, "--data=SyntheticSite"], 2, ['Did you mean "SyntheticSites"', "FolderSites"]),
