@@ -159,7 +159,6 @@ def test_early_stopping_ends_the_run_after_a_round(tmp_path) -> None:
         ({"callbacks": [ModelCheckpoint()], "enable_checkpointing": True}, "ModelCheckpoint"),
         ({"devices": 2}, "devices 1"),
     ],
-    ids=str,
 )
 def test_options_that_contradict_a_federated_run_are_refused(options, word) -> None:
     with pytest.raises(ConfigurationError, match=word):

@@ -40,17 +40,13 @@ class APFL(FederatedMethod):
 
     def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
         """Cross-entropy of the global model and of the mixture."""
-        with torch.no_grad():
-            _share(client).clamp_(0, 1)
         return super().loss(client, batch) + F.cross_entropy(self.predict(client, batch.taps), batch.targets)
 
     def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
         """Logits of the mixed weights; no gradient passes to the global model."""
-        share, own = _share(client).clamp(0, 1), dict(client.adapter.named_parameters())
+        share, own = client.get_parameter("share"), dict(client.adapter.named_parameters())
+        with torch.no_grad():  # within the graph a share at 0 or 1 would have no gradient and stay there
+            share.clamp_(0, 1)
         mixed = {k: share * v + (1 - share) * own[k].detach() for k, v in client.twin.named_parameters()}
         logits: Tensor = functional_call(client.twin, mixed, (taps,))
         return logits
-
-
-def _share(client: FederatedClient) -> nn.Parameter:
-    return client.get_parameter("share")

@@ -26,6 +26,8 @@ Site = tuple[Tensor, Tensor]
 """Images, and class indices."""
 
 LR = 0.1
+START = torch.tensor([0.5, -0.25], dtype=torch.float64)
+"""Where the quadratic models start."""
 PLAIN_SGD = partial(SGD, lr=LR)
 
 
@@ -50,9 +52,9 @@ class Quadratic(PlainModel):
     is the gradient that reaches w through the very loss that methods use.
     """
 
-    def __init__(self, encoder: Encoder, head: AnchorHead, start: tuple[float, ...] = (0.5, -0.25)) -> None:
+    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
         super().__init__(encoder, head)
-        self.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.w = nn.Parameter(START.clone())
 
     def forward(self, taps: Taps) -> Tensor:
         a, b = taps.tensors[0].unbind(1)
@@ -113,10 +115,9 @@ class Residual(PlainModel):
         return self.fc(self.final(x.mean((2, 3))))
 
 
-def quadratic(a: Iterable[float], b: Iterable[float], rows: int = 1) -> Site:
-    """`rows` equal rows of the loss a / 2 (w - b)^2."""
-    row = torch.tensor([list(a), list(b)], dtype=torch.float64)
-    return row.expand(rows, *row.shape), torch.zeros(rows, dtype=torch.long)
+def quadratic(curve: Tensor, rows: int) -> Site:
+    """A site of equal rows of the loss a / 2 (w - b)^2; a and b are the rows of `curve`."""
+    return curve.expand(rows, *curve.shape), torch.zeros(rows, dtype=torch.long)
 
 
 def pictures(name: str, rows: int, side: int = 8, classes: int = 3) -> Site:

@@ -34,6 +34,7 @@ from pfedst.testing import fit
 from tests.baselines.models import (
     CNN,
     LR,
+    START,
     Linear,
     Quadratic,
     Residual,
@@ -50,8 +51,8 @@ PICTURES = {"a": pictures("a", 12), "b": pictures("b", 9), "c": pictures("c", 15
 NO_SLOPE = {"conv1.bias", "conv2.bias"}
 """Before batch norm a bias changes nothing: its gradient is rounding."""
 CURVES = {"a": ((1.0, 2.0), (1.0, -1.0)), "b": ((4.0, 0.5), (-1.0, 3.0))}
+CURVES = {name: torch.tensor(curve, dtype=torch.float64) for name, curve in CURVES.items()}
 """Curvature a and optimum b of two sites' losses a / 2 (w - b)^2, in two dimensions."""
-START = torch.tensor([0.5, -0.25], dtype=torch.float64)
 STEPS = 3
 MOMENTUM = partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
 ADAMW = partial(AdamW, lr=1e-2, weight_decay=0.1)
@@ -65,27 +66,28 @@ def small(method, sites=PICTURES, adapter=CNN, **options) -> Small:
     return Small(method, adapter, sites, **options)
 
 
-def curved(method, steps=STEPS, names="ab", **options) -> Small:
+def curved(method, steps=STEPS, **options) -> Small:
     """Sites of CURVES, of as many rows as there are steps in a local epoch."""
-    sites = {name: quadratic(*CURVES[name], rows=steps) for name in names}
+    sites = {name: quadratic(curve, steps) for name, curve in CURVES.items()}
     return small(method, sites, Quadratic, batch_size=1, **options)
 
 
 def uneven(method) -> Small:
     """Site b has three times the rows of a, and both take one step an epoch."""
-    sites = {name: quadratic(*CURVES[name], rows=rows) for name, rows in (("a", 2), ("b", 6))}
+    sites = {name: quadratic(CURVES[name], rows) for name, rows in (("a", 2), ("b", 6))}
     return small(method, sites, Quadratic)
 
 
 def slope(name: str, w: Tensor) -> Tensor:
-    a, b = torch.tensor(CURVES[name], dtype=torch.float64)
+    a, b = CURVES[name]
     return a * (w - b)
 
 
 def optimum(shares: dict[str, float]) -> Tensor:
     """Of the sum of the sites' losses, each times its share."""
-    curves = {name: torch.tensor(CURVES[name], dtype=torch.float64) * share for name, share in shares.items()}
-    return sum(c[0] * torch.tensor(CURVES[n][1]) for n, c in curves.items()) / sum(c[0] for c in curves.values())
+    a, b = torch.stack([CURVES[name] for name in shares], 1)
+    p = torch.tensor(list(shares.values()))[:, None]
+    return (p * a * b).sum(0) / (p * a).sum(0)
 
 
 def nearly(one: Tensor, other: Tensor, atol: float = 1e-12) -> bool:
@@ -107,7 +109,7 @@ def predicted(made: Small, name: str = "a") -> Tensor:
 
 
 def value(name: str, w: Tensor) -> Tensor:
-    a, b = torch.tensor(CURVES[name], dtype=torch.float64)
+    a, b = CURVES[name]
     return (a / 2 * (w - b).square()).sum()
 
 
@@ -140,7 +142,7 @@ def test_what_travels(method) -> None:
     for payload in (client.received, made.collect("a")):
         assert set(payload["net"]) == keys
         assert set(payload) == {"net", "control"} if method is SCAFFOLD else {"net"}
-        assert set(payload.get("control", ())) <= set(parameters(client))
+        assert set(payload.get("control", ())) == (set(parameters(client)) if method is SCAFFOLD else set())
 
 
 def test_local_sends_no_byte() -> None:
@@ -161,6 +163,11 @@ def test_the_server_holds_the_mean_by_samples_or_uniform(method, weighting) -> N
         values = torch.stack([state[key].float() for state in trained], -1)
         assert nearly(merged, (values * sizes / sizes.sum()).sum(-1), 1e-6), key
         assert merged.dtype == trained[0][key].dtype
+
+
+def test_scaffold_and_feddyn_count_clients_alike_unless_told_otherwise() -> None:
+    assert SCAFFOLD().weighting == FedDyn().weighting == "uniform"
+    assert FedAvg().weighting == "samples"
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
@@ -277,7 +284,7 @@ def test_fedprox_adds_mu_times_the_way_from_what_was_received(mu) -> None:
 def test_fedprox_fixed_point(mu) -> None:
     """(a b + mu w_t) / (a + mu) is where a / 2 (w - b)^2 and the pull balance."""
     client = curved(FedProx(mu=mu), steps=400).fit("a")
-    a, b = torch.tensor(CURVES["a"], dtype=torch.float64)
+    a, b = CURVES["a"]
     assert nearly(client.adapter.w, (a * b + mu * START) / (a + mu), 1e-9)
 
 
@@ -412,7 +419,7 @@ def test_ditto_steps_by_hand(lam) -> None:
 def test_ditto_fixed_point() -> None:
     """(a b + lam w_t) / (a + lam): between the client's own optimum and what it received."""
     client = curved(Ditto(lam=2.0), steps=400).fit("a")
-    a, b = torch.tensor(CURVES["a"], dtype=torch.float64)
+    a, b = CURVES["a"]
     assert nearly(client.twin.w, (a * b + 2.0 * START) / (a + 2.0), 1e-9)
     assert nearly(client.adapter.w, b, 1e-9)
 
@@ -479,7 +486,7 @@ def test_pfedme_moreau_envelope() -> None:
     """Enough inner steps: theta = (a b + lam w) / (a + lam), w -= lr lam (w - theta), and theta predicts."""
     made = curved(PFedMe(lam=2.0, inner_steps=300, inner_learning_rate=0.05), steps=1)
     client = made.fit("a")
-    a, b = torch.tensor(CURVES["a"], dtype=torch.float64)
+    a, b = CURVES["a"]
     theta = (a * b + 2.0 * START) / (a + 2.0)
     assert nearly(client.memo["theta"]["w"], theta, 1e-9)
     assert nearly(client.adapter.w, START - LR * 2.0 * (START - theta), 1e-9)
@@ -616,22 +623,25 @@ def test_feddyn_memory_becomes_each_clients_slope_at_the_optimum() -> None:
 # -- Pooled ----------------------------------------------------------------------------------------------------
 
 
-def test_a_round_of_pooled_is_one_step_on_the_images_of_all_sites(tmp_path) -> None:
-    """With full batches it is FedAvg's by samples; and by hand, the gradient over all sites' images in one batch."""
+def test_pooled_descends_on_the_images_of_all_sites(tmp_path) -> None:
+    """By hand, on all sites' images in one batch; a single step is FedAvg's by samples, and two are not."""
     template = FederatedClient(Pixels(16), Linear, "learned", optimizer=partial(SGD, lr=LR))
-    nets = {}
-    for method in (Pooled(), FedAvg(), FedAvg(weighting="uniform")):
-        sites = SyntheticSites(3, 3, 16, [24, 18, 15], [12] * 3, batch_size=64)
-        folder = tmp_path / str(len(nets))
-        fit(folder, method, sites=sites, model=template, rounds=1)
-        nets[len(nets)] = load_last_round(folder / "run" / "state")[1]["server"]["method"]["net"]
-    start = template.with_classes(sites.class_names, Pooled(), 0).adapter
+    sites = SyntheticSites(3, 3, 16, [24, 18, 15], [12] * 3, batch_size=64)
+
+    def run(method, epochs: int) -> State:
+        folder = tmp_path / f"{method.__name__}{epochs}"
+        fit(folder, method(), sites=sites, model=template, rounds=1, trainer_options={"max_epochs": epochs})
+        return load_last_round(folder / "run" / "state")[1]["server"]["method"]["net"]
+
+    found = {(method, epochs): run(method, epochs) for method in (Pooled, FedAvg) for epochs in (1, 2)}
     batches = [next(iter(sites.train_loader(site, 0))) for site in sites.sites]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert len(labels) == sum(sites.samples(site, "train") for site in sites.sites)
-    loss = F.cross_entropy(start.fc(images.flatten(1)), labels)
-    gradients = torch.autograd.grad(loss, list(start.parameters()))
-    by_hand = {key: p.detach() - LR * g for (key, p), g in zip(start.named_parameters(), gradients, strict=True)}
-    assert close(nets[0], by_hand)
-    assert close(nets[0], nets[1])
-    assert not close(nets[0], nets[2], 1e-4)
+    model = template.with_classes(sites.class_names, Pooled(), 0).adapter
+    optimizer = SGD(model.parameters(), lr=LR)
+    for epochs in (1, 2):
+        model.zero_grad()
+        F.cross_entropy(model.fc(images.flatten(1)), labels).backward()
+        optimizer.step()
+        assert close(found[Pooled, epochs], copied(model.state_dict()))
+        assert close(found[FedAvg, epochs], found[Pooled, epochs], 1e-5) == (epochs == 1)
