@@ -65,7 +65,7 @@ class FederatedClient(LightningModule):
         encoder: the frozen encoder.
         adapter: the adapter's class and options; with null, the method's own choice.
         anchors: where the class anchors come from: `text` prompts, `prototypes` (class means of frozen embeddings,
-            merged over clients by class counts), or `learned`.
+            merged over clients by class counts), or `learned`. Not used where the adapter is a `WholeModel`.
         prompts: templates with a {} for the class name, averaged; used by `text` only.
         optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
     """
@@ -81,7 +81,7 @@ class FederatedClient(LightningModule):
         super().__init__()
         self.encoder = encoder
         self.make_adapter = adapter
-        self.anchors = anchors
+        self.anchors: AnchorKind | None = anchors
         self.prompts = tuple(prompts)
         self.make_optimizer = optimizer
         self.adapter: Adapter
@@ -105,14 +105,18 @@ class FederatedClient(LightningModule):
         """A client for these classes and this method, at the run's initial weights; copy it once a site."""
         client = copy.deepcopy(self)
         with seeded(derive_seed(run_seed, "initial weights")):
-            head = AnchorHead(class_names, self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors)
+            head = AnchorHead(
+                class_names, self.encoder.spec.embedding, self.encoder.logit_scale, self.anchors or "text"
+            )
             client.adapter = (self.make_adapter or method.default_adapter)(self.encoder, head)
         if method.requires is not None and not isinstance(client.adapter, method.requires):
             raise ConfigurationError(
                 f"method {type(method).__name__} runs on {method.requires.__name__}, not on "
                 f"{type(client.adapter).__name__}: leave --model.adapter out, or choose {method.requires.__name__}"
             )
-        if self.anchors == "text":
+        if not any(module is head for module in client.adapter.modules()):
+            client.anchors = None
+        elif self.anchors == "text":
             head.set_anchors(text_anchors(self.encoder, class_names, self.prompts))
         client.method = method
         with seeded(derive_seed(run_seed, "method weights")):

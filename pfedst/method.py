@@ -160,7 +160,10 @@ class FederatedMethod:
         return F.cross_entropy(client.adapter(batch.taps), batch.targets)
 
     def edit_gradients(self, client: FederatedClient) -> None:
-        """Change gradients after backward and unscaling, before clipping: proximal pulls, control variates."""
+        """Change gradients after backward and unscaling, before clipping: proximal pulls, control variates.
+
+        Called in fine-tuning too (`client.finetuning`), when what was received last still stands.
+        """
 
     def upload(self, client: FederatedClient) -> Payload:
         """The message to the server."""

@@ -36,6 +36,24 @@ def test_every_method_says_why_how_and_when(name) -> None:
     assert all(meaning for _, meaning in rows), f"an option without a meaning: {rows}"
 
 
+def test_the_model_of_the_front_page_runs_without_an_encoder(tmp_path, monkeypatch, capsys) -> None:
+    code = re.search(r"```python\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL).group(1)
+    (tmp_path / "mymodels.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["fit", "--model.encoder=Pixels", "--model.encoder.image_size=32", "--model.adapter=mymodels.CNN"]
+    arguments += ["--data=SyntheticSites", "--data.sites=2", "--data.samples_per_site=[12,10]"]
+    arguments += ["--data.test_samples_per_site=[8,8]", "--coordinator.rounds=1", "--trainer.accelerator=cpu"]
+    for method in ("FedBN", "FedPer"):
+        assert main([*arguments, f"--method={method}", f"--runs_dir={tmp_path}", f"--name={method}"]) == 0
+    printed = capsys.readouterr().out
+    assert "anchors none" in printed
+    assert "none (pixels), 32 px" in printed
+    assert main([*arguments, "--method=FedAvg", "--model.adapter=SideNetwork", f"--runs_dir={tmp_path}"]) == 2
+    assert (
+        "SideNetwork needs taps of the encoder, and none (pixels), 32 px offers only images" in capsys.readouterr().err
+    )
+
+
 def test_links_lead_somewhere() -> None:
     for path in DOCS.rglob("*.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):

@@ -1,6 +1,6 @@
 """Adapters: the small trainable modules. They know nothing of methods."""
 
-from pfedst.adapters.adapter import Adapter, AdapterFactory
+from pfedst.adapters.adapter import Adapter, AdapterFactory, WholeModel
 from pfedst.adapters.embedding import AttentionAdapter, LinearHead
 from pfedst.adapters.lora import LoRALinear, lora_layers, switches_open
 from pfedst.adapters.lora_tower import LoRATower
@@ -17,6 +17,7 @@ __all__ = [
     "PromptLearner",
     "SideNetwork",
     "TransportPrompts",
+    "WholeModel",
     "lora_layers",
     "switches_open",
 ]

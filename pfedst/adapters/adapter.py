@@ -58,5 +58,32 @@ class Adapter(nn.Module):
             self.head.learn("linear")
 
 
+class WholeModel(Adapter):
+    """Base of an adapter that is a classifier of its own: from the images to the logits, without class anchors.
+
+    With the encoder `Pixels` it runs every method on any model. A subclass makes its layers after calling this
+    constructor (`len(head.class_names)` classes), calls the last one `fc` or names another in `head_keys`, and
+    defines `forward`: `taps.tensors[0]` are the images (B, 3, S, S).
+    """
+
+    needs = "images"
+    head_keys = "fc.*"
+
+    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
+        super().__init__(encoder, head)
+        del self.head
+
+    @abstractmethod
+    def forward(self, taps: Taps) -> Tensor:
+        """Images -> logits (B, K)."""
+
+    def embed(self, taps: Taps) -> Tensor:
+        """Refused: what lies before the last layer is not said."""
+        raise ConfigurationError(f"{type(self).__name__} has no embedding of its own, which this method needs")
+
+    def learn_head(self) -> None:
+        """The classifier is trainable as it is."""
+
+
 AdapterFactory = Callable[[Encoder, AnchorHead], Adapter]
 """What a configuration gives: an adapter class with its options, still to be told encoder and head."""

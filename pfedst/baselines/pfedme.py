@@ -23,7 +23,8 @@ class PFedMe(FederatedMethod):
     Method: theta ~ argmin f_k(theta) + lambda / 2 * ||theta - w_k||^2 by a few inner steps on the batch, then w_k goes
         along lambda (w_k - theta); w = (1 - beta) w + beta * mean of w_k (Algorithm 1).
     When to use: when time allows `inner_steps` times the computation.
-    Differs from the paper in: weights n_k / n. It needs plain SGD: Adam's steps do not shrink with the pull.
+    Differs from the paper in: weights n_k / n; theta goes on from the client's last theta, not from w. It needs plain
+        SGD: Adam's steps do not shrink with the pull.
 
     Args:
         lam: lambda, how close theta stays to w_k, > 0.

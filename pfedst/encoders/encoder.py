@@ -86,7 +86,7 @@ class Encoder:
 class Pixels(Encoder):
     """No encoder at all: hands out the images themselves, for an adapter that is a whole model of its own.
 
-    With it every method runs on any classifier (a ResNet, a small CNN): an `Adapter` with `needs = "images"`.
+    With it every method runs on any classifier (a ResNet, a small CNN): see `pfedst.adapters.WholeModel`.
 
     Args:
         image_size: side of the square images in pixels, >= 1.

@@ -24,7 +24,7 @@ def describe(
         "method": type(method).__name__,
         "method_options": method.options,
         "adapter": type(client.adapter).__name__,
-        "anchors": client.anchors,
+        "anchors": client.anchors or "none",
         "encoder": federation.encoder.label,
         "random_weights": federation.encoder.random_weights,
         "data": data.label,

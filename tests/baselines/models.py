@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
-from pfedst.adapters import Adapter
+from pfedst.adapters import Adapter, WholeModel
 from pfedst.client import FederatedClient
 from pfedst.encoders import AnchorHead, Encoder, Pixels, Taps
 from pfedst.federation import Federation
@@ -31,21 +31,7 @@ START = torch.tensor([0.5, -0.25], dtype=torch.float64)
 PLAIN_SGD = partial(SGD, lr=LR)
 
 
-class PlainModel(Adapter):
-    """A whole classifier of its own: it asks for the images and has no class anchors."""
-
-    needs = "images"
-    head_keys = "fc.*"
-
-    def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
-        super().__init__(encoder, head)
-        del self.head
-
-    def learn_head(self) -> None:
-        """`fc` is trainable as it is."""
-
-
-class Quadratic(PlainModel):
+class Quadratic(WholeModel):
     """A model w whose cross-entropy with class 0 is 1 + sum of a / 2 (w - b)^2, for an "image" of rows a and b.
 
     The logits are 0 and log(exp(f) - 1), so that the cross-entropy is softplus of the second: f itself, and a (w - b)
@@ -62,7 +48,7 @@ class Quadratic(PlainModel):
         return torch.stack([torch.zeros_like(f), f.expm1().log()], -1)
 
 
-class Linear(PlainModel):
+class Linear(WholeModel):
     """One linear layer on the pixels."""
 
     def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
@@ -73,7 +59,7 @@ class Linear(PlainModel):
         return self.fc(taps.tensors[0].flatten(1))
 
 
-class CNN(PlainModel):
+class CNN(WholeModel):
     """Twice convolution, batch norm, ReLU and pooling; then `fc1`, ReLU and the classifier `fc`."""
 
     def __init__(
@@ -99,7 +85,7 @@ class CNN(PlainModel):
         return self.fc(self.fc1(x.flatten(1)).relu())
 
 
-class Residual(PlainModel):
+class Residual(WholeModel):
     """A block as in ResNet and a LayerNorm: two of its three norm layers bear no "bn" in their names."""
 
     def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
