@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from pfedst.client import FederatedClient, require_trainable_anchors
-from pfedst.data import POOLED
 from pfedst.encoders import class_sums, prototypes_from_sums
 from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.method import FederatedMethod, ServerState
 from pfedst.payload import NET, Payload, State, check_keys, check_tensors, copy_payload, payload_bytes
 from pfedst.seeds import derive_seed, generator
+
+POOLED = "pooled"
+"""The name of the one trainee of a pooled method."""
 
 
 class Federation:
@@ -63,6 +65,8 @@ class Federation:
         self.clients = {name: first.copy_as(name) for name in sorted(train_samples)}
         self.generic = first.copy_as("generic")
         self.held_out = _checked_sites(held_out, self.clients)
+        if method.pooled and POOLED in self.clients:
+            raise ConfigurationError(f'method {type(method).__name__}: no site may be called "{POOLED}"; rename it')
         self.trainees = {POOLED: first.copy_as(POOLED)} if method.pooled else self.clients
         samples = {POOLED: 1} if method.pooled else train_samples
         self.weights = {name: float(samples[name]) if method.weighting == "samples" else 1.0 for name in self.trainees}
@@ -83,6 +87,10 @@ class Federation:
     def drawable(self) -> list[str]:
         """Names of the trainees that may be drawn: all that are not held out."""
         return [name for name in self.trainees if name not in self.held_out]
+
+    def sites_of(self, name: str) -> list[str]:
+        """Sites whose training images a trainee sees: its own, or for the pooled one all that are not held out."""
+        return [site for site in self.clients if site not in self.held_out] if name not in self.clients else [name]
 
     @property
     def personalises(self) -> bool:

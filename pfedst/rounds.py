@@ -117,7 +117,8 @@ class RoundLoop:
         client.round, client.finetuning = round_number, finetune_epochs is not None
         purpose = "finetune" if client.finetuning else "fit"
         started = time.perf_counter()
-        loader = self.data.train_loader(name, derive_seed(seed, f"{purpose} batches", name, round_number))
+        batches_seed = derive_seed(seed, f"{purpose} batches", name, round_number)
+        loader = self.data.train_loader(self.federation.sites_of(name), batches_seed)
         if place := self.federation.method.unlabelled(client):
             client.unlabelled = self.data.unlabelled(*place, derive_seed(seed, "unlabelled", name, round_number))
         with seeded(derive_seed(seed, purpose, name, round_number)):

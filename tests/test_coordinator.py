@@ -5,9 +5,12 @@ import torch
 
 from pfedst.baselines.fedavg import FedAvg
 from pfedst.baselines.local import Local
+from pfedst.baselines.pooled import Pooled
 from pfedst.baselines.zero_shot import ZeroShot
 from pfedst.coordinator import FederatedCoordinator
+from pfedst.data.datasets import Draw, SiteDataset
 from pfedst.errors import ConfigurationError, PfedstError, StateError
+from pfedst.federation import Federation
 from pfedst.method import FederatedMethod
 from pfedst.payload import NET
 from pfedst.side_tuning import PFedST
@@ -266,3 +269,26 @@ def test_one_encoder_for_all_clients() -> None:
     made = federation(FedAvg())
     assert all(client.encoder is encoder() is client.adapter.encoder for client in made.clients.values())
     assert data().label.startswith("SYNTHETIC")
+
+
+@pytest.mark.parametrize("method", [FedAvg, Pooled])
+def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, method, monkeypatch) -> None:
+    sites = prepared()
+    loaded = []
+    load = SiteDataset.__getitem__
+
+    def remembered(self, item):
+        loaded.extend([id(self)] if isinstance(item, Draw) else [])
+        return load(self, item)
+
+    monkeypatch.setattr(SiteDataset, "__getitem__", remembered)
+    summary = fit(tmp_path, method(), sites=sites, held_out_sites=["site_b"], rounds=1)
+    trained = {site for (site, split), part in sites._datasets.items() if split == "train" and id(part) in loaded}
+    assert trained == {"site_a", "site_c"}
+    assert summary["protocol"]["held_out_sites"] == ["site_b"]
+    assert set(summary["personal"]["clients"]) == {"site_a", "site_b", "site_c"}
+
+
+def test_no_site_may_bear_the_name_of_the_pooled_trainee() -> None:
+    with pytest.raises(ConfigurationError, match='no site may be called "pooled"'):
+        Federation(template(), ["a", "b"], {"pooled": 3, "x": 2}, Pooled(), 0)

@@ -43,7 +43,7 @@ class ClassSequences(nn.Module):
         ids, ends = self.tower.tokenize([f"{name}." for name in head.class_names])
         longest = int((ends + words).max()) + 1
         if longest > self.tower.context_length:
-            name = max(head.class_names, key=len)
+            name = head.class_names[int(ends.argmax())]
             raise ConfigurationError(
                 f'--model.adapter.words {words}: with a class name as long as "{name}" a prompt has {longest} tokens, '
                 f"the text tower takes {self.tower.context_length}"

@@ -1,9 +1,9 @@
 """Data of several sites. They know nothing of methods."""
 
-from pfedst.data.datamodule import POOLED, FederatedDataModule, Split
+from pfedst.data.datamodule import FederatedDataModule, Split
 from pfedst.data.fed_isic import FedISIC2019
 from pfedst.data.folder import FolderSites
 from pfedst.data.manifest import ManifestSites
 from pfedst.data.synthetic import SyntheticSites
 
-__all__ = ["POOLED", "FedISIC2019", "FederatedDataModule", "FolderSites", "ManifestSites", "Split", "SyntheticSites"]
+__all__ = ["FedISIC2019", "FederatedDataModule", "FolderSites", "ManifestSites", "Split", "SyntheticSites"]

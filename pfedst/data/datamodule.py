@@ -28,8 +28,6 @@ from pfedst.seeds import derive_seed, generator
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-POOLED = "pooled"
-"""In place of a site's name: the training images of all sites together."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,6 @@ class FederatedDataModule(LightningDataModule):
             return
         found = self.read()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
-        if POOLED in self.sites:
-            raise DataError(f'a site may not be called "{POOLED}": that is the name for all sites together')
         splits = {site: self._checked(site, parts) for site, parts in found.splits.items()}
         files = [
             path
@@ -165,9 +161,13 @@ class FederatedDataModule(LightningDataModule):
         labels = self._datasets[site, split].labels
         return [labels.count(index) for index in range(len(self.class_names))]
 
-    def train_loader(self, site: str, seed: int) -> DataLoader[Any]:
-        """Batches of images (B, 3, S, S) and class indices (B,), in an order and with augmentation set by `seed`."""
-        dataset = self._pooled() if site == POOLED else self._datasets[site, "train"]
+    def train_loader(self, sites: str | Sequence[str], seed: int) -> DataLoader[Any]:
+        """Batches of images (B, 3, S, S) and class indices (B,), in an order and with augmentation set by `seed`.
+
+        Several sites are mixed as if their images lay in one place.
+        """
+        parts = [self._datasets[site, "train"] for site in ([sites] if isinstance(sites, str) else sites)]
+        dataset = parts[0] if len(parts) == 1 else PooledDataset(parts)
         return DataLoader(
             dataset,
             self.batch_size,
@@ -175,9 +175,6 @@ class FederatedDataModule(LightningDataModule):
             num_workers=self.num_workers,
             generator=generator(seed),  # else the loader draws from the global generator
         )
-
-    def _pooled(self) -> PooledDataset:
-        return PooledDataset([self._datasets[site, "train"] for site in sorted(self.sites)])
 
     def unlabelled(self, site: str, split: Split, seed: int) -> Iterator[Tensor]:
         """Endless batches of images (B, 3, S, S) without labels, in an order set by `seed`; never of `test`.

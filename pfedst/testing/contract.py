@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -216,7 +216,7 @@ def loss_and_gradients_are_finite(subject: Subject) -> None:
         return
     name, client = next(iter(made.trainees.items()))
     made.deliver(name)
-    loss = made.method.loss(client.train(), _batch(client, name))
+    loss = made.method.loss(client.train(), _batch(client, made.sites_of(name)))
     torch.autograd.backward(loss)
     assert loss.ndim == 0, "the loss is no scalar"
     assert torch.isfinite(loss), "the loss is not finite"
@@ -230,7 +230,7 @@ def it_learns(subject: Subject) -> None:
     made = subject.federation(optimizer=partial(AdamW, lr=3e-3))
     if not made.trains:
         return
-    batches = {name: _batch(client, name, "all") for name, client in made.clients.items()}
+    batches = {name: _batch(client, [name], "all") for name, client in made.clients.items()}
 
     def cross_entropy() -> float:
         total = 0.0
@@ -294,10 +294,9 @@ def _round(made: Federation, names: list[str]) -> None:
         made.merge({name: made.collect(name) for name in group})
 
 
-def _batch(client: FederatedClient, name: str, size: Literal["one", "all"] = "one") -> Batch:
+def _batch(client: FederatedClient, sites: Sequence[str], size: Literal["one", "all"] = "one") -> Batch:
     """The first training batch, or all training images at once."""
-    sites = prepared()
-    batches = list(sites.train_loader(name, 0))[: 1 if size == "one" else None]
+    batches = list(prepared().train_loader(sites, 0))[: 1 if size == "one" else None]
     images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return Batch(client.taps_of(images), targets)
 

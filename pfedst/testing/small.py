@@ -78,7 +78,7 @@ def train(made: Federation, name: str, sites: FederatedDataModule | None = None,
     if made.trains:
         sites = sites or prepared()
         local = LocalTrainer(trainer(max_epochs=made.method.fewest_local_epochs))
-        local.fit(made.trainees[name], sites.train_loader(name, 1), epochs)
+        local.fit(made.trainees[name], sites.train_loader(made.sites_of(name), 1), epochs)
 
 
 def fit(
