@@ -12,7 +12,7 @@ TOLERANCE = 1e-3
 def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
     """How much of each patch is matched with each prompt, at cost 1 - similarity; no gradient passes through it.
 
-    Generalised Sinkhorn scaling (Chizat et al., Math. Comp. 2018) as in FedOTP (Li et al., CVPR 2024, Eq. 9-11):
+    Generalised Sinkhorn scaling (Chizat et al., Math. Comp. 2018) as in FedOTP (Li et al., CVPR 2024):
     with kernel exp(-cost / epsilon), rows are scaled down to at most 1 / M, then columns to exactly mass / N.
 
     Args:

@@ -17,7 +17,7 @@ class APFL(FederatedMethod):
 
     Why: each client finds out by itself how much of the federation it needs.
     Method: v_bar = a v + (1 - a) w; w follows f_k(w), v and a follow f_k(v_bar), so that the gradient of a is
-        <v - w, grad f_k(v_bar)> (Section 4, Algorithm 1); a stays in [0, 1].
+        <v - w, grad f_k(v_bar)> (Algorithm 1); a stays in [0, 1].
     When to use: sites that differ in how much they differ.
     Differs from the paper in: the mixture share follows the same optimiser as the weights, at every step.
 

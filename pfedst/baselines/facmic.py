@@ -16,7 +16,7 @@ class FACMIC(FedCLIP):
     """FedCLIP with a normalised adapter whose features are aligned, class by class, with those of a target.
 
     Why: the comparison made for medical images: features of sites should not tell the sites apart.
-    Method: FedCLIP's loss + weight * LMMD(f'_source, f'_target) with soft labels of the target (Eq. 3-6).
+    Method: FedCLIP's loss + weight * LMMD(f'_source, f'_target) with soft labels of the target.
     When to use: where unlabelled images of a target may be seen in training; that is said in the protocol.
     Differs from the paper in: target features pass the adapter too (its code leaves them raw). There, the target is a
         site that trains nowhere, whose images every client has: that is `held_out_site`, which moves images.

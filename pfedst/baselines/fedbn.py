@@ -10,7 +10,7 @@ class FedBN(FederatedMethod):
     """Federated averaging without the normalisation layers, which are personal (found by type, LayerNorm included).
 
     Why: cameras and light shift feature statistics, and a norm layer of one's own takes such a shift up.
-    Method: FedAvg on all keys outside norm layers (Section 3).
+    Method: FedAvg on all keys outside norm layers.
     When to use: sites that differ in their devices.
     Differs from the paper in: LayerNorm and GroupNorm count as well; weights n_k / n, not uniform.
     """

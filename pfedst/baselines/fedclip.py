@@ -18,7 +18,7 @@ class FedCLIP(FederatedMethod):
     """An attention adapter behind the frozen image tower, averaged over clients.
 
     Why: CLIP is too large to send and over-fits; half a million numbers behind it train in seconds.
-    Method: f' = softmax(W2 tanh(W1 f + b1) + b2) * f, then cosines to the class texts (Section 3.2); uniform mean.
+    Method: f' = softmax(W2 tanh(W1 f + b1) + b2) * f, then cosines to the class texts; uniform mean.
     When to use: the smallest memory of all, as embeddings can be computed once.
     Differs from the paper in: cross-entropy over the classes by default. The paper's in-batch contrastive loss
         (`infonce`) takes images of one class for each other's negatives; with B images its least value is

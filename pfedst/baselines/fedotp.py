@@ -12,8 +12,8 @@ class FedOTP(FederatedMethod):
 
     Why: the global prompt keeps what sites agree on, the personal one their traits; transport lets each attend to its
         own patches.
-    Method: logit_c = scale * sum over patches and prompts of T * cos, with T the unbalanced plan at cost 1 - cos
-        (Eq. 9-11); cross-entropy; prompt 0 averaged by n_k / n (Algorithm 1).
+    Method: logit_c = scale * sum over patches and prompts of T * cos, with T the unbalanced plan at cost 1 - cos;
+        cross-entropy; prompt 0 averaged by n_k / n.
     When to use: a text tower that knows the classes' names, and lesions that fill a few patches.
     Differs from the paper in: the framework's optimiser. The plan's share of mass is 0.8, as in its scripts.
     """

@@ -18,7 +18,7 @@ class FedPGP(FederatedMethod):
 
     Why: a personal prompt of full rank forgets what CLIP generalises; a low-rank one cannot.
     Method: cross-entropy with the prompt sigma + U V, + mu * contrast: the text of sigma is drawn to the zero-shot text
-        t0 and away from the personal one: CE([cos(t0, t_sigma), cos(t_sigma, t_p)] / tau, 0) a class (Eq. 5-7).
+        t0 and away from the personal one: CE([cos(t0, t_sigma), cos(t_sigma, t_p)] / tau, 0) a class.
     When to use: as PromptFL, where sites differ. Costs two passes of the text tower a step.
     Differs from the paper in: t0 is the configured class anchor (with --model.anchors text a hand-written prompt; its
         code encodes "X X .. X NAME."); the framework's optimiser.

@@ -9,7 +9,7 @@ class FedSALoRA(FedLoRA):
     """LoRA in the image tower whose A is averaged, while B and a linear head stay at home.
 
     Why: A is found to learn what sites have in common, B what is their own.
-    Method: W = W0 + alpha / r * B_k A; mean of A, n_k / n (Section 4).
+    Method: W = W0 + alpha / r * B_k A; mean of A, n_k / n.
     When to use: as FedLoRA, where sites differ.
     Differs from the paper in: an image tower in place of a language model; the head starts at the class anchors.
     """

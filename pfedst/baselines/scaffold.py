@@ -15,7 +15,7 @@ class SCAFFOLD(FederatedMethod):
     """Federated averaging in which each gradient is corrected by how the client's differ from the federation's.
 
     Why: the mean of drifted clients is not the optimum of the sum; with the right correction it is.
-    Method: steps along g - c_k + c (Eq. 3). Then c_k becomes the round's mean gradient, which for plain SGD is Option
+    Method: steps along g - c_k + c. Then c_k becomes the round's mean gradient, which for plain SGD is Option
         II of Algorithm 1, c_k - c + (w_t - w_k) / (K eta); w += eta_g mean(w_k - w), c += |S| / N mean change of c_k.
     When to use: one model for skewed sites, plain SGD. With Adam the correction enters its moments, without theory.
     Differs from the paper in: c_k is the mean gradient for any optimiser; weights of a mean are an option.
