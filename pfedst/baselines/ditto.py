@@ -15,8 +15,8 @@ class Ditto(FederatedMethod):
     """A global model by FedAvg, and for each client a twin of it that stays at home, pulled to what was received.
 
     Why: one number, lambda, leads from purely local (0) to the global model (large).
-    Method: w by FedAvg; v_k minimises f_k(v) + lambda / 2 * ||v - w_t||^2 (Algorithm 1). The two share no parameter, so one
-        fit trains both by adding their losses, and the path of w is FedAvg's, bit for bit.
+    Method: w by FedAvg; v_k minimises f_k(v) + lambda / 2 * ||v - w_t||^2 (Algorithm 1). The two share no parameter,
+        so one fit trains both by adding their losses, and the path of w is FedAvg's, bit for bit.
     When to use: enough memory and time for two adapters; fairness between sites matters.
     Differs from the paper in: both see the same batches, weights n_k / n. Clipping by global norm couples the two.
 
