@@ -25,7 +25,7 @@ def in_batch_contrastive(embedding_BE: Tensor, head: AnchorHead, targets: Tensor
         head: whose anchors are the texts.
         targets: class indices (B,).
     """
-    logits_BB = head.cosine_logits(embedding_BE, (head.anchors if head.weight is None else head.weight)[targets])
+    logits_BB = head.cosine_logits(embedding_BE, head.unit_anchors()[targets])
     own = torch.arange(len(targets), device=targets.device)
     return (F.cross_entropy(logits_BB, own) + F.cross_entropy(logits_BB.T, own)) / 2
 

@@ -82,12 +82,16 @@ class AnchorHead(nn.Module):
         if self.form == "linear":
             assert self.weight is not None
             return F.linear(F.normalize(embedding, dim=-1), self.weight, self.bias)
-        return self.cosine_logits(embedding, self.anchors if self.weight is None else self.weight)
+        return self.cosine_logits(embedding, self.unit_anchors())
 
-    def cosine_logits(self, embedding: Tensor, anchors: Tensor) -> Tensor:
-        """Logits (B, K) of embeddings (B, E) for any class anchors (K, E)."""
-        # a class without an image has a zero row, whose gradient would be one over the smallest norm
-        return self.logit_scale * F.normalize(embedding, dim=-1) @ F.normalize(anchors, dim=-1, eps=1e-3).T
+    def unit_anchors(self) -> Tensor:
+        """The class anchors (K, E) as they are now, trained or not; a class without an image may have a zero row."""
+        # the gradient of a zero row is one over the smallest norm
+        return self.anchors if self.weight is None else F.normalize(self.weight, dim=-1, eps=1e-3)
+
+    def cosine_logits(self, embedding: Tensor, unit_anchors: Tensor) -> Tensor:
+        """Logits (B, K) of embeddings (B, E), not normalised, for any unit vectors (K, E)."""
+        return self.logit_scale * F.normalize(embedding, dim=-1) @ unit_anchors.T
 
 
 def text_anchors(
