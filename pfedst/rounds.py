@@ -59,7 +59,7 @@ class RoundLoop:
         self.rounds = options.rounds if federation.trains else 0
         self.finetune_epochs = federation.method.finetune_epochs if federation.trains else 0
         fits = sum(len(self._drawn(round_number)) for round_number in range(1, self.rounds + 1))
-        self.progress = RunProgress(fits + len(federation.trainees) * bool(self.finetune_epochs))
+        self.progress = RunProgress(fits + len(federation.drawable) * bool(self.finetune_epochs))
 
     def run(self) -> None:
         """All rounds, the fine-tuning after them, and an evaluation after the last."""
@@ -177,7 +177,7 @@ class RoundLoop:
         """Local epochs after the last merge; nothing is sent after them."""
         last = self.summary.last_round
         records: dict[str, dict[str, Any]] = {}
-        for name in self.federation.trainees:
+        for name in self.federation.drawable:
             self.federation.deliver(name)
             self.progress.say(f"fine-tuning, {name}")
             records[name] = self._fit(name, last, self.finetune_epochs)

@@ -54,13 +54,13 @@ class PFedST(FederatedMethod):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if shared_epochs < 1 or lora_learning_rate_scale <= 0:
-            raise ConfigurationError("PFedST: shared_epochs must be >= 1 and lora_learning_rate_scale > 0")
         self.rank = rank
         self.alpha = alpha
         self.schedule = schedule
         self.shared_epochs = shared_epochs
         self.lora_learning_rate_scale = lora_learning_rate_scale
+        self.require("shared_epochs", shared_epochs >= 1, "must be 1 or more")
+        self.require("lora_learning_rate_scale", lora_learning_rate_scale > 0, "must be above 0")
 
     def partition(self, client: FederatedClient) -> Sequence[Rule]:
         """LoRA is personal, the rest shared."""

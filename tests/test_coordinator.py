@@ -1,5 +1,7 @@
 """Whole runs: determinism, participation, what a method may send, fine-tuning, sequential methods."""
 
+import json
+
 import pytest
 import torch
 
@@ -119,8 +121,6 @@ def test_optimizer_state_kept_or_reset(tmp_path) -> None:
 
 
 def test_training_learns(tmp_path) -> None:
-    import json
-
     fit(tmp_path, PFedST(), rounds=8, evaluate_every=8)
     records = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     losses = {r: sum(x["train_loss"] for x in records if x["round"] == r) for r in (1, 8)}
@@ -287,6 +287,12 @@ def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, m
     assert trained == {"site_a", "site_c"}
     assert summary["protocol"]["held_out_sites"] == ["site_b"]
     assert set(summary["personal"]["clients"]) == {"site_a", "site_b", "site_c"}
+
+
+def test_a_held_out_site_is_not_fine_tuned_either(tmp_path) -> None:
+    fit(tmp_path, Finetuned(), held_out_sites=["site_b"], rounds=1)
+    records = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert {record["client"] for record in records if "fit_seconds" in record} == {"site_a", "site_c"}
 
 
 def test_no_site_may_bear_the_name_of_the_pooled_trainee() -> None:
