@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pfedst.adapters import Adapter, AdapterFactory
-from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Taps, text_anchors
+from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Inputs, Taps, text_anchors
 from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.method import Batch, FederatedMethod
 from pfedst.partition import Partition, norm_keys, norm_statistics
@@ -96,7 +96,7 @@ class FederatedClient(LightningModule):
         self.finetuning = False
         self.optimizer_state: dict[str, Any] | None = None
         self.twin: Adapter
-        self.unlabelled: Iterator[Tensor] | None = None
+        self.unlabelled: Iterator[Inputs] | None = None
         self._losses: list[Tensor] = []
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -209,15 +209,15 @@ class FederatedClient(LightningModule):
         """Epoch of the current local fit, from 0."""
         return int(self.current_epoch)
 
-    def taps_of(self, images: Tensor) -> Taps:
-        """What this client's adapter needs of the encoder for a batch of images."""
-        return self.encoder.extract(images, self.adapter.needs)
+    def taps_of(self, inputs: Inputs) -> Taps:
+        """What this client's adapter needs of the encoder for a batch of images, or of what a cache kept of them."""
+        return self.encoder.taps_of(inputs, self.adapter.needs)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One batch of (images, targets) -> the method's loss."""
-        images, targets = batch
-        other = None if self.unlabelled is None else self.taps_of(next(self.unlabelled).to(images.device))
-        loss = self.method.loss(self, Batch(self.taps_of(images), targets, other))
+    def training_step(self, batch: tuple[Inputs, Tensor], batch_idx: int) -> Tensor:
+        """One batch of (images or cached taps, targets) -> the method's loss."""
+        inputs, targets = batch
+        other = None if self.unlabelled is None else self.taps_of(next(self.unlabelled).to(targets.device))
+        loss = self.method.loss(self, Batch(self.taps_of(inputs), targets, other))
         self._losses.append(loss.detach())
         return loss
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
 
 from pfedst.client import FederatedClient
@@ -92,7 +93,7 @@ class FederatedCoordinator:
                 f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a round "
                 f"do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
             )
-        federation = build_federation(template, data, method, run_seed, self.held_out_sites)
+        federation = build_federation(template, data, method, run_seed, self.held_out_sites, local.device)
         summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
         with local.detached() as hooks:
             RoundLoop(self.options, federation, data, local, hooks, run, summary).run()
@@ -121,7 +122,7 @@ class FederatedCoordinator:
             StateError: no state, or one that does not fit the configuration.
         """
         local = LocalTrainer(trainer)
-        federation = build_federation(template, data, method, run_seed, self.held_out_sites)
+        federation = build_federation(template, data, method, run_seed, self.held_out_sites, local.device)
         round_number, parts = load_last_round(folder / "state")
         federation.load_state_parts(parts)
         metrics = evaluate_received(federation, data, local, (split,))[split]
@@ -139,8 +140,14 @@ def build_federation(
     method: FederatedMethod,
     run_seed: int,
     held_out_sites: Sequence[str] = (),
+    device: torch.device | None = None,
 ) -> Federation:
-    """Check the data, then make server and clients at the run's first state (prototypes still to be gathered)."""
+    """Check the data, then make server and clients at the run's first state (prototypes still to be gathered).
+
+    What the data are told to cache is computed on `device`, by default the CPU.
+    """
     data.prepare(template.encoder.preprocessing)
     sizes = {site: data.samples(site, "train") for site in data.sites}
-    return Federation(template, data.class_names, sizes, method, run_seed, held_out_sites)
+    federation = Federation(template, data.class_names, sizes, method, run_seed, held_out_sites)
+    data.cache_taps(federation.encoder, federation.needs, device or torch.device("cpu"))
+    return federation

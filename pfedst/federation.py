@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pfedst.client import FederatedClient, require_trainable_anchors
-from pfedst.encoders import class_sums, prototypes_from_sums
+from pfedst.encoders import Inputs, Need, class_sums, prototypes_from_sums
 from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.method import FederatedMethod, ServerState
 from pfedst.payload import NET, Payload, State, check_keys, check_tensors, copy_payload, payload_bytes
@@ -84,6 +84,11 @@ class Federation:
         return {**self.clients, **self.trainees}
 
     @property
+    def needs(self) -> Need:
+        """What the clients' adapter needs of the encoder."""
+        return self.generic.adapter.needs
+
+    @property
     def drawable(self) -> list[str]:
         """Names of the trainees that may be drawn: all that are not held out."""
         return [name for name in self.trainees if name not in self.held_out]
@@ -111,20 +116,20 @@ class Federation:
     # -- class prototypes --------------------------------------------------------------------------------------
 
     def gather_prototypes(
-        self, batches: Callable[[str], Iterable[tuple[Tensor, Tensor]]], device: torch.device
+        self, batches: Callable[[str], Iterable[tuple[Inputs, Tensor]]], device: torch.device
     ) -> None:
         """Make class anchors from the clients' training images: each sends K sums and K counts, once.
 
         Args:
-            batches: client name -> its training batches of (images, targets), not augmented.
+            batches: client name -> its training batches of (images or their cached embeddings, targets), not augmented.
             device: where the encoder runs.
         """
         self.encoder.to(device)
         uploads: list[Payload] = []
         for name in self.clients:
             embeddings, targets = [], []
-            for images, labels in batches(name):
-                embeddings.append(self.encoder.extract(images.to(device), "pooled").tensors[0].cpu())
+            for inputs, labels in batches(name):
+                embeddings.append(self.encoder.taps_of(inputs.to(device), "pooled").tensors[0].cpu())
                 targets.append(labels)
             sums, counts = class_sums(torch.cat(embeddings), torch.cat(targets), len(self.class_names))
             uploads.append({"prototypes": {"sums": sums, "counts": counts}})

@@ -86,7 +86,7 @@ class RoundLoop:
         self.progress.say("class prototypes")
 
         def batches(name: str) -> Any:
-            return self.data.evaluation_loader(name, "train")
+            return self.data.evaluation_loader(name, "train", need="pooled")
 
         with self.local.evaluating():
             self.federation.gather_prototypes(batches, self.local.device)

@@ -159,4 +159,4 @@ class SideNetwork(Adapter):
 
     def embed(self, taps: Taps) -> Tensor:
         """L taps (B, N, D) -> image embeddings (B, E): frozen block L on Z_{L-1} + correction."""
-        return self.encoder.finish(taps.tensors[-1] + self.side(taps.tensors))
+        return self.encoder.finish(taps.tensors[-1] + self.side(taps.tensors), taps.correction)

@@ -6,23 +6,27 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pfedst.data.datasets import (
     Augmentation,
-    PooledDataset,
+    Draw,
     SeededSampler,
     SiteDataset,
     evaluation_transform,
     training_transform,
 )
-from pfedst.data.sources import FileSource, ImageSource, Record, verify
+from pfedst.data.sources import FileSource, ImageSource, Record, Subset, content_digest, verify
 from pfedst.data.splitting import split_validation
-from pfedst.encoders.spec import Preprocessing
+from pfedst.data.tap_cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted, default_folder
+from pfedst.data.tap_store import TapStore
+from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.seeds import derive_seed, generator
 
@@ -53,22 +57,6 @@ class Sites:
     splits: dict[str, dict[Split, LabelledImages]]
 
 
-@dataclass(frozen=True)
-class Subset:
-    """Some images of a source."""
-
-    source: ImageSource
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.indices)
-
-    def load(self, index: int) -> Any:
-        """The image."""
-        return self.source.load(self.indices[index])
-
-
 class FederatedDataModule(LightningDataModule):
     """Base of every multi-site data set; a subclass says in `read` what there is.
 
@@ -83,8 +71,16 @@ class FederatedDataModule(LightningDataModule):
         validation_fraction: share of train that validation is cut from, in [0, 1), where a site has none of its own.
         split_seed: of that cut; apart from the run's seed, so that all runs share their splits.
         augmentation: of training images: `none`, `flips`, or `crops` (random resized crop and flips).
+        views: augmented views of each training image, fixed over epochs and runs, 1 or more; with 0 every epoch draws
+            new ones, which no cache can hold.
         num_workers: processes that load images; the bits do not depend on it.
         verify_images: decode every image before training, so that a damaged one is told at once.
+        cache: what to keep on disk of the encoder's answers, so that no image passes it twice: `pooled`, `tokens`
+            or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
+        cache_dtype: of a cached number. float32 gives the bits of a run without cache; bfloat16 and float16 take half
+            the bytes, int8 a quarter.
+        cache_folder: where caches are; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
+        cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
 
     Raises:
         ConfigurationError: an option out of its range.
@@ -101,12 +97,21 @@ class FederatedDataModule(LightningDataModule):
         validation_fraction: float = 0.1,
         split_seed: int = 0,
         augmentation: Augmentation = "none",
+        views: int = 0,
         num_workers: int = 0,
         verify_images: bool = True,
+        cache: CacheKind = "none",
+        cache_dtype: TapDtype = "float32",
+        cache_folder: Path | str | None = None,
+        cache_max_bytes: int = 20_000_000_000,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0:
-            raise ConfigurationError("--data: batch sizes must be 1 or more, num_workers 0 or more")
+        if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0 or cache_max_bytes < 0:
+            raise ConfigurationError("--data: batch sizes must be 1 or more, num_workers and cache_max_bytes 0 or more")
+        if views < 0 or (views and augmentation == "none"):
+            raise ConfigurationError(
+                f"--data.views {views}: must be 0 or more, and 0 without --data.augmentation: there is one view then"
+            )
         if not 0 <= validation_fraction < 1:
             raise ConfigurationError(f"--data.validation_fraction {validation_fraction}: must be in [0, 1)")
         self.batch_size = batch_size
@@ -116,7 +121,12 @@ class FederatedDataModule(LightningDataModule):
         self.augmentation: Augmentation = augmentation
         self.num_workers = num_workers
         self.verify_images = verify_images
+        self.views = views
+        self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
+        self._store: TapStore | None = None
+        self._rows: dict[tuple[str, Split], Tensor] = {}
+        self._need: Need = "images"
 
     @abstractmethod
     def read(self) -> Sites:
@@ -150,7 +160,64 @@ class FederatedDataModule(LightningDataModule):
         augmented = training_transform(preprocessing, self.augmentation)
         for site, parts in splits.items():
             for split, part in self._with_validation(site, parts).items():
-                self._datasets[site, split] = SiteDataset(part.source, part.labels, plain, augmented)
+                self._datasets[site, split] = SiteDataset(part.source, part.labels, plain, augmented, self.views)
+
+    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> TapStore | None:
+        """Have what an adapter needs of every image at hand, as `cache` says; loaders then give it for the images.
+
+        Args:
+            encoder: whose preprocessing `prepare` was given.
+            need: of the adapter.
+            device: where the encoder runs for the images that are missing.
+
+        Raises:
+            ConfigurationError: a cache that cannot serve, or that would be too large.
+            DataError: an image, or the cache's folder.
+        """
+        self._store, self._need = None, need
+        cache = TapCache(self.cache, encoder, need)
+        if self.cache.kind == "none" or need == "images":
+            return None
+        if self.augmentation != "none" and not self.views:
+            raise ConfigurationError(
+                f"--data.cache {self.cache.kind} with --data.augmentation {self.augmentation}: each epoch draws new "
+                f"images, so that nothing could be read back; set --data.views 4 (so many fixed views an image), "
+                f"--data.augmentation none, or --data.cache none"
+            )
+        keys = {place: self._keys(*place) for place in self._datasets}
+        wanted = [item for of_place in keys.values() for of_image in of_place for item in of_image]
+        store = self._store = cache.complete(wanted, device, self.num_workers)
+        if store is not None:
+            self._rows = {
+                place: torch.tensor([[store.row_of[item.key] for item in of_image] for of_image in of_place])
+                for place, of_place in keys.items()
+            }
+        return store
+
+    def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
+        """For each image: as it is, and for training the augmented views."""
+        dataset, views = self._datasets[site, split], self.views if split == "train" else 0
+        found = []
+        for index in range(len(dataset)):
+            digest = dataset.source.digest(index)
+            names = [f"{self.augmentation} {view}" for view in range(views)]
+            keys = [digest, *(content_digest(f"{digest} {name}".encode()) for name in names)]
+            # a view is told by its number: it is the remainder of the seed of a draw
+            found.append([Wanted(key, dataset, Draw(index, i - 1) if i else index) for i, key in enumerate(keys)])
+        return found
+
+    def _dataset(self, sites: Sequence[str], split: Split, need: Need | None = None) -> SiteDataset | CachedDataset:
+        parts = [self._datasets[site, split] for site in sites]
+        dataset = parts[0] if len(parts) == 1 else SiteDataset.joined(parts)
+        if self._store is None:
+            return dataset
+        rows = torch.cat([self._rows[site, split] for site in sites])
+        return CachedDataset(self._store, need or self._need, rows, dataset.labels)
+
+    def _loader(self, dataset: SiteDataset | CachedDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
+        if isinstance(dataset, CachedDataset):  # a batch comes whole, and there is nothing for other processes to do
+            return DataLoader(dataset, batch_size, collate_fn=_as_it_is, **options)
+        return DataLoader(dataset, batch_size, num_workers=self.num_workers, **options)
 
     def samples(self, site: str, split: Split) -> int:
         """Number of images."""
@@ -166,42 +233,34 @@ class FederatedDataModule(LightningDataModule):
 
         Several sites are mixed as if their images lay in one place.
         """
-        parts = [self._datasets[site, "train"] for site in ([sites] if isinstance(sites, str) else sites)]
-        dataset = parts[0] if len(parts) == 1 else PooledDataset(parts)
-        return DataLoader(
-            dataset,
-            self.batch_size,
-            sampler=SeededSampler(len(dataset), seed),
-            num_workers=self.num_workers,
-            generator=generator(seed),  # else the loader draws from the global generator
-        )
+        dataset = self._dataset([sites] if isinstance(sites, str) else sites, "train")
+        sampler = SeededSampler(len(dataset), seed)
+        # without a generator of its own the loader draws from the global one
+        return self._loader(dataset, self.batch_size, sampler=sampler, generator=generator(seed))
 
-    def unlabelled(self, site: str, split: Split, seed: int) -> Iterator[Tensor]:
-        """Endless batches of images (B, 3, S, S) without labels, in an order set by `seed`; never of `test`.
+    def unlabelled(self, site: str, split: Split, seed: int) -> Iterator[Inputs]:
+        """Endless batches of images (B, 3, S, S), or cached taps, without labels; never of `test`.
+
+        Their order is set by `seed`.
 
         Raises:
             DataError: no such site, or no image in that split.
         """
         if (site, split) not in self._datasets or not len(self._datasets[site, split]):
             raise DataError(f'site "{site}" has no {split} image to be used without labels (sites: {self.sites})')
-        dataset = self._datasets[site, split]
+        dataset = self._dataset([site], split)
 
-        def batches() -> Iterator[Tensor]:
+        def batches() -> Iterator[Inputs]:
             for cycle in itertools.count():
                 order = SeededSampler(len(dataset), derive_seed(seed, "cycle", cycle))
-                for images, _ in DataLoader(dataset, self.batch_size, sampler=order, generator=generator(seed)):
-                    yield images
+                for inputs, _ in self._loader(dataset, self.batch_size, sampler=order, generator=generator(seed)):
+                    yield inputs
 
         return batches()
 
-    def evaluation_loader(self, site: str, split: Split) -> DataLoader[Any]:
-        """Batches in fixed order, never augmented."""
-        return DataLoader(
-            self._datasets[site, split],
-            self.evaluation_batch_size,
-            num_workers=self.num_workers,
-            generator=generator(0),
-        )
+    def evaluation_loader(self, site: str, split: Split, need: Need | None = None) -> DataLoader[Any]:
+        """Batches in fixed order, never augmented; of a cache what the adapter needs, or else `need`."""
+        return self._loader(self._dataset([site], split, need), self.evaluation_batch_size, generator=generator(0))
 
     def _checked(self, site: str, parts: dict[Split, LabelledImages]) -> dict[Split, LabelledImages]:
         needed: tuple[Split, ...] = ("train", "test")
@@ -230,3 +289,10 @@ class FederatedDataModule(LightningDataModule):
             return LabelledImages(Subset(train.source, indices), [train.labels[index] for index in indices])
 
         return parts | {"train": part(kept), "validation": part(cut)}
+
+
+T = TypeVar("T")
+
+
+def _as_it_is(batch: T) -> T:
+    return batch

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from pfedst.data.sources import ImageSource
+from pfedst.data.sources import ImageSource, JoinedSource
 from pfedst.encoders.spec import Preprocessing
 from pfedst.seeds import derive_seed, generator, seeded
 
@@ -75,26 +75,6 @@ def _to_tensor(preprocessing: Preprocessing) -> list[torch.nn.Module]:
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalise]
 
 
-class PooledDataset(Dataset[tuple[Tensor, int]]):
-    """Several data sets as one; a `Draw` counts through all of them.
-
-    Args:
-        parts: the data sets, in a fixed order.
-    """
-
-    def __init__(self, parts: Sequence[SiteDataset]) -> None:
-        self.places = [(part, position) for part in parts for position in range(len(part))]
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.places)
-
-    def __getitem__(self, item: Draw) -> tuple[Tensor, int]:
-        """(3, S, S) float32 and the class index."""
-        part, position = self.places[item.position]
-        return part[Draw(position, item.seed)]
-
-
 class SiteDataset(Dataset[tuple[Tensor, int]]):
     """Images and class indices of one site and split.
 
@@ -103,15 +83,22 @@ class SiteDataset(Dataset[tuple[Tensor, int]]):
         labels: class index of each.
         transform: for a plain index.
         augmented: for a `Draw`.
+        views: number of augmented views an image has, whatever the epoch; 0 for a new one at each draw.
     """
 
     def __init__(
-        self, source: ImageSource, labels: Sequence[int], transform: v2.Compose, augmented: v2.Compose
+        self,
+        source: ImageSource,
+        labels: Sequence[int],
+        transform: v2.Compose,
+        augmented: v2.Compose,
+        views: int = 0,
     ) -> None:
         self.source = source
         self.labels = list(labels)
         self.transform = transform
         self.augmented = augmented
+        self.views = views
 
     def __len__(self) -> int:
         """Number of images."""
@@ -120,6 +107,18 @@ class SiteDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, item: Draw | int) -> tuple[Tensor, int]:
         """(3, S, S) float32 and the class index."""
         if isinstance(item, Draw):
-            with seeded(item.seed):
+            seed = self.view_seed(item.position, item.seed % self.views) if self.views else item.seed
+            with seeded(seed):
                 return self.augmented(self.source.load(item.position)), self.labels[item.position]
         return self.transform(self.source.load(item)), self.labels[item]
+
+    def view_seed(self, position: int, view: int) -> int:
+        """Of one augmented view; of the image alone, so that all runs share it."""
+        return derive_seed(view, "view", self.source.digest(position))
+
+    @classmethod
+    def joined(cls, parts: Sequence[SiteDataset]) -> SiteDataset:
+        """Several data sets with the same transforms as one."""
+        first, labels = parts[0], [label for part in parts for label in part.labels]
+        sources = JoinedSource([part.source for part in parts])
+        return cls(sources, labels, first.transform, first.augmented, first.views)

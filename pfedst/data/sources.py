@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,10 @@ class ImageSource(Protocol):
 
     def load(self, index: int) -> Image.Image:
         """The image, in RGB."""
+        ...
+
+    def digest(self, index: int) -> str:
+        """A hash of the image's content, in 32 hexadecimal digits: equal images are one image to a cache."""
         ...
 
     def __len__(self) -> int:
@@ -66,6 +71,67 @@ class FileSource:
                     return ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # PIL raises many kinds for damaged files
             raise DataError(f"{path}: {_reason(error)}; remove it, or copy it again") from error
+
+    def digest(self, index: int) -> str:
+        """Of the file's bytes.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            return content_digest(self.paths[index].read_bytes())
+        except OSError as error:
+            raise DataError(f"{self.paths[index]}: {_reason(error)}; remove it, or copy it again") from error
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a source."""
+
+    source: ImageSource
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    def load(self, index: int) -> Image.Image:
+        """The image."""
+        return self.source.load(self.indices[index])
+
+    def digest(self, index: int) -> str:
+        """Of its content."""
+        return self.source.digest(self.indices[index])
+
+
+class JoinedSource:
+    """Several sources as one.
+
+    Args:
+        sources: in a fixed order.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.places = [(source, index) for source in sources for index in range(len(source))]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.places)
+
+    def load(self, index: int) -> Image.Image:
+        """The image."""
+        source, own_index = self.places[index]
+        return source.load(own_index)
+
+    def digest(self, index: int) -> str:
+        """Of its content."""
+        source, own_index = self.places[index]
+        return source.digest(own_index)
+
+
+def content_digest(content: bytes | memoryview) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _reason(error: Exception) -> str:

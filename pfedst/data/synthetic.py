@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedst.data.datamodule import FederatedDataModule, LabelledImages, Sites
+from pfedst.data.sources import content_digest
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import derive_seed
 
@@ -48,6 +49,10 @@ class ArraySource:
     def load(self, index: int) -> Image.Image:
         """The image."""
         return Image.fromarray(self.images[index])
+
+    def digest(self, index: int) -> str:
+        """Of the pixels."""
+        return content_digest(self.images[index].tobytes())
 
 
 @dataclass(frozen=True)

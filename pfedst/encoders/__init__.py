@@ -4,6 +4,7 @@ from pfedst.encoders.anchors import AnchorHead, AnchorKind, HeadForm, class_sums
 from pfedst.encoders.encoder import Encoder, Pixels
 from pfedst.encoders.frozen_clip import FrozenCLIP
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
+from pfedst.encoders.stored import Inputs, StoredTaps, TapDtype
 from pfedst.encoders.text import PromptTower
 
 __all__ = [
@@ -13,10 +14,13 @@ __all__ = [
     "EncoderSpec",
     "FrozenCLIP",
     "HeadForm",
+    "Inputs",
     "Need",
     "Pixels",
     "Preprocessing",
     "PromptTower",
+    "StoredTaps",
+    "TapDtype",
     "Taps",
     "class_sums",
     "prototypes_from_sums",

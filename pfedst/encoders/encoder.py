@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
+from pfedst.encoders.stored import Inputs
 from pfedst.encoders.text import PromptTower
 from pfedst.errors import ConfigurationError
 
@@ -36,8 +37,25 @@ class Encoder:
     logit_scale: float
 
     @abstractmethod
+    def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
+        """Several answers about a batch of images (B, 3, H, W), normalised as `preprocessing` says, in one pass."""
+
     def extract(self, images: Tensor, need: Need) -> Taps:
-        """What an adapter needs of a batch of images (B, 3, H, W), normalised as `preprocessing` says."""
+        """What an adapter needs of a batch of images (B, 3, H, W)."""
+        return self.encode(images, (need,))[need]
+
+    def taps_of(self, inputs: Inputs, need: Need) -> Taps:
+        """What an adapter needs of a batch, from its images or from what a cache kept of them."""
+        if isinstance(inputs, Tensor):
+            return self.extract(inputs, need)
+        if inputs.kind != need:
+            raise ConfigurationError(f"the cache hands out {inputs.kind}, and {need} is needed")
+        return inputs.decode()
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """All that the bits of an image's answers depend on, but for the image: the key of a cache."""
+        return {"label": self.label, "weights": self.compute_hash()}
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Encoder:
@@ -47,8 +65,11 @@ class Encoder:
     def compute_hash(self) -> str:
         """SHA-256 over name, dtype, shape and bytes of every tensor of the image tower as it is now."""
 
-    def finish(self, tokens: Tensor) -> Tensor:
-        """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`."""
+    def finish(self, tokens: Tensor, correction: Tensor | None = None) -> Tensor:
+        """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`.
+
+        `correction` is that of the taps: see `Taps`.
+        """
         raise self._without("image tower")
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -110,11 +131,11 @@ class Pixels(Encoder):
         self.random_weights = False
         self.logit_scale = 1.0
 
-    def extract(self, images: Tensor, need: Need) -> Taps:
+    def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
         """The images (B, ...) as they come."""
-        if need != "images":
+        if set(needs) != {"images"}:
             raise self._without("image tower")
-        return Taps(need, (images,))
+        return {"images": Taps("images", (images,))}
 
     def to(self, device: torch.device | str) -> Pixels:
         """Nothing to move."""

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pfedst.encoders.encoder import Encoder
+from pfedst.encoders.loading import image_size_of, load_open_clip, open_clip_model, timm_tower
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
 from pfedst.encoders.text import PromptTower
-from pfedst.encoders.towers import ImageTower, OpenCLIPTower, TimmTower, frozen, refused, resized_positions
-from pfedst.encoders.weights import (
-    check_activation,
-    download,
-    hub_or_cache,
-    load_strictly,
-    read_file,
-    unreachable,
-)
-from pfedst.errors import ConfigurationError, WeightsError, nearest
+from pfedst.encoders.towers import ImageTower, OpenCLIPTower, frozen, pooled_patches
+from pfedst.encoders.weights import download
+from pfedst.errors import ConfigurationError, WeightsError
 from pfedst.seeds import derive_seed, seeded
 
 LastBlock = Literal["class_token", "whole"]
 
-open_clip.add_model_config(Path(__file__).parent / "models")
-
 CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 # a tower alone does not hold CLIP's scale; its training ends at the cap, 100
 DEFAULT_LOGIT_SCALE = 100.0
+IMAGES_AT_ONCE = 8
+"""On a CPU the tower sees so many images, always: the last bits of a matrix product depend on its number of rows,
+and an image must have the same taps in any batch, read from a cache or not. A larger number is no faster."""
 
 
 class FrozenCLIP(Encoder):
@@ -61,10 +53,13 @@ class FrozenCLIP(Encoder):
             position embedding is resampled.
         last_block: evaluate block L for the `class_token` alone, or as a `whole`: equal to 1e-5, at another cost.
         logit_scale: factor on cosines, > 0; default: the weights' own, or 100 for an image tower alone.
+        token_grid: hand out tokens and taps with the patches averaged to so many a side, which makes a cache smaller
+            and a side network faster, and is another model: the frozen block L then sees fewer tokens. An untrained
+            side network still predicts as the encoder does. Default: all patches.
 
     Raises:
         WeightsError: unknown model, weights that do not fit or cannot be had, a tower without tokens.
-        ConfigurationError: an image size that is no multiple of the patch.
+        ConfigurationError: an image size that is no multiple of the patch, or an option out of its range.
     """
 
     def __init__(
@@ -74,6 +69,7 @@ class FrozenCLIP(Encoder):
         image_size: int | None = None,
         last_block: LastBlock = "class_token",
         logit_scale: float | None = None,
+        token_grid: int | None = None,
     ) -> None:
         if logit_scale is not None and not logit_scale > 0:
             raise ConfigurationError(f"--model.encoder.logit_scale {logit_scale}: must be above 0")
@@ -87,27 +83,26 @@ class FrozenCLIP(Encoder):
         self.logit_scale = DEFAULT_LOGIT_SCALE
         with seeded(derive_seed(0, "random encoder", model)):
             if model.startswith("timm/"):
-                self.tower, mean, std = _timm_tower(model, weights, image_size)
+                self.tower, mean, std = timm_tower(model, weights, image_size)
             else:
                 self.tower, mean, std = self._open_clip(model, weights, image_size)
         self.tower = frozen(self.tower)
         if logit_scale is not None:
             self.logit_scale = logit_scale
-        size = _image_size(self.tower)
+        self.token_grid = token_grid
+        size, tokens = image_size_of(self.tower), self.tower.tokens
+        if token_grid is not None:
+            tokens = _tokens_on_grid(self.tower, token_grid)
         self.spec = EncoderSpec(
-            self.tower.width,
-            len(self.tower.blocks),
-            self.tower.tokens,
-            self.tower.embedding,
-            size,
-            self.text is not None,
+            self.tower.width, len(self.tower.blocks), tokens, self.tower.embedding, size, self.text is not None
         )
         self.preprocessing = Preprocessing(size, mean, std)
         source = "RANDOM WEIGHTS" if self.random_weights else f"weights {Path(weights).name}"
-        self.label = f"{model}, {source}, {size} px"
+        pooled = "" if token_grid is None else f", patches averaged to {token_grid}x{token_grid}"
+        self.label = f"{model}, {source}, {size} px{pooled}"
 
     def _open_clip(self, model: str, weights: str, image_size: int | None) -> tuple[ImageTower, Any, Any]:
-        architecture, configuration = _open_clip_model(model, weights, image_size)
+        architecture, configuration = open_clip_model(model, weights, image_size)
         tower = OpenCLIPTower(architecture.visual, model)
         mean, std = configuration.get("mean", CLIP_MEAN), configuration.get("std", CLIP_STD)
         if weights == "random":
@@ -116,7 +111,7 @@ class FrozenCLIP(Encoder):
             file = Path(weights)
             if configuration:
                 file = download(configuration, f"encoder {model} with weights {weights}")
-            whole = _load_open_clip(architecture, file, model)
+            whole = load_open_clip(architecture, file, model)
             self.text = architecture if whole else None
         if self.text is not None:
             self.text.eval().float().requires_grad_(False)
@@ -140,8 +135,10 @@ class FrozenCLIP(Encoder):
         return self
 
     @torch.no_grad()
-    def extract(self, images: Tensor, need: Need) -> Taps:
-        """What an adapter needs of a batch of images (B, 3, H, W), normalised as `preprocessing` says.
+    def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
+        """Several answers about a batch of images (B, 3, H, W), normalised as `preprocessing` says, in one pass.
+
+        On a CPU the bits of an image's answer depend on nothing but the image.
 
         Raises:
             ConfigurationError: images of another shape.
@@ -151,22 +148,53 @@ class FrozenCLIP(Encoder):
             raise ConfigurationError(
                 f"encoder {self.label}: images have shape {tuple(images.shape)}, expected (B, 3, {size}, {size})"
             )
-        if need == "images":
-            return Taps(need, (images,))
-        taps = [self.tower.embed(images)]
-        for block in list(self.tower.blocks)[:-1]:
-            taps.append(block(taps[-1]))
-        if need == "taps":
-            return Taps(need, tuple(taps))
-        if need == "tokens":
-            return Taps(need, (self.tower.blocks[-1](taps[-1]),))
-        return Taps(need, (self.finish(taps[-1]),))
+        found: dict[Need, Taps] = {"images": Taps("images", (images,))} if "images" in needs else {}
+        of_tower = [need for need in needs if need != "images"]
+        if of_tower and images.device.type == "cpu":
+            parts = [self._encode(_filled(part), of_tower) for part in torch.split(images, IMAGES_AT_ONCE)]
+            found |= {need: _joined([part[need] for part in parts], len(images)) for need in of_tower}
+        elif of_tower:
+            found |= self._encode(images, of_tower)
+        return found
 
-    def finish(self, tokens: Tensor) -> Tensor:
-        """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`."""
-        if self.last_block == "whole":
-            return self.tower.project(self.tower.blocks[-1](tokens)[:, 0])
-        return self.tower.project(self.tower.last_block_class_token(tokens))
+    def _encode(self, images: Tensor, needs: Sequence[Need]) -> dict[Need, Taps]:
+        z = [self.tower.embed(images)]
+        for block in list(self.tower.blocks)[:-1]:
+            z.append(block(z[-1]))
+        found: dict[Need, Taps] = {}
+        if "taps" in needs:
+            found["taps"] = self._taps(z)
+        if "tokens" in needs:
+            found["tokens"] = Taps("tokens", (self._on_grid(self.tower.blocks[-1](z[-1])),))
+        if "pooled" in needs:
+            with _one_thread():
+                found["pooled"] = Taps("pooled", (self.finish(z[-1]),))
+        return found
+
+    def _taps(self, z: Sequence[Tensor]) -> Taps:
+        if self.token_grid is None:
+            return Taps("taps", tuple(z))
+        tensors = tuple(self._on_grid(tap) for tap in z)
+        with _one_thread():
+            return Taps("taps", tensors, self._class_token(z[-1]) - self._class_token(tensors[-1]))
+
+    def _on_grid(self, tokens: Tensor) -> Tensor:
+        return tokens if self.token_grid is None else pooled_patches(tokens, self.tower.patches, self.token_grid)
+
+    def _class_token(self, tokens: Tensor) -> Tensor:
+        """Block L's output for the class token: (B, N, D) -> (B, D)."""
+        if self.last_block == "class_token":
+            return self.tower.last_block_class_token(tokens)
+        token: Tensor = self.tower.blocks[-1](tokens)[:, 0]
+        return token
+
+    def finish(self, tokens: Tensor, correction: Tensor | None = None) -> Tensor:
+        """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`.
+
+        `correction` is that of the taps: see `Taps`.
+        """
+        token = self._class_token(tokens)
+        return self.tower.project(token if correction is None else token + correction)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Output of block L (..., D) -> (..., E): final norm and projection, of patch tokens as of the class token."""
@@ -221,6 +249,17 @@ class FrozenCLIP(Encoder):
         """SHA-256 of the image tower, computed once."""
         return self.compute_hash()
 
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """All that the bits of an image's answers depend on, but for the image."""
+        return {
+            "model": self.model,
+            "weights": self.weights_hash,
+            "image_size": self.spec.image_size,
+            "last_block": self.last_block,
+            "token_grid": self.token_grid,
+        }
+
     def compute_hash(self) -> str:
         """SHA-256 over name, dtype, shape and bytes of every tensor of the image tower as it is now."""
         digest = hashlib.sha256()
@@ -230,116 +269,37 @@ class FrozenCLIP(Encoder):
         return digest.hexdigest()
 
 
-def _open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[Any, dict[str, Any]]:
-    """An open_clip model at its random start, and how to get the weights of a tag (empty for files and random)."""
-    configuration: dict[str, Any] = {}
-    if model.startswith("hf-hub:"):
-        repository = model.removeprefix("hf-hub:")
-        if weights in ("openai", "pretrained"):
-            configuration = {"hf_hub": f"{repository}/"}
-    elif model not in open_clip.list_models():
-        raise WeightsError(
-            f'encoder: open_clip has no model "{model}".{nearest(model, open_clip.list_models())} '
-            f"Timm towers are called timm/NAME, hub repositories hf-hub:ORG/NAME"
-        )
-    elif weights != "random" and "/" not in weights and not weights.endswith(".safetensors") and "." not in weights:
-        configuration = open_clip.get_pretrained_cfg(model, weights) or {}
-        if not configuration:
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-            raise WeightsError(
-                f'encoder {model}: no pretrained weights "{weights}" (tags of this model: {tags}); give a tag, a '
-                f".safetensors file, or random"
-            )
-        check_activation(model, weights, configuration)
-    options = {} if image_size is None else {"force_image_size": image_size}
-    if not model.startswith("hf-hub:"):
-        vision = (open_clip.get_model_config(model) or {}).get("vision_cfg", {})
-        _check_multiple(image_size, vision.get("patch_size"))
-    try:
-        with hub_or_cache() if model.startswith("hf-hub:") else nullcontext(), _silent_about_random_weights():
-            architecture = open_clip.create_model(
-                model, load_weights=False, device=torch.get_default_device(), **options
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise unreachable(f"encoder {model}", model.removeprefix("hf-hub:"), error) from error
-    return architecture, configuration
-
-
 @contextmanager
-def _silent_about_random_weights() -> Iterator[None]:
-    """open_clip warns on the root logger that it loads nothing; that is done here, strictly, or said in the label."""
-    root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)
+def _one_thread() -> Iterator[None]:
+    """For products of as few rows as there are images, whose last bits depend on how threads share the rows."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        root.setLevel(level)
+        torch.set_num_threads(threads)
 
 
-def _check_multiple(image_size: int | None, patch: int | None) -> None:
-    if image_size is not None and patch and (image_size < patch or image_size % patch):
-        raise ConfigurationError(f"--model.encoder.image_size {image_size}: must be a multiple of the patch, {patch}")
+def _filled(images: Tensor) -> Tensor:
+    """A last, smaller batch, filled up with copies of its last image."""
+    return torch.cat([images, images[-1:].expand(IMAGES_AT_ONCE - len(images), -1, -1, -1)])
 
 
-def _load_open_clip(architecture: Any, file: Path, model: str) -> bool:
-    """Load a file with the whole model, or the image tower alone; True for the whole model."""
-    state, metadata = read_file(file)
-    if metadata.get("model", model) != model:
-        raise WeightsError(
-            f"--model.encoder.weights {file}: made for {metadata['model']}; use --model.encoder.model "
-            f"{metadata['model']}"
+def _joined(parts: Sequence[Taps], images: int) -> Taps:
+    """One batch of the parts, without what filled up the last of them."""
+    tensors = tuple(torch.cat(group)[:images] for group in zip(*(part.tensors for part in parts), strict=True))
+    corrections = [part.correction for part in parts if part.correction is not None]
+    return Taps(parts[0].kind, tensors, torch.cat(corrections)[:images] if corrections else None)
+
+
+def _tokens_on_grid(tower: ImageTower, token_grid: int) -> int:
+    side = round(tower.patches**0.5)
+    if not 1 <= token_grid < side:
+        raise ConfigurationError(
+            f"--model.encoder.token_grid {token_grid}: this tower has {side}x{side} patches; give 1 to {side - 1}, or "
+            f"leave it out"
         )
-    whole = any(key.startswith("visual.") for key in state) and "text_projection" in state
-    if not whole:
-        state = {f"visual.{key.removeprefix('visual.')}": value for key, value in state.items()}
-    positions = "visual.positional_embedding"
-    if positions in state and state[positions].ndim == 2:
-        state[positions] = resized_positions(state[positions], architecture.visual.positional_embedding.shape[0])
-    what = f"--model.encoder.weights {file} ({'whole model' if whole else 'image tower alone'})"
-    if whole:
-        load_strictly(architecture, state, what)
-    else:
-        load_strictly(architecture.visual, {k.removeprefix("visual."): v for k, v in state.items()}, what)
-    return whole
-
-
-def _timm_tower(model: str, weights: str, image_size: int | None) -> tuple[ImageTower, Any, Any]:
-    name = model.removeprefix("timm/")
-    if not timm.is_model(name):
-        raise WeightsError(f'encoder: timm has no model "{name}".{nearest(name, timm.list_models())}')
-    if not issubclass(architecture := _timm_class(name), timm.models.VisionTransformer):
-        raise refused(model, architecture.__name__)
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    pretrained = weights in ("pretrained", "openai")
-    try:
-        with hub_or_cache() if pretrained else nullcontext():
-            vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except (OSError, RuntimeError) as error:
-        raise unreachable(f"encoder {model}", f"timm/{name}", error) from error
-    tower = TimmTower(vit, model)
-    _check_multiple(image_size, vit.patch_embed.patch_size[0])
-    if not pretrained and weights != "random":
-        state, _ = read_file(Path(weights))
-        state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
-        if "pos_embed" in state:
-            state["pos_embed"] = resample_abs_pos_embed(
-                state["pos_embed"],
-                list(vit.patch_embed.grid_size),
-                num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
-            )
-        load_strictly(vit, state, f"--model.encoder.weights {weights}")
-    configuration = vit.pretrained_cfg
-    return tower, tuple(configuration["mean"]), tuple(configuration["std"])
-
-
-def _timm_class(name: str) -> type:
-    """The class that a timm model has, without building its weights."""
-    with torch.device("meta"):
-        return type(timm.create_model(name, pretrained=False))
-
-
-def _image_size(tower: ImageTower) -> int:
-    if isinstance(tower, OpenCLIPTower):
-        return int(tower.visual.image_size[0])
-    assert isinstance(tower, TimmTower)
-    return int(tower.vit.patch_embed.img_size[0])
+    return tower.tokens - tower.patches + token_grid**2

@@ -21,10 +21,14 @@ class Taps:
     * `tokens`: one tensor (B, N, D), the output of block L before the final norm;
     * `taps`: L tensors (B, N, D), Z_0 .. Z_{L-1}: what enters block 1, then the outputs of blocks 1 .. L-1;
     * `images`: one tensor (B, 3, H, W), for adapters that are injected into the tower.
+
+    With taps whose patches are averaged, `correction` (B, D) is what block L says of the class token on all patches
+    less what it says on the averages; added to the latter it makes an untrained side network exact. Otherwise None.
     """
 
     kind: Need
     tensors: tuple[Tensor, ...]
+    correction: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""

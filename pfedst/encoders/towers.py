@@ -27,6 +27,7 @@ class ImageTower(nn.Module):
     Attributes:
         blocks: the L blocks.
         width, tokens, embedding: D, N, E.
+        patches: how many of the N tokens are patches; they come last.
         targets: the linear layers of a block that a low-rank update may change: queries, keys, values, attention
             output, and the two layers of the MLP. Each names a weight within the block and, where a weight holds
             several targets, its part.
@@ -34,6 +35,7 @@ class ImageTower(nn.Module):
 
     width: int
     tokens: int
+    patches: int
     embedding: int
     targets: ClassVar[Mapping[str, tuple[str, int | None]]]
 
@@ -119,6 +121,7 @@ class OpenCLIPTower(ImageTower):
         self.visual: Any = visual
         self.width = visual.conv1.out_channels
         self.tokens = visual.positional_embedding.shape[0]
+        self.patches = self.tokens - 1
         self.embedding = visual.output_dim
 
     @property
@@ -180,7 +183,8 @@ class TimmTower(ImageTower):
         vit.reset_classifier(0)
         self.vit: Any = vit
         self.width = self.embedding = vit.embed_dim
-        self.tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+        self.patches = vit.patch_embed.num_patches
+        self.tokens = self.patches + vit.num_prefix_tokens
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -225,6 +229,15 @@ def refused(model: str, architecture: str) -> WeightsError:
 def frozen(tower: ImageTower) -> ImageTower:
     """In eval mode, float32, without gradients."""
     return tower.eval().float().requires_grad_(False)
+
+
+def pooled_patches(tokens: Tensor, patches: int, grid: int) -> Tensor:
+    """(B, N, D) whose last `patches` tokens are a square -> the same with averages over a grid of grid x grid."""
+    prefix, square = tokens[:, :-patches], tokens[:, -patches:]
+    side = round(patches**0.5)
+    image = square.transpose(1, 2).reshape(len(tokens), -1, side, side)
+    averages = F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
+    return torch.cat([prefix, averages], 1)
 
 
 def resized_positions(positions: Tensor, tokens: int) -> Tensor:

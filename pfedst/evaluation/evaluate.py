@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pfedst.encoders.spec import Taps
+from pfedst.encoders.stored import Inputs
 from pfedst.evaluation.metrics import Metrics, classification_metrics
 
 Predictor = Callable[[Taps], Tensor]
@@ -15,22 +16,22 @@ Predictor = Callable[[Taps], Tensor]
 
 def evaluate(
     models: Mapping[str, Predictor],
-    taps_of: Callable[[Tensor], Taps],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    taps_of: Callable[[Inputs], Taps],
+    batches: Iterable[tuple[Inputs, Tensor]],
     device: torch.device,
 ) -> dict[str, Metrics]:
     """Metrics of every model, by its name.
 
     Args:
         models: name -> function from taps of B images to logits (B, K).
-        taps_of: images (B, 3, H, W) -> what the models need of the encoder.
-        batches: (images, targets), in a fixed order.
+        taps_of: images (B, 3, H, W), or what a cache kept of them -> what the models need of the encoder.
+        batches: (images or cached taps, targets), in a fixed order.
         device: where the models are. Predictions stay there until the end.
     """
     probabilities: dict[str, list[Tensor]] = {name: [] for name in models}
     targets = []
-    for images, labels in batches:
-        taps = taps_of(images.to(device))
+    for inputs, labels in batches:
+        taps = taps_of(inputs.to(device))
         for name, predict in models.items():
             probabilities[name].append(predict(taps).float().softmax(1))
         targets.append(labels)

@@ -59,7 +59,7 @@ def federation(
     sites = sites or data()
     made = build_federation(template(**options), sites, method, seed)
     if made.generic.anchors == "prototypes":
-        made.gather_prototypes(lambda name: sites.evaluation_loader(name, "train"), torch.device("cpu"))
+        made.gather_prototypes(lambda name: sites.evaluation_loader(name, "train", need="pooled"), torch.device("cpu"))
     made.start()
     return made
 

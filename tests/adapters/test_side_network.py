@@ -43,7 +43,7 @@ def trained(network: nn.Module) -> None:
 @pytest.mark.parametrize("options", [{}, {"gate": "learned", "feed_forward_ratio": 2.0, "tap_norm": "affine"}])
 def test_untrained_predicts_as_the_encoder_bit_for_bit(last_block, lora_rank, options) -> None:
     encoder = FrozenCLIP("vit-nano", weights="random", last_block=last_block)
-    network, batch = make(encoder, lora_rank=lora_rank, **options), images(encoder)
+    network, batch = make(encoder, lora_rank=lora_rank, **options), images(encoder, 8)
     with torch.no_grad():  # as predictions are made; with gradients torch runs another attention kernel (1e-6 apart)
         own = network.head(encoder.extract(batch, "pooled").tensors[0])
         assert torch.equal(network(encoder.extract(batch, "taps")), own)

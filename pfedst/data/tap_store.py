@@ -1,0 +1,297 @@
+"""A store of taps on disk: rows of equal size in memory-mapped files, appended, never overwritten.
+
+A folder holds `manifest.json` (what the rows are: encoder, preprocessing, layout), one `.bin` file a field, and
+`index.txt` with a line a row: the key of its image and the CRC-32 of its bytes. Rows are written and synced before
+their lines, so that what the index names is complete: a build that was killed goes on where it was, and a file that
+was cut loses the rows behind the cut and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pfedst.encoders.spec import EncoderSpec, Need, Taps
+from pfedst.encoders.stored import STORED, StoredTaps, TapDtype, encoded
+from pfedst.errors import DataError
+from pfedst.state import write_json
+
+FORMAT = 1
+KEY_LENGTH = 32
+LINE_LENGTH = KEY_LENGTH + 1 + 8 + 1
+"""A line of the index: key, blank, CRC-32, newline."""
+CHECKED_ON_OPENING = 8
+"""Rows whose CRC is checked on opening: the last, which a crash of the machine may have left unwritten."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one row holds. `pooled` is there in every store, in float32: it is small, and class prototypes need it.
+
+    Attributes:
+        kind: `pooled`, `tokens` or `taps`.
+        dtype: of tokens and taps.
+        layers: tensors of tokens in a row: L for taps, 1 for tokens, 0 for pooled.
+        tokens, width, embedding: N, D, E.
+        corrected: whether the taps have a correction (see `Taps`).
+    """
+
+    kind: Need
+    dtype: TapDtype
+    layers: int
+    tokens: int
+    width: int
+    embedding: int
+    corrected: bool
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, kind: Need, dtype: TapDtype, corrected: bool) -> Layout:
+        """The layout for an encoder; the dtype of a store of `pooled` is float32 whatever is asked."""
+        layers = {"pooled": 0, "tokens": 1, "taps": spec.layers}[kind]
+        if kind == "pooled":
+            dtype = "float32"
+        return cls(kind, dtype, layers, spec.tokens, spec.width, spec.embedding, corrected and kind == "taps")
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each field of a row."""
+        fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"pooled": ((self.embedding,), torch.float32)}
+        if self.layers:
+            fields["values"] = ((self.layers, self.tokens, self.width), STORED[self.dtype])
+        if self.layers and self.dtype == "int8":
+            fields["scales"] = ((self.layers, self.tokens), torch.float32)
+        if self.corrected:
+            fields["correction"] = ((self.width,), torch.float32)
+        return fields
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, over all fields."""
+        return sum(_size(shape) * dtype.itemsize for shape, dtype in self.fields.values())
+
+    def pack(self, answers: Mapping[Need, Taps]) -> dict[str, Tensor]:
+        """What the encoder says of a batch -> its rows, by field."""
+        rows = {"pooled": answers["pooled"].tensors[0]}
+        if self.kind != "pooled":
+            taps = answers[self.kind]
+            values, scales = encoded(torch.stack(taps.tensors, 1), self.dtype)
+            rows["values"] = values
+            if scales is not None:
+                rows["scales"] = scales
+            if taps.correction is not None:
+                rows["correction"] = taps.correction
+        return {name: rows[name].cpu().contiguous() for name in self.fields}
+
+
+class TapStore:
+    """One store. Opening it reads the index and checks it; rows that are not whole are not there.
+
+    Attributes:
+        folder: where it is.
+        layout: what a row holds.
+        row_of: key of an image -> its row.
+
+    Args:
+        folder: made when the first row is written.
+        layout: of the rows.
+        identity: what else tells this store from another: encoder, preprocessing. A folder that says otherwise, or
+            nothing, is not read, and is emptied before the first row is written.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.manifest = {"format": FORMAT, "layout": _plain(layout), "identity": dict(identity)}
+        self.row_of: dict[str, int] = {}
+        self._crc: list[int] = []
+        self._mapped: dict[str, Tensor] = {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._crc)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files itself."""
+        return {**self.__dict__, "_mapped": {}}
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read the index again, after another process has written."""
+        self._mapped = {}
+        lines = self._lines() if self._is_mine() else []
+        whole = min((self._file_size(name) // size for name, size in self._row_sizes().items()), default=0)
+        self._take(lines[:whole])
+        for row in range(max(0, len(self) - CHECKED_ON_OPENING), len(self)):
+            if self._crc_of(row) != self._crc[row]:
+                self._take(lines[:row])
+                break
+
+    def read(self, rows: Tensor, need: Need) -> StoredTaps:
+        """Rows, for what an adapter needs: `pooled`, or the kind of this store."""
+        if need == "pooled":
+            return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
+        values = self._field("values")
+        tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        scales: tuple[Tensor, ...] = ()
+        if self.layout.dtype == "int8":
+            kept = self._field("scales")
+            scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        correction = self._field("correction").index_select(0, rows) if self.layout.corrected else None
+        return StoredTaps(self.layout.kind, tensors, scales, correction)
+
+    def damaged(self) -> list[int]:
+        """Rows whose bytes are not those that were written; reads the whole store."""
+        return [row for row, crc in enumerate(self._crc) if self._crc_of(row) != crc]
+
+    def _take(self, lines: Sequence[tuple[str, int]]) -> None:
+        self.row_of = {key: row for row, (key, _) in enumerate(lines)}
+        self._crc = [crc for _, crc in lines]
+        self._mapped = {}
+
+    def _is_mine(self) -> bool:
+        try:
+            return bool(json.loads((self.folder / "manifest.json").read_text()) == self.manifest)
+        except (OSError, ValueError):
+            return False
+
+    def _lines(self) -> list[tuple[str, int]]:
+        try:
+            content = (self.folder / "index.txt").read_bytes()
+        except OSError:
+            return []
+        lines = []
+        for start in range(0, len(content) - LINE_LENGTH + 1, LINE_LENGTH):
+            line = content[start : start + LINE_LENGTH]
+            try:
+                key, crc = line[:-1].decode("ascii").split(" ")
+                lines.append((key, int(crc, 16)))
+            except ValueError:
+                break
+        return lines
+
+    def _row_sizes(self) -> dict[str, int]:
+        return {name: _size(shape) * dtype.itemsize for name, (shape, dtype) in self.layout.fields.items()}
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _file_size(self, name: str) -> int:
+        return self._file(name).stat().st_size if self._file(name).exists() else 0
+
+    def _field(self, name: str) -> Tensor:
+        """A field of all rows, mapped: nothing is read before it is used."""
+        if name not in self._mapped:
+            shape, dtype = self.layout.fields[name]
+            size = len(self) * _size(shape)
+            flat = torch.from_file(str(self._file(name)), shared=False, size=size, dtype=dtype)
+            self._mapped[name] = flat.view(len(self), *shape)
+        return self._mapped[name]
+
+    def _crc_of(self, row: int) -> int:
+        return _crc([self._field(name)[row] for name in self.layout.fields])
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self, wait_seconds: float = -1) -> Iterator[None]:
+        """Be the only process that writes, see what others wrote before, and drop what is not whole.
+
+        Args:
+            wait_seconds: how long to wait for another process, without end by default. A process that died holds
+                nothing.
+
+        Raises:
+            TimeoutError: another process is writing.
+            DataError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock", timeout=wait_seconds):
+                self.refresh()
+                self._repair()
+                yield
+        except Timeout as error:
+            raise TimeoutError(f"{self.folder} is being written by another process") from error
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot write the tap cache ({error}); free some space, choose another "
+                f"--data.cache_folder, or --data.cache none. What was written before is kept"
+            ) from error
+
+    def append(self, keys: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+        """Write rows, then the lines that name them. Only within `writing`.
+
+        Raises:
+            DataError: a number that is not finite, in these rows.
+        """
+        for name, field in rows.items():
+            if field.is_floating_point() and not bool(torch.isfinite(field).all()):
+                raise DataError(
+                    f"the encoder gives {name} that {self.layout.dtype} cannot hold, or that are not finite; check "
+                    f"the encoder's weights, or choose another --data.cache_dtype"
+                )
+        for name, field in rows.items():
+            with self._file(name).open("ab") as file:
+                file.write(_bytes(field))
+                file.flush()
+                os.fsync(file.fileno())
+        checks = [_crc([rows[name][index] for name in self.layout.fields]) for index in range(len(keys))]
+        with (self.folder / "index.txt").open("ab") as file:
+            file.write("".join(f"{key} {crc:08x}\n" for key, crc in zip(keys, checks, strict=True)).encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+        for key in keys:
+            self.row_of[key] = len(self.row_of)
+        self._crc += checks
+        self._mapped = {}
+
+    def _repair(self) -> None:
+        if not self._is_mine():
+            for path in (*self.folder.glob("*.bin"), self.folder / "index.txt"):
+                path.unlink(missing_ok=True)
+            self._take([])
+            write_json(self.folder / "manifest.json", self.manifest)
+        for name, size in self._row_sizes().items():
+            _cut(self._file(name), len(self) * size)
+        _cut(self.folder / "index.txt", len(self) * LINE_LENGTH)
+
+
+def _plain(layout: Layout) -> dict[str, Any]:
+    return dict(vars(layout))
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _crc(fields: Sequence[Tensor]) -> int:
+    crc = 0
+    for field in fields:
+        crc = zlib.crc32(_bytes(field), crc)
+    return crc
+
+
+def _bytes(field: Tensor) -> memoryview:
+    """The memory of a tensor, not copied if it is contiguous."""
+    return field.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _cut(path: Path, size: int) -> None:
+    path.touch()
+    if path.stat().st_size > size:
+        os.truncate(path, size)
