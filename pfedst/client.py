@@ -21,6 +21,7 @@ from pfedst.payload import Payload, State, check_tensors
 from pfedst.seeds import derive_seed, seeded
 
 ADAPTER = "adapter."
+STATELESS = ("method", "make_adapter", "make_optimizer", "_trainer", "_fabric")
 T = TypeVar("T")
 
 
@@ -149,11 +150,14 @@ class FederatedClient(LightningModule):
                 module.set_anchors(anchors)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FederatedClient:
-        """Copy modules and state; the method (hyperparameters only) and the encoder stay one object."""
+        """Copy modules and state; what holds none stays one object, as does the encoder.
+
+        A factory from a configuration holds on to all that was made with it, the images included.
+        """
         new: FederatedClient = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         for key, value in self.__dict__.items():
-            new.__dict__[key] = value if key in ("method", "_trainer", "_fabric") else copy.deepcopy(value, memo)
+            new.__dict__[key] = value if key in STATELESS else copy.deepcopy(value, memo)
         return new
 
     # -- state -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pfedst.client import FederatedClient
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation import over_clients
+from pfedst.executor import ExecutorKind, SequentialExecutor
 from pfedst.federation import Federation
 from pfedst.method import FederatedMethod
 from pfedst.reporting import RunFolder, RunSummary, describe
@@ -21,6 +22,7 @@ from pfedst.rounds import RoundLoop, RoundOptions, evaluate_received
 from pfedst.state import load_last_round
 from pfedst.tracking import peak_memory_bytes
 from pfedst.trainer import LocalTrainer
+from pfedst.work import ClientWork
 
 
 class FederatedCoordinator:
@@ -36,6 +38,11 @@ class FederatedCoordinator:
         optimizer_state: of each client's optimiser: `reset` each round, or `keep` it over rounds.
         evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
         keep_states: number of rounds whose state is kept on disk, >= 1.
+        executor: clients one after another in this process (`sequential`), or side by side in worker `processes`.
+        workers: number of processes, >= 1; default: one a thread of torch, or on GPUs as many as should fit in their
+            memory, spread over all that are visible. Not for `sequential`.
+        threads: of torch within a local fit, >= 1; default: all that torch has, divided over the workers. The last
+            bits of a result depend on it, and on nothing else of these three.
         held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. Their
             images still count in class prototypes.
 
@@ -50,18 +57,27 @@ class FederatedCoordinator:
         optimizer_state: Literal["reset", "keep"] = "reset",
         evaluate_every: int = 1,
         keep_states: int = 2,
+        executor: ExecutorKind = "sequential",
+        workers: int | None = None,
+        threads: int | None = None,
         held_out_sites: Sequence[str] = (),
     ) -> None:
         for name, value in (
             ("rounds", rounds),
             ("evaluate_every", evaluate_every),
             ("keep_states", keep_states),
+            ("workers", workers),
+            ("threads", threads),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
+        if workers is not None and executor == "sequential":
+            raise ConfigurationError(f"--coordinator.workers {workers}: add --coordinator.executor processes")
         if not 0 < participation <= 1:
             raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
-        self.options = RoundOptions(rounds, participation, optimizer_state, evaluate_every, keep_states)
+        self.options = RoundOptions(
+            rounds, participation, optimizer_state, evaluate_every, keep_states, executor, workers, threads
+        )
         self.held_out_sites = tuple(held_out_sites)
 
     def fit(
@@ -96,7 +112,9 @@ class FederatedCoordinator:
         federation = build_federation(template, data, method, run_seed, self.held_out_sites, local.device)
         summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
         with local.detached() as hooks:
-            RoundLoop(self.options, federation, data, local, hooks, run, summary).run()
+            loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
+            summary.protocol["threads"] = loop.executor.threads
+            loop.run()
         result = summary.result(run.path.name, time.perf_counter() - started, peak_memory_bytes(local.device))
         run.write_summary(result)
         return result
@@ -125,7 +143,8 @@ class FederatedCoordinator:
         federation = build_federation(template, data, method, run_seed, self.held_out_sites, local.device)
         round_number, parts = load_last_round(folder / "state")
         federation.load_state_parts(parts)
-        metrics = evaluate_received(federation, data, local, (split,))[split]
+        executor = SequentialExecutor(ClientWork(federation, data, local), self.options.threads)
+        metrics = evaluate_received(federation, executor, (split,))[split]
         protocol = describe(federation, data, local.epochs, self.options.participation, self.options.rounds)
         protocol |= {"split": split, "round": round_number}
         sizes = {name: data.samples(name, split) for name in federation.clients}

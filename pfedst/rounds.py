@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
-from pfedst.client import FederatedClient
+from pfedst import work
 from pfedst.data import FederatedDataModule, Split
-from pfedst.evaluation import Metrics, evaluate
+from pfedst.evaluation import Metrics
+from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.federation import Federation
 from pfedst.payload import Payload, payload_bytes
 from pfedst.reporting import RunFolder, RunSummary
-from pfedst.seeds import derive_seed, seeded
 from pfedst.state import save_round
-from pfedst.tracking import RunProgress, peak_memory_bytes
+from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
+from pfedst.work import Fit
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
+MODELS = ("personal", "generic")
 
 Evaluation = dict[str, dict[str, dict[str, Metrics]]]
 """split -> model (`personal`, `generic`) -> client -> metrics."""
@@ -34,6 +34,9 @@ class RoundOptions:
     optimizer_state: Literal["reset", "keep"]
     evaluate_every: int
     keep_states: int
+    executor: ExecutorKind
+    workers: int | None
+    threads: int | None
 
 
 class RoundLoop:
@@ -53,6 +56,9 @@ class RoundLoop:
         self.federation = federation
         self.data = data
         self.local = local
+        self.executor = make_executor(
+            options.executor, work.ClientWork(federation, data, local), options.threads, options.workers
+        )
         self.hooks = hooks
         self.run_folder = run
         self.summary = summary
@@ -66,16 +72,20 @@ class RoundLoop:
         with self.progress:
             self._gather_prototypes()
             self.federation.start()
-            self.hooks.start(self.federation.generic)
-            self._end_round(0, {})
-            for round_number in range(1, self.rounds + 1):
-                self.hooks.before_round(self.federation.generic, round_number)
-                records = self._train_round(round_number)
-                if self._end_round(round_number, records):
-                    break
-            if self.finetune_epochs:
-                self._finetune()
-            self.hooks.end(self.federation.generic)
+            with self.executor:
+                self._run_rounds()
+
+    def _run_rounds(self) -> None:
+        self.hooks.start(self.federation.generic)
+        self._end_round(0, {})
+        for round_number in range(1, self.rounds + 1):
+            self.hooks.before_round(self.federation.generic, round_number)
+            records = self._train_round(round_number)
+            if self._end_round(round_number, records):
+                break
+        if self.finetune_epochs:
+            self._finetune()
+        self.hooks.end(self.federation.generic)
 
     def _drawn(self, round_number: int) -> list[str]:
         return self.federation.draw(round_number, self.options.participation)
@@ -99,53 +109,41 @@ class RoundLoop:
         records: dict[str, dict[str, Any]] = {}
         names = self._drawn(round_number)
         groups = [[name] for name in names] if self.federation.method.sequential else [names]
+        evaluate = EVALUATED if self._is_evaluated(round_number) else ()
         for group in groups:
             received_bytes = {name: self.federation.deliver(name) for name in group}
             uploads: dict[str, Payload] = {}
-            for name in group:
-                self.progress.say(f"round {round_number}/{self.rounds}, {name}")
-                records[name] = self._fit(name, round_number) | {"download_bytes": received_bytes[name]}
-                if self._is_evaluated(round_number) and name in self.federation.clients:
-                    records[name]["trained"] = self._evaluate_trained(name)
+            for name, record in self._fit(group, round_number, f"round {round_number}/{self.rounds}", evaluate):
                 uploads[name] = self.federation.collect(name)
-                records[name]["upload_bytes"] = payload_bytes(uploads[name])
+                sent = {"download_bytes": received_bytes[name], "upload_bytes": payload_bytes(uploads[name])}
+                records[name] = record | sent
             self.federation.merge(uploads)
-        return records
+        return {name: records[name] for name in names}
 
-    def _fit(self, name: str, round_number: int, finetune_epochs: int | None = None) -> dict[str, Any]:
-        client, seed = self.federation.trainees[name], self.federation.run_seed
-        client.round, client.finetuning = round_number, finetune_epochs is not None
-        purpose = "finetune" if client.finetuning else "fit"
-        started = time.perf_counter()
-        batches_seed = derive_seed(seed, f"{purpose} batches", name, round_number)
-        loader = self.data.train_loader(self.federation.sites_of(name), batches_seed)
-        if place := self.federation.method.unlabelled(client):
-            client.unlabelled = self.data.unlabelled(*place, derive_seed(seed, "unlabelled", name, round_number))
-        with seeded(derive_seed(seed, purpose, name, round_number)):
-            self.local.fit(client, loader, finetune_epochs)
-        client.unlabelled = None
-        if self.options.optimizer_state == "keep":
-            client.optimizer_state = self.local.trainer.optimizers[0].state_dict()
-        self.progress.fitted()
-        return {
-            "train_loss": client.trained_loss(),
-            "fit_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory_bytes(self.local.device),
-        }
+    def _fit(
+        self,
+        names: Sequence[str],
+        round_number: int,
+        doing: str,
+        evaluate: tuple[Split, ...] = (),
+        finetune_epochs: int | None = None,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Fit trainees; each with its record as it ends."""
+        keep = self.options.optimizer_state == "keep"
+        tasks = [Fit(name, round_number, finetune_epochs, keep, evaluate) for name in names]
+        for task, record in self.executor.run(tasks, lambda task: self.progress.say(f"{doing}, {task.name}")):
+            self.progress.fitted()
+            yield task.name, record
 
     def _is_evaluated(self, round_number: int) -> bool:
         return round_number % self.options.evaluate_every == 0 or round_number == self.rounds
-
-    def _evaluate_trained(self, name: str) -> dict[str, dict[str, Metrics]]:
-        models = {"personal": self.federation.clients[name]}
-        return {split: _evaluate(self.federation, self.data, self.local, name, models, split) for split in EVALUATED}
 
     def _end_round(self, round_number: int, records: Mapping[str, dict[str, Any]]) -> bool:
         """Evaluate if it is time, write the records, save the state; True if a callback asks to stop."""
         evaluation: Evaluation = {}
         if self._is_evaluated(round_number):
             self.progress.say(f"round {round_number}/{self.rounds}, evaluation")
-            evaluation = evaluate_received(self.federation, self.data, self.local)
+            evaluation = evaluate_received(self.federation, self.executor)
         self._write_records(round_number, records, evaluation)
         if not self.federation.trains or round_number > 0:
             self._save(round_number)
@@ -177,47 +175,24 @@ class RoundLoop:
         """Local epochs after the last merge; nothing is sent after them."""
         last = self.summary.last_round
         records: dict[str, dict[str, Any]] = {}
-        for name in self.federation.drawable:
+        names = self.federation.drawable
+        for name in names:
             self.federation.deliver(name)
-            self.progress.say(f"fine-tuning, {name}")
-            records[name] = self._fit(name, last, self.finetune_epochs)
-        evaluation = evaluate_received(self.federation, self.data, self.local)
+        for name, record in self._fit(names, last, "fine-tuning", finetune_epochs=self.finetune_epochs):
+            records[name] = record
+        evaluation = evaluate_received(self.federation, self.executor)
         self._write_records(last, records, evaluation)
         self._save(last)
         self.summary.add_finetuned(evaluation, records)
 
 
-def evaluate_received(
-    federation: Federation,
-    data: FederatedDataModule,
-    local: LocalTrainer,
-    splits: Sequence[Split] = EVALUATED,
-) -> Evaluation:
+def evaluate_received(federation: Federation, executor: Executor, splits: tuple[Split, ...] = EVALUATED) -> Evaluation:
     """Send every client the server's state, then evaluate its personal and the generic model."""
-    evaluation: Evaluation = {split: {"personal": {}, "generic": {}} for split in splits}
-    for name, client in federation.clients.items():
+    for name in federation.clients:
         federation.deliver(name)
-        models = {"personal": client} | ({"generic": federation.generic} if federation.personalises else {})
-        for split in splits:
-            metrics = _evaluate(federation, data, local, name, models, split)
-            for model in ("personal", "generic"):
-                evaluation[split][model][name] = metrics.get(model, metrics["personal"])
-    return evaluation
-
-
-def _evaluate(
-    federation: Federation,
-    data: FederatedDataModule,
-    local: LocalTrainer,
-    name: str,
-    models: Mapping[str, FederatedClient],
-    split: Split,
-) -> dict[str, Metrics]:
-    federation.encoder.to(local.device)
-    predictors = {}
-    for model, client in models.items():
-        client.move_to(local.device).eval()
-        # the generic model is the adapter itself: a method's predict may use private modules, which it has not trained
-        predictors[model] = client.adapter if model == "generic" else partial(federation.method.predict, client)
-    with local.evaluating():
-        return evaluate(predictors, federation.clients[name].taps_of, data.evaluation_loader(name, split), local.device)
+    tasks = [work.Evaluation(name, splits) for name in federation.clients]
+    found = {task.name: result for task, result in executor.run(tasks, started=lambda task: None)}
+    return {
+        split: {model: {name: found[name][split][model] for name in federation.clients} for model in MODELS}
+        for split in splits
+    }

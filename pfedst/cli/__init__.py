@@ -1,4 +1,4 @@
-"""The command line: `pfedst fit | validate | test | methods`."""
+"""The command line: `pfedst fit | validate | test | cache | methods`."""
 
 from pfedst.cli.main import main
 

@@ -141,13 +141,13 @@ class PFedSTCLI(LightningCLI):
         return int(seed)
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Parse and run `fit`, `validate` or `test`; the exit code."""
+def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
+    """Parse and run `fit`, `validate` or `test` as `interface` does it; the exit code."""
     _quieten()
     registered_methods()  # imports them, so that their class names serve as short names
     Parser.arguments = arguments
     try:
-        PFedSTCLI(arguments)
+        interface(arguments)
     except SystemExit as end:  # --help and --print_config end this way
         return int(end.code or 0)
     return 0

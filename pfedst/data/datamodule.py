@@ -64,6 +64,8 @@ class FederatedDataModule(LightningDataModule):
         label: what the data are, for the protocol.
         class_names: after `prepare`.
         sites: names, after `prepare`.
+        cache: what is said of the cache.
+        store: the cache that serves, after `cache_taps`; None without.
 
     Args:
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
@@ -124,7 +126,7 @@ class FederatedDataModule(LightningDataModule):
         self.views = views
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
-        self._store: TapStore | None = None
+        self.store: TapStore | None = None
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
 
@@ -162,7 +164,7 @@ class FederatedDataModule(LightningDataModule):
             for split, part in self._with_validation(site, parts).items():
                 self._datasets[site, split] = SiteDataset(part.source, part.labels, plain, augmented, self.views)
 
-    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> TapStore | None:
+    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> None:
         """Have what an adapter needs of every image at hand, as `cache` says; loaders then give it for the images.
 
         Args:
@@ -174,10 +176,10 @@ class FederatedDataModule(LightningDataModule):
             ConfigurationError: a cache that cannot serve, or that would be too large.
             DataError: an image, or the cache's folder.
         """
-        self._store, self._need = None, need
+        self.store, self._need = None, need
         cache = TapCache(self.cache, encoder, need)
         if self.cache.kind == "none" or need == "images":
-            return None
+            return
         if self.augmentation != "none" and not self.views:
             raise ConfigurationError(
                 f"--data.cache {self.cache.kind} with --data.augmentation {self.augmentation}: each epoch draws new "
@@ -186,13 +188,13 @@ class FederatedDataModule(LightningDataModule):
             )
         keys = {place: self._keys(*place) for place in self._datasets}
         wanted = [item for of_place in keys.values() for of_image in of_place for item in of_image]
-        store = self._store = cache.complete(wanted, device, self.num_workers)
-        if store is not None:
+        self.store = cache.complete(wanted, device, self.num_workers)
+        if self.store is not None:
+            row_of = self.store.row_of
             self._rows = {
-                place: torch.tensor([[store.row_of[item.key] for item in of_image] for of_image in of_place])
+                place: torch.tensor([[row_of[item.key] for item in of_image] for of_image in of_place])
                 for place, of_place in keys.items()
             }
-        return store
 
     def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
         """For each image: as it is, and for training the augmented views."""
@@ -209,10 +211,10 @@ class FederatedDataModule(LightningDataModule):
     def _dataset(self, sites: Sequence[str], split: Split, need: Need | None = None) -> SiteDataset | CachedDataset:
         parts = [self._datasets[site, split] for site in sites]
         dataset = parts[0] if len(parts) == 1 else SiteDataset.joined(parts)
-        if self._store is None:
+        if self.store is None:
             return dataset
         rows = torch.cat([self._rows[site, split] for site in sites])
-        return CachedDataset(self._store, need or self._need, rows, dataset.labels)
+        return CachedDataset(self.store, need or self._need, rows, dataset.labels)
 
     def _loader(self, dataset: SiteDataset | CachedDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
         if isinstance(dataset, CachedDataset):  # a batch comes whole, and there is nothing for other processes to do

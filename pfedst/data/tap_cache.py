@@ -147,7 +147,7 @@ class TapCache:
         """Why the images that are missing must not be written; empty if they may."""
         missing = sum(key not in store.row_of for key in by_key)
         needed = missing * store.layout.row_bytes
-        total = len(store) * store.layout.row_bytes + needed
+        total = store.bytes + needed
         smaller = "choose a smaller --data.cache_dtype or --model.encoder.token_grid, or --data.cache none"
         if total > self.options.max_bytes:
             return (

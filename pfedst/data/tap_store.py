@@ -121,6 +121,11 @@ class TapStore:
         """Number of rows."""
         return len(self._crc)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all rows."""
+        return len(self) * self.layout.row_bytes
+
     def __getstate__(self) -> dict[str, Any]:
         """Another process maps the files itself."""
         return {**self.__dict__, "_mapped": {}}

@@ -65,6 +65,11 @@ class Encoder:
     def compute_hash(self) -> str:
         """SHA-256 over name, dtype, shape and bytes of every tensor of the image tower as it is now."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the image tower."""
+        return 0
+
     def finish(self, tokens: Tensor, correction: Tensor | None = None) -> Tensor:
         """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`.
 

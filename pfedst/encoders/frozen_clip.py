@@ -250,6 +250,11 @@ class FrozenCLIP(Encoder):
         return self.compute_hash()
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the image tower."""
+        return sum(tensor.nbytes for tensor in self.tower.state_dict().values())
+
+    @property
     def identity(self) -> dict[str, str | int | None]:
         """All that the bits of an image's answers depend on, but for the image."""
         return {

@@ -28,6 +28,7 @@ def describe(
         "encoder": federation.encoder.label,
         "random_weights": federation.encoder.random_weights,
         "data": data.label,
+        "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
         "classes": list(federation.class_names),
         "clients": "all",
         "samples": {site: {split: data.samples(site, split) for split in SPLITS} for site in federation.clients},

@@ -1,0 +1,107 @@
+"""`pfedst cache build | info | clear`: fill the tap cache before a run, see what it holds, remove it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pfedst.cli.federated import PFedSTCLI, run_command
+from pfedst.client import FederatedClient
+from pfedst.coordinator import build_federation
+from pfedst.data import FederatedDataModule
+from pfedst.data.tap_cache import default_folder, remove_store, stores_in
+from pfedst.data.tap_store import TapStore
+from pfedst.errors import ConfigurationError, DataError, nearest
+from pfedst.reporting import bytes_text
+from pfedst.trainer import LocalTrainer
+
+USAGE = """\
+usage: pfedst cache build OPTIONS OF FIT     compute what the run with these options would cache, and stop
+       pfedst cache info [--folder FOLDER] [--verify]
+       pfedst cache clear [NAME ...] [--all] [--folder FOLDER]
+"""
+
+
+def run_cache(arguments: Sequence[str]) -> int:
+    """Run one of the commands; the exit code."""
+    command, rest = (arguments[0] if arguments else "--help"), list(arguments[1:])
+    if command == "build":
+        return run_command(["fit", *rest], BuildCLI)
+    if command == "info":
+        return _info(rest)
+    if command == "clear":
+        return _clear(rest)
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0
+    raise ConfigurationError(
+        f'pfedst cache: there is no command "{command}".{nearest(command, ("build", "info", "clear"))}\n{USAGE}'
+    )
+
+
+class BuildCLI(PFedSTCLI):
+    """`fit` that ends when the cache is complete."""
+
+    def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
+        """Complete the cache and say where it is."""
+        if datamodule.cache.kind == "none":
+            raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
+        method, device = self._get(self.config_init, "method"), LocalTrainer(self.trainer).device
+        federation = build_federation(model, datamodule, method, self._seed(), device=device)
+        if datamodule.store is None:
+            raise ConfigurationError(
+                f"nothing was cached: method {type(method).__name__} needs {federation.needs} of the encoder, or the "
+                f"cache would pass --data.cache_max_bytes {datamodule.cache.max_bytes}"
+            )
+        print(f"{datamodule.store.folder}: {_size(datamodule.store)}")
+
+
+def _info(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="pfedst cache info", description="What the tap cache holds.")
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
+    parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
+    given = parser.parse_args(arguments)
+    stores, console = stores_in(given.folder), Console(width=None if Console().is_terminal else 200)
+    table = Table(title=f"Tap cache in {given.folder}")
+    for heading in ("name", "images", "a row", "total", *(("damaged rows",) if given.verify else ())):
+        table.add_column(heading, justify="left" if heading == "name" else "right", overflow="fold")
+    damaged = {name: store.damaged() for name, store in stores.items()} if given.verify else {}
+    for name, store in stores.items():
+        row = [name, f"{len(store):,}", bytes_text(store.layout.row_bytes), bytes_text(store.bytes)]
+        table.add_row(*row, *((str(len(damaged[name])),) if given.verify else ()))
+    console.print(table, highlight=False)
+    if bad := [name for name, rows in damaged.items() if rows]:
+        raise DataError(f"damaged: {', '.join(bad)}; remove with pfedst cache clear NAME, and build again")
+    return 0
+
+
+def _clear(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the tap cache.")
+    parser.add_argument("name", nargs="*", help="as pfedst cache info tells it")
+    parser.add_argument("--all", action="store_true", help="every store in the folder")
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
+    given = parser.parse_args(arguments)
+    stores = stores_in(given.folder)
+    if bool(given.name) == given.all:
+        raise ConfigurationError(f"pfedst cache clear: give names, or --all; there are: {', '.join(stores) or 'none'}")
+    for name in given.name:
+        if name not in stores:
+            raise ConfigurationError(
+                f'{given.folder} holds no store "{name}".{nearest(name, stores)} There are: {", ".join(stores)}'
+            )
+    for name in given.name or stores:
+        try:
+            remove_store(stores[name])
+        except TimeoutError as error:
+            raise ConfigurationError(f"{error}; nothing was removed of it") from error
+        print(f"removed {name}, {_size(stores[name])}")
+    return 0
+
+
+def _size(store: TapStore) -> str:
+    return f"{len(store):,} images, {bytes_text(store.bytes)}"

@@ -1,0 +1,238 @@
+"""Where tasks run: one after another in this process, or in worker processes side by side.
+
+Workers keep nothing between tasks: with each goes the state of its client, and back comes the state after it. Hence
+any worker may do any task, the server side knows no workers, and since every random number is derived from the task
+itself, the bits are those of a sequential run with as many threads a fit.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.federation import Federation
+from pfedst.work import ClientWork, Fit, Task, longest_first
+from pfedst.workers import Failure, load, serve, state_for
+
+ExecutorKind = Literal["sequential", "processes"]
+Started = Callable[[Task], None]
+
+GPU_BYTES_A_WORKER = 3 * 10**9
+"""What a worker takes of a GPU beside the encoder: a CUDA context and the activations of a step, rounded up."""
+
+
+class Executor(ABC):
+    """Does the tasks of a round; a context, within which it may hold processes.
+
+    Args:
+        work: the federation of this process, its data and its Trainer.
+        threads: of torch, for each task; None for those that are set, divided over workers.
+    """
+
+    def __init__(self, work: ClientWork, threads: int | None) -> None:
+        self.work = work
+        self.threads = threads or torch.get_num_threads()
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    @abstractmethod
+    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """Do tasks of different clients; yields each with its result when it is done, in any order.
+
+        Args:
+            tasks: at most one a client.
+            started: is told each task when it begins.
+        """
+
+
+@dataclass(eq=False)
+class _Worker:
+    index: int
+    process: Any
+    connection: Connection
+
+
+class SequentialExecutor(Executor):
+    """In this process, one after another, in the order given."""
+
+    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """See there."""
+        for task in tasks:
+            started(task)
+            with torch_threads(self.threads):
+                result = self.work.do(task)
+            yield task, result
+
+
+class ProcessExecutor(Executor):
+    """In worker processes that live as long as the run.
+
+    On a CPU they share one encoder in memory with this process; with several GPUs they are spread over them.
+
+    Args:
+        work: see there.
+        threads: of each worker.
+        workers: number of processes; None for one a thread, or on GPUs as many as should fit in their memory.
+
+    Raises:
+        ConfigurationError: what the run is made of cannot be sent to another process.
+    """
+
+    def __init__(self, work: ClientWork, threads: int | None, workers: int | None) -> None:
+        super().__init__(work, threads)
+        clients = len(work.federation.trainees)
+        self.workers = min(clients, workers or fitting_workers(work.local.device, work.federation))
+        if threads is None:
+            self.threads = max(1, torch.get_num_threads() // self.workers)
+        self._idle: list[_Worker] = []
+        self._all: list[_Worker] = []
+
+    def __enter__(self) -> ProcessExecutor:
+        """Start the workers; their imports take some seconds."""
+        self.work.federation.encoder.to("cpu")
+        context = multiprocessing.get_context("spawn")
+        try:
+            for index in range(self.workers):
+                own_end, other_end = context.Pipe()
+                process = context.Process(target=serve, args=(other_end, self.work, self.threads), daemon=False)
+                with visible_gpu(index):
+                    process.start()
+                other_end.close()
+                self._all.append(_Worker(index, process, own_end))
+            for worker in self._all:
+                self._receive(worker, None)
+        except PfedstError:
+            self._stop()
+            raise
+        except Exception as error:  # what cannot be pickled says so in many ways
+            self._stop()
+            raise ConfigurationError(
+                f"--coordinator.executor processes: this run cannot be sent to another process ({error}). Methods, "
+                f"adapters and data must be classes of a module, a script must start under if __name__ == "
+                f'"__main__", and shared memory (/dev/shm) must hold the encoder; or use --coordinator.executor '
+                f"sequential"
+            ) from error
+        except BaseException:
+            self._stop()
+            raise
+        self._idle = list(self._all)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """See there."""
+        federation = self.work.federation
+        sizes = {name: self.work.data.samples(name, "train") for name in federation.clients}
+        waiting, running = longest_first(tasks, sizes), dict[_Worker, Task]()
+        while waiting or running:
+            while waiting and self._idle:
+                worker, task = self._idle.pop(0), waiting.pop(0)
+                started(task)
+                worker.connection.send((task, state_for(federation, task)))
+                running[worker] = task
+            ready = wait([worker.connection for worker in running])
+            for worker in [worker for worker in running if worker.connection in ready]:
+                task = running.pop(worker)
+                result, state = self._receive(worker, task)
+                self._idle.append(worker)
+                if isinstance(task, Fit):
+                    client = federation.trainees[task.name]
+                    load(client, state)
+                    client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
+                yield task, result
+
+    def _receive(self, worker: _Worker, task: Task | None) -> Any:
+        doing = "starting" if task is None else f"working for client {task.name}"
+        try:
+            answer = worker.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            worker.process.join(5)
+            raise PfedstError(
+                f"worker {worker.index} ended while {doing} (exit code {worker.process.exitcode}; -9 is a lack of "
+                f"memory as a rule): use fewer --coordinator.workers, or --coordinator.executor sequential"
+            ) from error
+        if isinstance(answer, Failure):
+            if isinstance(answer.error, PfedstError):
+                raise answer.error
+            raise RuntimeError(f"worker {worker.index}, {doing}:\n{answer.trace}")
+        return answer
+
+    def _stop(self) -> None:
+        for worker in self._all:
+            worker.connection.close()  # a worker that waits for a task ends at this
+        for worker in self._all:
+            worker.process.join(2)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._all, self._idle = [], []
+
+
+def make_executor(kind: ExecutorKind, work: ClientWork, threads: int | None, workers: int | None) -> Executor:
+    """The executor of a configuration."""
+    return SequentialExecutor(work, threads) if kind == "sequential" else ProcessExecutor(work, threads, workers)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """So many threads within one operation: the last bits of a sum depend on their number."""
+    before = torch.get_num_threads()
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fitting_workers(device: torch.device, federation: Federation) -> int:
+    """One a thread on a CPU; on GPUs as many as have room beside each other, at least one each."""
+    if device.type != "cuda":
+        return torch.get_num_threads()
+    encoder_bytes = federation.encoder.nbytes
+    rooms = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    return sum(max(1, room // (encoder_bytes + GPU_BYTES_A_WORKER)) for room in rooms)
+
+
+@contextmanager
+def visible_gpu(index: int) -> Iterator[None]:
+    """Processes started within see one GPU, in turns; without GPUs nothing changes."""
+    name = "CUDA_VISIBLE_DEVICES"
+    given = os.environ.get(name)
+    if given is None:
+        gpus = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        gpus = [gpu for gpu in given.split(",") if gpu]
+    if not gpus:
+        yield
+        return
+    os.environ[name] = gpus[index % len(gpus)]
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = given

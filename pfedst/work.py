@@ -1,0 +1,128 @@
+"""What is done for one client: a local fit, an evaluation. The same code runs in this process and in workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pfedst.client import FederatedClient
+from pfedst.data import FederatedDataModule, Split
+from pfedst.evaluation import Metrics, evaluate
+from pfedst.federation import Federation
+from pfedst.seeds import derive_seed, seeded
+from pfedst.tracking import peak_memory_bytes
+from pfedst.trainer import LocalTrainer
+
+Evaluated = dict[str, dict[str, Metrics]]
+"""split -> model (`personal`, `generic`) -> metrics of one client."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A local fit of a trainee, which has its message.
+
+    Attributes:
+        name: of the trainee.
+        round_number: from 1.
+        finetune_epochs: epochs of the fine-tuning after the last round; None in a round.
+        keep_optimizer: keep the optimiser's state for the next fit.
+        evaluate: splits on which the trained model is evaluated afterwards.
+    """
+
+    name: str
+    round_number: int
+    finetune_epochs: int | None
+    keep_optimizer: bool
+    evaluate: tuple[Split, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a client's personal and the generic model, as they are.
+
+    Attributes:
+        name: of the client.
+        splits: on which.
+    """
+
+    name: str
+    splits: tuple[Split, ...]
+
+
+Task = Fit | Evaluation
+
+
+class ClientWork:
+    """Does tasks on the clients of a federation.
+
+    Args:
+        federation: whose clients are trained in place.
+        data: the images, or what is cached of them.
+        local: runs the fits.
+    """
+
+    def __init__(self, federation: Federation, data: FederatedDataModule, local: LocalTrainer) -> None:
+        self.federation = federation
+        self.data = data
+        self.local = local
+
+    def do(self, task: Task) -> dict[str, Any]:
+        """A fit's record, or the metrics of an evaluation (see `Evaluated`)."""
+        return self._fit(task) if isinstance(task, Fit) else self._evaluate(task)
+
+    def _fit(self, task: Fit) -> dict[str, Any]:
+        client, seed = self.federation.trainees[task.name], self.federation.run_seed
+        client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
+        purpose = "finetune" if client.finetuning else "fit"
+        started = time.perf_counter()
+        batches_seed = derive_seed(seed, f"{purpose} batches", task.name, task.round_number)
+        loader = self.data.train_loader(self.federation.sites_of(task.name), batches_seed)
+        if place := self.federation.method.unlabelled(client):
+            unlabelled_seed = derive_seed(seed, "unlabelled", task.name, task.round_number)
+            client.unlabelled = self.data.unlabelled(*place, unlabelled_seed)
+        with seeded(derive_seed(seed, purpose, task.name, task.round_number)):
+            self.local.fit(client, loader, task.finetune_epochs)
+        client.unlabelled = None
+        if task.keep_optimizer:
+            client.optimizer_state = self.local.trainer.optimizers[0].state_dict()
+        record: dict[str, Any] = {
+            "train_loss": client.trained_loss(),
+            "fit_seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory_bytes(self.local.device),
+        }
+        if task.evaluate and task.name in self.federation.clients:
+            models = {"personal": client}
+            record["trained"] = {split: self._metrics(task.name, models, split) for split in task.evaluate}
+        return record
+
+    def _evaluate(self, task: Evaluation) -> dict[str, Any]:
+        models = {"personal": self.federation.clients[task.name]}
+        if self.federation.personalises:
+            models["generic"] = self.federation.generic
+        found: Evaluated = {}
+        for split in task.splits:
+            metrics = self._metrics(task.name, models, split)
+            found[split] = {model: metrics.get(model, metrics["personal"]) for model in ("personal", "generic")}
+        return found
+
+    def _metrics(self, name: str, models: Mapping[str, FederatedClient], split: Split) -> dict[str, Metrics]:
+        self.federation.encoder.to(self.local.device)
+        predictors = {}
+        for model, client in models.items():
+            client.move_to(self.local.device).eval()
+            # the generic model is the adapter itself: a method's predict may use private modules, which it has not
+            # trained
+            predictors[model] = (
+                client.adapter if model == "generic" else partial(self.federation.method.predict, client)
+            )
+        batches = self.data.evaluation_loader(name, split)
+        with self.local.evaluating():
+            return evaluate(predictors, self.federation.clients[name].taps_of, batches, self.local.device)
+
+
+def longest_first(tasks: Sequence[Task], samples: Mapping[str, int]) -> list[Task]:
+    """The order in which workers that are free take tasks, so that none ends long after the others."""
+    return sorted(tasks, key=lambda task: -samples.get(task.name, 0))

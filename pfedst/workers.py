@@ -1,0 +1,127 @@
+"""The other end of a ProcessExecutor: what a worker process does, and what travels to it and back."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+import traceback
+import warnings
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pfedst.client import FederatedClient
+from pfedst.errors import PfedstError
+from pfedst.federation import Federation
+from pfedst.work import ClientWork, Fit, Task
+
+
+class Failure(NamedTuple):
+    """An answer that is none: an error with a remedy, or the trace of a defect."""
+
+    error: BaseException | None
+    trace: str
+
+
+class _Bytes(NamedTuple):
+    """A tensor by value. Sent as it is, a tensor would be shared memory that both sides write to."""
+
+    content: bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def packed(value: Any) -> Any:
+    """Nested dicts, lists and tuples with their tensors by value."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        return _Bytes(plain.flatten().view(torch.uint8).numpy().tobytes(), plain.dtype, tuple(plain.shape))
+    if isinstance(value, dict):
+        return {key: packed(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(packed(part) for part in value)
+    return value
+
+
+def unpacked(value: Any) -> Any:
+    """The inverse of `packed`, with tensors of their own."""
+    if isinstance(value, _Bytes):
+        if not value.content:
+            return torch.empty(value.shape, dtype=value.dtype)
+        return torch.frombuffer(bytearray(value.content), dtype=value.dtype).reshape(value.shape)
+    if isinstance(value, dict):
+        return {key: unpacked(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(unpacked(part) for part in value)
+    return value
+
+
+def _state(client: FederatedClient) -> dict[str, Any]:
+    """All of a client that a task may use or change."""
+    client.move_to("cpu")
+    return {
+        "own": client.own_state(),
+        "memo": client.memo,
+        "received": client.received,
+        "optimizer_state": client.optimizer_state,
+        "round": client.round,
+        "finetuning": client.finetuning,
+    }
+
+
+def state_for(federation: Federation, task: Task) -> list[dict[str, Any]]:
+    """What a worker needs to know for a task, packed: the client, and for an evaluation the generic model."""
+    clients = [federation.members[task.name]]
+    if not isinstance(task, Fit) and federation.personalises:
+        clients.append(federation.generic)
+    return [packed(_state(client)) for client in clients]
+
+
+def load(client: FederatedClient, sent: dict[str, Any]) -> None:
+    """Put a client in the state that the other side sent."""
+    state = unpacked(sent)
+    client.move_to("cpu").load_own_state(state["own"])
+    client.memo, client.received = state["memo"], state["received"]
+    client.optimizer_state = state["optimizer_state"]
+    client.round, client.finetuning = state["round"], state["finetuning"]
+    client.derived.clear()
+
+
+def serve(connection: Connection, shared: ClientWork, threads: int) -> None:
+    """The life of a worker: tasks until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the run
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.set_num_threads(threads)
+    with suppress(EOFError, ConnectionError):
+        try:
+            # what came is shared memory; the encoder may stay so, clients are trained in place
+            work = ClientWork(copy.deepcopy(shared.federation), shared.data, shared.local)
+            connection.send("ready")
+        except Exception as error:
+            connection.send(_failure(error))
+            return
+        while True:
+            task, state = connection.recv()
+            try:
+                connection.send(answer(work, task, state))
+            except Exception as error:
+                connection.send(_failure(error))
+
+
+def answer(work: ClientWork, task: Task, sent: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A task's result, and for a fit the client after it."""
+    federation = work.federation
+    client = federation.members[task.name]
+    for target, state in zip((client, federation.generic), sent, strict=False):
+        load(target, state)
+    result = work.do(task)
+    return result, packed(_state(client)) if isinstance(task, Fit) else None
+
+
+def _failure(error: Exception) -> Failure:
+    return Failure(error if isinstance(error, PfedstError) else None, traceback.format_exc())
