@@ -1,11 +1,15 @@
-"""Every method that needs no text tower on the four FedISIC centres from HAM10000: one seed, one budget.
+"""Studies on the four FedISIC centres from HAM10000: real images, a really pretrained image tower, a CPU.
 
-    python benchmarks/four_sites.py run --root FOLDER --weights IMAGE_TOWER.safetensors [--only FedLoRA ...]
-    python benchmarks/four_sites.py table
+    python benchmarks/four_sites.py run methods --root FOLDER --weights IMAGE_TOWER.safetensors [--only FedLoRA ...]
+    python benchmarks/four_sites.py table methods
 
-`run` writes one file a row into benchmarks/results/four_sites/; rows that are there are kept, so that several
-processes may share the work. Each row is `pfedst fit --config configs/fed_isic_ham4.yaml` with the options below. The
-frozen encoder's taps are kept in memory, so that no image is encoded twice for a row (4 GB at 64 px).
+* `methods`: every method that needs no text tower, one seed, one budget (64 px);
+* `token_grid`: pFedST with all patches of a 112 px image (7x7), or averages over 4x4 and 2x2, over seeds;
+* `time`: balanced accuracy on validation by seconds of local fits, with the tap cache and without (64 px).
+
+`run` writes one file a row and seed into benchmarks/results/four_sites/STUDY/; those that are there are kept, so that
+several processes may share the work. Each is `pfedst fit --config configs/fed_isic_ham4.yaml` with the options of the
+study and the row.
 """
 
 from __future__ import annotations
@@ -15,19 +19,19 @@ import json
 import platform
 import statistics
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pfedst.cli import main as pfedst
-from pfedst.encoders import FrozenCLIP, Need, Taps
 from pfedst.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/four_sites"
-BUDGET = ["--coordinator.rounds=3", "--coordinator.evaluate_every=3", "--trainer.max_epochs=2"]
-BUDGET += ["--model.encoder.image_size=64", "--trainer.accelerator=cpu"]
+COMMON = ["--trainer.accelerator=cpu", "--model.encoder.image_size=64"]
 METHODS = """
 ZeroShot Local Pooled FedAvg FedProx FedBN SCAFFOLD FedDyn FedPer FedRep Ditto APFL FedCLIP FACMIC FedLoRA FFALoRA
 FedSALoRA FedDPA PFedST
@@ -37,62 +41,70 @@ ROWS["PFedST alternate"] = ["--method=PFedST", "--method.schedule=alternate", "-
 ROWS["PFedMe"] = ["--method=PFedMe", "--model.optimizer=SGD", "--model.optimizer.lr=0.005"]
 
 
-def remember_taps() -> None:
-    """Make the encoder answer from memory for images that it has seen: it is frozen, and nothing is augmented."""
-    known: dict[bytes, tuple[Tensor, ...]] = {}
-    compute = FrozenCLIP.extract
+@dataclass(frozen=True)
+class Study:
+    """Rows of options under common ones."""
 
-    def extract(self: FrozenCLIP, images: Tensor, need: Need) -> Taps:
-        if need == "images":
-            return compute(self, images, need)
-        keys = [image.numpy().tobytes()[::97] for image in images]
-        new = [index for index, key in enumerate(keys) if key not in known]
-        if new:
-            taps = compute(self, images[new], "taps").tensors
-            for position, index in enumerate(new):
-                known[keys[index]] = tuple(tap[position].clone() for tap in taps)
-        taps = tuple(torch.stack(parts) for parts in zip(*(known[key] for key in keys), strict=True))
-        if need == "taps":
-            return Taps(need, taps)
-        with torch.no_grad():
-            return Taps("pooled", (self.finish(taps[-1]),))
-
-    FrozenCLIP.extract = extract  # type: ignore[method-assign]
+    common: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+    seeds: int
+    table: Callable[[dict[str, list[dict[str, Any]]]], None]
 
 
-def run(root: Path, weights: Path, seed: int, only: list[str]) -> None:
-    remember_taps()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in only:
-        file = RESULTS / f"{name}.json"
-        if file.exists():
-            continue
-        with tempfile.TemporaryDirectory() as runs:
-            arguments = ["fit", "--config", str(ROOT / "configs/fed_isic_ham4.yaml"), *ROWS[name], *BUDGET]
-            arguments += [f"--data.root={root}", f"--model.encoder.weights={weights}", f"--seed_everything={seed}"]
-            if pfedst([*arguments, f"--runs_dir={runs}", "--name=run"]):
-                raise SystemExit(f"{name} failed")
-            summary = json.loads((Path(runs) / "run" / "summary.json").read_text())
-        environment = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pfedst": __version__,
-            "threads": torch.get_num_threads(),
-        }
-        options = [*ROWS[name], *BUDGET, f"--seed_everything={seed}"]
-        file.write_text(json.dumps({"environment": environment, "options": options, **summary}, indent=2) + "\n")
+def run(name: str, root: Path, weights: Path, only: Sequence[str]) -> None:
+    study, folder = STUDIES[name], RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(study.seeds):
+        for row in only or study.rows:
+            file = folder / f"{row} seed {seed}.json"
+            if not file.exists():
+                options = [*COMMON, *study.common, *study.rows[row], f"--seed_everything={seed}"]
+                file.write_text(json.dumps(one_run(options, root, weights), indent=2) + "\n")
 
 
-def table() -> None:
-    """Balanced accuracy a site of the personal model, in Markdown, with the protocol."""
-    rows = {
-        name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ROWS if (RESULTS / f"{name}.json").exists()
+def one_run(options: list[str], root: Path, weights: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as runs:
+        arguments = ["fit", "--config", str(ROOT / "configs/fed_isic_ham4.yaml"), *options]
+        arguments += [f"--data.root={root}", f"--model.encoder.weights={weights}"]
+        if pfedst([*arguments, f"--runs_dir={runs}", "--name=run"]):
+            raise SystemExit(f"{options} failed")
+        summary = json.loads((Path(runs) / "run" / "summary.json").read_text())
+        lines = (Path(runs) / "run" / "rounds.jsonl").read_text().splitlines()
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pfedst": __version__,
+        "threads": torch.get_num_threads(),
     }
-    first = next(iter(rows.values()))
-    sites = list(first["personal"]["clients"])
+    curve = balanced_accuracy_by_seconds([json.loads(line) for line in lines])
+    return {"environment": environment, "options": options, **summary, "curve": curve}
+
+
+def balanced_accuracy_by_seconds(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """After each evaluated round: seconds of local fits so far, and the mean over clients of the personal model."""
+    curve, seconds = [], 0.0
+    for number in range(records[-1]["round"] + 1):
+        of_round = [record for record in records if record["round"] == number]
+        seconds += sum(record.get("fit_seconds", 0.0) for record in of_round)
+        received = [record["received"] for record in of_round if "received" in record]
+        if received:
+            means = {
+                split: statistics.fmean(client[split]["personal"]["balanced_accuracy"] for client in received)
+                for split in ("validation", "test")
+            }
+            curve.append({"round": number, "fit_seconds": seconds, **means})
+    return curve
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def methods_table(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Balanced accuracy a site of the personal model."""
+    sites = list(next(iter(rows.values()))[0]["personal"]["clients"])
     print(f"| method | {' | '.join(sites)} | mean | worst | std | generic mean | AUROC | trained | sent | up a round |")
     print("|---|" + "---|" * (len(sites) + 8))
-    for name, row in rows.items():
+    for name, (row, *_) in rows.items():
         clients = [row["personal"]["clients"][site]["balanced_accuracy"] for site in sites]
         cost = row["cost"]
         cells = [percent(value) for value in clients]
@@ -101,32 +113,119 @@ def table() -> None:
         cells += [f"{cost['parameters_trained']:,}", f"{cost['parameters_sent']:,}"]
         cells += [f"{cost['upload_bytes_per_round'] / 2**20:.2f} MiB"]
         print(f"| {name} | {' | '.join(cells)} |")
-    protocol = first["protocol"]
+
+
+def seeds_table(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Mean over seeds ± deviation of the personal and the generic model, and what an epoch costs."""
     print(
-        f"\n{protocol['encoder']}; {protocol['data']}; anchors {protocol['anchors']}; seed {protocol['seed']} "
-        f"(one seed: no claim)"
+        "| row | balanced accuracy, personal | generic | worst client | AUROC | validation | seconds of fits | seeds |"
     )
-    print("; ".join(option.removeprefix("--") for option in BUDGET) + f"; test split, {rows[name]['protocol']['when']}")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, of_seeds in rows.items():
+        cells = [
+            over_seeds([row["personal"]["mean"]["balanced_accuracy"] for row in of_seeds]),
+            over_seeds([row["generic"]["mean"]["balanced_accuracy"] for row in of_seeds]),
+            over_seeds([row["personal"]["worst"]["balanced_accuracy"] for row in of_seeds]),
+            over_seeds([row["personal"]["mean"]["auroc"] for row in of_seeds]),
+            over_seeds([row["curve"][-1]["validation"] for row in of_seeds]),
+            f"{statistics.median(row['curve'][-1]['fit_seconds'] for row in of_seeds):.0f}",
+        ]
+        print(f"| {name} | {' | '.join(cells)} | {len(of_seeds)} |")
+
+
+def time_table(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Seconds of local fits until the mean over clients on validation first reaches a balanced accuracy."""
+    targets = (0.25, 0.3, 0.35, 0.4)
+    print(
+        f"| row | {' | '.join(f'{percent(target)} %' for target in targets)} | reached at the end | seconds a round |"
+    )
+    print("|---|" + "---|" * (len(targets) + 2))
+    for name, (row, *_) in rows.items():
+        cells = []
+        for target in targets:
+            reached = [point["fit_seconds"] for point in row["curve"] if point["validation"] >= target]
+            cells.append(f"{reached[0]:.0f} s" if reached else "-")
+        last = row["curve"][-1]
+        cells += [percent(last["validation"]), f"{last['fit_seconds'] / max(1, last['round']):.0f} s"]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def table(name: str) -> None:
+    study = STUDIES[name]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in study.rows:
+        files = [RESULTS / name / f"{row} seed {seed}.json" for seed in range(study.seeds)]
+        if found := [json.loads(file.read_text()) for file in files if file.exists()]:
+            rows[row] = found
+    if not rows:
+        raise SystemExit(f"{RESULTS / name} holds no result: python benchmarks/four_sites.py run {name} first")
+    study.table(rows)
+    protocol = max((of_seeds[0]["protocol"] for of_seeds in rows.values()), key=lambda protocol: protocol["rounds"])
+    few = "one seed: no claim" if study.seeds == 1 else f"{study.seeds} seeds, std over them"
+    print(f"\n{protocol['data']}; anchors {protocol['anchors']}; {protocol['encoder']}; {few}")
+    print(
+        f"{protocol['rounds']} rounds of {protocol['local_epochs']} local epochs; test split unless said, "
+        f"{protocol['when']}"
+    )
+
+
+def over_seeds(values: list[float]) -> str:
+    return f"{percent(statistics.fmean(values))} ± {percent(statistics.pstdev(values))}"
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+GRIDS = [
+    "--method=PFedST",
+    "--model.encoder.image_size=112",
+    "--coordinator.rounds=5",
+    "--coordinator.evaluate_every=5",
+]
+BUDGET = ["--coordinator.rounds=3", "--coordinator.evaluate_every=3", "--trainer.max_epochs=2"]
+STUDIES = {
+    "methods": Study(BUDGET, ROWS, 1, methods_table),
+    "token_grid": Study(
+        GRIDS,
+        {
+            "7x7, all patches": [],
+            "4x4": ["--model.encoder.token_grid=4"],
+            "2x2": ["--model.encoder.token_grid=2"],
+            "7x7, all patches, int8": ["--data.cache_dtype=int8"],
+        },
+        3,
+        seeds_table,
+    ),
+    "time": Study(
+        ["--coordinator.rounds=6", "--coordinator.evaluate_every=1"],
+        {
+            "PFedST, taps cached": ["--method=PFedST"],
+            "PFedST, tower recomputed": ["--method=PFedST", "--data.cache=none", "--coordinator.rounds=3"],
+            "FedAvg on the side network, taps cached": ["--method=FedAvg"],
+            "FedLoRA, through the tower": ["--method=FedLoRA", "--coordinator.rounds=3"],
+            "FedCLIP, pooled cached": ["--method=FedCLIP"],
+        },
+        1,
+        time_table,
+    ),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    runs, tables = commands.add_parser("run"), commands.add_parser("table")
+    for command in (runs, tables):
+        command.add_argument("study", choices=list(STUDIES))
     runs.add_argument("--root", type=Path, required=True)
     runs.add_argument("--weights", type=Path, required=True)
-    runs.add_argument("--seed", type=int, default=0)
-    runs.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
-    commands.add_parser("table")
+    runs.add_argument("--only", nargs="*", default=[], help="rows; default: all")
     given = parser.parse_args()
     if given.command == "table":
-        table()
+        table(given.study)
     else:
-        run(given.root, given.weights, given.seed, given.only)
+        run(given.study, given.root, given.weights, given.only)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +110,7 @@ class FederatedCoordinator:
                 f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a round "
                 f"do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
             )
-        federation = build_federation(template, data, method, run_seed, self.held_out_sites, local.device)
+        federation = build_federation(template, data, method, run_seed, self.held_out_sites, local)
         summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
         with local.detached() as hooks:
             loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
@@ -140,7 +141,7 @@ class FederatedCoordinator:
             StateError: no state, or one that does not fit the configuration.
         """
         local = LocalTrainer(trainer)
-        federation = build_federation(template, data, method, run_seed, self.held_out_sites, local.device)
+        federation = build_federation(template, data, method, run_seed, self.held_out_sites, local)
         round_number, parts = load_last_round(folder / "state")
         federation.load_state_parts(parts)
         executor = SequentialExecutor(ClientWork(federation, data, local), self.options.threads)
@@ -159,14 +160,16 @@ def build_federation(
     method: FederatedMethod,
     run_seed: int,
     held_out_sites: Sequence[str] = (),
-    device: torch.device | None = None,
+    local: LocalTrainer | None = None,
 ) -> Federation:
     """Check the data, then make server and clients at the run's first state (prototypes still to be gathered).
 
-    What the data are told to cache is computed on `device`, by default the CPU.
+    What the data are told to cache is computed on the device and with the precision of `local`, by default in float32
+    on the CPU.
     """
     data.prepare(template.encoder.preprocessing)
     sizes = {site: data.samples(site, "train") for site in data.sites}
     federation = Federation(template, data.class_names, sizes, method, run_seed, held_out_sites)
-    data.cache_taps(federation.encoder, federation.needs, device or torch.device("cpu"))
+    with local.evaluating() if local else nullcontext():
+        data.cache_taps(federation.encoder, federation.needs, local.device if local else torch.device("cpu"))
     return federation

@@ -156,9 +156,7 @@ class ProcessExecutor(Executor):
                 result, state = self._receive(worker, task)
                 self._idle.append(worker)
                 if isinstance(task, Fit):
-                    client = federation.trainees[task.name]
-                    load(client, state)
-                    client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
+                    load(federation.trainees[task.name], state)
                 yield task, result
 
     def _receive(self, worker: _Worker, task: Task | None) -> Any:

@@ -61,12 +61,11 @@ def unpacked(value: Any) -> Any:
 
 
 def _state(client: FederatedClient) -> dict[str, Any]:
-    """All of a client that a task may use or change."""
+    """All of a client that a task may change."""
     client.move_to("cpu")
     return {
         "own": client.own_state(),
         "memo": client.memo,
-        "received": client.received,
         "optimizer_state": client.optimizer_state,
         "round": client.round,
         "finetuning": client.finetuning,
@@ -78,16 +77,16 @@ def state_for(federation: Federation, task: Task) -> list[dict[str, Any]]:
     clients = [federation.members[task.name]]
     if not isinstance(task, Fit) and federation.personalises:
         clients.append(federation.generic)
-    return [packed(_state(client)) for client in clients]
+    return [packed(_state(client) | {"received": client.received}) for client in clients]
 
 
 def load(client: FederatedClient, sent: dict[str, Any]) -> None:
     """Put a client in the state that the other side sent."""
     state = unpacked(sent)
     client.move_to("cpu").load_own_state(state["own"])
-    client.memo, client.received = state["memo"], state["received"]
-    client.optimizer_state = state["optimizer_state"]
-    client.round, client.finetuning = state["round"], state["finetuning"]
+    state.pop("own")
+    for name, value in state.items():
+        setattr(client, name, value)
     client.derived.clear()
 
 

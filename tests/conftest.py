@@ -1,5 +1,15 @@
-"""One thread: the models of these tests are too small for two, which then spend their time waiting for each other."""
+"""What holds for every test."""
 
+import os
+
+import pytest
 import torch
 
+# the models of these tests are too small for two threads, which would spend their time waiting for each other
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_these_tests(tmp_path_factory) -> None:
+    """No test reads or writes the user's tap cache."""
+    os.environ["PFEDST_CACHE"] = str(tmp_path_factory.mktemp("tap_cache"))

@@ -26,7 +26,7 @@ def test_every_config_is_listed_here() -> None:
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys) -> None:
-    common = [f"--runs_dir={tmp_path / 'runs'}"]
+    common = [f"--runs_dir={tmp_path / 'runs'}", f"--data.cache_folder={tmp_path / 'cache'}"]
     code = main(
         ["fit", "--config", str(CONFIGS / name), *NANO, *SHORT, *ROOTS[name](tmp_path / "data"), *common, "--name=a"]
     )

@@ -51,8 +51,8 @@ class BuildCLI(PFedSTCLI):
         """Complete the cache and say where it is."""
         if datamodule.cache.kind == "none":
             raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
-        method, device = self._get(self.config_init, "method"), LocalTrainer(self.trainer).device
-        federation = build_federation(model, datamodule, method, self._seed(), device=device)
+        method = self._get(self.config_init, "method")
+        federation = build_federation(model, datamodule, method, self._seed(), local=LocalTrainer(self.trainer))
         if datamodule.store is None:
             raise ConfigurationError(
                 f"nothing was cached: method {type(method).__name__} needs {federation.needs} of the encoder, or the "

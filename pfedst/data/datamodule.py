@@ -125,6 +125,7 @@ class FederatedDataModule(LightningDataModule):
         self.verify_images = verify_images
         self.views = views
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
+        self._preprocessing: Preprocessing | None = None
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
         self.store: TapStore | None = None
         self._rows: dict[tuple[str, Split], Tensor] = {}
@@ -143,9 +144,16 @@ class FederatedDataModule(LightningDataModule):
 
         Raises:
             DataError: anything that would fail in an epoch.
+            ConfigurationError: the data have been prepared for an encoder that takes its images otherwise.
         """
+        if self._datasets and preprocessing != self._preprocessing:
+            raise ConfigurationError(
+                f"these data are prepared for {self._preprocessing}, not for {preprocessing}: make a data module an "
+                f"encoder"
+            )
         if self._datasets:
             return
+        self._preprocessing = preprocessing
         found = self.read()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
         splits = {site: self._checked(site, parts) for site, parts in found.splits.items()}
@@ -162,7 +170,11 @@ class FederatedDataModule(LightningDataModule):
         augmented = training_transform(preprocessing, self.augmentation)
         for site, parts in splits.items():
             for split, part in self._with_validation(site, parts).items():
-                self._datasets[site, split] = SiteDataset(part.source, part.labels, plain, augmented, self.views)
+                if split == "train":
+                    dataset = SiteDataset(part.source, part.labels, plain, augmented, self.views)
+                else:
+                    dataset = SiteDataset(part.source, part.labels, plain, plain)
+                self._datasets[site, split] = dataset
 
     def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> None:
         """Have what an adapter needs of every image at hand, as `cache` says; loaders then give it for the images.
@@ -177,8 +189,10 @@ class FederatedDataModule(LightningDataModule):
             DataError: an image, or the cache's folder.
         """
         self.store, self._need = None, need
+        if self.cache.kind == "none":
+            return
         cache = TapCache(self.cache, encoder, need)
-        if self.cache.kind == "none" or need == "images":
+        if need == "images":
             return
         if self.augmentation != "none" and not self.views:
             raise ConfigurationError(
@@ -202,8 +216,8 @@ class FederatedDataModule(LightningDataModule):
         found = []
         for index in range(len(dataset)):
             digest = dataset.source.digest(index)
-            names = [f"{self.augmentation} {view}" for view in range(views)]
-            keys = [digest, *(content_digest(f"{digest} {name}".encode()) for name in names)]
+            names = ["plain", *(f"{self.augmentation} {view}" for view in range(views))]
+            keys = [content_digest(f"{digest} {name}".encode()) for name in names]
             # a view is told by its number: it is the remainder of the seed of a draw
             found.append([Wanted(key, dataset, Draw(index, i - 1) if i else index) for i, key in enumerate(keys)])
         return found

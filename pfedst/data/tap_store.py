@@ -1,15 +1,16 @@
 """A store of taps on disk: rows of equal size in memory-mapped files, appended, never overwritten.
 
 A folder holds `manifest.json` (what the rows are: encoder, preprocessing, layout), one `.bin` file a field, and
-`index.txt` with a line a row: the key of its image and the CRC-32 of its bytes. Rows are written and synced before
-their lines, so that what the index names is complete: a build that was killed goes on where it was, and a file that
-was cut loses the rows behind the cut and no others.
+`index.txt` with a line a row: the key of its image, and the CRC-32 of its bytes and the key. Rows are written and
+synced before their lines, so that what the index names is complete: a build that was killed goes on where it was, and
+a file that was cut loses the rows behind the cut and no others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,12 @@ from pfedst.errors import DataError
 from pfedst.state import write_json
 
 FORMAT = 1
-KEY_LENGTH = 32
-LINE_LENGTH = KEY_LENGTH + 1 + 8 + 1
-"""A line of the index: key, blank, CRC-32, newline."""
+KEY = re.compile("[0-9a-f]{32}")
+LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{8})\n")
+LINE_LENGTH = 32 + 1 + 8 + 1
 CHECKED_ON_OPENING = 8
-"""Rows whose CRC is checked on opening: the last, which a crash of the machine may have left unwritten."""
+"""Rows whose CRC is checked on opening: the last, which a crash of the machine may have left unwritten. If one of
+them is wrong, all rows are checked."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class TapStore:
         self.layout = layout
         self.manifest = {"format": FORMAT, "layout": _plain(layout), "identity": dict(identity)}
         self.row_of: dict[str, int] = {}
+        self._keys: list[str] = []
         self._crc: list[int] = []
         self._mapped: dict[str, Tensor] = {}
         self.refresh()
@@ -138,10 +141,8 @@ class TapStore:
         lines = self._lines() if self._is_mine() else []
         whole = min((self._file_size(name) // size for name, size in self._row_sizes().items()), default=0)
         self._take(lines[:whole])
-        for row in range(max(0, len(self) - CHECKED_ON_OPENING), len(self)):
-            if self._crc_of(row) != self._crc[row]:
-                self._take(lines[:row])
-                break
+        if any(self._crc_of(row) != self._crc[row] for row in range(len(self))[-CHECKED_ON_OPENING:]):
+            self._take(lines[: self.damaged()[0]])
 
     def read(self, rows: Tensor, need: Need) -> StoredTaps:
         """Rows, for what an adapter needs: `pooled`, or the kind of this store."""
@@ -162,6 +163,7 @@ class TapStore:
 
     def _take(self, lines: Sequence[tuple[str, int]]) -> None:
         self.row_of = {key: row for row, (key, _) in enumerate(lines)}
+        self._keys = [key for key, _ in lines]
         self._crc = [crc for _, crc in lines]
         self._mapped = {}
 
@@ -176,15 +178,13 @@ class TapStore:
             content = (self.folder / "index.txt").read_bytes()
         except OSError:
             return []
-        lines = []
-        for start in range(0, len(content) - LINE_LENGTH + 1, LINE_LENGTH):
-            line = content[start : start + LINE_LENGTH]
-            try:
-                key, crc = line[:-1].decode("ascii").split(" ")
-                lines.append((key, int(crc, 16)))
-            except ValueError:
+        lines: dict[str, int] = {}
+        for start in range(0, len(content), LINE_LENGTH):
+            line = LINE.fullmatch(content[start : start + LINE_LENGTH])
+            if line is None or line[1].decode() in lines:
                 break
-        return lines
+            lines[line[1].decode()] = int(line[2], 16)
+        return list(lines.items())
 
     def _row_sizes(self) -> dict[str, int]:
         return {name: _size(shape) * dtype.itemsize for name, (shape, dtype) in self.layout.fields.items()}
@@ -205,7 +205,7 @@ class TapStore:
         return self._mapped[name]
 
     def _crc_of(self, row: int) -> int:
-        return _crc([self._field(name)[row] for name in self.layout.fields])
+        return _crc([self._field(name)[row] for name in self.layout.fields], self._keys[row])
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -221,46 +221,57 @@ class TapStore:
             TimeoutError: another process is writing.
             DataError: the folder cannot be written.
         """
+        lock = FileLock(self.folder / ".lock")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock", timeout=wait_seconds):
-                self.refresh()
-                self._repair()
-                yield
+            with self._explained():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=wait_seconds)
         except Timeout as error:
             raise TimeoutError(f"{self.folder} is being written by another process") from error
-        except OSError as error:
-            raise DataError(
-                f"{self.folder}: cannot write the tap cache ({error}); free some space, choose another "
-                f"--data.cache_folder, or --data.cache none. What was written before is kept"
-            ) from error
+        try:
+            with self._explained():
+                self.refresh()
+                self._repair()
+            yield
+        finally:
+            lock.release()
 
     def append(self, keys: Sequence[str], rows: Mapping[str, Tensor]) -> None:
         """Write rows, then the lines that name them. Only within `writing`.
 
         Raises:
             DataError: a number that is not finite, in these rows.
+            ValueError: a key that has a row, or that is no 32 hexadecimal digits.
         """
+        fitting = [key for key in keys if KEY.fullmatch(key) and key not in self.row_of]
+        if len(set(fitting)) < len(keys):
+            raise ValueError(f"each key must be new and 32 hexadecimal digits, not {list(keys)}")
         for name, field in rows.items():
             if field.is_floating_point() and not bool(torch.isfinite(field).all()):
                 raise DataError(
                     f"the encoder gives {name} that {self.layout.dtype} cannot hold, or that are not finite; check "
                     f"the encoder's weights, or choose another --data.cache_dtype"
                 )
-        for name, field in rows.items():
-            with self._file(name).open("ab") as file:
-                file.write(_bytes(field))
-                file.flush()
-                os.fsync(file.fileno())
-        checks = [_crc([rows[name][index] for name in self.layout.fields]) for index in range(len(keys))]
-        with (self.folder / "index.txt").open("ab") as file:
-            file.write("".join(f"{key} {crc:08x}\n" for key, crc in zip(keys, checks, strict=True)).encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        for key in keys:
-            self.row_of[key] = len(self.row_of)
-        self._crc += checks
-        self._mapped = {}
+        with self._explained():
+            for name, field in rows.items():
+                _append(self._file(name), _bytes(field))
+            checks = [_crc([rows[name][i] for name in self.layout.fields], key) for i, key in enumerate(keys)]
+            text = "".join(f"{key} {crc:08x}\n" for key, crc in zip(keys, checks, strict=True))
+            _append(self.folder / "index.txt", text.encode("ascii"))
+        lines = zip([*self._keys, *keys], [*self._crc, *checks], strict=True)
+        self._take(list(lines))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Timeout:
+            raise
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot write the tap cache ({error}); free some space, choose another "
+                f"--data.cache_folder, or --data.cache none. What was written before is kept"
+            ) from error
 
     def _repair(self) -> None:
         if not self._is_mine():
@@ -284,16 +295,23 @@ def _size(shape: Sequence[int]) -> int:
     return size
 
 
-def _crc(fields: Sequence[Tensor]) -> int:
+def _crc(fields: Sequence[Tensor], key: str) -> int:
     crc = 0
     for field in fields:
         crc = zlib.crc32(_bytes(field), crc)
-    return crc
+    return zlib.crc32(key.encode("ascii"), crc)
 
 
 def _bytes(field: Tensor) -> memoryview:
     """The memory of a tensor, not copied if it is contiguous."""
     return field.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _append(path: Path, content: bytes | memoryview) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _cut(path: Path, size: int) -> None:

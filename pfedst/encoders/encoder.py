@@ -54,7 +54,7 @@ class Encoder:
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """All that the bits of an image's answers depend on, but for the image: the key of a cache."""
+        """All that an image's answers depend on, but for the image and the device: the key of a cache."""
         return {"label": self.label, "weights": self.compute_hash()}
 
     @abstractmethod

@@ -138,7 +138,8 @@ class FrozenCLIP(Encoder):
     def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
         """Several answers about a batch of images (B, 3, H, W), normalised as `preprocessing` says, in one pass.
 
-        On a CPU the bits of an image's answer depend on nothing but the image.
+        They are float32 whatever precision they were computed with. On a CPU the bits of an image's answer depend on
+        nothing but the image and that precision.
 
         Raises:
             ConfigurationError: images of another shape.
@@ -158,17 +159,17 @@ class FrozenCLIP(Encoder):
         return found
 
     def _encode(self, images: Tensor, needs: Sequence[Need]) -> dict[Need, Taps]:
-        z = [self.tower.embed(images)]
+        z = [self.tower.embed(images).float()]
         for block in list(self.tower.blocks)[:-1]:
-            z.append(block(z[-1]))
+            z.append(block(z[-1]).float())
         found: dict[Need, Taps] = {}
         if "taps" in needs:
             found["taps"] = self._taps(z)
         if "tokens" in needs:
-            found["tokens"] = Taps("tokens", (self._on_grid(self.tower.blocks[-1](z[-1])),))
+            found["tokens"] = Taps("tokens", (self._on_grid(self.tower.blocks[-1](z[-1]).float()),))
         if "pooled" in needs:
             with _one_thread():
-                found["pooled"] = Taps("pooled", (self.finish(z[-1]),))
+                found["pooled"] = Taps("pooled", (self.finish(z[-1]).float(),))
         return found
 
     def _taps(self, z: Sequence[Tensor]) -> Taps:
@@ -176,7 +177,7 @@ class FrozenCLIP(Encoder):
             return Taps("taps", tuple(z))
         tensors = tuple(self._on_grid(tap) for tap in z)
         with _one_thread():
-            return Taps("taps", tensors, self._class_token(z[-1]) - self._class_token(tensors[-1]))
+            return Taps("taps", tensors, (self._class_token(z[-1]) - self._class_token(tensors[-1])).float())
 
     def _on_grid(self, tokens: Tensor) -> Tensor:
         return tokens if self.token_grid is None else pooled_patches(tokens, self.tower.patches, self.token_grid)
@@ -256,13 +257,16 @@ class FrozenCLIP(Encoder):
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """All that the bits of an image's answers depend on, but for the image."""
+        """All that an image's answers depend on, but for the image and the device."""
+        device = self.device.type
+        autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
         return {
             "model": self.model,
             "weights": self.weights_hash,
             "image_size": self.spec.image_size,
             "last_block": self.last_block,
             "token_grid": self.token_grid,
+            "autocast": autocast,
         }
 
     def compute_hash(self) -> str:

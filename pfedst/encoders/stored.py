@@ -25,8 +25,8 @@ def encoded(tokens: Tensor, dtype: TapDtype) -> tuple[Tensor, Tensor | None]:
     """Tokens (..., D) float32 -> their stored form, and the scales (...) of int8."""
     if dtype != "int8":
         return tokens.to(STORED[dtype]), None
-    largest = tokens.abs().amax(-1)
-    scales = torch.where(largest > 0, largest, 127.0) / 127
+    # a token of zeros has a scale too; NaN and infinity stay what they are, for the store to refuse
+    scales = (tokens.abs().amax(-1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return (tokens / scales[..., None]).round().to(torch.int8), scales
 
 

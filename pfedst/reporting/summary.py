@@ -72,6 +72,7 @@ class RunSummary:
         self.trained: dict[int, dict[str, Metrics]] = {}
         self.bytes: list[tuple[int, int]] = []
         self.fit_seconds = 0.0
+        self.peak_memory_bytes = 0
 
     def add_round(
         self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Mapping[str, Any]
@@ -85,7 +86,7 @@ class RunSummary:
                     sum(record["download_bytes"] for record in records.values()),
                 )
             )
-        self.fit_seconds += sum(record["fit_seconds"] for record in records.values())
+        self._add_cost(records)
         logged = {f"client/{name}/train_loss": float(record["train_loss"]) for name, record in records.items()}
         if not evaluation:
             return logged
@@ -98,10 +99,21 @@ class RunSummary:
     def add_finetuned(self, evaluation: Mapping[str, Any], records: Mapping[str, dict[str, Any]]) -> None:
         """Take the evaluation after fine-tuning, which replaces that after the last merge."""
         self.received[self.last_round] = evaluation
+        self._add_cost(records)
+
+    def _add_cost(self, records: Mapping[str, dict[str, Any]]) -> None:
         self.fit_seconds += sum(record["fit_seconds"] for record in records.values())
+        peaks = [record["peak_memory_bytes"] or 0 for record in records.values()]
+        self.peak_memory_bytes = max([self.peak_memory_bytes, *peaks])
 
     def result(self, name: str, total_seconds: float, peak_memory_bytes: int | None) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Everything, ready for JSON.
+
+        Args:
+            name: of the run.
+            total_seconds: of the run.
+            peak_memory_bytes: of this process; what is told is the highest of any process that trained.
+        """
         last = max(self.received)
         rounds = max(1, len(self.bytes))
         return {
@@ -117,7 +129,7 @@ class RunSummary:
                 "setup_upload_bytes": self.setup_upload_bytes,
                 "fit_seconds": self.fit_seconds,
                 "total_seconds": total_seconds,
-                "peak_memory_bytes": peak_memory_bytes,
+                "peak_memory_bytes": max(self.peak_memory_bytes, peak_memory_bytes or 0) or None,
             },
         }
 

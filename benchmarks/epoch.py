@@ -1,0 +1,104 @@
+"""A whole epoch of pFedST over the four FedISIC centres, everything included, with the tap cache and without.
+
+    python benchmarks/epoch.py run --root FOLDER --weights IMAGE_TOWER.safetensors [--image-size 112]
+    python benchmarks/epoch.py table
+
+One local epoch of every site on all its training images (no validation is cut off): reading, steps, optimiser, Trainer.
+The cache is built before, and its build is not counted; `pfedst cache build` tells it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import environment
+from lightning.pytorch import Trainer
+
+from pfedst.client import FederatedClient
+from pfedst.coordinator import build_federation
+from pfedst.data import FedISIC2019
+from pfedst.encoders import FrozenCLIP
+from pfedst.side_tuning import PFedST
+from pfedst.trainer import LEAN_TRAINER, LocalTrainer
+from pfedst.work import ClientWork, Fit
+
+RESULT = Path(__file__).resolve().parent / "results" / "epoch.json"
+ROWS: dict[str, dict[str, Any]] = {
+    "cached, all patches": {"token_grid": None, "cache": "taps"},
+    "cached, 4x4": {"token_grid": 4, "cache": "taps"},
+    "cached, 2x2": {"token_grid": 2, "cache": "taps"},
+    "tower recomputed": {"token_grid": None, "cache": "none"},
+}
+
+
+def measure(row: dict[str, Any], root: Path, weights: Path, image_size: int) -> dict[str, Any]:
+    encoder = FrozenCLIP(weights=str(weights), image_size=image_size, token_grid=row["token_grid"])
+    template = FederatedClient(encoder, anchors="learned")
+    data = FedISIC2019(
+        root=root, centers=[1, 2, 3, 5], validation_fraction=0, verify_images=False, cache=row["cache"],
+        cache_max_bytes=10**12,
+    )  # fmt: skip
+    started = time.perf_counter()
+    federation = build_federation(template, data, PFedST(), 0)
+    federation.start()
+    prepare_seconds = time.perf_counter() - started
+    work = ClientWork(federation, data, LocalTrainer(Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})))
+    for name in federation.clients:
+        federation.deliver(name)
+    started, processor = time.perf_counter(), time.process_time()
+    losses = [work.do(Fit(name, 1, None, False, ()))["train_loss"] for name in federation.clients]
+    return {
+        "prepare_seconds": prepare_seconds,
+        "epoch_seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - processor,
+        "images": sum(data.samples(name, "train") for name in federation.clients),
+        "train_losses": losses,
+        "batch_size": data.batch_size,
+        "data": data.label,
+        "encoder": encoder.label,
+    }
+
+
+def table() -> None:
+    result = json.loads(RESULT.read_text())
+    rows = result["rows"]
+    slowest = rows["tower recomputed"]
+    print("| epoch | seconds | images a second | against recomputing | mean training loss |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['epoch_seconds']:.0f} | {row['images'] / row['epoch_seconds']:.1f} | "
+            f"{slowest['epoch_seconds'] / row['epoch_seconds']:.1f}x | "
+            f"{sum(row['train_losses']) / len(row['train_losses']):.4f} |"
+        )
+    same = rows["cached, all patches"]["train_losses"] == slowest["train_losses"]
+    print(
+        f"\n{slowest['encoder']}; {slowest['data']}; {slowest['images']:,} images, batch {slowest['batch_size']}; "
+        f"{result['environment']['threads']} threads. The losses with all patches are "
+        f"{'bit-equal' if same else 'NOT equal'} with and without the cache."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--root", type=Path, required=True)
+    runs.add_argument("--weights", type=Path, required=True)
+    runs.add_argument("--image-size", type=int, default=112)
+    commands.add_parser("table")
+    given = parser.parse_args()
+    if given.command == "run":
+        torch.manual_seed(0)
+        rows = {name: measure(row, given.root, given.weights, given.image_size) for name, row in ROWS.items()}
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+    table()
+
+
+if __name__ == "__main__":
+    main()

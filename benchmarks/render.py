@@ -1,0 +1,55 @@
+"""Renders benchmarks/README.md from benchmarks/results/*.json: `python benchmarks/render.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+HEAD = """\
+# Benchmarks
+
+Written by `python benchmarks/render.py` from the files in `results/`, each of which holds the environment it was
+measured in. `make bench` measures again what needs no images of one's own; the studies on the four FedISIC centres
+need their images and the weights of an image tower (each script says how to call it). Times were taken on shared CPU
+cores: trust ratios within a table, which were measured in one run, and not seconds across tables.
+"""
+SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
+    ("One training step", "step", ()),
+    ("A round against a bare loop", "round", ()),
+    ("A round against a simulator", "simulator", ()),
+    ("An epoch on real images", "epoch", ()),
+    ("The tap cache", "cache", ()),
+    ("Averaged patches on real images", "four_sites", ("token_grid",)),
+    ("Balanced accuracy by time on real images", "four_sites", ("time",)),
+    ("Memory as clients grow", "clients", ()),
+    ("Bytes on the wire", "wire", ()),
+    ("Every method on the four FedISIC centres", "four_sites", ("methods",)),
+]
+
+
+def section(title: str, script: str, arguments: tuple[str, ...]) -> str:
+    """One script's table, under its title and the command that measures it."""
+    table: Callable[..., None] = importlib.import_module(script).table
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        table(*arguments)
+    command = " ".join(["python", f"benchmarks/{script}.py", "run", *arguments])
+    return f"## {title}\n\n`{command}`\n\n{text.getvalue().strip()}\n"
+
+
+def render() -> str:
+    """The whole page."""
+    sys.path.insert(0, str(HERE))
+    try:
+        return "\n".join([HEAD, *(section(*of) for of in SECTIONS)])
+    finally:
+        sys.path.remove(str(HERE))
+
+
+if __name__ == "__main__":
+    (HERE / "README.md").write_text(render())
+    print(HERE / "README.md")
