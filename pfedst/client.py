@@ -166,10 +166,14 @@ class FederatedClient(LightningModule):
         """Kind of a key of the client's own state dict: what lies outside the adapter is personal."""
         return self.partition.kinds[key.removeprefix(ADAPTER)] if key.startswith(ADAPTER) else "personal"
 
+    def shared_tensors(self) -> State:
+        """The shared tensors themselves, detached, by their key in the adapter."""
+        state = self.adapter.state_dict()
+        return {key: state[key].detach() for key in self.partition.keys("shared")}
+
     def shared_state(self) -> State:
         """Copies of the shared tensors, by their key in the adapter."""
-        state = self.adapter.state_dict()
-        return {key: state[key].detach().clone() for key in self.partition.keys("shared")}
+        return {key: tensor.clone() for key, tensor in self.shared_tensors().items()}
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """The shared parameters themselves (no buffers), by their key in the adapter."""
@@ -182,19 +186,21 @@ class FederatedClient(LightningModule):
         Raises:
             StateError: keys, shapes or dtypes differ from what is declared shared, or a number is not finite.
         """
-        own = self.adapter.state_dict()
-        expected = {key: own[key] for key in self.partition.keys("shared")}
-        check_tensors(state, expected, f"the shared state for client {self.name}")
+        check_tensors(state, self.shared_tensors(), f"the shared state for client {self.name}")
         self.adapter.load_state_dict(state, strict=False)
 
     def own_keys(self) -> list[str]:
         """Keys of all that is not frozen, private modules of the method included."""
         return [key for key in self.state_dict() if self.kind(key) != "frozen"]
 
+    def own_tensors(self) -> State:
+        """The tensors under `own_keys` themselves, detached."""
+        state = self.state_dict()
+        return {key: state[key].detach() for key in self.own_keys()}
+
     def own_state(self) -> State:
         """Copies of the tensors under `own_keys`: what a checkpoint needs."""
-        state = self.state_dict()
-        return {key: state[key].detach().cpu().clone() for key in self.own_keys()}
+        return {key: tensor.cpu().clone() for key, tensor in self.own_tensors().items()}
 
     def load_own_state(self, state: State) -> None:
         """Put back what `own_state` gave.
@@ -202,8 +208,7 @@ class FederatedClient(LightningModule):
         Raises:
             StateError: it does not fit this client's model.
         """
-        own = self.own_state()
-        check_tensors(state, own, f"the saved state of client {self.name}")
+        check_tensors(state, self.own_tensors(), f"the saved state of client {self.name}")
         self.load_state_dict(state, strict=False)
 
     # -- local fit (Lightning) ---------------------------------------------------------------------------------
@@ -267,10 +272,11 @@ class FederatedClient(LightningModule):
         self.method.edit_gradients(self)
 
     def on_train_end(self) -> None:
-        """Lift the epoch's mask and forget what was derived from the old weights."""
+        """Lift the epoch's mask, and forget the gradients and what was derived from the old weights."""
         parameters = dict(self.named_parameters())
         for key in self.learnable:
             parameters[key].requires_grad_(True)
+        self.zero_grad()
         self.derived.clear()
 
     def trained_loss(self) -> float:

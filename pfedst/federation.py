@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfedst.client import FederatedClient, require_trainable_anchors
 from pfedst.encoders import Inputs, Need, class_sums, prototypes_from_sums
 from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.method import FederatedMethod, ServerState
-from pfedst.payload import NET, Payload, State, check_keys, check_tensors, copy_payload, payload_bytes
+from pfedst.payload import NET, Payload, State, Uploads, check_keys, check_tensors, copy_payload, payload_bytes
 from pfedst.seeds import derive_seed, generator
 
 POOLED = "pooled"
@@ -77,6 +78,7 @@ class Federation:
         self.setup_upload_bytes = 0
         self._allowed = {NET, *method.extra_messages}
         self._current: dict[str, int] = {}
+        self._copies = WeakTensorKeyDictionary()
 
     @property
     def members(self) -> dict[str, FederatedClient]:
@@ -160,11 +162,20 @@ class Federation:
             return self._current[name]
         payload = self.method.broadcast(self.server, client)
         self._check(payload, client, f"the message to client {name}")
-        client.move_to("cpu").received = copy_payload(payload)
+        client.move_to("cpu").received = {
+            part: {key: self._sent(tensor) for key, tensor in state.items()} for part, state in payload.items()
+        }
         client.derived.clear()
         self.method.receive(client, client.received)
         self._current[name] = payload_bytes(payload)
         return self._current[name]
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor of the server; the same one for all clients that are sent it between two merges."""
+        if tensor not in self._copies:
+            self._copies[tensor] = tensor.detach().to("cpu", copy=True)
+        copied: Tensor = self._copies[tensor]
+        return copied
 
     def collect(self, name: str) -> Payload:
         """A client's message after its fit, checked and copied.
@@ -172,16 +183,25 @@ class Federation:
         Raises:
             StateError: something that is not declared shared is about to leave the client, or numbers are not finite.
         """
+        return copy_payload(self._upload(name))
+
+    def uploads(self) -> Uploads:
+        """The messages of one merge, none yet: they are copied when the merge reads them."""
+        return Uploads(self._upload)
+
+    def _upload(self, name: str) -> Payload:
         client = self.trainees[name].move_to("cpu")
         payload = self.method.upload(client)
         self._check(payload, client, f"the message from client {name}")
-        return copy_payload(payload)
+        return payload
 
     def merge(self, uploads: Mapping[str, Payload]) -> None:
         """Join the messages of the clients that reported, in the order of their names."""
-        reported = {name: uploads[name] for name in sorted(uploads)}
-        self.method.merge(self.server, reported, {name: self.weights[name] for name in reported})
+        if not isinstance(uploads, Uploads):
+            uploads = {name: uploads[name] for name in sorted(uploads)}
+        self.method.merge(self.server, uploads, {name: self.weights[name] for name in uploads})
         self._current.clear()
+        self._copies.clear()
         self.generic.load_shared(self.server[NET])
 
     def _check(self, payload: Payload, client: FederatedClient, what: str) -> None:
@@ -191,7 +211,7 @@ class Federation:
                 f"declare (declared: {sorted(self._allowed)})"
             )
         if NET in payload:
-            check_tensors(payload[NET], client.shared_state(), what)
+            check_tensors(payload[NET], client.shared_tensors(), what)
 
     def _check_unlabelled(self, client: FederatedClient) -> None:
         place = self.method.unlabelled(client)
@@ -204,10 +224,13 @@ class Federation:
     # -- state -------------------------------------------------------------------------------------------------
 
     def state_parts(self) -> dict[str, dict[str, Any]]:
-        """All that a run needs to go on or to be evaluated: nested dicts of tensors, `server` and one a client."""
+        """All that a run needs to go on or to be evaluated: nested dicts of tensors, `server` and one a client.
+
+        They are the tensors themselves, not copies.
+        """
         anchors = {} if self.anchors is None else {"anchors": {"classes": self.anchors}}
         return {"server": {"method": self.server, "frozen": self._frozen_state(), **anchors}} | {
-            f"client {name}": {"model": client.own_state(), "memo": client.memo}
+            f"client {name}": {"model": client.own_tensors(), "memo": client.memo}
             for name, client in self.members.items()
         }
 
@@ -235,6 +258,7 @@ class Federation:
             client.load_own_state(part.get("model", {}))
             client.memo = part.get("memo", {})
         self._current.clear()
+        self._copies.clear()
         self.generic.load_shared(self.server[NET])
         for name in self.clients:
             self.deliver(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -10,11 +10,12 @@ from pfedst.errors import StateError
 from pfedst.payload import State, check_keys
 
 
-def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> State:
+def weighted_mean(states: Iterable[State], weights: Sequence[float]) -> State:
     """Mean of `states`, key by key, with `weights` normalised to sum to one.
 
     Sums run in float64 in the order given, so that the same uploads in the same order give the same bits. Integer
-    and boolean tensors (counters of norm layers) are rounded back to their dtype.
+    and boolean tensors (counters of norm layers) are rounded back to their dtype. Each state is read once and let go,
+    so that a generator needs the memory of one.
 
     Args:
         states: one or more states with the same keys and shapes.
@@ -24,16 +25,21 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> State:
         StateError: no states, states with different keys, or weights that cannot be normalised.
     """
     total = float(sum(weights))
-    if not states or len(states) != len(weights) or min(weights) < 0 or not 0 < total < float("inf"):
-        raise StateError(
-            f"cannot merge {len(states)} states with weights {list(weights)}: give one weight >= 0 a state"
-        )
-    for index, state in enumerate(states[1:], start=2):
-        check_keys(state, states[0], f"merging: state {index}")
-    merged: State = {}
-    for key, first in states[0].items():
-        mean = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
-        for state, weight in zip(states, weights, strict=True):
-            mean.add_(state[key].to(torch.float64), alpha=weight / total)
-        merged[key] = (mean if first.is_floating_point() else mean.round()).to(first.dtype)
-    return merged
+    if not weights or min(weights) < 0 or not 0 < total < float("inf"):
+        raise StateError(f"cannot merge with weights {list(weights)}: give one weight >= 0 a state, not all of them 0")
+    sums: State = {}
+    dtypes: dict[str, torch.dtype] = {}
+    count = 0
+    for count, state in enumerate(states, start=1):
+        if count == 1:
+            sums = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in state.items()}
+            dtypes = {key: tensor.dtype for key, tensor in state.items()}
+        check_keys(state, sums, f"merging: state {count}")
+        if count <= len(weights):
+            for key, mean in sums.items():
+                mean.add_(state[key].to(torch.float64), alpha=weights[count - 1] / total)
+    if count != len(weights):
+        raise StateError(f"cannot merge {count} states with weights {list(weights)}: give one weight a state")
+    return {
+        key: (mean if dtypes[key].is_floating_point else mean.round()).to(dtypes[key]) for key, mean in sums.items()
+    }

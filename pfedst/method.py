@@ -140,8 +140,12 @@ class FederatedMethod:
         return {NET: server[NET]}
 
     def merge(self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]) -> None:
-        """Join the messages of the clients that reported, by client name, into the server's state."""
-        server[NET] = weighted_mean([upload[NET] for upload in uploads.values()], list(weights.values()))
+        """Join the messages of the clients that reported, by client name, into the server's state.
+
+        A message is copied each time it is taken from `uploads`: go through them once, and all clients' messages are
+        never in memory together.
+        """
+        server[NET] = weighted_mean((upload[NET] for upload in uploads.values()), list(weights.values()))
 
     # -- client ------------------------------------------------------------------------------------------------
 
@@ -166,8 +170,8 @@ class FederatedMethod:
         """
 
     def upload(self, client: FederatedClient) -> Payload:
-        """The message to the server."""
-        return {NET: client.shared_state()}
+        """The message to the server. It may hold the client's own tensors: what the server gets is a copy."""
+        return {NET: client.shared_tensors()}
 
     def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
         """Logits (B, K) of the client's personal model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -30,6 +30,36 @@ def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payloa
     return {
         name: {key: t.detach().to(device, copy=True) for key, t in state.items()} for name, state in payload.items()
     }
+
+
+class Uploads(Mapping[str, Payload]):
+    """The messages of the clients that reported, by name. Each is copied when it is read, and not kept here.
+
+    Clients do not train between their message and the merge, so that their own tensors may stand for it until then:
+    the messages of many clients are never in memory together.
+
+    Args:
+        take: a client's name -> its message, checked, perhaps of the client's own tensors.
+    """
+
+    def __init__(self, take: Callable[[str], Payload]) -> None:
+        self._take = take
+        self._messages: dict[str, Payload] = {}
+
+    def add(self, name: str) -> int:
+        """Have a client give its message; its bytes."""
+        self._messages[name] = self._take(name)
+        return payload_bytes(self._messages[name])
+
+    def __getitem__(self, name: str) -> Payload:
+        return copy_payload(self._messages[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """In the order of names, in which merges sum."""
+        return iter(sorted(self._messages))
+
+    def __len__(self) -> int:
+        return len(self._messages)
 
 
 def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None:

@@ -11,7 +11,6 @@ from pfedst.data import FederatedDataModule, Split
 from pfedst.evaluation import Metrics
 from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.federation import Federation
-from pfedst.payload import Payload, payload_bytes
 from pfedst.reporting import RunFolder, RunSummary
 from pfedst.state import save_round
 from pfedst.tracking import RunProgress
@@ -112,10 +111,9 @@ class RoundLoop:
         evaluate = EVALUATED if self._is_evaluated(round_number) else ()
         for group in groups:
             received_bytes = {name: self.federation.deliver(name) for name in group}
-            uploads: dict[str, Payload] = {}
+            uploads = self.federation.uploads()
             for name, record in self._fit(group, round_number, f"round {round_number}/{self.rounds}", evaluate):
-                uploads[name] = self.federation.collect(name)
-                sent = {"download_bytes": received_bytes[name], "upload_bytes": payload_bytes(uploads[name])}
+                sent = {"download_bytes": received_bytes[name], "upload_bytes": uploads.add(name)}
                 records[name] = record | sent
             self.federation.merge(uploads)
         return {name: records[name] for name in names}

@@ -77,5 +77,5 @@ class SCAFFOLD(FederatedMethod):
         super().merge(server, uploads, weights)
         new, eta = server[NET], self.server_learning_rate
         server[NET] = {k: old[k].lerp(v, eta) if v.is_floating_point() else v for k, v in new.items()}
-        change = weighted_mean([upload["control"] for upload in uploads.values()], list(weights.values()))
+        change = weighted_mean((upload["control"] for upload in uploads.values()), list(weights.values()))
         server["control"] = {key: c + share * change[key] for key, c in server["control"].items()}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -106,15 +106,16 @@ class TapCache:
         self.options = options
         self.encoder = encoder
         self.need = need
-        self.identity = {"encoder": encoder.identity, "preprocessing": _plain(asdict(encoder.preprocessing))}
+        preprocessing = dict(json.loads(json.dumps(asdict(encoder.preprocessing))))  # lists, as a manifest gives them
+        self.identity: dict[str, dict[str, Any]] = {"encoder": encoder.identity, "preprocessing": preprocessing}
 
-    def store(self, kind: Need) -> TapStore:
+    def store(self, kind: Need, dtype: TapDtype | None = None) -> TapStore:
         """The store of a kind; the same folder for whoever has the same encoder, preprocessing, kind and dtype."""
-        corrected = self.encoder.identity.get("token_grid") is not None
-        layout = Layout.of(self.encoder.spec, kind, self.options.dtype, corrected)
+        corrected = self.identity["encoder"].get("token_grid") is not None
+        layout = Layout.of(self.encoder.spec, kind, dtype or self.options.dtype, corrected)
         text = json.dumps([self.identity, vars(layout)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        model = re.sub(r"[^\w.-]+", "_", str(self.encoder.identity.get("model", "encoder")))
+        model = re.sub(r"[^\w.-]+", "_", str(self.identity["encoder"].get("model", "encoder")))
         name = f"{model}-{self.encoder.spec.image_size}px-{kind}-{layout.dtype}-{digest}"
         return TapStore(self.options.folder / name, layout, self.identity)
 
@@ -177,6 +178,8 @@ class TapCache:
     def _compute(
         self, store: TapStore, by_key: Mapping[str, Wanted], device: torch.device, num_workers: int, console: Console
     ) -> None:
+        if store.layout.dtype != "float32":
+            self._convert([key for key in by_key if key not in store.row_of], store)
         missing = [item for key, item in by_key.items() if key not in store.row_of]
         if not missing:
             return
@@ -201,6 +204,17 @@ class TapCache:
                     console.print(f"cache: about {_duration(seconds)}", highlight=False)
                 done += len(images)
                 progress.update(task, completed=done)
+
+    def _convert(self, keys: Sequence[str], store: TapStore) -> None:
+        """Take what a store in float32 has of these images: another dtype needs no pass through the tower."""
+        exact = self.store(store.layout.kind, "float32")
+        known = [key for key in keys if key in exact.row_of]
+        for start in range(0, len(known), IMAGES_A_STEP):
+            batch = known[start : start + IMAGES_A_STEP]
+            rows = torch.tensor([exact.row_of[key] for key in batch])
+            needs: tuple[Need, ...] = ("pooled", store.layout.kind)
+            answers = {need: exact.read(rows, need).decode() for need in needs}
+            store.append(batch, store.layout.pack(answers))
 
 
 class _Images(Dataset[Tensor]):
@@ -253,11 +267,6 @@ def remove_store(store: TapStore) -> None:
         for path in (*store.folder.glob("*.bin"), store.folder / "index.txt"):
             path.unlink()
     shutil.rmtree(store.folder)
-
-
-def _plain(value: Mapping[str, object]) -> dict[str, object]:
-    """As JSON gives it back."""
-    return dict(json.loads(json.dumps(value)))
 
 
 def _existing(folder: Path) -> Path:

@@ -157,7 +157,7 @@ def test_encoders_and_dtypes_have_stores_of_their_own(tmp_path, counted) -> None
     assert len(stores) == 4
     assert {len(store) for store in stores.values()} == {IMAGES}
     assert all(name.startswith("vit-nano-32px-taps-") for name in stores)
-    assert sum(counted) == 2 * IMAGES  # of the small encoder, once for each dtype
+    assert sum(counted) == IMAGES  # of the small encoder: int8 is made of what float32 has
     for own in (encoder(), gridded(), other):
         loader = cached(tmp_path, "taps", own=own).evaluation_loader("site_c", "train")
         assert same_batches(own, "taps", loader, uncached().evaluation_loader("site_c", "train"))
@@ -663,3 +663,24 @@ def test_a_run_on_averaged_patches_and_int8_starts_as_the_encoder(tmp_path) -> N
     images, _ = next(iter(uncached().train_loader("site_a", 1)))
     own = gridded().extract(images, "pooled").tensors[0]
     assert (gridded().finish(taps.tensors[-1], taps.correction) - own).abs().max() < 0.05 * own.abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_another_dtype_is_made_of_the_float32_store_without_the_encoder(tmp_path, counted, dtype) -> None:
+    direct = cached(None, module=data(cache="taps", cache_folder=tmp_path / "direct", cache_dtype=dtype)).store
+    cached(tmp_path / "both", kind="taps")
+    counted.clear()
+    converted = cached(None, module=data(cache="taps", cache_folder=tmp_path / "both", cache_dtype=dtype)).store
+    assert not counted
+    assert converted.folder.name == direct.folder.name
+    assert not converted.damaged()
+    assert converted.row_of.keys() == direct.row_of.keys()
+    for key, row in direct.row_of.items():
+        for need in ("taps", "pooled"):
+            one, other = (
+                direct.read(torch.tensor([row]), need),
+                converted.read(torch.tensor([converted.row_of[key]]), need),
+            )
+            assert all(
+                torch.equal(a, b) for a, b in zip(one.tensors + one.scales, other.tensors + other.scales, strict=True)
+            )
