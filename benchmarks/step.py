@@ -19,16 +19,16 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from environment import environment
-from matrix_products import Product, Products, Recorder, floor_seconds, flops, synchronise
+from matrix_products import Clock, Product, Products, Recorder, floor_seconds, flops, synchronise
 from peak_memory import PeakMemory
-from step_rows import CACHED, CLASSES, COMPILED, LORA, RECOMPUTED, ROWS, Row, Setting
+from step_rows import CACHED, CLASSES, COMPILED, LORA, RECOMPUTED, ROWS, Row, Setting, small_head
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,34 +96,39 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 # -- timing ------------------------------------------------------------------------------------------------------------
 
 
+def clock_for(device: torch.device) -> Clock:
+    """Processor time where one thread does all the work: what else the machine does is then not counted."""
+    return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 def timed_step(row: Row, device: torch.device) -> tuple[float, float]:
-    """Seconds, and seconds of this process on a processor."""
+    """Seconds by the clock for the device, and by that on the wall."""
+    clock = clock_for(device)
     synchronise(device)
-    started, processor = time.perf_counter(), time.process_time()
+    on_the_wall, started = time.perf_counter(), clock()
     row.step()
     synchronise(device)
-    return time.perf_counter() - started, time.process_time() - processor
+    return clock() - started, time.perf_counter() - on_the_wall
 
 
-def breakdown(row: Row, device: torch.device) -> dict[str, float]:
-    """Shares of a step by the kind of work; `rest` is small operators and Python between them."""
-    optimizer_seconds, started = 0.0, time.perf_counter()
+def breakdown(row: Row) -> dict[str, float]:
+    """Shares of a step on a CPU by the kind of work; `rest` is small operators and Python between them."""
+    gradient_seconds = optimizer_seconds = 0.0
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        started = time.perf_counter()
         for _ in range(PROFILED_STEPS):
             row.gradients()
-    gradient_seconds = time.perf_counter() - started
+        gradient_seconds = time.perf_counter() - started
     for _ in range(PROFILED_STEPS):
         row.gradients()
-        optimizer_started = time.perf_counter()
+        started = time.perf_counter()
         row.optimizer.step()
-        optimizer_seconds += time.perf_counter() - optimizer_started
+        optimizer_seconds += time.perf_counter() - started
     seconds = dict.fromkeys(PARTS, 0.0)
     for event in profiled.key_averages():
-        name = event.key.removeprefix("aten::")
         for part, beginnings in PARTS.items():
-            if event.key.startswith("aten::") and name.startswith(beginnings):
+            if event.key.startswith(tuple(f"aten::{beginning}" for beginning in beginnings)):
                 seconds[part] += event.self_cpu_time_total / 1e6
-                break
     total = gradient_seconds + optimizer_seconds
     shares = {part: spent / total for part, spent in seconds.items()} | {"optimiser": optimizer_seconds / total}
     return shares | {"rest": 1 - sum(shares.values())}
@@ -139,12 +144,13 @@ def common_products(setting: Setting) -> dict[str, Product]:
     }
 
 
-def run(setting: Setting, cycles: int, only: list[str]) -> None:
-    """Count, time, write."""
+def count_rows(setting: Setting, names: list[str]) -> tuple[dict[str, Row], dict[str, Any], dict[str, Products]]:
+    """The rows after their first step, what was counted in it, and their products; no row where it cannot run."""
     rows: dict[str, Row] = {}
     results: dict[str, dict[str, Any]] = {}
     products: dict[str, Products] = {}
-    for name in only:
+    small_head(setting).step()  # what libraries set up once is no row's memory
+    for name in names:
         row = ROWS[name](setting)
         try:
             results[name], products[name] = counted(row, setting.device)
@@ -156,21 +162,34 @@ def run(setting: Setting, cycles: int, only: list[str]) -> None:
         print(f"counted: {name}", flush=True)
     if COMPILED in products:  # the same products, unseen within compiled code
         products[COMPILED] = products.get(CACHED, Products())
-    shown = common_products(setting)
-    distinct = dict.fromkeys([*shown.values(), *(product for of_row in products.values() for product in of_row)])
-    alone: dict[Product, list[float]] = {product: [] for product in distinct}
+    return rows, results, products
+
+
+def time_rows(
+    rows: Mapping[str, Row], products: Iterable[Product], cycles: int, device: torch.device
+) -> tuple[dict[str, list[tuple[float, float]]], dict[Product, float]]:
+    """The times of every row's steps, and the median time of every product alone, cycle by cycle."""
+    alone: dict[Product, list[float]] = {product: [] for product in products}
     steps: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for cycle in range(cycles):
         for name, row in rows.items():
-            steps[name].append(timed_step(row, setting.device))
+            steps[name].append(timed_step(row, device))
         for product, seconds in alone.items():
-            seconds.append(product.seconds(setting.device))
+            seconds.append(product.seconds(device, clock_for(device)))
         print(f"timed: cycle {cycle + 1} of {cycles}", flush=True)
-    medians = {product: statistics.median(seconds) for product, seconds in alone.items()}
+    return steps, {product: statistics.median(seconds) for product, seconds in alone.items()}
+
+
+def run(setting: Setting, cycles: int, only: list[str]) -> None:
+    """Count, time, write."""
+    rows, results, products = count_rows(setting, only)
+    shown = common_products(setting)
+    distinct = dict.fromkeys([*shown.values(), *(product for of_row in products.values() for product in of_row)])
+    steps, alone = time_rows(rows, distinct, cycles, setting.device)
     for name in rows:
-        results[name] |= of_steps(steps[name], products[name], medians)
-    rates = {name: {"product": str(p), "flops_per_second": p.flops / medians[p]} for name, p in shown.items()}
-    parts = breakdown(rows[CACHED], setting.device) if CACHED in rows and setting.device.type == "cpu" else {}
+        results[name] |= of_steps(steps[name], products[name], alone)
+    rates = {name: {"product": str(p), "flops_per_second": p.flops / alone[p]} for name, p in shown.items()}
+    parts = breakdown(rows[CACHED]) if CACHED in rows and setting.device.type == "cpu" else {}
     write(setting, cycles, rates, parts, results)
 
 
@@ -178,7 +197,7 @@ def of_steps(steps: list[tuple[float, float]], products: Products, medians: Mapp
     """Times of a row beside those of its products alone."""
     return {
         "seconds": [seconds for seconds, _ in steps],
-        "processor_seconds": [seconds for _, seconds in steps],
+        "wall_seconds": [seconds for _, seconds in steps],
         "flops": flops(products),
         "floor_seconds": floor_seconds(products, medians),
         "products": [
@@ -198,9 +217,10 @@ def write(
     """The result's file."""
     name = torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else "cpu"
     protocol = asdict(setting) | {"device": name, "encoder": setting.encoder().label, "classes": CLASSES}
+    clock = "processor time" if clock_for(setting.device) is time.process_time else "on the wall"
     content = {
         "environment": environment(),
-        "protocol": protocol | {"cycles": cycles},
+        "protocol": protocol | {"cycles": cycles, "clock": clock},
         "rates": rates,
         "breakdown_of_cached": parts,
         "rows": results,
@@ -217,19 +237,25 @@ def table() -> None:
     result = json.loads(RESULT.read_text())
     rows: dict[str, dict[str, Any]] = result["rows"]
     print(
-        "| training step | seconds | against pFedST cached | saved for backward, MiB | against LoRA | peak, MiB | GFLOP | "
-        f"floor, seconds | step / floor |\n|{'---|' * 9}"
+        "| training step | seconds | against pFedST cached | on the wall | saved for backward, MiB | against LoRA "
+        f"| peak, MiB | GFLOP | floor, seconds | step / floor |\n|{'---|' * 10}"
     )
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(cells(row, rows))} |")
     protocol, threads = result["protocol"], result["environment"]["threads"]
     print(
         f"\n{protocol['encoder']}: only time and memory are measured. Random images, batch {protocol['batch_size']}, "
-        f"{protocol['classes']} classes, {protocol['device']}, {threads} thread{'s' if threads > 1 else ''}; seconds "
-        f"are the median of {protocol['cycles']} interleaved cycles after a first step. Peak: of the first step above "
-        "model and batch, with gradients and the optimiser's state. Floor: the step's matrix products alone, timed in "
-        "the same cycles, each in its own shape."
+        f"{protocol['classes']} classes, {protocol['device']}, {threads} thread{'s' if threads > 1 else ''}. Seconds: "
+        f"{protocol['clock']}, median of {protocol['cycles']} interleaved cycles after a first step. Peak: of the "
+        "first step above model and batch, with gradients and the optimiser's state. Floor: the step's matrix products "
+        "alone, timed by the same clock in the same cycles, each in its own shape."
     )
+    if CACHED in rows and protocol["device"] == "cpu":
+        seen = rows[CACHED]["flops_of_flop_counter"] / rows[CACHED]["flops"]
+        print(
+            f"torch's FlopCounterMode sees {100 * seen:.1f} % of the FLOPs of pFedST on cached taps: on a CPU "
+            "it does not know attention, which is counted here by the same formulas as on a GPU."
+        )
     for name, rate in result["rates"].items():
         print(f"Rate of {rate['product']} ({name}): {rate['flops_per_second'] / 1e9:.1f} GFLOP/s.")
     if shares := result["breakdown_of_cached"]:
@@ -241,11 +267,12 @@ def table() -> None:
 def cells(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
     """Of one row of the table."""
     if "missing" in row:
-        return [row["missing"], *[""] * 7]
+        return [row["missing"], *[""] * 8]
     seconds, peak = statistics.median(row["seconds"]), row["peak_bytes"]
     return [
         f"{seconds:.3f}",
         f"{ratio(rows, row, CACHED, seconds_of):.2f}x",
+        f"{statistics.median(row['wall_seconds']):.3f}",
         f"{row['saved_bytes'] / MEBI:,.1f}",
         f"{ratio(rows, row, LORA, saved_bytes_of):.3f}x",
         row["peak_missing"] if peak is None else f"{peak / MEBI:,.0f}",
@@ -273,14 +300,16 @@ def targets(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def seconds_of(row: dict[str, Any]) -> float:
-    return statistics.median(row["seconds"])
+    return float(statistics.median(row["seconds"]))
 
 
 def saved_bytes_of(row: dict[str, Any]) -> float:
     return float(row["saved_bytes"])
 
 
-def ratio(rows: dict[str, dict[str, Any]], row: dict[str, Any], reference: str, measure: Any) -> float:
+def ratio(
+    rows: dict[str, dict[str, Any]], row: dict[str, Any], reference: str, measure: Callable[[dict[str, Any]], float]
+) -> float:
     """A row's number over that of the reference row; NaN if that was not measured."""
     return measure(row) / measure(rows[reference]) if reference in rows else float("nan")
 

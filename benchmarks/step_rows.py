@@ -67,11 +67,9 @@ class Setting:
     batch_size: int
     device: torch.device
 
-    @cache
     def encoder(self, last_block: LastBlock = "class_token") -> FrozenCLIP:
         """The frozen encoder, with random weights; the same object for all rows with this last block."""
-        made = FrozenCLIP(self.model, "random", self.image_size, last_block)
-        return made.to(self.device)
+        return _encoder(self, last_block)
 
     def images(self) -> Tensor:
         """A batch of random images."""
@@ -89,6 +87,11 @@ class Setting:
         made = FederatedClient(encoder, anchors="prototypes").with_classes(names, method, run_seed=0)
         made.set_anchors(torch.randn(CLASSES, encoder.spec.embedding))
         return made.move_to(self.device).train()
+
+
+@cache
+def _encoder(setting: Setting, last_block: LastBlock) -> FrozenCLIP:
+    return FrozenCLIP(setting.model, "random", setting.image_size, last_block).to(setting.device)
 
 
 def full_fine_tuning(setting: Setting) -> Row:

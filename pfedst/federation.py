@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from pfedst.client import FederatedClient, require_trainable_anchors
 from pfedst.encoders import Inputs, Need, class_sums, prototypes_from_sums
@@ -78,7 +77,7 @@ class Federation:
         self.setup_upload_bytes = 0
         self._allowed = {NET, *method.extra_messages}
         self._current: dict[str, int] = {}
-        self._copies = WeakTensorKeyDictionary()
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def members(self) -> dict[str, FederatedClient]:
@@ -172,9 +171,10 @@ class Federation:
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor of the server; the same one for all clients that are sent it between two merges."""
-        if tensor not in self._copies:
-            self._copies[tensor] = tensor.detach().to("cpu", copy=True)
-        copied: Tensor = self._copies[tensor]
+        source, copied = self._copies.get(id(tensor), (None, tensor))
+        if source is not tensor:
+            copied = tensor.detach().to("cpu", copy=True)
+            self._copies[id(tensor)] = tensor, copied
         return copied
 
     def collect(self, name: str) -> Payload:
