@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -74,6 +76,45 @@ def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
+class RoundSaver:
+    """Saves rounds while the next one trains, so that no fit waits for the disk.
+
+    One round is under way at most: the next `save`, and the end of the block, wait for it, and raise what it raised.
+    A process that is killed loses a round that is not whole, as with `save_round`.
+
+    Args:
+        folder, keep: see `save_round`.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._saving: Future[Path] | None = None
+
+    def save(self, round_number: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Begin to save; `parts` may change afterwards."""
+        copies = _copies(parts)
+        self.wait()
+        self._saving = self._thread.submit(_write_round, self.folder, round_number, copies, self.keep)
+
+    def wait(self) -> None:
+        """Until the last round is on disk."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def __enter__(self) -> RoundSaver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+
 def save_round(folder: Path, round_number: int, parts: Mapping[str, Mapping[str, Any]], keep: int) -> Path:
     """Save the state after a round and drop all but the last `keep` of them.
 
@@ -86,13 +127,21 @@ def save_round(folder: Path, round_number: int, parts: Mapping[str, Mapping[str,
     Returns:
         The folder of this round.
     """
+    return _write_round(folder, round_number, _copies(parts), keep)
+
+
+def _copies(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, State]:
+    return {name: flatten(tree) for name, tree in parts.items()}
+
+
+def _write_round(folder: Path, round_number: int, parts: Mapping[str, State], keep: int) -> Path:
     final = folder / f"round-{round_number:06d}"
     temporary = folder / f".{final.name}.{os.getpid()}.part"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     files: dict[str, dict[str, str]] = {}
-    for index, (name, tree) in enumerate(parts.items()):
-        content = save(flatten(tree))
+    for index, (name, state) in enumerate(parts.items()):
+        content = save(state)
         file = "server.safetensors" if name == "server" else f"client-{index}.safetensors"
         write_atomically(temporary / file, content)
         files[name] = {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
