@@ -166,10 +166,14 @@ class FederatedClient(LightningModule):
         """Kind of a key of the client's own state dict: what lies outside the adapter is personal."""
         return self.partition.kinds[key.removeprefix(ADAPTER)] if key.startswith(ADAPTER) else "personal"
 
-    def shared_state(self) -> State:
-        """Copies of the shared tensors, by their key in the adapter."""
+    def shared_tensors(self) -> State:
+        """The shared tensors themselves, detached, by their key in the adapter."""
         state = self.adapter.state_dict()
-        return {key: state[key].detach().clone() for key in self.partition.keys("shared")}
+        return {key: state[key] for key in self.partition.keys("shared")}
+
+    def shared_state(self) -> State:
+        """Copies of the shared tensors."""
+        return {key: tensor.clone() for key, tensor in self.shared_tensors().items()}
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """The shared parameters themselves (no buffers), by their key in the adapter."""
@@ -182,9 +186,7 @@ class FederatedClient(LightningModule):
         Raises:
             StateError: keys, shapes or dtypes differ from what is declared shared, or a number is not finite.
         """
-        own = self.adapter.state_dict()
-        expected = {key: own[key] for key in self.partition.keys("shared")}
-        check_tensors(state, expected, f"the shared state for client {self.name}")
+        check_tensors(state, self.shared_tensors(), f"the shared state for client {self.name}")
         self.adapter.load_state_dict(state, strict=False)
 
     def own_keys(self) -> list[str]:
@@ -194,7 +196,7 @@ class FederatedClient(LightningModule):
     def own_state(self) -> State:
         """Copies of the tensors under `own_keys`: what a checkpoint needs."""
         state = self.state_dict()
-        return {key: state[key].detach().cpu().clone() for key in self.own_keys()}
+        return {key: tensor.cpu().clone() for key, tensor in state.items() if self.kind(key) != "frozen"}
 
     def load_own_state(self, state: State) -> None:
         """Put back what `own_state` gave.

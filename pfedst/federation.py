@@ -191,7 +191,7 @@ class Federation:
                 f"declare (declared: {sorted(self._allowed)})"
             )
         if NET in payload:
-            check_tensors(payload[NET], client.shared_state(), what)
+            check_tensors(payload[NET], client.shared_tensors(), what)
 
     def _check_unlabelled(self, client: FederatedClient) -> None:
         place = self.method.unlabelled(client)

@@ -94,7 +94,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         def closure() -> Tensor:
             with torch.enable_grad():
                 doing["_current_fx_name"] = "training_step"
-                loss: Tensor = strategy.training_step(batch, index)  # type: ignore[assignment]
+                loss: Tensor = strategy.training_step(batch, index)
                 if batches > 1:
                     loss = loss / batches
                 if index % batches == 0:
