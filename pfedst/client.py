@@ -248,6 +248,17 @@ class FederatedClient(LightningModule):
             optimizer.load_state_dict(self.optimizer_state)
         return optimizer
 
+    def to(self, *target: Any, **options: Any) -> FederatedClient:
+        """Move or cast. Where it is there already, the five walks over all modules of a fit are spared."""
+        first = next(self.parameters(), None)
+        there = first is not None and not options and target == (self.device,) == (first.device,)
+        moved: FederatedClient = self if there else super().to(*target, **options)
+        return moved
+
+    def cpu(self) -> FederatedClient:
+        """Move to the CPU."""
+        return self.to(torch.device("cpu"))
+
     def move_to(self, device: torch.device | str) -> FederatedClient:
         """Bring modules, memo and what was received to a device; the encoder stays where it is."""
         device = torch.device(device)

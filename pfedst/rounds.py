@@ -12,7 +12,7 @@ from pfedst.evaluation import Metrics
 from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.federation import Federation
 from pfedst.reporting import RunFolder, RunSummary
-from pfedst.state import save_round
+from pfedst.state import RoundSaver
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
 from pfedst.work import Fit
@@ -60,6 +60,7 @@ class RoundLoop:
         )
         self.hooks = hooks
         self.run_folder = run
+        self.saver = RoundSaver(run.state, options.keep_states)
         self.summary = summary
         self.rounds = options.rounds if federation.trains else 0
         self.finetune_epochs = federation.method.finetune_epochs if federation.trains else 0
@@ -68,7 +69,7 @@ class RoundLoop:
 
     def run(self) -> None:
         """All rounds, the fine-tuning after them, and an evaluation after the last."""
-        with self.progress:
+        with self.progress, self.saver:
             self._gather_prototypes()
             self.federation.start()
             with self.executor:
@@ -167,7 +168,7 @@ class RoundLoop:
             self.run_folder.add_record(record | records.get(name, {}) | ({"received": received} if received else {}))
 
     def _save(self, round_number: int) -> None:
-        save_round(self.run_folder.state, round_number, self.federation.state_parts(), self.options.keep_states)
+        self.saver.save(round_number, self.federation.state_parts())
 
     def _finetune(self) -> None:
         """Local epochs after the last merge; nothing is sent after them."""

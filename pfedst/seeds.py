@@ -40,5 +40,8 @@ def seeded(seed: int) -> Iterator[None]:
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:  # torch would note the call stack for each kind of accelerator that there might be: half a millisecond
+            torch.default_generator.manual_seed(seed)
         yield

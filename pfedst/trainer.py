@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from pfedst.client import FederatedClient
 from pfedst.errors import ConfigurationError
+from pfedst.lean_loop import LeanEpochLoop
 
 LEAN_TRAINER: dict[str, Any] = {
     "max_epochs": 1,
@@ -73,6 +74,7 @@ class LocalTrainer:
             )
         self.trainer = trainer
         self.epochs: int = trainer.max_epochs
+        trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, trainer.min_steps, trainer.max_steps)
 
     @property
     def device(self) -> torch.device:

@@ -40,3 +40,19 @@ def test_what_does_not_fit_is_named(change, words) -> None:
     with pytest.raises(StateError) as caught:
         check_tensors(state, EXPECTED, "the message from client a")
     assert all(word in str(caught.value) for word in ["client a", *words])
+
+
+def test_large_numbers_whose_sum_overflows_are_finite() -> None:
+    state = EXPECTED | {"side.up.bias": torch.full((3,), 3e38)}
+    check_tensors(state, EXPECTED, "the message from client a")
+
+
+def test_every_dtype_is_checked() -> None:
+    state = {"half": torch.ones(2).half(), "double": torch.ones(2).double(), "count": torch.tensor(3)}
+    check_tensors(state, state, "a message")
+    for bad in (
+        state | {"half": torch.full((2,), torch.inf).half()},
+        state | {"double": torch.tensor([1.0, torch.nan]).double()},
+    ):
+        with pytest.raises(StateError, match="NaN or Inf"):
+            check_tensors(bad, state, "a message")

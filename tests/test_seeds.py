@@ -30,3 +30,10 @@ def test_seeded_puts_the_global_generator_back() -> None:
         inside = torch.rand(1)
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(inside, torch.rand(1, generator=generator(5)))
+
+
+def test_seeded_equals_manual_seed() -> None:
+    with seeded(7):
+        inside = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), inside)

@@ -1,6 +1,9 @@
 """State on disk: whole or not at all, verified on reading."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedst.errors import StateError
-from pfedst.state import flatten, load_last_round, save_round, unflatten
+from pfedst.state import RoundSaver, flatten, load_last_round, save_round, unflatten
 
 PARTS = {
     "server": {"method": {"net": {"side.up.weight": torch.arange(6.0).reshape(2, 3)}}},
@@ -85,3 +88,58 @@ def test_damage_is_told(tmp_path, file, damage, words) -> None:
 def test_an_empty_folder_is_told(tmp_path) -> None:
     with pytest.raises(StateError, match="no saved round"):
         load_last_round(tmp_path)
+
+
+def test_a_saver_saves_what_the_state_was(tmp_path) -> None:
+    weight = torch.zeros(3)
+    with RoundSaver(tmp_path, keep=2) as saver:
+        for round_number in (1, 2, 3):
+            weight.fill_(round_number)
+            saver.save(round_number, {"server": {"w": weight}})
+            weight.fill_(-1)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-000002", "round-000003"]
+    assert load_last_round(tmp_path)[1]["server"]["w"].tolist() == [3, 3, 3]
+
+
+def saving_into_a_file(folder, rounds, error=None) -> None:
+    (folder / "file").write_text("")
+    with RoundSaver(folder / "file", keep=1) as saver:
+        for round_number in range(rounds):
+            saver.save(round_number, PARTS)
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_what_failed_while_saving_is_raised_at_the_end_or_the_next_round(tmp_path, rounds) -> None:
+    with pytest.raises(OSError, match="file"):
+        saving_into_a_file(tmp_path, rounds)
+
+
+def test_another_error_is_not_hidden_by_one_of_saving(tmp_path) -> None:
+    with pytest.raises(KeyError):
+        saving_into_a_file(tmp_path, 1, KeyError())
+
+
+SAVING = """
+import sys, torch
+from pathlib import Path
+from pfedst.state import RoundSaver
+with RoundSaver(Path(sys.argv[1]), keep=2) as saver:
+    for round_number in range(1, 10**6):
+        saver.save(round_number, {"server": {"w": torch.full((10**6,), float(round_number))}})
+"""
+
+
+def test_a_process_killed_while_saving_leaves_whole_rounds(tmp_path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)])
+    try:
+        while not list(tmp_path.glob("round-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    round_number, parts = load_last_round(tmp_path)
+    assert set(parts["server"]["w"].tolist()) == {round_number}

@@ -1,17 +1,24 @@
 """One Trainer for many fits equals a fresh Trainer a fit; callbacks and loggers see rounds as steps."""
 
 import copy
+import os
+import signal
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pfedst.baselines.fedavg import FedAvg
+from pfedst.baselines.fedprox import FedProx
+from pfedst.client import FederatedClient
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import seeded
-from pfedst.testing.small import data, federation, fit, trainer
+from pfedst.side_tuning import PFedST
+from pfedst.testing.small import data, federation, fit, prepared, trainer
 from pfedst.trainer import LocalTrainer
 
 
@@ -94,6 +101,124 @@ class Watcher(Callback):
 
     def on_train_end(self, trainer, pl_module) -> None:
         self.seen.append("end")
+
+
+def fits(client, sites, name, own_way, **options):
+    """Three fits of a copy: its trained state, and the Trainer."""
+    client, local = copy.deepcopy(client), LocalTrainer(trainer(**options))
+    if not own_way:
+        local.trainer.fit_loop.epoch_loop = _TrainingEpochLoop(local.trainer)
+    for round_number in range(3):
+        with seeded(round_number):
+            local.fit(client, sites.train_loader(name, round_number))
+    return client, local.trainer
+
+
+def counters(trainer):
+    loop = trainer.fit_loop.epoch_loop
+    steps = loop.automatic_optimization.optim_progress.optimizer.step
+    return trainer.global_step, trainer.current_epoch, loop.batch_progress, steps, loop._batches_that_stepped
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_epochs": 2, "accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+        {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2},
+        {"limit_train_batches": 2, "max_epochs": 2},
+        {"precision": "bf16-mixed", "gradient_clip_val": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", [FedProx(mu=0.5), PFedST(schedule="alternate")], ids=lambda m: type(m).__name__)
+def test_lean_steps_equal_those_of_lightning(options, method) -> None:
+    made, sites = federation(method), prepared()
+    name, client = next(iter(made.clients.items()))
+    made.deliver(name)
+    (lean, ours), (plain, lightnings) = (fits(client, sites, name, own_way, **options) for own_way in (True, False))
+    assert ours.fit_loop.epoch_loop.lean
+    state = plain.own_state()
+    assert all(torch.equal(value, state[key]) for key, value in lean.own_state().items())
+    assert any(not torch.equal(value, state[key]) for key, value in client.own_state().items())
+    assert lean.trained_loss() == plain.trained_loss()
+    assert counters(ours) == counters(lightnings)
+
+
+class Hooked(FederatedClient):
+    """A client that fills a hook which the lean way does not ask."""
+
+    def on_after_backward(self) -> None:
+        self.memo["asked"] = torch.tensor(1)
+
+
+@pytest.mark.parametrize("listener", ["callback", "profiler", "hook", "training_step"])
+def test_where_somebody_listens_the_steps_are_lightnings(listener) -> None:
+    made, sites = federation(FedAvg()), prepared()
+    name, client = next(iter(made.clients.items()))
+    watcher = Watcher()
+    options = {"callback": {"callbacks": [watcher]}, "profiler": {"profiler": "simple"}}.get(listener, {})
+    if listener == "hook":
+        client.__class__ = Hooked
+    if listener == "training_step":
+        client.training_step = lambda batch, batch_idx: {
+            "loss": FederatedClient.training_step(client, batch, batch_idx)
+        }
+    loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(**options))
+    local.fit(client, loader)
+    assert not local.trainer.fit_loop.epoch_loop.lean
+    assert len(client._losses) == len(loader)
+    assert watcher.seen.count("batch of a local fit") == (len(loader) if listener == "callback" else 0)
+    assert ("asked" in client.memo) == (listener == "hook")
+
+
+class Loud(FedAvg):
+    """Logs in both hooks, and counts optimiser steps."""
+
+    def loss(self, client, batch):
+        loss = super().loss(client, batch)
+        client.log("loss", loss, on_epoch=True)
+        return loss
+
+    def edit_gradients(self, client) -> None:
+        client.log("edited", 1.0)
+        client.memo["steps"] = client.memo.get("steps", torch.tensor(0)) + 1
+
+
+def test_a_method_may_log_and_edits_gradients_once_a_step() -> None:
+    made, sites = federation(Loud()), prepared()
+    name, client = next(iter(made.clients.items()))
+    loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(accumulate_grad_batches=2))
+    local.fit(client, loader)
+    assert local.trainer.fit_loop.epoch_loop.lean
+    assert client.memo["steps"] == local.trainer.global_step == -(-len(loader) // 2)
+    assert local.trainer.callback_metrics["loss_epoch"] > 0
+
+
+class Stopped(FedAvg):
+    """Is told to end in its first step."""
+
+    def loss(self, client, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(client, batch)
+
+
+def test_sigterm_ends_a_fit_after_the_step() -> None:
+    made, sites = federation(Stopped()), prepared()
+    name, client = next(iter(made.clients.items()))
+    with pytest.raises(SIGTERMException):
+        LocalTrainer(trainer()).fit(client, sites.train_loader(name, 0))
+    assert len(client._losses) == 1
+
+
+def test_a_client_that_is_there_is_not_moved_and_still_casts() -> None:
+    client = next(iter(federation(FedAvg()).clients.values()))
+    assert client.to(torch.device("cpu")) is client.cpu() is client
+    client.to(torch.float64)
+    assert {parameter.dtype for parameter in client.parameters()} == {torch.float64}
+    assert {parameter.device.type for parameter in client.to("meta").parameters()} == {"meta"}
+    assert client.device.type == "meta"
 
 
 class MemoryLogger(Logger):

@@ -1,0 +1,295 @@
+"""What a round costs over a bare PyTorch loop of the same steps: ratios, bits, memory and open files.
+
+    python benchmarks/round.py [--rounds 32] [--fits 1000] [--profile]
+
+Both run pFedST on taps from a cache, on one thread, and take turns, so that what else the machine
+does meets both. A round of ours is all that `pfedst fit` does between two evaluations: message out, local fits by
+Lightning's Trainer, messages in, merge, records, state on disk. The bare loop loads the merged weights, steps AdamW
+over the same batches, and takes the same mean; its milliseconds are the floor. Writes benchmarks/results/round.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import json
+import os
+import platform
+import pstats
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import AdamW
+
+from pfedst.client import FederatedClient
+from pfedst.coordinator import FederatedCoordinator, build_federation
+from pfedst.data import FederatedDataModule, SyntheticSites
+from pfedst.federation import Federation
+from pfedst.payload import NET
+from pfedst.reporting import RunFolder, RunSummary, describe
+from pfedst.rounds import RoundLoop
+from pfedst.seeds import derive_seed
+from pfedst.side_tuning import PFedST
+from pfedst.testing.small import template, trainer
+from pfedst.trainer import LocalTrainer
+from pfedst.version import __version__
+
+RESULTS = Path(__file__).resolve().parent / "results/round.json"
+FORMAT = 1
+SITES = 2
+NEVER = 10**6
+BLOCK = 4
+"""Rounds in turn: the last of a block waits for its state to be on disk, the others save while the next one trains."""
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""Lightning sets it when imported, and AdamW then looks for a GPU in every step: 0.04 ms that a bare loop has not."""
+SETTINGS = ((10, 10.0, 1.10), (50, 5.0, 1.10), (10, 5.0, 1.15))
+"""(steps a fit, milliseconds a bare step, largest ratio)."""
+
+
+def sites_of(folder: Path, batch_size: int, steps: int) -> FederatedDataModule:
+    """Sites of exactly `steps` batches each, whose taps are cached."""
+    images = [batch_size * steps] * SITES
+    options: dict[str, Any] = {"batch_size": batch_size, "validation_fraction": 0.0, "verify_images": False}
+    options |= {"cache": "taps", "cache_folder": folder / "taps"}
+    return SyntheticSites(SITES, 3, 32, images, [6] * SITES, **options)
+
+
+def federation_of(data: FederatedDataModule) -> Federation:
+    """pFedST on the nano encoder, ready for the first round."""
+    made = build_federation(template(), data, PFedST(), 0)
+    made.gather_prototypes(lambda name: data.evaluation_loader(name, "train", need="pooled"), torch.device("cpu"))
+    made.start()
+    return made
+
+
+class OurRounds:
+    """Rounds without evaluation, as the coordinator runs them."""
+
+    def __init__(self, federation: Federation, data: FederatedDataModule, folder: Path) -> None:
+        self.federation = federation
+        local = LocalTrainer(trainer())
+        summary = RunSummary(describe(federation, data, local.epochs, 1.0, NEVER))
+        options = FederatedCoordinator(rounds=1, evaluate_every=NEVER).options
+        with local.detached() as hooks:
+            run = RunFolder.create(folder, None, "run")
+            self.loop = RoundLoop(options, federation, data, local, hooks, run, summary)
+        self.loop.rounds = NEVER  # no round is the last, which would be evaluated
+
+    def round(self, number: int) -> None:
+        self.loop.hooks.before_round(self.federation.generic, number)
+        self.loop._end_round(number, self.loop._train_round(number))
+
+    def wait(self) -> None:
+        self.loop.saver.wait()
+
+    def shared(self) -> dict[str, Tensor]:
+        return self.federation.server[NET]
+
+
+class BareRounds:
+    """The same steps in plain PyTorch, on copies of the same clients."""
+
+    def __init__(self, federation: Federation, data: FederatedDataModule) -> None:
+        self.data = data
+        self.clients = {name: client.copy_as(name).train() for name, client in federation.clients.items()}
+        self.groups = {name: groups_of(client) for name, client in self.clients.items()}
+        self.weights = [federation.weights[name] / sum(federation.weights.values()) for name in self.clients]
+        self.net = next(iter(self.clients.values())).shared_state()
+
+    def round(self, number: int) -> None:
+        os.environ[NVML_CHECK] = "0"
+        states = [self.fit(name, number) for name in self.clients]
+        os.environ[NVML_CHECK] = "1"
+        for key in self.net:
+            mean = torch.zeros(self.net[key].shape, dtype=torch.float64)
+            for state, weight in zip(states, self.weights, strict=True):
+                mean.add_(state[key].double(), alpha=weight)
+            self.net[key] = mean.to(self.net[key].dtype)
+
+    def fit(self, name: str, number: int) -> dict[str, Tensor]:
+        adapter = self.clients[name].adapter
+        adapter.load_state_dict(self.net, strict=False)
+        optimizer = AdamW([dict(group) for group in self.groups[name]])
+        for inputs, targets in self.data.train_loader(name, derive_seed(0, "fit batches", name, number)):
+            optimizer.zero_grad()
+            F.cross_entropy(adapter(inputs.decode()), targets).backward()
+            optimizer.step()
+        state = adapter.state_dict()
+        return {key: state[key].clone() for key in self.net}
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+    def shared(self) -> dict[str, Tensor]:
+        return self.net
+
+
+def groups_of(client: FederatedClient) -> list[dict[str, Any]]:
+    """The optimiser's groups: parameters, learning rate, weight decay."""
+    groups = client.configure_optimizers().param_groups
+    return [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
+
+
+def batch_size_for(milliseconds: float, folder: Path) -> int:
+    """The smallest multiple of 4 with which a bare step takes that long on this machine."""
+    data = sites_of(folder, 160, 1)
+    client = federation_of(data).clients["site_a"].train()
+    optimizer = AdamW(groups_of(client))
+    whole, targets = next(iter(data.train_loader("site_a", 0)))
+    for batch_size in range(4, 160, 4):
+        taken = []
+        for _ in range(40 if batch_size == 4 else 15):
+            started = time.process_time()  # what else the machine does must not make the batches small
+            rows = torch.arange(batch_size)
+            inputs = type(whole)(whole.kind, tuple(tensor[rows] for tensor in whole.tensors))
+            optimizer.zero_grad()
+            F.cross_entropy(client.adapter(inputs.decode()), targets[rows]).backward()
+            optimizer.step()
+            taken.append(time.process_time() - started)
+        if 1000 * statistics.median(taken) >= milliseconds:
+            return batch_size
+    return 160
+
+
+def taken(side: OurRounds | BareRounds, numbers: range) -> tuple[float, float]:
+    """Milliseconds a round: on the clock, and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for number in numbers:
+        side.round(number)
+    side.wait()  # what is still being saved must not burden the other side
+    return 1000 * (time.perf_counter() - wall) / len(numbers), 1000 * (time.process_time() - cpu) / len(numbers)
+
+
+def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """One setting: medians over the blocks of rounds."""
+    data = sites_of(folder, batch_size, steps)
+    federation = federation_of(data)
+    bare, ours = BareRounds(federation, data), OurRounds(federation, data, folder)
+    seen: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
+    for block in range(rounds // BLOCK + 1):
+        both = [("bare", bare), ("ours", ours)]
+        for name, side in both if block % 2 else reversed(both):
+            seen[name].append(taken(side, range(block * BLOCK + 1, block * BLOCK + BLOCK + 1)))
+    equal = all(torch.equal(value, bare.shared()[key]) for key, value in ours.shared().items())
+    wall, cpu = ({name: [pair[clock] for pair in seen[name][1:]] for name in seen} for clock in (0, 1))
+    return {
+        "steps": steps,
+        "batch_size": batch_size,
+        "bare_step_ms": statistics.median(wall["bare"]) / SITES / steps,
+        "bare_fit_ms": statistics.median(wall["bare"]) / SITES,
+        "our_fit_ms": statistics.median(wall["ours"]) / SITES,
+        "ratio": median_ratio(wall),
+        "ratio_cpu": median_ratio(cpu),
+        "rounds": rounds,
+        "bits_equal": equal,
+    }
+
+
+def median_ratio(clock: dict[str, list[float]]) -> float:
+    """Of ours to the bare block beside it, which the machine treated alike."""
+    return statistics.median(ours / bare for ours, bare in zip(clock["ours"], clock["bare"], strict=True))
+
+
+def resources() -> dict[str, float]:
+    """Resident memory in MiB, and open file descriptors."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "rss_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        "open_files": len(list(Path("/proc/self/fd").iterdir())),
+    }
+
+
+def endure(fits: int, folder: Path) -> dict[str, Any]:
+    """Memory and open files after a fifth of many short fits, and at their end."""
+    data = sites_of(folder, 8, 1)
+    ours = OurRounds(federation_of(data), data, folder)
+    points = []
+    for number in range(1, fits // SITES + 1):
+        ours.round(number)
+        if number % max(1, fits // SITES // 5) == 0:
+            ours.wait()
+            points.append({"fits": number * SITES, **resources()})
+    return {
+        "fits": fits,
+        "points": points,
+        "rss_growth_mib": points[-1]["rss_mib"] - points[0]["rss_mib"],
+        "open_files_growth": points[-1]["open_files"] - points[0]["open_files"],
+    }
+
+
+def profile(steps: int, batch_size: int, folder: Path) -> None:
+    """Where the time of our rounds goes."""
+    data = sites_of(folder, batch_size, steps)
+    ours = OurRounds(federation_of(data), data, folder)
+    ours.round(1)
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for number in range(2, 8):
+        ours.round(number)
+    ours.wait()
+    profiler.disable()
+    for order in ("tottime", "cumulative"):
+        pstats.Stats(profiler).sort_stats(order).print_stats(70)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=32)
+    parser.add_argument("--fits", type=int, default=1000)
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        sizes = {target: batch_size_for(target, folder) for _, target, _ in SETTINGS}
+        if given.profile:
+            return profile(50, sizes[5.0], folder)
+        rows = [
+            {"target_step_ms": target, "bound": bound} | measure(steps, sizes[target], given.rounds, folder)
+            for steps, target, bound in SETTINGS
+        ]
+        endurance = endure(given.fits, folder) if given.fits else None
+    write(rows, endurance)
+    return None
+
+
+def write(rows: list[dict[str, Any]], endurance: dict[str, Any] | None) -> None:
+    """The result as JSON, and as a table."""
+    environment = {
+        "pfedst": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+    result = {"format": FORMAT, "environment": environment, "rounds": rows, "endurance": endurance}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(
+        "| steps a fit | ms a step, bare | ms a fit, bare | ms a fit, ours | ratio | of CPU time | bound | bits equal |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [row["steps"], f"{row['bare_step_ms']:.2f}", f"{row['bare_fit_ms']:.1f}", f"{row['our_fit_ms']:.1f}"]
+        cells += [f"{row['ratio']:.3f}", f"{row['ratio_cpu']:.3f}", row["bound"], row["bits_equal"]]
+        print(f"| {' | '.join(map(str, cells))} |")
+    if endurance:
+        print(
+            f"\n{endurance['fits']} fits: resident memory {endurance['rss_growth_mib']:+.1f} MiB, open files "
+            f"{endurance['open_files_growth']:+.0f}, between a fifth of the fits and the end"
+        )
+
+
+if __name__ == "__main__":
+    main()
