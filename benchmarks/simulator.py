@@ -11,8 +11,8 @@ RANDOM weights on SYNTHETIC sites. The rows:
 * pfedst's RoundLoop, clients one after another in this process, or in two worker processes;
 * Flower's simulator (flwr with Ray) with one and two actors, whose clients do the steps of the bare loop.
 
-`run` keeps the rows that it does not measure, if they are of the same source, environment and number of rounds. Flower is no
-dependency of pfedst; without it its rows are left out. It and Ray belong in an environment of their own:
+`run` keeps the rows that it does not measure, if they are of the same source, environment and number of rounds. Flower
+is no dependency of pfedst; without it its rows are left out. It and Ray belong in an environment of their own:
 
     python -m venv FOLDER; FOLDER/bin/pip install pfedst "flwr[simulation]>=1.41,<1.42"
 """
@@ -435,7 +435,8 @@ def protocol(workload: dict[str, Any], result: dict[str, Any]) -> str:
         f"process. Medians of rounds 2 to {result['rounds'] - 1} without evaluation; over bare: median and quartiles "
         f"of the ratios to a bare round run after each. pfedst's rounds include its records and the saved state. "
         f"Start-up: until the first round, and what the first takes beyond the median. torch {here['torch']}, flwr "
-        f"{here['flwr']}, ray {here['ray']}, pfedst at {here['commit']}; {here['cpu_count']} cores shared with other work."
+        f"{here['flwr']}, ray {here['ray']}, pfedst at {here['commit']}; {here['cpu_count']} cores shared "
+        "with other work."
     )
 
 
