@@ -23,8 +23,11 @@ types: $(READY)
 
 check: test lint types
 
+# what needs images and weights of one's own (epoch, four_sites) is told in benchmarks/README.md
 bench: $(READY)
+	for name in step round cache clients wire simulator; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
 	$(BIN)/python benchmarks/demo_methods.py
+	$(BIN)/python benchmarks/render.py
 
 docs: $(READY)
 	$(BIN)/pfedst methods --docs docs/methods

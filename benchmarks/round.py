@@ -1,6 +1,7 @@
 """What a round costs over a bare PyTorch loop of the same steps: ratios, bits, memory and open files.
 
-    python benchmarks/round.py [--rounds 48] [--fits 1000] [--profile]
+    python benchmarks/round.py run [--rounds 48] [--fits 1000] [--profile]
+    python benchmarks/round.py table
 
 Both run pFedST on taps from a cache, on one thread, and take turns, so that what else the machine does
 meets both. A round of ours is all that `pfedst fit` does between two evaluations: message out, local fits by the
@@ -18,7 +19,6 @@ import cProfile
 import gc
 import json
 import os
-import platform
 import pstats
 import statistics
 import tempfile
@@ -29,6 +29,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from environment import environment
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -43,10 +44,8 @@ from pfedst.seeds import derive_seed
 from pfedst.side_tuning import PFedST
 from pfedst.testing.small import template, trainer
 from pfedst.trainer import LocalTrainer
-from pfedst.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results/round.json"
-FORMAT = 1
 SITES = 2
 NEVER = 10**6
 BLOCK = 3
@@ -241,41 +240,27 @@ def profile(steps: int, batch_size: int, folder: Path) -> None:
         pstats.Stats(profiler).sort_stats(order).print_stats(70)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=48)
-    parser.add_argument("--fits", type=int, default=1000)
-    parser.add_argument("--profile", action="store_true")
-    given = parser.parse_args()
+def run(rounds: int, fits: int, only_profile: bool) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         sizes = {target: batch_size_for(target, folder) for _, target, _ in SETTINGS}
-        if given.profile:
+        if only_profile:
             return profile(50, sizes[5.0], folder)
-        endurance = endure(given.fits, folder) if given.fits else None  # first, while the process holds no more
+        endurance = endure(fits, folder) if fits else None  # first, while the process holds no more
         rows = [
-            {"target_step_ms": target, "bound": bound} | measure(steps, sizes[target], given.rounds, folder)
+            {"target_step_ms": target, "bound": bound} | measure(steps, sizes[target], rounds, folder)
             for steps, target, bound in SETTINGS
         ]
-    write(rows, endurance)
+    measured = environment() | {"lightning": lightning.__version__}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps({"environment": measured, "rounds": rows, "endurance": endurance}, indent=2) + "\n")
     return None
 
 
-def write(rows: list[dict[str, Any]], endurance: dict[str, Any] | None) -> None:
-    """The result as JSON, and as a table."""
-    environment = {
-        "pfedst": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-    }
-    result = {"format": FORMAT, "environment": environment, "rounds": rows, "endurance": endurance}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+def table() -> None:
+    result = json.loads(RESULTS.read_text())
+    rows, endurance = result["rounds"], result["endurance"]
     print("| steps | bare step, ms | bare fit, ms | our fit, ms | ratio | of CPU | of fastest | bound | same bits |")
     print("|" + "---|" * 9)
     for row in rows:
@@ -283,11 +268,31 @@ def write(rows: list[dict[str, Any]], endurance: dict[str, Any] | None) -> None:
         cells += [f"{row[ratio]:.3f}" for ratio in ("ratio", "ratio_cpu", "ratio_fastest")]
         cells += [row["bound"], row["bits_equal"]]
         print(f"| {' | '.join(map(str, cells))} |")
+    print(
+        f"\nA nano encoder with RANDOM WEIGHTS, SYNTHETIC images, {SITES} sites, taps from a cache, 1 thread; "
+        f"medians of {rows[0]['rounds']} rounds that take turns with the bare loop."
+    )
     if endurance:
         print(
-            f"\n{endurance['fits']} fits: resident memory {endurance['rss_growth_mib']:+.1f} MiB, open files "
-            f"{endurance['open_files_growth']:+.0f}, between a fifth of the fits and the end"
+            f"{endurance['fits']} fits: resident memory {endurance['rss_growth_mib']:+.1f} MiB, open files "
+            f"{endurance['open_files_growth']:+.0f}, between a fifth of the fits and the end."
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--rounds", type=int, default=48)
+    runs.add_argument("--fits", type=int, default=1000)
+    runs.add_argument("--profile", action="store_true")
+    commands.add_parser("table")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.rounds, given.fits, given.profile)
+        if given.profile:
+            return
+    table()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One Lightning Trainer for many short fits, and rounds as the steps that its callbacks and loggers see.
 
 A fresh Trainer a fit costs five times more and leaks through reference cycles; raising `max_epochs` instead of
-resetting opens every loader twice from the second fit on and changes the bits. This file alone touches Lightning's
-internals; `tests/test_trainer.py` compares it with a fresh Trainer a fit and must pass on every new Lightning.
+resetting opens every loader twice from the second fit on and changes the bits. This file and `lean_loop.py` alone touch
+Lightning's internals; `tests/test_trainer.py` compares them with a fresh Trainer a fit and must pass on every new one.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class LocalTrainer:
         if trainer.world_size != 1:
             raise ConfigurationError(
                 f"--trainer.devices: a local fit uses one device, not {trainer.world_size}; set --trainer.devices 1"
+            )
+        if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+            raise ConfigurationError(
+                f"--trainer.precision {trainer.precision}: the encoder's answers and the merge are float32; use 32-true, "
+                f"or bf16-mixed or 16-mixed"
             )
         if any(isinstance(callback, Checkpoint) for callback in _callbacks(trainer)):
             raise ConfigurationError(

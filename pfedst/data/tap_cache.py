@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pfedst.data.datasets import Draw, SiteDataset
-from pfedst.data.tap_store import Layout, TapStore
+from pfedst.data.tap_layout import Layout
+from pfedst.data.tap_store import TapStore
 from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
 from pfedst.errors import ConfigurationError, DataError
 

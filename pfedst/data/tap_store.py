@@ -14,7 +14,6 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from pfedst.encoders.spec import EncoderSpec, Need, Taps
-from pfedst.encoders.stored import STORED, StoredTaps, TapDtype, encoded
+from pfedst.data.tap_layout import Layout, size_of
+from pfedst.encoders.spec import Need
+from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
 from pfedst.state import write_json
 
@@ -34,65 +34,6 @@ LINE_LENGTH = 32 + 1 + 8 + 1
 CHECKED_ON_OPENING = 8
 """Rows whose CRC is checked on opening: the last, which a crash of the machine may have left unwritten. If one of
 them is wrong, all rows are checked."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What one row holds. `pooled` is there in every store, in float32: it is small, and class prototypes need it.
-
-    Attributes:
-        kind: `pooled`, `tokens` or `taps`.
-        dtype: of tokens and taps.
-        layers: tensors of tokens in a row: L for taps, 1 for tokens, 0 for pooled.
-        tokens, width, embedding: N, D, E.
-        corrected: whether the taps have a correction (see `Taps`).
-    """
-
-    kind: Need
-    dtype: TapDtype
-    layers: int
-    tokens: int
-    width: int
-    embedding: int
-    corrected: bool
-
-    @classmethod
-    def of(cls, spec: EncoderSpec, kind: Need, dtype: TapDtype, corrected: bool) -> Layout:
-        """The layout for an encoder; the dtype of a store of `pooled` is float32 whatever is asked."""
-        layers = {"pooled": 0, "tokens": 1, "taps": spec.layers}[kind]
-        if kind == "pooled":
-            dtype = "float32"
-        return cls(kind, dtype, layers, spec.tokens, spec.width, spec.embedding, corrected and kind == "taps")
-
-    @property
-    def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each field of a row."""
-        fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"pooled": ((self.embedding,), torch.float32)}
-        if self.layers:
-            fields["values"] = ((self.layers, self.tokens, self.width), STORED[self.dtype])
-        if self.layers and self.dtype == "int8":
-            fields["scales"] = ((self.layers, self.tokens), torch.float32)
-        if self.corrected:
-            fields["correction"] = ((self.width,), torch.float32)
-        return fields
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row, over all fields."""
-        return sum(_size(shape) * dtype.itemsize for shape, dtype in self.fields.values())
-
-    def pack(self, answers: Mapping[Need, Taps]) -> dict[str, Tensor]:
-        """What the encoder says of a batch -> its rows, by field."""
-        rows = {"pooled": answers["pooled"].tensors[0]}
-        if self.kind != "pooled":
-            taps = answers[self.kind]
-            values, scales = encoded(torch.stack(taps.tensors, 1), self.dtype)
-            rows["values"] = values
-            if scales is not None:
-                rows["scales"] = scales
-            if taps.correction is not None:
-                rows["correction"] = taps.correction
-        return {name: rows[name].cpu().contiguous() for name in self.fields}
 
 
 class TapStore:
@@ -187,7 +128,7 @@ class TapStore:
         return list(lines.items())
 
     def _row_sizes(self) -> dict[str, int]:
-        return {name: _size(shape) * dtype.itemsize for name, (shape, dtype) in self.layout.fields.items()}
+        return {name: size_of(shape) * dtype.itemsize for name, (shape, dtype) in self.layout.fields.items()}
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
@@ -199,7 +140,7 @@ class TapStore:
         """A field of all rows, mapped: nothing is read before it is used."""
         if name not in self._mapped:
             shape, dtype = self.layout.fields[name]
-            size = len(self) * _size(shape)
+            size = len(self) * size_of(shape)
             flat = torch.from_file(str(self._file(name)), shared=False, size=size, dtype=dtype)
             self._mapped[name] = flat.view(len(self), *shape)
         return self._mapped[name]
@@ -286,13 +227,6 @@ class TapStore:
 
 def _plain(layout: Layout) -> dict[str, Any]:
     return dict(vars(layout))
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _crc(fields: Sequence[Tensor], key: str) -> int:

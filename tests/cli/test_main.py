@@ -51,6 +51,7 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--coordinator.held_out_sites=[site_a,site_b]"], 2, ["all sites are held out"]),
         (["fit", *SMALL, "--method=PromptFL", "--model.adapter=LinearHead"], 2, ["PromptFL runs on PromptLearner"]),
         (["fit", *SMALL, "--method=FedRep"], 2, ["--trainer.max_epochs 2"]),
+        (["fit", *SMALL, "--trainer.precision=bf16-true"], 2, ["--trainer.precision bf16-true", "bf16-mixed"]),
         (["fit", *SMALL, "--method=PFedMe"], 2, ["PFedMe needs SGD", "--model.optimizer SGD"]),
         (["fit", *SMALL, "--method=FACMIC", "--method.target=held_out_site"], 2, ["--method.target_site None"]),
         (["fit", *SMALL, "--method=FACMIC", "--method.target=held_out_site", "--method.target_site=site_b"], 2, ["held_out_sites [site_b]"]),

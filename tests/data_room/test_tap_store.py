@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedst.data.sources import content_digest
-from pfedst.data.tap_store import CHECKED_ON_OPENING, LINE_LENGTH, Layout, TapStore
+from pfedst.data.tap_layout import Layout
+from pfedst.data.tap_store import CHECKED_ON_OPENING, LINE_LENGTH, TapStore
 from pfedst.encoders import FrozenCLIP
 from pfedst.encoders.stored import STORED, decoded, encoded
 from pfedst.errors import DataError

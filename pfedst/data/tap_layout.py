@@ -1,0 +1,79 @@
+"""What one row of a tap store holds, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfedst.encoders.spec import EncoderSpec, Need, Taps
+from pfedst.encoders.stored import STORED, TapDtype, encoded
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one row holds. `pooled` is there in every store, in float32: it is small, and class prototypes need it.
+
+    Attributes:
+        kind: `pooled`, `tokens` or `taps`.
+        dtype: of tokens and taps.
+        layers: tensors of tokens in a row: L for taps, 1 for tokens, 0 for pooled.
+        tokens, width, embedding: N, D, E.
+        corrected: whether the taps have a correction (see `Taps`).
+    """
+
+    kind: Need
+    dtype: TapDtype
+    layers: int
+    tokens: int
+    width: int
+    embedding: int
+    corrected: bool
+
+    @classmethod
+    def of(cls, spec: EncoderSpec, kind: Need, dtype: TapDtype, corrected: bool) -> Layout:
+        """The layout for an encoder; the dtype of a store of `pooled` is float32 whatever is asked."""
+        layers = {"pooled": 0, "tokens": 1, "taps": spec.layers}[kind]
+        if kind == "pooled":
+            dtype = "float32"
+        return cls(kind, dtype, layers, spec.tokens, spec.width, spec.embedding, corrected and kind == "taps")
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each field of a row."""
+        fields: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"pooled": ((self.embedding,), torch.float32)}
+        if self.layers:
+            fields["values"] = ((self.layers, self.tokens, self.width), STORED[self.dtype])
+        if self.layers and self.dtype == "int8":
+            fields["scales"] = ((self.layers, self.tokens), torch.float32)
+        if self.corrected:
+            fields["correction"] = ((self.width,), torch.float32)
+        return fields
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, over all fields."""
+        return sum(size_of(shape) * dtype.itemsize for shape, dtype in self.fields.values())
+
+    def pack(self, answers: Mapping[Need, Taps]) -> dict[str, Tensor]:
+        """What the encoder says of a batch -> its rows, by field."""
+        rows = {"pooled": answers["pooled"].tensors[0]}
+        if self.kind != "pooled":
+            taps = answers[self.kind]
+            values, scales = encoded(torch.stack(taps.tensors, 1), self.dtype)
+            rows["values"] = values
+            if scales is not None:
+                rows["scales"] = scales
+            if taps.correction is not None:
+                rows["correction"] = taps.correction
+        return {name: rows[name].cpu().contiguous() for name in self.fields}
+
+
+def size_of(shape: Sequence[int]) -> int:
+    """Numbers in a tensor of this shape."""
+    size = 1
+    for length in shape:
+        size *= length
+    return size
