@@ -75,8 +75,8 @@ class LocalTrainer:
             )
         if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
             raise ConfigurationError(
-                f"--trainer.precision {trainer.precision}: the encoder's answers and the merge are float32; use 32-true, "
-                f"or bf16-mixed or 16-mixed"
+                f"--trainer.precision {trainer.precision}: the encoder's answers and the merge are float32; use "
+                f"32-true, or bf16-mixed or 16-mixed"
             )
         if any(isinstance(callback, Checkpoint) for callback in _callbacks(trainer)):
             raise ConfigurationError(
