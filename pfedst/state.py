@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import BoundedSemaphore
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +27,6 @@ from pfedst.payload import State
 
 FORMAT = 1
 SEPARATOR = "|"
-COPIES_IN_MEMORY = 4
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,7 +41,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write readable JSON atomically; NaN has no place in it."""
-    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, _json(content))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
@@ -79,43 +81,34 @@ def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 class RoundSaver:
-    """Saves rounds while the next one trains, so that no fit waits for the disk.
+    """Saves rounds, and lets the next one train while the disk is waited for.
 
-    The parts are copied and written one after another, at most `COPIES_IN_MEMORY` ahead of the disk: the state of many
-    clients is never in memory twice. One round is under way at most: the next `save`, and the end of the block, wait
-    for it, and raise what it raised. A process that is killed loses a round that is not whole, as with `save_round`.
+    Parts are written one after another, so that the state of many clients is never in memory twice. One round is under
+    way at most: the next `save`, and the end of the block, wait for it, and raise what it raised.
+    A process that is killed loses a round that is not whole, as with `save_round`. The thread does nothing but wait:
+    one that computes would take Python's lock from the training in every step.
 
     Args:
-        folder: the run's `state/`; made if absent.
-        keep: number of rounds to keep, >= 1.
+        folder, keep: see `save_round`.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, "save")
-        self._copies = BoundedSemaphore(COPIES_IN_MEMORY)
-        self._saving: list[Future[None]] = []
+        self._saving: Future[Path] | None = None
 
     def save(self, round_number: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Begin to save; `parts` may change afterwards."""
         self.wait()
-        writer = _RoundWriter(self.folder, round_number)
-        self._submit(writer.start)
-        for name, tree in parts.items():
-            self._copies.acquire()
-            self._submit(writer.add, name, flatten(tree)).add_done_callback(lambda _: self._copies.release())
-        self._submit(writer.finish, len(parts), self.keep)
+        final = self.folder / f"round-{round_number:06d}"
+        self._saving = self._thread.submit(_publish, _write_parts(final, round_number, parts), final, self.keep)
 
     def wait(self) -> None:
         """Until the last round is on disk."""
-        saving, self._saving = self._saving, []
-        for part in saving:
-            part.result()
-
-    def _submit(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
-        self._saving.append(self._thread.submit(function, *arguments))
-        return self._saving[-1]
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def __enter__(self) -> RoundSaver:
         return self
@@ -126,39 +119,6 @@ class RoundSaver:
         self._thread.shutdown()
         if kind is None:
             self.wait()
-
-
-class _RoundWriter:
-    """Writes one round; a part that fails leaves the round without its name."""
-
-    def __init__(self, folder: Path, round_number: int) -> None:
-        self.folder = folder
-        self.round_number = round_number
-        self.final = folder / f"round-{round_number:06d}"
-        self.temporary = folder / f".{self.final.name}.{os.getpid()}.part"
-        self.files: dict[str, dict[str, str]] = {}
-
-    def start(self) -> None:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self.temporary.mkdir(parents=True)
-
-    def add(self, name: str, state: State) -> None:
-        content = save(state)
-        file = "server.safetensors" if name == "server" else f"client-{len(self.files)}.safetensors"
-        write_atomically(self.temporary / file, content)
-        self.files[name] = {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
-
-    def finish(self, parts: int, keep: int) -> None:
-        if len(self.files) < parts:
-            return
-        manifest = {"format": FORMAT, "round": self.round_number, "parts": self.files}
-        write_json(self.temporary / "manifest.json", manifest)
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        self.temporary.replace(self.final)
-        _sync_folder(self.folder)
-        for old in sorted(self.folder.glob("round-*"))[:-keep]:
-            shutil.rmtree(old)
 
 
 def save_round(folder: Path, round_number: int, parts: Mapping[str, Mapping[str, Any]], keep: int) -> Path:
@@ -173,9 +133,37 @@ def save_round(folder: Path, round_number: int, parts: Mapping[str, Mapping[str,
     Returns:
         The folder of this round.
     """
-    with RoundSaver(folder, keep) as saver:
-        saver.save(round_number, parts)
-    return folder / f"round-{round_number:06d}"
+    final = folder / f"round-{round_number:06d}"
+    return _publish(_write_parts(final, round_number, parts), final, keep)
+
+
+def _write_parts(final: Path, round_number: int, parts: Mapping[str, Mapping[str, Any]]) -> Path:
+    """All files of a round, not yet synced, in a folder beside its place."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files: dict[str, dict[str, str]] = {}
+    for index, (name, tree) in enumerate(parts.items()):
+        content = save(flatten(tree))
+        file = "server.safetensors" if name == "server" else f"client-{index}.safetensors"
+        (temporary / file).write_bytes(content)
+        files[name] = {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
+    (temporary / "manifest.json").write_bytes(_json({"format": FORMAT, "round": round_number, "parts": files}))
+    return temporary
+
+
+def _publish(temporary: Path, final: Path, keep: int) -> Path:
+    """Sync the files, then give the folder its name."""
+    for path in temporary.iterdir():
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.replace(final)
+    _sync_folder(final.parent)
+    for old in sorted(final.parent.glob("round-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
 
 
 def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:

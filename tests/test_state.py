@@ -101,24 +101,33 @@ def test_a_saver_saves_what_the_state_was(tmp_path) -> None:
     assert load_last_round(tmp_path)[1]["server"]["w"].tolist() == [3, 3, 3]
 
 
-def saving_into_a_file(folder, rounds, error=None) -> None:
-    (folder / "file").write_text("")
-    with RoundSaver(folder / "file", keep=1) as saver:
+@pytest.fixture
+def broken_disk(monkeypatch) -> None:
+    def refuse(_) -> None:
+        raise OSError("broken disk")
+
+    monkeypatch.setattr("pfedst.state._sync_folder", refuse)
+
+
+def save_rounds(folder, rounds, error=None) -> None:
+    with RoundSaver(folder, keep=1) as saver:
         for round_number in range(rounds):
             saver.save(round_number, PARTS)
         if error is not None:
             raise error
 
 
+@pytest.mark.usefixtures("broken_disk")
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_what_failed_while_saving_is_raised_at_the_end_or_the_next_round(tmp_path, rounds) -> None:
-    with pytest.raises(OSError, match="file"):
-        saving_into_a_file(tmp_path, rounds)
+    with pytest.raises(OSError, match="broken disk"):
+        save_rounds(tmp_path, rounds)
 
 
+@pytest.mark.usefixtures("broken_disk")
 def test_another_error_is_not_hidden_by_one_of_saving(tmp_path) -> None:
     with pytest.raises(KeyError):
-        saving_into_a_file(tmp_path, 1, KeyError())
+        save_rounds(tmp_path, 1, KeyError())
 
 
 SAVING = """
