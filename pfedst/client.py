@@ -186,8 +186,10 @@ class FederatedClient(LightningModule):
         Raises:
             StateError: keys, shapes or dtypes differ from what is declared shared, or a number is not finite.
         """
-        check_tensors(state, self.shared_tensors(), f"the shared state for client {self.name}")
-        self.adapter.load_state_dict(state, strict=False)
+        own = self.shared_tensors()
+        check_tensors(state, own, f"the shared state for client {self.name}")
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
 
     def own_keys(self) -> list[str]:
         """Keys of all that is not frozen, private modules of the method included."""
