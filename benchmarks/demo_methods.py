@@ -10,17 +10,15 @@ import argparse
 import contextlib
 import io
 import json
-import platform
 import statistics
 import tempfile
 from pathlib import Path
 
-import torch
+from environment import environment
 from rich.console import Console
 from rich.table import Table
 
 from pfedst.cli import main as pfedst
-from pfedst.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
@@ -66,10 +64,9 @@ def main() -> None:
     console.print(table)
     protocol = list(rows.values())[-1][0]["protocol"]
     console.print(f"{protocol['encoder']}; {protocol['data']}; {protocol['rounds']} rounds; {protocol['when']}")
-    environment = {"python": platform.python_version(), "torch": torch.__version__, "pfedst": __version__}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(
-        json.dumps({"protocol_of_last_row": protocol, "environment": environment, "rows": results}, indent=2) + "\n"
+        json.dumps({"protocol_of_last_row": protocol, "environment": environment(), "rows": results}, indent=2) + "\n"
     )
 
 

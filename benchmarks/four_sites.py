@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from environment import environment
 
 from pfedst.cli import main as pfedst
-from pfedst.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/four_sites"
@@ -70,14 +68,8 @@ def one_run(options: list[str], root: Path, weights: Path) -> dict[str, Any]:
             raise SystemExit(f"{options} failed")
         summary = json.loads((Path(runs) / "run" / "summary.json").read_text())
         lines = (Path(runs) / "run" / "rounds.jsonl").read_text().splitlines()
-    environment = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pfedst": __version__,
-        "threads": torch.get_num_threads(),
-    }
     curve = balanced_accuracy_by_seconds([json.loads(line) for line in lines])
-    return {"environment": environment, "options": options, **summary, "curve": curve}
+    return {"environment": environment(), "options": options, **summary, "curve": curve}
 
 
 def balanced_accuracy_by_seconds(records: list[dict[str, Any]]) -> list[dict[str, float]]:

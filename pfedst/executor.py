@@ -105,34 +105,34 @@ class ProcessExecutor(Executor):
 
     def __enter__(self) -> ProcessExecutor:
         """Start the workers; their imports take some seconds."""
-        self.work.federation.encoder.to("cpu")
-        context = multiprocessing.get_context("spawn")
         try:
-            for index in range(self.workers):
-                own_end, other_end = context.Pipe()
-                process = context.Process(target=serve, args=(other_end, self.work, self.threads), daemon=False)
-                with visible_gpu(index):
-                    process.start()
-                other_end.close()
-                self._all.append(_Worker(index, process, own_end))
-            for worker in self._all:
-                self._receive(worker, None)
-        except PfedstError:
+            self._start()
+        except BaseException as error:
             self._stop()
-            raise
-        except Exception as error:  # what cannot be pickled says so in many ways
-            self._stop()
+            if isinstance(error, PfedstError) or not isinstance(error, Exception):
+                raise
+            # what cannot be sent says so in many ways
             raise ConfigurationError(
                 f"--coordinator.executor processes: this run cannot be sent to another process ({error}). Methods, "
                 f"adapters and data must be classes of a module, a script must start under if __name__ == "
                 f'"__main__", and shared memory (/dev/shm) must hold the encoder; or use --coordinator.executor '
                 f"sequential"
             ) from error
-        except BaseException:
-            self._stop()
-            raise
-        self._idle = list(self._all)
         return self
+
+    def _start(self) -> None:
+        self.work.federation.encoder.to("cpu")
+        context = multiprocessing.get_context("spawn")
+        for index in range(self.workers):
+            own_end, other_end = context.Pipe()
+            process = context.Process(target=serve, args=(other_end, self.work, self.threads), daemon=False)
+            with visible_gpu(index):
+                process.start()
+            other_end.close()
+            self._all.append(_Worker(index, process, own_end))
+        for worker in self._all:
+            self._receive(worker, None)
+        self._idle = list(self._all)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

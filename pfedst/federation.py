@@ -181,24 +181,24 @@ class Federation:
         """A client's message after its fit, checked and copied.
 
         Raises:
+            StateError: see `outgoing`.
+        """
+        return copy_payload(self.outgoing(name))
+
+    def outgoing(self, name: str) -> Payload:
+        """A client's message after its fit, checked; it may hold the client's own tensors until the merge.
+
+        Raises:
             StateError: something that is not declared shared is about to leave the client, or numbers are not finite.
         """
-        return copy_payload(self._upload(name))
-
-    def uploads(self) -> Uploads:
-        """The messages of one merge, none yet: they are copied when the merge reads them."""
-        return Uploads(self._upload)
-
-    def _upload(self, name: str) -> Payload:
         client = self.trainees[name].move_to("cpu")
         payload = self.method.upload(client)
         self._check(payload, client, f"the message from client {name}")
         return payload
 
-    def merge(self, uploads: Mapping[str, Payload]) -> None:
+    def merge(self, messages: Mapping[str, Payload]) -> None:
         """Join the messages of the clients that reported, in the order of their names."""
-        if not isinstance(uploads, Uploads):
-            uploads = {name: uploads[name] for name in sorted(uploads)}
+        uploads = Uploads(messages)
         self.method.merge(self.server, uploads, {name: self.weights[name] for name in uploads})
         self._current.clear()
         self._copies.clear()

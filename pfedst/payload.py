@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -33,33 +33,31 @@ def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payloa
 
 
 class Uploads(Mapping[str, Payload]):
-    """The messages of the clients that reported, by name. Each is copied when it is read, and not kept here.
+    """The messages of the clients that reported, by name and in the order of names, in which merges sum.
 
-    Clients do not train between their message and the merge, so that their own tensors may stand for it until then:
-    the messages of many clients are never in memory together.
+    Each is copied when it is read, and the copy is not kept: a message may hold its client's own tensors, and the
+    messages of many clients are never in memory together.
 
     Args:
-        take: a client's name -> its message, checked, perhaps of the client's own tensors.
+        messages: by client name; their clients must not train before the merge.
     """
 
-    def __init__(self, take: Callable[[str], Payload]) -> None:
-        self._take = take
-        self._messages: dict[str, Payload] = {}
-
-    def add(self, name: str) -> int:
-        """Have a client give its message; its bytes."""
-        self._messages[name] = self._take(name)
-        return payload_bytes(self._messages[name])
+    def __init__(self, messages: Mapping[str, Payload]) -> None:
+        self._messages = messages
 
     def __getitem__(self, name: str) -> Payload:
         return copy_payload(self._messages[name])
 
     def __iter__(self) -> Iterator[str]:
-        """In the order of names, in which merges sum."""
         return iter(sorted(self._messages))
 
     def __len__(self) -> int:
         return len(self._messages)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a tensor on the CPU, not copied if it is contiguous."""
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None:

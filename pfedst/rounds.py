@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pfedst import work
 from pfedst.data import FederatedDataModule, Split
 from pfedst.evaluation import Metrics
 from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.federation import Federation
+from pfedst.payload import Payload, payload_bytes
 from pfedst.reporting import RunFolder, RunSummary
 from pfedst.state import RoundSaver
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
-from pfedst.work import Fit
+from pfedst.work import ClientWork, Evaluate, Fit
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 MODELS = ("personal", "generic")
@@ -56,7 +56,7 @@ class RoundLoop:
         self.data = data
         self.local = local
         self.executor = make_executor(
-            options.executor, work.ClientWork(federation, data, local), options.threads, options.workers
+            options.executor, ClientWork(federation, data, local), options.threads, options.workers
         )
         self.hooks = hooks
         self.run_folder = run
@@ -112,11 +112,12 @@ class RoundLoop:
         evaluate = EVALUATED if self._is_evaluated(round_number) else ()
         for group in groups:
             received_bytes = {name: self.federation.deliver(name) for name in group}
-            uploads = self.federation.uploads()
+            messages: dict[str, Payload] = {}
             for name, record in self._fit(group, round_number, f"round {round_number}/{self.rounds}", evaluate):
-                sent = {"download_bytes": received_bytes[name], "upload_bytes": uploads.add(name)}
+                messages[name] = self.federation.outgoing(name)
+                sent = {"download_bytes": received_bytes[name], "upload_bytes": payload_bytes(messages[name])}
                 records[name] = record | sent
-            self.federation.merge(uploads)
+            self.federation.merge(messages)
         return {name: records[name] for name in names}
 
     def _fit(
@@ -189,7 +190,7 @@ def evaluate_received(federation: Federation, executor: Executor, splits: tuple[
     """Send every client the server's state, then evaluate its personal and the generic model."""
     for name in federation.clients:
         federation.deliver(name)
-    tasks = [work.Evaluation(name, splits) for name in federation.clients]
+    tasks = [Evaluate(name, splits) for name in federation.clients]
     found = {task.name: result for task, result in executor.run(tasks, started=lambda task: None)}
     return {
         split: {model: {name: found[name][split][model] for name in federation.clients} for model in MODELS}

@@ -85,21 +85,27 @@ class RoundSaver:
 
     Parts are written one after another, so that the state of many clients is never in memory twice. One round is under
     way at most: the next `save`, and the end of the block, wait for it, and raise what it raised.
-    A process that is killed loses a round that is not whole, as with `save_round`. The thread does nothing but wait:
-    one that computes would take Python's lock from the training in every step.
+    A process that is killed loses a round that is not whole. The thread does nothing but wait: one that computes would
+    take Python's lock from the training in every step.
 
     Args:
-        folder, keep: see `save_round`.
+        folder: the run's `state/`; made if absent.
+        keep: number of rounds to keep, >= 1; older ones are dropped.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
         self._thread = ThreadPoolExecutor(1, "save")
-        self._saving: Future[Path] | None = None
+        self._saving: Future[None] | None = None
 
     def save(self, round_number: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Begin to save; `parts` may change afterwards."""
+        """Begin to save the state after a round; `parts` may change afterwards.
+
+        Args:
+            round_number: rounds that are done.
+            parts: `server` and one entry a client: nested dicts of tensors.
+        """
         self.wait()
         final = self.folder / f"round-{round_number:06d}"
         self._saving = self._thread.submit(_publish, _write_parts(final, round_number, parts), final, self.keep)
@@ -121,22 +127,6 @@ class RoundSaver:
             self.wait()
 
 
-def save_round(folder: Path, round_number: int, parts: Mapping[str, Mapping[str, Any]], keep: int) -> Path:
-    """Save the state after a round and drop all but the last `keep` of them.
-
-    Args:
-        folder: the run's `state/`; made if absent.
-        round_number: rounds that are done.
-        parts: `server` and one entry a client: nested dicts of tensors.
-        keep: number of rounds to keep, >= 1.
-
-    Returns:
-        The folder of this round.
-    """
-    final = folder / f"round-{round_number:06d}"
-    return _publish(_write_parts(final, round_number, parts), final, keep)
-
-
 def _write_parts(final: Path, round_number: int, parts: Mapping[str, Mapping[str, Any]]) -> Path:
     """All files of a round, not yet synced, in a folder beside its place."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
@@ -152,7 +142,7 @@ def _write_parts(final: Path, round_number: int, parts: Mapping[str, Mapping[str
     return temporary
 
 
-def _publish(temporary: Path, final: Path, keep: int) -> Path:
+def _publish(temporary: Path, final: Path, keep: int) -> None:
     """Sync the files, then give the folder its name."""
     for path in temporary.iterdir():
         with path.open("r+b") as file:
@@ -163,11 +153,10 @@ def _publish(temporary: Path, final: Path, keep: int) -> Path:
     _sync_folder(final.parent)
     for old in sorted(final.parent.glob("round-*"))[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The newest saved round: its number, and what `save_round` was given as `parts`.
+    """The newest saved round: its number, and what `RoundSaver.save` was given as `parts`.
 
     Raises:
         StateError: nothing saved, or a file that is missing, damaged or of another format.

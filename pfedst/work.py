@@ -40,7 +40,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluate:
     """An evaluation of a client's personal and the generic model, as they are.
 
     Attributes:
@@ -52,7 +52,7 @@ class Evaluation:
     splits: tuple[Split, ...]
 
 
-Task = Fit | Evaluation
+Task = Fit | Evaluate
 
 
 class ClientWork:
@@ -98,7 +98,7 @@ class ClientWork:
             record["trained"] = {split: self._metrics(task.name, models, split) for split in task.evaluate}
         return record
 
-    def _evaluate(self, task: Evaluation) -> dict[str, Any]:
+    def _evaluate(self, task: Evaluate) -> dict[str, Any]:
         models = {"personal": self.federation.clients[task.name]}
         if self.federation.personalises:
             models["generic"] = self.federation.generic

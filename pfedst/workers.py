@@ -17,6 +17,7 @@ from torch import Tensor
 from pfedst.client import FederatedClient
 from pfedst.errors import PfedstError
 from pfedst.federation import Federation
+from pfedst.payload import raw_bytes
 from pfedst.work import ClientWork, Fit, Task
 
 
@@ -38,8 +39,8 @@ class _Bytes(NamedTuple):
 def packed(value: Any) -> Any:
     """Nested dicts, lists and tuples with their tensors by value."""
     if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        return _Bytes(plain.flatten().view(torch.uint8).numpy().tobytes(), plain.dtype, tuple(plain.shape))
+        plain = value.detach().cpu()
+        return _Bytes(bytes(raw_bytes(plain)), plain.dtype, tuple(plain.shape))
     if isinstance(value, dict):
         return {key: packed(part) for key, part in value.items()}
     if type(value) in (list, tuple):
@@ -64,7 +65,7 @@ def _state(client: FederatedClient) -> dict[str, Any]:
     """All of a client that a task may change."""
     client.move_to("cpu")
     return {
-        "own": client.own_state(),
+        "own": client.own_tensors(),
         "memo": client.memo,
         "optimizer_state": client.optimizer_state,
         "round": client.round,
@@ -83,8 +84,7 @@ def state_for(federation: Federation, task: Task) -> list[dict[str, Any]]:
 def load(client: FederatedClient, sent: dict[str, Any]) -> None:
     """Put a client in the state that the other side sent."""
     state = unpacked(sent)
-    client.move_to("cpu").load_own_state(state["own"])
-    state.pop("own")
+    client.move_to("cpu").load_own_state(state.pop("own"))
     for name, value in state.items():
         setattr(client, name, value)
     client.derived.clear()

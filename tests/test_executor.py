@@ -22,7 +22,7 @@ from pfedst.registry import registered_methods
 from pfedst.side_tuning import PFedST
 from pfedst.testing import small
 from pfedst.trainer import LocalTrainer
-from pfedst.work import ClientWork, Evaluation, Fit, longest_first
+from pfedst.work import ClientWork, Evaluate, Fit, longest_first
 from pfedst.workers import answer, load, packed, state_for, unpacked
 
 SPLITS = ("validation", "test")
@@ -98,7 +98,7 @@ def test_an_evaluation_elsewhere_is_the_evaluation_here() -> None:
     elsewhere = ClientWork(copy.deepcopy(here.federation), here.data, here.local)
     for parameter in (*here.federation.clients["site_a"].parameters(), *here.federation.generic.parameters()):
         torch.nn.init.normal_(parameter, std=0.1)
-    task = Evaluation("site_a", SPLITS)
+    task = Evaluate("site_a", SPLITS)
     result, state = answer(elsewhere, task, state_for(here.federation, task))
     assert state is None
     assert result == here.do(task)
@@ -215,7 +215,7 @@ def test_a_task_runs_on_its_threads_and_leaves_them_as_they_were(monkeypatch) ->
 
 
 def test_the_client_with_most_images_goes_first() -> None:
-    tasks = [Evaluation(name, SPLITS) for name in "abc"]
+    tasks = [Evaluate(name, SPLITS) for name in "abc"]
     assert [task.name for task in longest_first(tasks, {"a": 2, "b": 9, "c": 5})] == ["b", "c", "a"]
 
 

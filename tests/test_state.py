@@ -11,12 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedst.errors import StateError
-from pfedst.state import RoundSaver, flatten, load_last_round, save_round, unflatten
+from pfedst.state import RoundSaver, flatten, load_last_round, unflatten
 
 PARTS = {
     "server": {"method": {"net": {"side.up.weight": torch.arange(6.0).reshape(2, 3)}}},
     "client site a": {"model": {"n": torch.tensor(3)}, "memo": {"h": {"w": torch.ones(2).bfloat16()}}},
 }
+
+
+def save_round(folder, round_number, parts, keep):
+    with RoundSaver(folder, keep) as saver:
+        saver.save(round_number, parts)
+    return folder / f"round-{round_number:06d}"
 
 
 def equal(one, other) -> bool:

@@ -212,11 +212,11 @@ class FederatedDataModule(LightningDataModule):
 
     def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
         """For each image: as it is, and for training the augmented views."""
-        dataset, views = self._datasets[site, split], self.views if split == "train" else 0
+        dataset = self._datasets[site, split]
         found = []
         for index in range(len(dataset)):
             digest = dataset.source.digest(index)
-            names = ["plain", *(f"{self.augmentation} {view}" for view in range(views))]
+            names = ["plain", *(f"{self.augmentation} {view}" for view in range(dataset.views))]
             keys = [content_digest(f"{digest} {name}".encode()) for name in names]
             # a view is told by its number: it is the remainder of the seed of a draw
             found.append([Wanted(key, dataset, Draw(index, i - 1) if i else index) for i, key in enumerate(keys)])

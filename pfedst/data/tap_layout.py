@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,14 @@ class Layout:
         return fields
 
     @property
+    def field_bytes(self) -> dict[str, int]:
+        """Bytes of each field of a row."""
+        return {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in self.fields.items()}
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row, over all fields."""
-        return sum(size_of(shape) * dtype.itemsize for shape, dtype in self.fields.values())
+        return sum(self.field_bytes.values())
 
     def pack(self, answers: Mapping[Need, Taps]) -> dict[str, Tensor]:
         """What the encoder says of a batch -> its rows, by field."""
@@ -69,11 +75,3 @@ class Layout:
             if taps.correction is not None:
                 rows["correction"] = taps.correction
         return {name: rows[name].cpu().contiguous() for name in self.fields}
-
-
-def size_of(shape: Sequence[int]) -> int:
-    """Numbers in a tensor of this shape."""
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -9,6 +9,7 @@ a file that was cut loses the rows behind the cut and no others.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import zlib
@@ -21,10 +22,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from pfedst.data.tap_layout import Layout, size_of
+from pfedst.data.tap_layout import Layout
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
+from pfedst.payload import raw_bytes
 from pfedst.state import write_json
 
 FORMAT = 1
@@ -54,9 +56,8 @@ class TapStore:
     def __init__(self, folder: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self.layout = layout
-        self.manifest = {"format": FORMAT, "layout": _plain(layout), "identity": dict(identity)}
+        self.manifest = {"format": FORMAT, "layout": dict(vars(layout)), "identity": dict(identity)}
         self.row_of: dict[str, int] = {}
-        self._keys: list[str] = []
         self._crc: list[int] = []
         self._mapped: dict[str, Tensor] = {}
         self.refresh()
@@ -78,11 +79,10 @@ class TapStore:
 
     def refresh(self) -> None:
         """Read the index again, after another process has written."""
-        self._mapped = {}
         lines = self._lines() if self._is_mine() else []
-        whole = min((self._file_size(name) // size for name, size in self._row_sizes().items()), default=0)
+        whole = min(self._file_size(name) // size for name, size in self.layout.field_bytes.items())
         self._take(lines[:whole])
-        if any(self._crc_of(row) != self._crc[row] for row in range(len(self))[-CHECKED_ON_OPENING:]):
+        if self._damaged_from(len(self) - CHECKED_ON_OPENING):
             self._take(lines[: self.damaged()[0]])
 
     def read(self, rows: Tensor, need: Need) -> StoredTaps:
@@ -100,11 +100,14 @@ class TapStore:
 
     def damaged(self) -> list[int]:
         """Rows whose bytes are not those that were written; reads the whole store."""
-        return [row for row, crc in enumerate(self._crc) if self._crc_of(row) != crc]
+        return self._damaged_from(0)
+
+    def _damaged_from(self, first: int) -> list[int]:
+        lines = enumerate(zip(self.row_of, self._crc, strict=True))
+        return [row for row, (key, crc) in lines if row >= first and self._crc_of(row, key) != crc]
 
     def _take(self, lines: Sequence[tuple[str, int]]) -> None:
         self.row_of = {key: row for row, (key, _) in enumerate(lines)}
-        self._keys = [key for key, _ in lines]
         self._crc = [crc for _, crc in lines]
         self._mapped = {}
 
@@ -127,9 +130,6 @@ class TapStore:
             lines[line[1].decode()] = int(line[2], 16)
         return list(lines.items())
 
-    def _row_sizes(self) -> dict[str, int]:
-        return {name: size_of(shape) * dtype.itemsize for name, (shape, dtype) in self.layout.fields.items()}
-
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
@@ -140,13 +140,13 @@ class TapStore:
         """A field of all rows, mapped: nothing is read before it is used."""
         if name not in self._mapped:
             shape, dtype = self.layout.fields[name]
-            size = len(self) * size_of(shape)
+            size = len(self) * math.prod(shape)
             flat = torch.from_file(str(self._file(name)), shared=False, size=size, dtype=dtype)
             self._mapped[name] = flat.view(len(self), *shape)
         return self._mapped[name]
 
-    def _crc_of(self, row: int) -> int:
-        return _crc([self._field(name)[row] for name in self.layout.fields], self._keys[row])
+    def _crc_of(self, row: int, key: str) -> int:
+        return _crc([self._field(name)[row] for name in self.layout.fields], key)
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -195,12 +195,13 @@ class TapStore:
                 )
         with self._explained():
             for name, field in rows.items():
-                _append(self._file(name), _bytes(field))
+                _append(self._file(name), raw_bytes(field))
             checks = [_crc([rows[name][i] for name in self.layout.fields], key) for i, key in enumerate(keys)]
             text = "".join(f"{key} {crc:08x}\n" for key, crc in zip(keys, checks, strict=True))
             _append(self.folder / "index.txt", text.encode("ascii"))
-        lines = zip([*self._keys, *keys], [*self._crc, *checks], strict=True)
-        self._take(list(lines))
+        self.row_of |= {key: len(self) + index for index, key in enumerate(keys)}
+        self._crc += checks
+        self._mapped = {}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -220,25 +221,16 @@ class TapStore:
                 path.unlink(missing_ok=True)
             self._take([])
             write_json(self.folder / "manifest.json", self.manifest)
-        for name, size in self._row_sizes().items():
+        for name, size in self.layout.field_bytes.items():
             _cut(self._file(name), len(self) * size)
         _cut(self.folder / "index.txt", len(self) * LINE_LENGTH)
-
-
-def _plain(layout: Layout) -> dict[str, Any]:
-    return dict(vars(layout))
 
 
 def _crc(fields: Sequence[Tensor], key: str) -> int:
     crc = 0
     for field in fields:
-        crc = zlib.crc32(_bytes(field), crc)
+        crc = zlib.crc32(raw_bytes(field), crc)
     return zlib.crc32(key.encode("ascii"), crc)
-
-
-def _bytes(field: Tensor) -> memoryview:
-    """The memory of a tensor, not copied if it is contiguous."""
-    return field.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _append(path: Path, content: bytes | memoryview) -> None:
