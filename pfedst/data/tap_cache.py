@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -99,7 +100,7 @@ class TapCache:
     """
 
     def __init__(self, options: CacheOptions, encoder: Encoder, need: Need) -> None:
-        if options.kind not in ("none", "auto") and options.kind not in SERVES[need]:
+        if options.kind != "auto" and options.kind not in SERVES[need]:
             fitting = " or ".join((*SERVES[need], "auto", "none"))
             raise ConfigurationError(
                 f"--data.cache {options.kind}: this adapter needs {need} of the encoder; use {fitting}"
@@ -107,8 +108,13 @@ class TapCache:
         self.options = options
         self.encoder = encoder
         self.need = need
-        preprocessing = dict(json.loads(json.dumps(asdict(encoder.preprocessing))))  # lists, as a manifest gives them
-        self.identity: dict[str, dict[str, Any]] = {"encoder": encoder.identity, "preprocessing": preprocessing}
+
+    @cached_property
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What tells the stores of one encoder from those of another; it reads all weights, hence only when asked."""
+        # lists, as a manifest gives them
+        preprocessing = dict(json.loads(json.dumps(asdict(self.encoder.preprocessing))))
+        return {"encoder": self.encoder.identity, "preprocessing": preprocessing}
 
     def store(self, kind: Need, dtype: TapDtype | None = None) -> TapStore:
         """The store of a kind; the same folder for whoever has the same encoder, preprocessing, kind and dtype."""
