@@ -14,13 +14,14 @@ usage: pfedst COMMAND [OPTIONS]
   fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME]
   validate  a finished run on validation    pfedst validate --config RUN/config.yaml --ckpt_path RUN
   test      a finished run on test          pfedst test --config RUN/config.yaml --ckpt_path RUN
+  data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     the encoder's answers on disk   pfedst cache build --config FILE | info | clear
   methods   the methods that are installed
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages.
 """
-COMMANDS = ("fit", "validate", "test", "cache", "methods")
+COMMANDS = ("fit", "validate", "test", "data", "cache", "methods")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.methods import list_methods
 
             return list_methods(given[1:])
+        if command == "data":
+            from pfedst.cli.data import run_data
+
+            return run_data(given[1:])
         if command == "cache":
             from pfedst.cli.cache import run_cache
 

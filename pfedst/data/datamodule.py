@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pfedst.data.audit import AuditReport, audit, scan
 from pfedst.data.datasets import (
     Augmentation,
     Draw,
@@ -22,39 +22,15 @@ from pfedst.data.datasets import (
     evaluation_transform,
     training_transform,
 )
-from pfedst.data.sources import FileSource, ImageSource, Record, Subset, content_digest, verify
-from pfedst.data.splitting import split_validation
+from pfedst.data.sites import Sites, Split
+from pfedst.data.sources import content_digest
 from pfedst.data.tap_cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted, default_folder
 from pfedst.data.tap_store import TapStore
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.seeds import derive_seed, generator
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images of one site and split, before any transform."""
-
-    source: ImageSource
-    labels: Sequence[int]
-    groups: Sequence[str | None] = field(default=())
-
-    @classmethod
-    def from_records(cls, records: Sequence[Record]) -> LabelledImages:
-        """From files, ordered by path, so that the order of rows in a manifest changes nothing."""
-        ordered = sorted(records, key=lambda record: str(record.path))
-        return cls(FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered])
-
-
-@dataclass(frozen=True)
-class Sites:
-    """What a subclass reads: class names, and for every site its splits (validation only if it is given)."""
-
-    class_names: Sequence[str]
-    splits: dict[str, dict[Split, LabelledImages]]
+AuditLevel = Literal["off", "warn", "strict"]
 
 
 class FederatedDataModule(LightningDataModule):
@@ -65,6 +41,8 @@ class FederatedDataModule(LightningDataModule):
         class_names: after `prepare`.
         sites: names, after `prepare`.
         cache: what is said of the cache.
+        report: what the audit found, after `prepare`; None with audit `off`.
+        ordinal: as given.
         store: the cache that serves, after `cache_taps`; None without.
 
     Args:
@@ -77,6 +55,10 @@ class FederatedDataModule(LightningDataModule):
             new ones, which no cache can hold.
         num_workers: processes that load images; the bits do not depend on it.
         verify_images: decode every image before training, so that a damaged one is told at once.
+        audit: look for leaks between splits, absent classes, duplicates and the like before training: `warn` tells a
+            headline, `strict` refuses to train on an error, `off` does not look. Duplicates are looked for only with
+            verify_images.
+        ordinal: the classes are grades in their order, so that the quadratic weighted kappa has a meaning.
         cache: what to keep on disk of the encoder's answers, so that no image passes it twice: `pooled`, `tokens`
             or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
         cache_dtype: of a cached number. float32 gives the bits of a run without cache; bfloat16 and float16 take half
@@ -102,6 +84,8 @@ class FederatedDataModule(LightningDataModule):
         views: int = 0,
         num_workers: int = 0,
         verify_images: bool = True,
+        audit: AuditLevel = "warn",
+        ordinal: bool = False,
         cache: CacheKind = "none",
         cache_dtype: TapDtype = "float32",
         cache_folder: Path | str | None = None,
@@ -123,6 +107,9 @@ class FederatedDataModule(LightningDataModule):
         self.augmentation: Augmentation = augmentation
         self.num_workers = num_workers
         self.verify_images = verify_images
+        self.audit: AuditLevel = audit
+        self.report: AuditReport | None = None
+        self.ordinal = ordinal
         self.views = views
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
         self._preprocessing: Preprocessing | None = None
@@ -154,27 +141,38 @@ class FederatedDataModule(LightningDataModule):
         if self._datasets:
             return
         self._preprocessing = preprocessing
-        found = self.read()
+        found = self.found()
+        seen = scan(found, self.audit != "off") if self.verify_images else None
+        if seen is not None:
+            seen.refuse_unreadable()
+        if self.audit != "off":
+            self.report = audit(found, self.label, seen)
+            if self.audit == "strict":
+                self.report.refuse_errors()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
-        splits = {site: self._checked(site, parts) for site, parts in found.splits.items()}
-        files = [
-            path
-            for parts in splits.values()
-            for part in parts.values()
-            if isinstance(part.source, FileSource)
-            for path in part.source.paths
-        ]
-        if self.verify_images and files:
-            verify(files)
         plain = evaluation_transform(preprocessing)
         augmented = training_transform(preprocessing, self.augmentation)
-        for site, parts in splits.items():
-            for split, part in self._with_validation(site, parts).items():
-                if split == "train":
-                    dataset = SiteDataset(part.source, part.labels, plain, augmented, self.views)
-                else:
-                    dataset = SiteDataset(part.source, part.labels, plain, plain)
-                self._datasets[site, split] = dataset
+        for site, split, part in found.parts():
+            train = split == "train"
+            self._datasets[site, split] = SiteDataset(
+                part.source, part.labels, plain, augmented if train else plain, self.views if train else 0
+            )
+
+    def found(self, files: bool = True) -> Sites:
+        """What `read` gives, checked, with validation cut from train.
+
+        Args:
+            files: whether every file must be there; without, the tables alone are read.
+
+        Raises:
+            DataError: naming the site, row or file.
+        """
+        found = self.read()
+        found.check_labels()
+        if files:
+            found.check_files()
+            found = found.with_patients()
+        return found.with_validation(self.validation_fraction, self.split_seed)
 
     def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> None:
         """Have what an adapter needs of every image at hand, as `cache` says; loaders then give it for the images.
@@ -277,34 +275,6 @@ class FederatedDataModule(LightningDataModule):
     def evaluation_loader(self, site: str, split: Split, need: Need | None = None) -> DataLoader[Any]:
         """Batches in fixed order, never augmented; of a cache what the adapter needs, or else `need`."""
         return self._loader(self._dataset([site], split, need), self.evaluation_batch_size, generator=generator(0))
-
-    def _checked(self, site: str, parts: dict[Split, LabelledImages]) -> dict[Split, LabelledImages]:
-        needed: tuple[Split, ...] = ("train", "test")
-        for split in needed:
-            if split not in parts or not len(parts[split].labels):
-                have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels)) or "nothing"
-                raise DataError(f'site "{site}" has no {split} image (it has: {have}); add some, or leave the site out')
-        for split, part in parts.items():
-            for index, label in enumerate(part.labels):
-                if not 0 <= label < len(self.class_names):
-                    raise DataError(
-                        f'site "{site}", {split} image {index}: label {label} is out of range 0 to '
-                        f"{len(self.class_names) - 1}"
-                    )
-        return parts
-
-    def _with_validation(self, site: str, parts: dict[Split, LabelledImages]) -> dict[Split, LabelledImages]:
-        if "validation" in parts:
-            return parts
-        train = parts["train"]
-        groups = train.groups or [None] * len(train.labels)
-        seed = derive_seed(self.split_seed, "validation", site)
-        kept, cut = split_validation(train.labels, groups, self.validation_fraction, seed)
-
-        def part(indices: Sequence[int]) -> LabelledImages:
-            return LabelledImages(Subset(train.source, indices), [train.labels[index] for index in indices])
-
-        return parts | {"train": part(kept), "validation": part(cut)}
 
 
 T = TypeVar("T")

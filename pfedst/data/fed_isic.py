@@ -5,15 +5,19 @@ Source: du Terrail et al., FLamby, NeurIPS Datasets and Benchmarks 2022; ISIC 20
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pfedst.data.datamodule import FederatedDataModule, LabelledImages, Sites, Split
+from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.folder import existing_folder
 from pfedst.data.manifest import read_table
-from pfedst.data.sources import LISTED, Record
-from pfedst.errors import DataError
+from pfedst.data.sites import LabelledImages, Sites, Split
+from pfedst.data.sources import Record
+from pfedst.data.splitting import split_groups
+from pfedst.errors import ConfigurationError, DataError
+from pfedst.seeds import derive_seed
 
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 SITE_NAMES = ("bcn", "vidir_molemax", "vidir_modern", "rosendahl", "msk", "vienna_dias")
@@ -22,83 +26,144 @@ METADATA = "ISIC_2019_Training_Metadata.csv"
 
 
 class FedISIC2019(FederatedDataModule):
-    """FedISIC2019 from a folder with `ISIC_2019_Training_Input_preprocessed/` (or `ISIC_2019_Training_Input/`).
+    """FedISIC2019 from the folder of ISIC's own download, or of FLamby's preprocessing.
 
-    Validation never splits a lesion where lesion ids are known. FLamby's own split does: 65.9 % of its test images
-    share a lesion with a training image, which no option here changes.
+    FLamby's split puts images of one lesion on both sides: 65.9 % of its test images share a lesion with a training
+    image. `lesion_grouped` cuts every centre anew, by lesions and stratified by class, and its numbers are not
+    comparable with those of FLamby's split. Validation never splits a lesion where lesion ids are known.
 
     Args:
         root: the folder that holds the image folder; default: PFEDST_DATA_ROOT of the environment.
-        split_file: FLamby's `train_test_split` (comma or tab); default: searched in `root`, two folders deep.
+        images: the image folder, relative to `root`; default: `ISIC_2019_Training_Input_preprocessed` (FLamby's), or
+            else `ISIC_2019_Training_Input` (ISIC's).
+        split_file: FLamby's `train_test_split` (comma or tab); default: searched in `root`, two folders deep, then in
+            an installed FLamby. It says the centre and the class of every image, whatever the split.
+        split: `flamby`, or `lesion_grouped`, which needs the metadata.
+        test_fraction: share of each class's lesions that `lesion_grouped` puts into test, in (0, 1); drawn with
+            `split_seed`.
         centers: which centres, 0 to 5: bcn, vidir_molemax, vidir_modern, rosendahl, msk, vienna_dias.
         metadata: a CSV with `image` and `lesion_id`; default: ISIC's own metadata in `root`, if it is there.
         options: those of FederatedDataModule.
+
+    Raises:
+        ConfigurationError: an option out of its range.
     """
 
     def __init__(
         self,
         root: Path | str | None = None,
+        images: Path | str | None = None,
         split_file: Path | str | None = None,
+        split: Literal["flamby", "lesion_grouped"] = "flamby",
+        test_fraction: float = 0.2,
         centers: Sequence[int] = (0, 1, 2, 3, 4, 5),
         metadata: Path | str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if not centers or not set(centers) <= set(range(6)) or len(set(centers)) < len(centers):
-            raise DataError(f"--data.centers {list(centers)}: give different numbers from 0 to 5")
+            raise ConfigurationError(f"--data.centers {list(centers)}: give different numbers from 0 to 5")
+        if not 0 < test_fraction < 1:
+            raise ConfigurationError(f"--data.test_fraction {test_fraction}: must be above 0 and below 1")
         self.root = root
+        self.images = images
         self.split_file = split_file
+        self.split = split
+        self.test_fraction = test_fraction
         self.centers = tuple(centers)
         self.metadata = metadata
 
     def read(self) -> Sites:
-        """Read split file and lesion ids; check that every image is there."""
+        """Read split file and lesion ids."""
         root = existing_folder(self.root, "--data.root")
-        images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
-        if images is None:
-            raise DataError(f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/; give their parent")
-        split_file = self._split_file(root)
+        images = self._image_folder(root)
+        split_file = self.split_path(root)
         table = read_table(split_file)
         for column in ("image", "target", "center", "fold"):
             if column not in table.columns:
                 raise DataError(f'{split_file}: no column "{column}"; this is not FLamby\'s train_test_split')
         lesions = self._lesions(root)
-        named = ", ".join(map(str, self.centers))
-        self.label = f"FedISIC2019 in {root.name} ({split_file.name}), centres {named}, " + (
-            "lesion ids known" if lesions else "no lesion ids"
-        )
         # one listing: asking for every file by itself is slow on network disks
-        there = {path.stem: path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
+        there = {path.stem: path for path in images.iterdir()} if images.is_dir() else {}
         records: dict[str, dict[Split, list[Record]]] = {SITE_NAMES[c]: {} for c in self.centers}
-        missing = []
+        seen: dict[str, int] = {}
         for line, row in enumerate(table.to_dict("records"), start=2):
             center, target, fold = self._numbers(f"{split_file}, line {line}", row)
-            if center not in self.centers:
-                continue
             image = str(row["image"])
-            if image not in there:
-                missing.append(image)
-                continue
-            part = records[SITE_NAMES[center]].setdefault(fold, [])
-            part.append(Record(there[image], target, lesions.get(image)))
-        if missing:
-            raise DataError(
-                f"{len(missing)} images of {split_file} are not in {images}, the first: "
-                f"{', '.join(missing[:LISTED])}; complete the download, or choose --data.centers that are there"
-            )
+            if image in seen:
+                raise DataError(f"{split_file}, line {line}: {image} is already on line {seen[image]}; keep one")
+            seen[image] = line
+            if center in self.centers:
+                path = there.get(image, images / f"{image}.jpg")
+                record = Record(path, target, lesions.get(image))
+                records[SITE_NAMES[center]].setdefault(fold, []).append(record)
+        self.label = self._describe(images, split_file, bool(lesions))
+        parts = {site: {f: LabelledImages.from_records(r) for f, r in parts.items()} for site, parts in records.items()}
+        if self.split == "lesion_grouped":
+            parts = {site: self._by_lesion(site, [r for rs in of.values() for r in rs]) for site, of in records.items()}
         return Sites(
             CLASS_NAMES,
-            {s: {f: LabelledImages.from_records(r) for f, r in parts.items()} for s, parts in records.items()},
+            parts,
+            f"complete {images}, or choose --data.centers that are there"
+            if images.is_dir()
+            else f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/: give their parent",
+            "--data.split lesion_grouped cuts every centre anew, by lesions",
         )
 
-    def _split_file(self, root: Path) -> Path:
+    def _describe(self, images: Path, split_file: Path, lesions: bool) -> str:
+        split = split_file.name
+        if self.split == "lesion_grouped":
+            split = f"lesion-grouped split, {self.test_fraction:g} to test, split seed {self.split_seed}"
+        centers = ", ".join(map(str, self.centers))
+        known = "lesion ids known" if lesions else "no lesion ids"
+        return f"FedISIC2019 in {images.parent.name}/{images.name} ({split}), centres {centers}, {known}"
+
+    def _by_lesion(self, site: str, records: Sequence[Record]) -> dict[Split, LabelledImages]:
+        """A centre cut anew, no lesion in both parts."""
+        if not any(record.group for record in records):
+            raise DataError(
+                f'--data.split lesion_grouped: no lesion id is known at "{site}"; put {METADATA} of the ISIC 2019 '
+                f"challenge into --data.root, or name it with --data.metadata"
+            )
+        together = LabelledImages.from_records(records)
+        seed = derive_seed(self.split_seed, "test", site)
+        train, test = split_groups(together.labels, together.groups, self.test_fraction, seed)
+        chosen: dict[Split, list[int]] = {"train": train, "test": test}
+        return {split: together.subset(indices) for split, indices in chosen.items()}
+
+    def _image_folder(self, root: Path) -> Path:
+        names = [str(self.images)] if self.images is not None else list(IMAGE_FOLDERS)
+        for name in names:
+            folder = root / name
+            # an archive that is unpacked into a folder of its own name
+            if (folder / folder.name).is_dir():
+                folder = folder / folder.name
+            if folder.is_dir():
+                return folder
+        archive = next(root.glob("ISIC_2019_Training_Input*.zip"), None)
+        if archive is not None:
+            raise DataError(f"{archive} is not unpacked; unpack it there, which gives {IMAGE_FOLDERS[1]}/")
+        if self.images is not None:
+            raise DataError(f"--data.images {self.images}: no such folder in {root}")
+        return root / IMAGE_FOLDERS[1]
+
+    def split_path(self, root: Path) -> Path:
+        """FLamby's split file.
+
+        Raises:
+            DataError: there is none.
+        """
         if self.split_file is not None:
             if not Path(self.split_file).is_file():
                 raise DataError(f"--data.split_file {self.split_file}: no such file")
             return Path(self.split_file)
-        for pattern in ("train_test_split", "*/train_test_split", "*/*/train_test_split"):
-            if found := sorted(root.glob(pattern)):
-                return found[0]
+        places = [root]
+        if (flamby := importlib.util.find_spec("flamby")) is not None:
+            places += [Path(place) / "datasets" for place in flamby.submodule_search_locations or ()]
+        for place in places:
+            for pattern in ("train_test_split", "*/train_test_split", "*/*/train_test_split"):
+                if found := sorted(place.glob(pattern)):
+                    return found[0]
         raise DataError(
             f"{root}: no file train_test_split; it is inside the FLamby package (datasets/fed_isic2019): copy it "
             f"there, or name it with --data.split_file"

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pfedst.data.datamodule import FederatedDataModule, LabelledImages, Sites, Split
+from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.dicom import is_dicom
+from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.errors import DataError, nearest
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LAYOUT = "expected SITE/train/CLASS/*.png and SITE/test/CLASS/*.png (SITE/validation/ is optional)"
 
 
@@ -77,7 +79,7 @@ class FolderSites(FederatedDataModule):
                         f"{folder / split / name}: no class of that name.{nearest(name, classes)} "
                         f"Known: {', '.join(classes)}; rename the folder, or add it to --data.class_names"
                     )
-                records += [Record(path, classes.index(name)) for path in _images(folder / split / name)]
+                records += [Record(path, classes.index(name)) for path in images_in(folder / split / name)]
             parts[split] = LabelledImages.from_records(records)
         return parts
 
@@ -104,9 +106,15 @@ def folders(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
+def is_image(path: Path) -> bool:
+    """By its suffix; for a file without one, whether it is DICOM."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder, sorted; a warning tells of files that are none."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "Thumbs.db"))]
-    images = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(path for path in files if is_image(path))
     if len(images) < len(files):
         logging.getLogger("pfedst").warning(
             "%s: %d files are no images of a known kind and are left out", folder, len(files) - len(images)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from pfedst.data.datamodule import SPLITS, FederatedDataModule, LabelledImages, Sites
+from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.folder import existing_folder
+from pfedst.data.sites import SPLITS, LabelledImages, Sites
 from pfedst.data.sources import Record
 from pfedst.errors import DataError, nearest
 
@@ -66,7 +67,12 @@ class ManifestSites(FederatedDataModule):
             seen[record.path] = line
             splits.setdefault(site, {}).setdefault(split, []).append(record)
         parts = {s: {k: LabelledImages.from_records(v) for k, v in p.items()} for s, p in splits.items()}
-        return Sites(classes, dict(sorted(parts.items())))
+        return Sites(
+            classes,
+            dict(sorted(parts.items())),
+            f"correct the paths in {file}, or set --data.root",
+            f"give all rows of a group one split in {file}",
+        )
 
     def _row(self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]) -> tuple[Record, str, str]:
         for column in COLUMNS:
@@ -80,8 +86,6 @@ class ManifestSites(FederatedDataModule):
         path = root / str(row["path"])
         if not path.resolve().is_relative_to(root.resolve()):
             raise DataError(f"{where}: {row['path']} leads out of {root}; give --data.root a folder that holds all")
-        if not path.is_file():
-            raise DataError(f"{where}: {path} does not exist; correct the path, or set --data.root")
         group = row.get("group")
         known = None if group is None or str(group) in ("", "nan") else str(group)
         return (

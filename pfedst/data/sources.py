@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from rich import progress
 from rich.console import Console
-from rich.progress import track
 
+from pfedst.data.dicom import is_dicom, load_dicom, read_header
 from pfedst.errors import DataError
 
 LISTED = 10
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of its image without its pixels: sides in pixels, PIL's mode (or DICOM's modality).
+
+    `burned_in` is DICOM's own word on text within the image, None where there is none.
+    """
+
+    width: int
+    height: int
+    mode: str
+    burned_in: bool | None = None
 
 
 class ImageSource(Protocol):
@@ -28,6 +47,14 @@ class ImageSource(Protocol):
 
     def digest(self, index: int) -> str:
         """A hash of the image's content, in 32 hexadecimal digits: equal images are one image to a cache."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a user knows the image by: a path, or a row."""
+        ...
+
+    def header(self, index: int) -> ImageHeader:
+        """Size and mode, without decoding it."""
         ...
 
     def __len__(self) -> int:
@@ -46,7 +73,7 @@ class Record:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files."""
+    """Image files: what PIL reads, and DICOM."""
 
     paths: Sequence[Path]
 
@@ -61,16 +88,7 @@ class FileSource:
             DataError: the file is missing, truncated, no image, or so large that it may be an attack.
         """
         path = self.paths[index]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    if image.mode.startswith("I;16") or image.mode == "I":
-                        # 16-bit grey: PIL's own conversion to RGB clips instead of scaling
-                        image = image.point(lambda value: value / 256).convert("L")
-                    return ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # PIL raises many kinds for damaged files
-            raise DataError(f"{path}: {_reason(error)}; remove it, or copy it again") from error
+        return load_dicom(path) if is_dicom(path) else decode(path, str(path))
 
     def digest(self, index: int) -> str:
         """Of the file's bytes.
@@ -81,11 +99,105 @@ class FileSource:
         try:
             return content_digest(self.paths[index].read_bytes())
         except OSError as error:
-            raise DataError(f"{self.paths[index]}: {_reason(error)}; remove it, or copy it again") from error
+            raise unreadable(str(self.paths[index]), error) from error
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return str(self.paths[index])
+
+    def header(self, index: int) -> ImageHeader:
+        """Of the file.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        path = self.paths[index]
+        if is_dicom(path):
+            found = read_header(path)
+            return ImageHeader(*found.size, found.modality, found.burned_in)
+        return image_header(path, str(path))
+
+    @staticmethod
+    def paths_of(source: ImageSource) -> list[Path]:
+        """The files of a source; none where it holds no files."""
+        if isinstance(source, Subset):
+            paths = FileSource.paths_of(source.source)
+            return [paths[index] for index in source.indices] if paths else []
+        return list(source.paths) if isinstance(source, FileSource) else []
+
+    def group(self, index: int) -> str | None:
+        """The patient, where the file itself says one (as DICOM does); as a hash, never in clear."""
+        path = self.paths[index]
+        return read_header(path).patient if is_dicom(path) else None
 
 
 @dataclass(frozen=True)
-class Subset:
+class EncodedSource:
+    """Encoded images in memory or in a table: the bytes of JPEG, PNG and the like.
+
+    Args:
+        read: index -> bytes.
+        names: what each is called.
+    """
+
+    read: Callable[[int], bytes]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def load(self, index: int) -> Image.Image:
+        """As of a file.
+
+        Raises:
+            DataError: truncated, or no image.
+        """
+        return decode(BytesIO(self.read(index)), self.names[index])
+
+    def digest(self, index: int) -> str:
+        """Of the bytes."""
+        return content_digest(self.read(index))
+
+    def name(self, index: int) -> str:
+        """As given."""
+        return self.names[index]
+
+    def header(self, index: int) -> ImageHeader:
+        """Of the bytes."""
+        return image_header(BytesIO(self.read(index)), self.names[index])
+
+
+class Rearranged:
+    """Images of other sources, in another order."""
+
+    @abstractmethod
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        """The source of an image, and its index there."""
+
+    def load(self, index: int) -> Image.Image:
+        """The image."""
+        source, own_index = self.place(index)
+        return source.load(own_index)
+
+    def digest(self, index: int) -> str:
+        """Of its content."""
+        source, own_index = self.place(index)
+        return source.digest(own_index)
+
+    def name(self, index: int) -> str:
+        """As its source calls it."""
+        source, own_index = self.place(index)
+        return source.name(own_index)
+
+    def header(self, index: int) -> ImageHeader:
+        """Size and mode."""
+        source, own_index = self.place(index)
+        return source.header(own_index)
+
+
+@dataclass(frozen=True)
+class Subset(Rearranged):
     """Some images of a source."""
 
     source: ImageSource
@@ -95,16 +207,12 @@ class Subset:
         """Number of images."""
         return len(self.indices)
 
-    def load(self, index: int) -> Image.Image:
-        """The image."""
-        return self.source.load(self.indices[index])
-
-    def digest(self, index: int) -> str:
-        """Of its content."""
-        return self.source.digest(self.indices[index])
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        """In the one source."""
+        return self.source, self.indices[index]
 
 
-class JoinedSource:
+class JoinedSource(Rearranged):
     """Several sources as one.
 
     Args:
@@ -118,15 +226,42 @@ class JoinedSource:
         """Number of images."""
         return len(self.places)
 
-    def load(self, index: int) -> Image.Image:
-        """The image."""
-        source, own_index = self.places[index]
-        return source.load(own_index)
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        """In the source that holds it."""
+        return self.places[index]
 
-    def digest(self, index: int) -> str:
-        """Of its content."""
-        source, own_index = self.places[index]
-        return source.digest(own_index)
+
+def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
+    """An encoded image in RGB, turned as EXIF says.
+
+    Raises:
+        DataError: missing, truncated, no image, or so large that it may be an attack.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(opened) as image:
+                if image.mode.startswith("I;16") or image.mode == "I":
+                    # 16-bit grey: PIL's own conversion to RGB clips instead of scaling
+                    image = image.point(lambda value: value / 256).convert("L")
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # PIL raises many kinds for damaged files
+        raise unreadable(name, error) from error
+
+
+def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
+    """Size and mode of an encoded image.
+
+    Raises:
+        DataError: missing, or no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(opened) as image:
+                return ImageHeader(image.width, image.height, image.mode)
+    except Exception as error:  # PIL raises many kinds for damaged files
+        raise unreadable(name, error) from error
 
 
 def content_digest(content: bytes | memoryview) -> str:
@@ -134,44 +269,55 @@ def content_digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def unreadable(name: str, error: Exception) -> DataError:
+    """The one error for an image that cannot be read."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return str(error) or type(error).__name__
+        reason = "no such file"
+    elif isinstance(error, UnidentifiedImageError):
+        reason = "not an image"
+    else:
+        reason = str(error) or type(error).__name__
+    return DataError(f"{name}: {reason}; remove it, or copy it again")
 
 
-def verify(paths: Sequence[Path]) -> None:
-    """Decode every file before training starts.
+def absent(paths: Iterable[Path]) -> list[Path]:
+    """Those that do not exist; one listing a folder, as asking for each file by itself is slow on network disks."""
+    listings: dict[Path, set[str]] = {}
+    missing = []
+    for path in paths:
+        if path.parent not in listings:
+            try:
+                listings[path.parent] = {found.name for found in path.parent.iterdir()}
+            except OSError:
+                listings[path.parent] = set()
+        if path.name not in listings[path.parent]:
+            missing.append(path)
+    return missing
 
-    Raises:
-        DataError: all bad files at once, the first ten by name.
+
+def for_each(
+    function: Callable[[Given], Found], items: Sequence[Given], description: str, workers: int = 0
+) -> Iterator[Found]:
+    """Results in the order of the items, from threads (decoding holds no lock), with progress on a terminal.
+
+    Args:
+        function: of one item.
+        items: what there is to do.
+        description: for the progress.
+        workers: number of threads; 0: as many as cores.
     """
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        yield from track(pool.map(function, items), description, len(items))
 
-    def fault(path: Path) -> str | None:
-        try:
-            FileSource([path]).load(0)
-        except DataError as error:
-            return str(error).rsplit(";", 1)[0]
-        return None
 
+def track(items: Iterable[Found], description: str, total: int | None = None) -> Iterable[Found]:
+    """The items, with progress and an estimate of what is left on standard error, where that is a terminal."""
     console = Console(stderr=True)
-    with ThreadPoolExecutor() as pool:
-        results = track(
-            pool.map(fault, paths, chunksize=16),
-            "checking images",
-            total=len(paths),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        faults = [fault for fault in results if fault]
-    if faults:
-        more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-        raise DataError(
-            f"{len(faults)} of {len(paths)} images cannot be read:\n  "
-            + "\n  ".join(faults[:LISTED])
-            + more
-            + "\nRemove them (and their rows), or copy them again; nothing was trained."
-        )
+    hidden = not console.is_terminal
+    return progress.track(items, description, total=total, console=console, disable=hidden, transient=True)
+
+
+def listed(items: Sequence[object], separator: str = ", ", most: int = LISTED) -> str:
+    """The first ones, and how many more there are."""
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(str(item) for item in items[:most]) + more

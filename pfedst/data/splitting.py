@@ -1,4 +1,4 @@
-"""Cutting validation from train: stratified, seeded, never splitting a group."""
+"""Cutting one part from another (validation from train, test from all): stratified, seeded, never splitting a group."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from pfedst.seeds import derive_seed, generator
 
 
-def split_validation(
+def split_groups(
     labels: Sequence[int], groups: Sequence[str | None], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Indices of train and validation, each ascending.
+    """Indices of what stays and of what is cut, each ascending.
 
     Units are groups; an image without a group is a unit of its own. Units are stratified by the class of their first
-    image. Every class keeps at least one unit in train.
+    image. Of every class at least one unit stays.
 
     Args:
         labels: class of each image.
         groups: group id of each image, or None.
-        fraction: share of units that go to validation, in [0, 1); rounded a class, so that a class with few units
+        fraction: share of units that are cut, in [0, 1); rounded a class, so that a class with few units
             may have none.
         seed: of the draw.
     """
@@ -30,11 +30,11 @@ def split_validation(
     by_class: dict[int, list[list[int]]] = {}
     for members in units.values():
         by_class.setdefault(labels[members[0]], []).append(members)
-    validation: list[int] = []
+    cut: list[int] = []
     for label, candidates in by_class.items():
         count = min(round(fraction * len(candidates)), len(candidates) - 1)
         order = torch.randperm(len(candidates), generator=generator(derive_seed(seed, "validation", label)))
         for position in order[:count].tolist():
-            validation += candidates[position]
-    chosen = set(validation)
-    return [index for index in range(len(labels)) if index not in chosen], sorted(validation)
+            cut += candidates[position]
+    chosen = set(cut)
+    return [index for index in range(len(labels)) if index not in chosen], sorted(cut)

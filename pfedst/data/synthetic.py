@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedst.data.datamodule import FederatedDataModule, LabelledImages, Sites
-from pfedst.data.sources import content_digest
+from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.sites import LabelledImages, Sites
+from pfedst.data.sources import ImageHeader, content_digest
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import derive_seed
 
@@ -53,6 +54,15 @@ class ArraySource:
     def digest(self, index: int) -> str:
         """Of the pixels."""
         return content_digest(self.images[index].tobytes())
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"image {index}"
+
+    def header(self, index: int) -> ImageHeader:
+        """Its size."""
+        height, width, _ = self.images[index].shape
+        return ImageHeader(width, height, "RGB")
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,11 @@ class SyntheticSites(FederatedDataModule):
             "test": np.arange(test) % self.classes,
         }
         return {
-            split: LabelledImages(ArraySource(self._draw(of, camera, rng)), [int(label) for label in of])
+            split: LabelledImages(
+                ArraySource(self._draw(of, camera, rng)),
+                [int(label) for label in of],
+                [f"{self.names[index]} {split} {number}" for number in range(len(of))],  # each a patient of its own
+            )
             for split, of in labels.items()
         }
 

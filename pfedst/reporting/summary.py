@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from pfedst.data.datamodule import SPLITS, FederatedDataModule
+from pfedst.data import FederatedDataModule
+from pfedst.data.sites import SPLITS
 from pfedst.evaluation import METRICS, Metrics, over_clients
 from pfedst.federation import Federation
 from pfedst.tracking import parameters_sent, parameters_trained
@@ -28,6 +29,7 @@ def describe(
         "encoder": federation.encoder.label,
         "random_weights": federation.encoder.random_weights,
         "data": data.label,
+        "data_audit": data.report.summary() if data.report else None,
         "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
         "classes": list(federation.class_names),
         "clients": "all",

@@ -12,7 +12,7 @@ from PIL import Image
 from pfedst.data import FedISIC2019, FolderSites, ManifestSites, SyntheticSites
 from pfedst.data.fed_isic import SITE_NAMES
 from pfedst.data.sources import FileSource
-from pfedst.data.splitting import split_validation
+from pfedst.data.splitting import split_groups
 from pfedst.encoders import Preprocessing
 from tests.data.fed_isic2019.data import make as make_fed_isic
 from tests.data.folder.data import CLASSES, image
@@ -31,11 +31,11 @@ REAL = Path(__file__).parents[2].parent / "shared" / "data" / "fedisic_ham4"
 )
 def test_a_validation_cut_is_total_disjoint_and_splits_no_group(rows, fraction, seed) -> None:
     labels, groups = [label for label, _ in rows], [None if g is None else str(g) for _, g in rows]
-    train, validation = split_validation(labels, groups, fraction, seed)
+    train, validation = split_groups(labels, groups, fraction, seed)
     assert sorted(train + validation) == list(range(len(rows)))
     of_train = {groups[i] for i in train} - {None}
     assert not of_train & {groups[i] for i in validation}
-    assert (train, validation) == split_validation(labels, groups, fraction, seed)
+    assert (train, validation) == split_groups(labels, groups, fraction, seed)
     if not any(groups):
         assert {labels[i] for i in train} == set(labels)
         for label in set(labels):
@@ -45,7 +45,7 @@ def test_a_validation_cut_is_total_disjoint_and_splits_no_group(rows, fraction, 
 
 
 def test_no_fraction_no_validation() -> None:
-    assert split_validation([0, 0, 1], [None] * 3, 0.0, 0) == ([0, 1, 2], [])
+    assert split_groups([0, 0, 1], [None] * 3, 0.0, 0) == ([0, 1, 2], [])
 
 
 def prepared(data):

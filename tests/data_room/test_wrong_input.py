@@ -70,7 +70,7 @@ MANIFEST = [
     (changed(split="tarin"), {}, ["line 2", "tarin", 'Did you mean "train"']),
     (changed(split=""), {}, ["line 2", '"split" is empty']),
     (changed(label=""), {}, ["line 2", '"label" is empty']),
-    (changed(path="images/none.png"), {}, ["line 2", "none.png", "does not exist"]),
+    (changed(path="images/none.png"), {}, ["1 of 60 images are missing", "none.png", "correct the paths in", "--data.root"]),
     (changed(path="../../secret.png"), {}, ["line 2", "leads out of"]),
     (changed(path="/etc/passwd"), {}, ["line 2", "leads out of"]),
     (changed(label="bening"), {"class_names": ["benign", "malignant", "unclear"]}, ["line 2", 'Did you mean "benign"']),
@@ -112,7 +112,7 @@ def replace(old, new):
 FED_ISIC = [
     (lambda root: (root / "train_test_split").unlink(), {}, ["no file train_test_split", "FLamby", "--data.split_file"]),
     (lambda root: shutil.rmtree(root / "ISIC_2019_Training_Input_preprocessed"), {}, ["ISIC_2019_Training_Input_preprocessed", "give their parent"]),
-    (lambda root: (root / "ISIC_2019_Training_Input_preprocessed/ISIC_0024307.jpg").unlink(), {}, ["1 images", "ISIC_0024307", "complete the download"]),
+    (lambda root: (root / "ISIC_2019_Training_Input_preprocessed/ISIC_0024307.jpg").unlink(), {}, ["1 of 192 images are missing", "ISIC_0024307.jpg", "complete", "--data.centers"]),
     (replace("center", "centre"), {}, ['no column "center"', "FLamby"]),
     (replace(",train,", ",tarin,"), {}, ["line 2", "tarin", "train or test"]),
     (replace(",0,0,train", ",8,0,train"), {}, ["line 2", "target 8"]),

@@ -1,0 +1,100 @@
+"""`pfedst data audit`: with the options of fit, or with a path alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+
+from pfedst.cli.federated import PFedSTCLI, run_command
+from pfedst.client import FederatedClient
+from pfedst.data import FederatedDataModule
+from pfedst.data.audit import AuditReport, audit, scan
+from pfedst.data.audit.html import page
+from pfedst.data.audit.terminal import rendered
+from pfedst.data.recognise import recognise
+from pfedst.errors import ConfigurationError, DataError, WeightsError
+from pfedst.state import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What to look at, and where to write.
+
+    Args:
+        folder: for `audit.json` and `audit.html`; written anew each time.
+        images: open every image; without, the tables alone are read, and no image need be there.
+        images_per_site: that the encoder sees of each site, to tell how differently sites look; 0 leaves that out.
+    """
+
+    folder: Path = Path("audit")
+    images: bool = True
+    images_per_site: int = 64
+
+
+class AuditCLI(PFedSTCLI):
+    """`fit` that ends after a look at the data."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Those of fit, which need no method here, and the audit's own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(AuditOptions, "audit")
+        parser.set_defaults({"method": {"class_path": "pfedst.side_tuning.PFedST"}})
+
+    def instantiate_classes(self) -> None:
+        """Build what the configuration names; an audit goes on without an encoder that cannot be had."""
+        self.encoder_is_there = self._wants_encoder()
+        if self.encoder_is_there:
+            try:
+                super().instantiate_classes()
+                return
+            except WeightsError as error:
+                logging.getLogger("pfedst").warning("how sites look to the encoder is left out: %s", error)
+                self.encoder_is_there = False
+        self.config["fit"]["model"]["encoder"] = Namespace(  # type: ignore[no-untyped-call]
+            class_path="pfedst.encoders.encoder.Pixels"
+        )
+        super().instantiate_classes()
+
+    def _wants_encoder(self) -> bool:
+        options = self.config["fit"]["audit"]
+        if options.images_per_site < 0:
+            raise ConfigurationError(f"--audit.images_per_site {options.images_per_site}: must be 0 or more")
+        return bool(options.images and options.images_per_site)
+
+    def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
+        """Look, print, write."""
+        options: AuditOptions = self._get(self.config_init, "audit")
+        found = datamodule.found(files=options.images)
+        seen = scan(found, compare=True) if options.images else None
+        encoder = model.encoder if self.encoder_is_there else None
+        report = audit(found, datamodule.label, seen, encoder, options.images_per_site)
+        Console(width=None if Console().is_terminal else 160).print(rendered(report), highlight=False)
+        _write(report, options.folder)
+        if datamodule.audit == "strict":
+            report.refuse_errors()
+
+
+def run_audit(arguments: Sequence[str]) -> int:
+    """Audit what the options of fit, or a path that comes first, name; the exit code."""
+    given = list(arguments)
+    if given and not given[0].startswith("-"):
+        name, options = recognise(Path(given[0]))
+        given = ["--data", name, *(f"--data.{key}={value}" for key, value in options.items()), *given[1:]]
+    return run_command(["fit", *given], AuditCLI)
+
+
+def _write(report: AuditReport, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "audit.json", report.to_json())
+        write_atomically(folder / "audit.html", page(report).encode())
+    except OSError as error:
+        raise DataError(f"--audit.folder {folder} cannot be written ({error.strerror}); give another") from error
+    print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")

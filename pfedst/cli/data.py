@@ -1,0 +1,180 @@
+"""`pfedst data ...`: what to get, a manifest, simulated sites, small images, and the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from pfedst.data.catalogue import PUBLIC_DATA
+from pfedst.data.init import InitOptions, make_manifest
+from pfedst.data.manifest import read_table
+from pfedst.data.partition import PartitionOptions, partition, save_partition, shift_images
+from pfedst.data.preprocessing import PreprocessingOptions, preprocess_tree
+from pfedst.data.sources import listed
+from pfedst.errors import ConfigurationError, DataError, nearest
+from pfedst.reporting import bytes_text
+from pfedst.state import write_atomically
+
+USAGE = """\
+usage: pfedst data prepare NAME [--root FOLDER]      what to get of a public data set, and what is there
+       pfedst data init FOLDER                       write a manifest of a folder of images, for you to check
+       pfedst data audit [PATH] [OPTIONS OF FIT]     leaks, duplicates, absent classes, damaged images
+       pfedst data preprocess SOURCE TARGET          small copies of large images
+       pfedst data partition MANIFEST TARGET         simulated sites from one pooled set
+
+Options of a command: pfedst data COMMAND --help.
+"""
+
+
+def run_data(arguments: Sequence[str]) -> int:
+    """Run one of the commands; the exit code."""
+    command, rest = (arguments[0] if arguments else "--help"), list(arguments[1:])
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0
+    if command not in COMMANDS:
+        raise ConfigurationError(f'pfedst data: there is no command "{command}".{nearest(command, COMMANDS)}\n{USAGE}')
+    try:
+        return COMMANDS[command](rest)
+    except SystemExit as end:  # --help ends this way
+        return int(end.code or 0)
+
+
+class DataParser(ArgumentParser):
+    """A parser whose errors are ours."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise one clear error in place of a usage text."""
+        raise ConfigurationError(f"{self.prog}: {str(message).strip()}; see {self.prog} --help")
+
+
+def _prepare(arguments: Sequence[str]) -> int:
+    parser = DataParser(prog="pfedst data prepare", description="What to get of a public data set, and what is there.")
+    parser.add_argument("name", type=str, help=", ".join(PUBLIC_DATA))
+    parser.add_argument("--root", type=Path | None, default=None, help="the folder to look at")
+    given = parser.parse_args(list(arguments))
+    if given.name not in PUBLIC_DATA:
+        known = ", ".join(PUBLIC_DATA)
+        raise ConfigurationError(f'no public data "{given.name}".{nearest(given.name, PUBLIC_DATA)} Known: {known}')
+    found, console = PUBLIC_DATA[given.name], _console()
+    table = Table(title=found.title)
+    for heading in ("what", "where", "licence", "size"):
+        table.add_column(heading, overflow="fold")
+    for download in found.downloads:
+        table.add_row(download.what, download.address, download.licence, download.size)
+    console.print(table, highlight=False)
+    console.print("pfedst downloads nothing. Once you have it:", highlight=False)
+    for number, step in enumerate(found.steps, start=1):
+        console.print(f"  {number}. {step}", highlight=False)
+    if given.root is None:
+        console.print(f"Then: pfedst data prepare {given.name} --root ROOT tells what is there.", highlight=False)
+        return 0
+    if not given.root.is_dir():
+        raise DataError(f"--root {given.root}: no such folder")
+    checks = found.check(given.root)
+    for check in checks:
+        mark = "ok" if check.complete else "MISSING" if check.needed else "not there (not needed)"
+        console.print(f"{mark:8} {check.what}: {check.seen}", highlight=False)
+    if lacking := [check.what for check in checks if check.needed and not check.complete]:
+        raise DataError(f"{given.root} is not complete: {listed(lacking)}")
+    console.print(f"{given.root} is complete by names and counts; pfedst data audit {given.root} opens every image.")
+    return 0
+
+
+def _init(arguments: Sequence[str]) -> int:
+    parser = DataParser(prog="pfedst data init", description="Write a manifest of a folder of images.")
+    parser.add_argument("folder", type=Path, help="images in folders named by class, site or split")
+    parser.add_argument("--manifest", type=Path | None, default=None, help="to write; default: FOLDER/manifest.csv")
+    parser.add_class_arguments(InitOptions)
+    given = parser.parse_args(list(arguments))
+    target = given.manifest or given.folder / "manifest.csv"
+    if target.exists():
+        raise DataError(f"{target} exists and is not overwritten; remove it, or give --manifest")
+    table, levels = make_manifest(given.folder, _options(InitOptions, given))
+    _write(target, table.to_csv(index=False).encode())
+    drawn = "" if "split" in levels else f", train and test drawn with seed {given.seed}"
+    groups = table["group"].replace("", None).nunique()
+    print(f"{target}: {len(table):,} images, folders read as {'/'.join(levels)}{drawn}")
+    print(f"{groups:,} groups (patients, lesions) known" + ("" if groups else ": give --group_pattern if you can"))
+    counts = table.groupby(["site", "split", "label"]).size().unstack(fill_value=0)
+    print(counts.to_string())
+    where = f"--data ManifestSites --data.manifest {target}" + (
+        "" if given.manifest is None else f" --data.root {given.folder}"
+    )
+    print(f"Check it, then:\n  pfedst data audit {where}\n  pfedst fit --config configs/manifest.yaml {where}")
+    return 0
+
+
+def _preprocess(arguments: Sequence[str]) -> int:
+    parser = DataParser(prog="pfedst data preprocess", description="Small copies of a tree of large images.")
+    parser.add_argument("source", type=Path, help="folder of images, of any depth")
+    parser.add_argument("target", type=Path, help="folder for the copies, of the same names")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: as many as there are cores")
+    parser.add_class_arguments(PreprocessingOptions)
+    given = parser.parse_args(list(arguments))
+    report = preprocess_tree(given.source, given.target, _options(PreprocessingOptions, given), given.workers)
+    print(
+        f"{given.target}: {report.written:,} images written, {report.skipped:,} were there; "
+        f"{bytes_text(report.bytes_before)} -> {bytes_text(report.bytes_after)} in {report.seconds:.0f} s"
+    )
+    return 0
+
+
+def _partition(arguments: Sequence[str]) -> int:
+    parser = DataParser(prog="pfedst data partition", description="Simulated sites from one pooled set.")
+    parser.add_argument("manifest", type=Path, help="columns path, label, split, and optionally group")
+    parser.add_argument("target", type=Path, help="folder to write: manifest.csv, partition.json, partition.png")
+    parser.add_argument("--root", type=Path | None, default=None, help="of the paths; default: the manifest's folder")
+    parser.add_class_arguments(PartitionOptions)
+    given = parser.parse_args(list(arguments))
+    options = _options(PartitionOptions, given)
+    if not given.manifest.is_file():
+        raise DataError(f"{given.manifest}: no such file; give a .csv or .parquet table")
+    if (given.target / "manifest.csv").exists():
+        raise DataError(f"{given.target / 'manifest.csv'} exists and is not overwritten; give another folder")
+    root = given.root or given.manifest.parent
+    table = partition(read_table(given.manifest), options)
+    given.target.mkdir(parents=True, exist_ok=True)
+    if options.by == "features":
+        table, root = shift_images(table, root, given.target, options), given.target
+    save_partition(table, options, given.target)
+    print(given.target / "partition.png")
+    where = f"--data ManifestSites --data.manifest {given.target / 'manifest.csv'} --data.root {root}"
+    print(f"pfedst fit --config configs/manifest.yaml {where}")
+    return 0
+
+
+def _audit(arguments: Sequence[str]) -> int:
+    from pfedst.cli.audit import run_audit  # loads Lightning, which the other commands do not need
+
+    return run_audit(arguments)
+
+
+def _options(kind: Callable[..., Any], given: Any) -> Any:
+    """An options dataclass from what was parsed; what it refuses is its own error."""
+    return kind(**{name: getattr(given, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+
+
+def _write(target: Path, content: bytes) -> None:
+    try:
+        write_atomically(target, content)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}); give --manifest elsewhere") from error
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 160)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "prepare": _prepare,
+    "init": _init,
+    "audit": _audit,
+    "preprocess": _preprocess,
+    "partition": _partition,
+}

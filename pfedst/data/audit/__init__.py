@@ -1,0 +1,7 @@
+"""The audit of a data set: what would make its results misleading, found before the first epoch."""
+
+from pfedst.data.audit.findings import AuditReport, Finding, Severity
+from pfedst.data.audit.run import audit
+from pfedst.data.audit.scan import Seen, scan
+
+__all__ = ["AuditReport", "Finding", "Seen", "Severity", "audit", "scan"]

@@ -1,0 +1,191 @@
+"""Checks of tables alone: classes, label skew, and groups that lie in two splits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pfedst.data.audit.findings import Checked, Finding
+from pfedst.data.sites import Place, Sites, Split
+
+FEW = 5
+
+
+def class_findings(sites: Sites) -> Checked:
+    """Classes that some split lacks, or has so few of that one image decides."""
+    counts = {(site, split): part.counts(len(sites.class_names)) for site, split, part in sites.parts()}
+    names = sites.class_names
+    trained = [sum(counts[site, "train"][k] for site in sites.splits) for k in range(len(names))]
+    tested = [sum(counts[site, "test"][k] for site in sites.splits) for k in range(len(names))]
+    findings = []
+    if untaught := [name for name, a, b in zip(names, trained, tested, strict=True) if b and not a]:
+        findings.append(
+            Finding(
+                "class_never_trained",
+                "error",
+                f"no site has a training image of {', '.join(untaught)}, which test asks for",
+                "add training images, or leave the class out",
+            )
+        )
+    if empty := [name for name, a, b in zip(names, trained, tested, strict=True) if not a and not b]:
+        findings.append(
+            Finding("class_absent", "warning", f"no site has an image of {', '.join(empty)}", "leave the class out")
+        )
+
+    def by_site(wanted: Any) -> list[str]:
+        told = []
+        for site in sites.splits:
+            train, test = counts[site, "train"], counts[site, "test"]
+            found = [name for name, a, b in zip(names, train, test, strict=True) if wanted(a, b)]
+            if found:
+                told.append(f"{site}: {', '.join(found)}")
+        return told
+
+    if told := by_site(lambda train, test: test and not train):
+        findings.append(
+            Finding(
+                "class_not_trained_at_site",
+                "warning",
+                f"in test of a site, but not in its train ({'; '.join(told)})",
+                "only what other sites share can teach it there; expect it to be missed by personal models",
+            )
+        )
+    if told := by_site(lambda train, test: train and not test):
+        findings.append(
+            Finding(
+                "class_not_tested_at_site",
+                "note",
+                f"in train of a site, but not in its test ({'; '.join(told)})",
+                "macro metrics average over the classes that are present in a site's test; sites differ in them",
+            )
+        )
+    if told := by_site(lambda train, test: 0 < test < FEW):
+        findings.append(
+            Finding(
+                "few_test_images",
+                "note",
+                f"fewer than {FEW} test images of a class ({'; '.join(told)})",
+                f"one image moves the recall of such a class by more than {100 // FEW} points: use several seeds "
+                f"and splits before a difference is believed",
+            )
+        )
+    return findings, None
+
+
+def skew_findings(sites: Sites) -> Checked:
+    """How far the class shares of each site's train are from those of all sites together (total variation, 0 to 1)."""
+    counts = {site: sites.splits[site]["train"].counts(len(sites.class_names)) for site in sites.splits}
+    pooled = [sum(column) for column in zip(*counts.values(), strict=True)]
+
+    def shares(of: Sequence[int]) -> list[float]:
+        return [count / max(1, sum(of)) for count in of]
+
+    distances = {
+        site: sum(abs(a - b) for a, b in zip(shares(of), shares(pooled), strict=True)) / 2
+        for site, of in counts.items()
+    }
+    if len(distances) < 2:
+        return [], distances
+    far = max(distances, key=lambda site: distances[site])
+    finding = Finding(
+        "label_skew",
+        "note",
+        f"class shares differ from the pooled ones by {min(distances.values()):.2f} to {distances[far]:.2f} (total "
+        f"variation), most at {far}",
+        "compare balanced accuracy and the worst site; accuracy alone rewards the majority class",
+    )
+    return [finding], distances
+
+
+def group_findings(sites: Sites) -> Checked:
+    """Groups (patients, lesions) that lie in more than one split, within a site or over sites."""
+    where: dict[str, list[Place]] = defaultdict(list)
+    unknown = total = 0
+    for site, split, part in sites.parts():
+        total += len(part.labels)
+        for index, group in enumerate(part.groups):
+            if group is None:
+                unknown += 1
+            else:
+                where[group].append(Place(site, split, index))
+    if not where:
+        finding = Finding(
+            "groups_unknown",
+            "warning",
+            "no image has a group, so that nobody can tell whether a patient or lesion is in both train and test",
+            "give patients or lesions (the column group of a manifest, metadata of the data set)",
+        )
+        return [finding], None
+    figures = {
+        "groups": len(where),
+        "images_without_group": unknown,
+        "test_overlap": test_overlap(sites, where.values()),
+    }
+    findings = []
+    if unknown:
+        findings.append(
+            Finding(
+                "some_groups_unknown",
+                "warning",
+                f"{unknown:,} of {total:,} images have no group, and count as a patient of their own",
+                "complete the groups",
+            )
+        )
+    findings += _overlaps(sites, list(where.values()))
+    shared = [places for places in where.values() if len({place.site for place in places}) > 1]
+    if shared:
+        findings.append(
+            Finding(
+                "group_at_several_sites",
+                "warning",
+                f"{len(shared):,} groups have images at more than one site",
+                "if it is one patient, keep it at one site; if sites number their patients alike, put the site's "
+                "name before the number",
+                tuple(tuple(places) for places in shared),
+            )
+        )
+    return findings, figures
+
+
+def test_overlap(sites: Sites, groups: Iterable[Sequence[Place]]) -> dict[str, Any]:
+    """For every site and over all: test images, and how many share a group with one that training or selection sees."""
+    leaking = dict.fromkeys(sites.splits, 0)
+    for places in groups:
+        if any(place.split != "test" for place in places):
+            for place in places:
+                leaking[place.site] += place.split == "test"
+    sizes = {site: len(sites.splits[site]["test"].labels) for site in sites.splits}
+    rows = {site: (sizes[site], leaking[site]) for site in sizes}
+    rows["all"] = (sum(sizes.values()), sum(leaking.values()))
+    return {
+        site: {"test_images": size, "sharing_a_group_with_train": count, "share": count / size if size else 0.0}
+        for site, (size, count) in rows.items()
+    }
+
+
+def _overlaps(sites: Sites, groups: Sequence[Sequence[Place]]) -> list[Finding]:
+    findings = []
+    # validation selects: for test it counts as train
+    cases: list[tuple[Split, tuple[Split, ...]]] = [("test", ("train", "validation")), ("validation", ("train",))]
+    for judged, seen in cases:
+        both = [
+            [place for place in places if place.split == judged or place.split in seen]
+            for places in groups
+            if any(place.split == judged for place in places) and any(place.split in seen for place in places)
+        ]
+        if not both:
+            continue
+        images = sum(place.split == judged for places in both for place in places)
+        size = sum(len(parts[judged].labels) for parts in sites.splits.values() if judged in parts)
+        findings.append(
+            Finding(
+                "group_overlap",
+                "error" if judged == "test" else "warning",
+                f"{100 * images / size:.1f} % of the {judged} images ({images:,} of {size:,}) share a group (patient, "
+                f"lesion) with a training image",
+                sites.regroup,
+                tuple(tuple(places) for places in both),
+            )
+        )
+    return findings

@@ -1,0 +1,84 @@
+"""Findings on images that are there twice: the same file, or pictures that look like one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import chain
+from typing import Literal
+
+from pfedst.data.audit.findings import Checked, Finding, Severity
+from pfedst.data.audit.scan import Seen
+from pfedst.data.sites import Place, Sites
+
+Relation = Literal["splits", "sites", "within"]
+Together = tuple[Place, ...]
+
+
+def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
+    """Images that are there twice, across splits, across sites, and within one part of one site."""
+    same = _identical(seen)
+    digests = {place: found.digest for place, found in seen.facts.items()}
+    alike = [(a, b) for a, b, _ in seen.alike if digests[a] != digests[b]]
+    findings = [
+        *_findings("identical_images", "are the same file as another", same, ("error", "warning", "warning")),
+        *_findings("similar_images", "look like another (likest first)", alike, ("warning", "note", "note")),
+    ]
+
+    def label(place: Place) -> int:
+        return sites.splits[place.site][place.split].labels[place.row]
+
+    if torn := [places for places in same if len({label(place) for place in places}) > 1]:
+        findings.append(
+            Finding(
+                "contradicting_labels",
+                "error",
+                f"{len(torn):,} images are there twice with different classes",
+                "find out which class is right, and remove the other row",
+                tuple(torn),
+            )
+        )
+    likeness = [
+        {"images": [list(a), list(b)], "likeness": value} for a, b, value in seen.alike if digests[a] != digests[b]
+    ]
+    return findings, {"identical": len(same), "similar": likeness}
+
+
+def _identical(seen: Seen) -> list[Together]:
+    by_digest: dict[str, list[Place]] = defaultdict(list)
+    for place, found in seen.facts.items():
+        if found.digest:
+            by_digest[found.digest].append(place)
+    return [tuple(places) for places in by_digest.values() if len(places) > 1]
+
+
+def _relation(places: Together) -> Relation:
+    splits = {place.split for place in places}
+    if "test" in splits and len(splits) > 1:
+        return "splits"
+    return "sites" if len({place.site for place in places}) > 1 else "within"
+
+
+def _findings(
+    code: str, what: str, found: Sequence[Together], severities: tuple[Severity, Severity, Severity]
+) -> list[Finding]:
+    words: dict[Relation, tuple[str, str]] = {
+        "splits": ("in test and in what is trained or selected on", "keep each in one split"),
+        "sites": ("at more than one site", "find out which site it belongs to; a shared patient leaks between sites"),
+        "within": ("within one site", "keep one of each: doubled images count twice"),
+    }
+    findings = []
+    for (relation, (where, remedy)), severity in zip(words.items(), severities, strict=True):
+        if concerned := [places for places in found if _relation(places) == relation]:
+            images = len(set(chain.from_iterable(concerned)))
+            look = "look at them; if they show one thing, " if code == "similar_images" else ""
+            findings.append(
+                Finding(
+                    f"{code}_{relation}",
+                    severity,
+                    f"{images:,} images {what}, {where}",
+                    look + remedy,
+                    tuple(concerned),
+                )
+            )
+    return findings

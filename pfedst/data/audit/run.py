@@ -1,0 +1,39 @@
+"""All checks, in one report."""
+
+from __future__ import annotations
+
+from pfedst.data.audit.counts import class_findings, group_findings, skew_findings
+from pfedst.data.audit.duplicates import duplicate_findings
+from pfedst.data.audit.findings import AuditReport, Checked, gravest_first
+from pfedst.data.audit.images import image_findings
+from pfedst.data.audit.scan import Seen
+from pfedst.data.audit.shift import site_shift
+from pfedst.data.sites import Sites
+from pfedst.encoders import Encoder
+
+
+def audit(
+    sites: Sites, label: str, seen: Seen | None, encoder: Encoder | None = None, images_per_site: int = 64
+) -> AuditReport:
+    """Check everything that is given allows.
+
+    Args:
+        sites: read, checked, with their validation splits.
+        label: what the data are.
+        seen: of `scan`; None for the tables alone.
+        encoder: for the distance between sites, which is left out without.
+        images_per_site: that the encoder sees of each site.
+    """
+    checked: dict[str, Checked] = {
+        "classes": class_findings(sites),
+        "groups": group_findings(sites),
+        "label_skew": skew_findings(sites),
+    }
+    if seen is not None:
+        checked["images"] = image_findings(sites, seen.facts)
+        checked["duplicates"] = duplicate_findings(sites, seen)
+        if encoder is not None and len(sites.splits) > 1:
+            checked["site_shift"] = site_shift(sites, encoder, images_per_site)
+    findings = [finding for found, _ in checked.values() for finding in found]
+    figures = {name: figure for name, (_, figure) in checked.items() if figure is not None}
+    return AuditReport(label, sites, seen is not None, gravest_first(findings), figures)
