@@ -120,7 +120,8 @@ class ClientWork:
             )
         batches = self.data.evaluation_loader(name, split)
         with self.local.evaluating():
-            return evaluate(predictors, self.federation.clients[name].taps_of, batches, self.local.device)
+            taps_of, device = self.federation.clients[name].taps_of, self.local.device
+            return evaluate(predictors, taps_of, batches, device, self.data.ordinal)
 
 
 def longest_first(tasks: Sequence[Task], samples: Mapping[str, int]) -> list[Task]:

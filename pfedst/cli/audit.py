@@ -72,7 +72,7 @@ class AuditCLI(PFedSTCLI):
         """Look, print, write."""
         options: AuditOptions = self._get(self.config_init, "audit")
         found = datamodule.found(files=options.images)
-        seen = scan(found, compare=True) if options.images else None
+        seen = scan(found, True, datamodule.cache.folder) if options.images else None
         encoder = model.encoder if self.encoder_is_there else None
         report = audit(found, datamodule.label, seen, encoder, options.images_per_site)
         Console(width=None if Console().is_terminal else 160).print(rendered(report), highlight=False)

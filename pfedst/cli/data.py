@@ -13,7 +13,8 @@ from rich.table import Table
 from pfedst.data.catalogue import PUBLIC_DATA
 from pfedst.data.init import InitOptions, make_manifest
 from pfedst.data.manifest import read_table
-from pfedst.data.partition import PartitionOptions, partition, save_partition, shift_images
+from pfedst.data.partition import PartitionOptions, partition
+from pfedst.data.partition_files import save_partition, shift_images
 from pfedst.data.preprocessing import PreprocessingOptions, preprocess_tree
 from pfedst.data.sources import listed
 from pfedst.errors import ConfigurationError, DataError, nearest

@@ -108,6 +108,8 @@ class PFedSTCLI(LightningCLI):
         method, seed = self._get(self.config_init, "method"), self._seed()
         # what is wrong with the data is said before a folder is made
         datamodule.prepare(model.encoder.preprocessing)
+        if datamodule.report is not None:
+            print(datamodule.report.headline() + "; pfedst data audit with the same options tells all")
         default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
         run = RunFolder.create(Path(self._get(self.config, "runs_dir")), self._get(self.config, "name"), default_name)
         run.write_config(self._parser("fit").dump(self.config["fit"], skip_none=False))

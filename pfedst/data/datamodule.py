@@ -54,7 +54,8 @@ class FederatedDataModule(LightningDataModule):
         views: augmented views of each training image, fixed over epochs and runs, 1 or more; with 0 every epoch draws
             new ones, which no cache can hold.
         num_workers: processes that load images; the bits do not depend on it.
-        verify_images: decode every image before training, so that a damaged one is told at once.
+        verify_images: decode every image before training, so that a damaged one is told at once; files that have
+            not changed since are not decoded again (what was seen is kept in the cache's folder).
         audit: look for leaks between splits, absent classes, duplicates and the like before training: `warn` tells a
             headline, `strict` refuses to train on an error, `off` does not look. Duplicates are looked for only with
             verify_images.
@@ -142,7 +143,7 @@ class FederatedDataModule(LightningDataModule):
             return
         self._preprocessing = preprocessing
         found = self.found()
-        seen = scan(found, self.audit != "off") if self.verify_images else None
+        seen = scan(found, self.audit != "off", self.cache.folder) if self.verify_images else None
         if seen is not None:
             seen.refuse_unreadable()
         if self.audit != "off":

@@ -19,6 +19,7 @@ def evaluate(
     taps_of: Callable[[Inputs], Taps],
     batches: Iterable[tuple[Inputs, Tensor]],
     device: torch.device,
+    ordinal: bool = False,
 ) -> dict[str, Metrics]:
     """Metrics of every model, by its name.
 
@@ -27,6 +28,7 @@ def evaluate(
         taps_of: images (B, 3, H, W), or what a cache kept of them -> what the models need of the encoder.
         batches: (images or cached taps, targets), in a fixed order.
         device: where the models are. Predictions stay there until the end.
+        ordinal: whether the classes are grades in their order.
     """
     probabilities: dict[str, list[Tensor]] = {name: [] for name in models}
     targets = []
@@ -36,6 +38,10 @@ def evaluate(
             probabilities[name].append(predict(taps).float().softmax(1))
         targets.append(labels)
     if not targets:
-        return {name: classification_metrics(torch.empty(0, 1), torch.empty(0, dtype=torch.long)) for name in models}
+        none = classification_metrics(torch.empty(0, 1), torch.empty(0, dtype=torch.long), ordinal)
+        return {name: dict(none) for name in models}
     all_targets = torch.cat(targets)
-    return {name: classification_metrics(torch.cat(parts).cpu(), all_targets) for name, parts in probabilities.items()}
+    return {
+        name: classification_metrics(torch.cat(parts).cpu(), all_targets, ordinal)
+        for name, parts in probabilities.items()
+    }

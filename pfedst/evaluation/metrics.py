@@ -6,32 +6,44 @@ six test sets lack some. Hence balanced accuracy, AUROC and macro F1 average ove
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_auroc, multiclass_f1_score, multiclass_recall
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_auroc,
+    multiclass_cohen_kappa,
+    multiclass_f1_score,
+    multiclass_recall,
+)
 
 METRICS = ("balanced_accuracy", "auroc", "macro_f1", "accuracy")
+GRADING_METRICS = ("auroc_ovo", "quadratic_kappa")
+"""Of classes that are grades, as the grading of retinopathy reports them."""
 Metrics = dict[str, float | None]
-"""Metric name -> value in [0, 1], or None where it is not defined."""
+"""Metric name -> value in [0, 1] (the kappa in [-1, 1]), or None where it is not defined."""
 
 
-def classification_metrics(probabilities: Tensor, targets: Tensor) -> Metrics:
+def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool = False) -> Metrics:
     """Metrics of one client.
 
     Args:
         probabilities: (n, K) rows that sum to one.
         targets: (n,) class indices.
+        ordinal: whether the classes are grades in their order.
 
     Returns:
         `balanced_accuracy`: mean recall; `auroc`: mean one-against-rest area, None with fewer than two classes
-        present; `macro_f1`; `accuracy`. All None without samples.
+        present; `macro_f1`; `accuracy`. Of grades also `auroc_ovo`, the mean area over pairs of classes (Hand and
+        Till 2001), and `quadratic_kappa` (Cohen 1968), None where all targets and predictions are one class. All None
+        without samples.
     """
     if len(targets) == 0:
-        return dict.fromkeys(METRICS)
+        return dict.fromkeys((*METRICS, *GRADING_METRICS) if ordinal else METRICS)
     # ties and sums in float64: the same predictions give the same number whatever the batch size was
     probabilities, classes = probabilities.double(), probabilities.shape[1]
     present = torch.bincount(targets, minlength=classes) > 0
@@ -43,12 +55,26 @@ def classification_metrics(probabilities: Tensor, targets: Tensor) -> Metrics:
             warnings.simplefilter("ignore")  # of absent classes, which are left out
             areas = multiclass_auroc(probabilities, targets, classes, average=None)
         auroc = float(areas[present].double().mean())
-    return {
+    found: Metrics = {
         "balanced_accuracy": float(recall[present].double().mean()),
         "auroc": auroc,
         "macro_f1": float(f1[present].double().mean()),
         "accuracy": float((probabilities.argmax(1) == targets).double().mean()),
     }
+    if ordinal:
+        kappa = float(multiclass_cohen_kappa(probabilities, targets, classes, weights="quadratic"))
+        found["auroc_ovo"] = _one_against_one(probabilities, targets, torch.nonzero(present).flatten().tolist())
+        found["quadratic_kappa"] = None if math.isnan(kappa) else kappa
+    return found
+
+
+def _one_against_one(probabilities: Tensor, targets: Tensor, present: list[int]) -> float | None:
+    """For each two classes the area of either's probability among their images, then the mean."""
+    areas = []
+    for one, other in itertools.permutations(present, 2):
+        among = (targets == one) | (targets == other)
+        areas.append(float(binary_auroc(probabilities[among, one], (targets[among] == one).long())))
+    return math.fsum(areas) / len(areas) if areas else None
 
 
 def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> dict[str, object]:
@@ -64,7 +90,8 @@ def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> 
     """
     summary: dict[str, object] = {"clients": {name: clients[name] for name in sorted(clients)}}
     columns: dict[str, Metrics] = {"mean": {}, "weighted_mean": {}, "worst": {}, "std": {}}
-    for metric in METRICS:
+    graded = [metric for metric in GRADING_METRICS if any(metric in metrics for metrics in clients.values())]
+    for metric in (*METRICS, *graded):
         found = [(clients[n][metric], samples[n]) for n in sorted(clients) if clients[n][metric] is not None]
         values = [float(value) for value, _ in found if value is not None]
         if not values:

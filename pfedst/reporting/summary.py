@@ -8,7 +8,7 @@ from typing import Any
 
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
-from pfedst.evaluation import METRICS, Metrics, over_clients
+from pfedst.evaluation import Metrics, over_clients
 from pfedst.federation import Federation
 from pfedst.tracking import parameters_sent, parameters_trained
 
@@ -167,7 +167,7 @@ class RunSummary:
                 group = "federation" if model == "personal" else model
                 means = over_clients(clients, self._sizes(split))["mean"]
                 assert isinstance(means, dict)
-                logged |= {f"{group}/{split}/{m}": means[m] for m in METRICS if means[m] is not None}
+                logged |= {f"{group}/{split}/{m}": v for m, v in means.items() if v is not None}
             for name, metrics in models["personal"].items():
                 logged |= {f"client/{name}/{split}/{m}": v for m, v in metrics.items() if v is not None}
         return logged

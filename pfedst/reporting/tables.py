@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pfedst.evaluation import METRICS
-
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "macro_f1": "macro F1",
     "accuracy": "accuracy",
+    "auroc_ovo": "AUROC 1 v 1",
+    "quadratic_kappa": "quadratic kappa",
 }
 MODELS = ("personal", "generic")
 
@@ -42,12 +42,13 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"{summary['name']}: personal / generic model on {summary['protocol']['split']}, %")
     table.add_column("client")
     table.add_column("images", justify="right")
-    for metric in METRICS:
+    metrics = list(summary["personal"]["mean"])
+    for metric in metrics:
         table.add_column(HEADINGS[metric], justify="right")
     samples = summary["protocol"]["samples"]
     sizes = {site: samples[site][summary["protocol"]["split"]] for site in summary["personal"]["clients"]}
     for site, size in sizes.items():
-        table.add_row(site, str(size), *_cells([summary[m]["clients"][site] for m in models]))
+        table.add_row(site, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
     table.add_section()
     for column, heading in (
         ("mean", "mean over clients"),
@@ -56,7 +57,7 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         ("std", "std over clients"),
     ):
         size = str(sum(sizes.values())) if column == "weighted_mean" else ""
-        table.add_row(heading, size, *_cells([summary[m][column] for m in models]))
+        table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
     return table
 
 
@@ -99,5 +100,5 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     console.print(Group(*parts), highlight=False)
 
 
-def _cells(models: list[Mapping[str, float | None]]) -> list[str]:
-    return [" / ".join(percent(model[metric]) for model in models) for metric in METRICS]
+def _cells(models: list[Mapping[str, float | None]], metrics: Sequence[str]) -> list[str]:
+    return [" / ".join(percent(model[metric]) for model in models) for metric in metrics]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from pfedst.encoders.spec import Taps
 from pfedst.evaluation import classification_metrics, evaluate, over_clients
@@ -37,6 +37,33 @@ def test_against_scikit_learn(seed, n, classes, present) -> None:
         assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
     else:
         assert found["auroc"] is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.integers(6, 60), st.integers(2, 6))
+def test_grades_against_scikit_learn(seed, n, classes) -> None:
+    probabilities, targets = random_case(seed, n, classes, classes)
+    found = classification_metrics(probabilities.double(), targets, ordinal=True)
+    y, predicted = targets.numpy(), probabilities.argmax(1).numpy()
+    kappa = cohen_kappa_score(y, predicted, weights="quadratic", labels=range(classes))
+    assert found["quadratic_kappa"] == pytest.approx(kappa, abs=1e-6, nan_ok=False)
+    if len(np.unique(y)) == classes > 2:  # scikit-learn wants every class; two are its binary case
+        areas = roc_auc_score(y, torch.nn.functional.normalize(probabilities.double(), 1, 1).numpy(), multi_class="ovo")
+        assert found["auroc_ovo"] == pytest.approx(areas, abs=1e-6)
+
+
+def test_grades_by_hand() -> None:
+    probabilities = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8], [0.2, 0.1, 0.7]])
+    found = classification_metrics(probabilities, torch.tensor([0, 2, 2, 0]), ordinal=True)
+    # one image of four is two grades off: 1 - (4 / 4) / (8 / 16 + 24 / 16) with all off-diagonal weights 4
+    assert found["quadratic_kappa"] == pytest.approx(0.5)
+    assert found["auroc_ovo"] == 1.0
+    one_class = classification_metrics(probabilities[:1], torch.tensor([0]), ordinal=True)
+    assert one_class["quadratic_kappa"] is one_class["auroc_ovo"] is None
+    none = classification_metrics(torch.empty(0, 3), torch.empty(0, dtype=torch.long), ordinal=True)
+    assert set(none.values()) == {None}
+    assert set(over_clients({"a": found, "b": none}, {"a": 4, "b": 0})["mean"]) == set(found)
+    assert "quadratic_kappa" not in classification_metrics(probabilities, torch.tensor([0, 2, 2, 0]))
 
 
 def test_an_absent_class_does_not_count() -> None:

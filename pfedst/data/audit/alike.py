@@ -199,7 +199,8 @@ def _spectrum(pictures: Tensor) -> Tensor:
     pictures = pictures * _window()
     pictures = pictures - pictures.mean((1, 2), keepdim=True)
     length = pictures.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-6)
-    return torch.fft.rfft2(pictures / length)
+    spectrum: Tensor = torch.fft.rfft2(pictures / length)
+    return spectrum
 
 
 def _flipped(squares: Tensor, flip: int) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Literal
 
+from pfedst.data.audit.facts import Seen
 from pfedst.data.audit.findings import Checked, Finding, Severity
-from pfedst.data.audit.scan import Seen
 from pfedst.data.sites import Place, Sites
 
 Relation = Literal["splits", "sites", "within"]

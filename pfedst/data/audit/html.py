@@ -75,10 +75,14 @@ def _overlap(report: AuditReport) -> str:
 
 
 def _shift(report: AuditReport) -> str:
-    pairs = report.figures.get("site_shift") or {}
-    if not pairs:
+    shift = report.figures.get("site_shift")
+    if not shift:
         return ""
-    caption = "Images whose site a linear classifier names rightly, two sites at a time, classes matched (chance 50), %"
+    pairs = shift["told_apart"]
+    caption = (
+        "Images whose site a linear classifier names rightly, two sites at a time, classes matched (chance 50), %; "
+        f"at most {shift['images_per_site']} images a site, {shift['encoder']}"
+    )
     rows = []
     for one, row in pairs.items():
         values = [row.get(other) for other in pairs]

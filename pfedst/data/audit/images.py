@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import median
 
+from pfedst.data.audit.facts import ImageFacts
 from pfedst.data.audit.findings import Checked, Finding
-from pfedst.data.audit.scan import ImageFacts
 from pfedst.data.sites import Place, Sites
 from pfedst.data.sources import ImageHeader, listed
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pfedst.data.audit.counts import class_findings, group_findings, skew_findings
 from pfedst.data.audit.duplicates import duplicate_findings
+from pfedst.data.audit.facts import Seen
 from pfedst.data.audit.findings import AuditReport, Checked, gravest_first
 from pfedst.data.audit.images import image_findings
-from pfedst.data.audit.scan import Seen
 from pfedst.data.audit.shift import site_shift
 from pfedst.data.sites import Sites
 from pfedst.encoders import Encoder

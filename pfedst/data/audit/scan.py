@@ -2,63 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pfedst.data.audit.alike import find_alike, thumbnail
+from pfedst.data.audit.facts import ImageFacts, Seen
+from pfedst.data.audit.memory import memory_file, recall, remember
 from pfedst.data.sites import Place, Sites
-from pfedst.data.sources import ImageHeader, for_each, listed
+from pfedst.data.sources import for_each
 from pfedst.errors import DataError
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """What was seen of one image; `error` in place of the rest where it cannot be read."""
-
-    header: ImageHeader | None = None
-    digest: str = ""
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was seen of all images.
-
-    Attributes:
-        facts: of every image.
-        alike: pairs that look like one photograph or two of one thing, with their likeness, likest first; empty where
-            images were not compared.
-    """
-
-    facts: Mapping[Place, ImageFacts]
-    alike: Sequence[tuple[Place, Place, float]] = ()
-
-    def refuse_unreadable(self) -> None:
-        """Raises if an image cannot be read.
-
-        Raises:
-            DataError: all bad files at once, the first ten by name.
-        """
-        if faults := [found.error for found in self.facts.values() if found.error]:
-            raise DataError(
-                f"{len(faults)} of {len(self.facts)} images cannot be read:\n  "
-                + listed(faults, "\n  ")
-                + "\nRemove them (and their rows), or copy them again; nothing was trained."
-            )
-
-
-def scan(sites: Sites, compare: bool) -> Seen:
+def scan(sites: Sites, compare: bool, folder: Path | None = None) -> Seen:
     """Open and decode every image once, with progress on a terminal.
 
     Args:
         sites: read and checked.
         compare: whether images are compared with each other.
+        folder: where what was seen is kept, so that files that have not changed since are not opened again.
     """
     places = [Place(site, split, row) for site, split, part in sites.parts() for row in range(len(part.labels))]
+    file = memory_file(sites, compare, folder) if folder is not None else None
+    if file is not None and (kept := recall(file, places)) is not None:
+        return kept
+    seen = _look(sites, places, compare)
+    # a damaged file may be mended without a change of its size and time: it is looked at again
+    if file is not None and not any(found.error for found in seen.facts.values()):
+        remember(file, seen)
+    return seen
 
+
+def _look(sites: Sites, places: Sequence[Place], compare: bool) -> Seen:
     def look(place: Place) -> tuple[ImageFacts, NDArray[np.uint8] | None]:
         source = sites.splits[place.site][place.split].source
         try:

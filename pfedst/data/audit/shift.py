@@ -36,8 +36,8 @@ def site_shift(sites: Sites, encoder: Encoder, images_per_site: int) -> Checked:
         images_per_site: at most so many of each site are encoded, drawn evenly over its classes.
 
     Returns:
-        Findings, and the balanced accuracy of every pair, cross-validated: 0.5 where sites look alike, 1 where they
-        look quite different; None where two sites share too few images of a class.
+        Findings, and in `told_apart` the balanced accuracy of every pair, cross-validated: 0.5 where sites look
+        alike, 1 where they look quite different; None where two sites share too few images of a class.
     """
     embeddings: dict[str, Tensor] = {}
     labels: dict[str, list[int]] = {}
@@ -56,7 +56,8 @@ def site_shift(sites: Sites, encoder: Encoder, images_per_site: int) -> Checked:
                 derive_seed(0, "folds", one, other),
             )
         found[one][other] = found[other][one] = told
-    return _finding(found, images_per_site), found
+    figures = {"encoder": encoder.label, "images_per_site": images_per_site, "told_apart": found}
+    return _finding(found, images_per_site, encoder.label), figures
 
 
 def _embedded(sample: LabelledImages, encoder: Encoder) -> Tensor:
@@ -119,7 +120,7 @@ def _matched(one: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _finding(found: dict[str, dict[str, float | None]], images: int) -> list[Finding]:
+def _finding(found: dict[str, dict[str, float | None]], images: int, encoder: str) -> list[Finding]:
     pairs = {
         (one, other): value
         for one, row in found.items()
@@ -135,7 +136,7 @@ def _finding(found: dict[str, dict[str, float | None]], images: int) -> list[Fin
             "note",
             f"a linear classifier tells the sites apart by the encoder's embedding, classes matched: {most[0]} and "
             f"{most[1]} in {100 * pairs[most]:.0f} % of images, {least[0]} and {least[1]} in "
-            f"{100 * pairs[least]:.0f} % (chance 50 %, at most {images} images a site)",
+            f"{100 * pairs[least]:.0f} % (chance 50 %, at most {images} images a site, {encoder})",
             "where sites look different, expect one shared model to fit some of them badly: report every site",
         )
     ]

@@ -46,10 +46,11 @@ def overlap_table(report: AuditReport) -> Table | None:
 
 def shift_table(report: AuditReport) -> Table | None:
     """Sites by sites: how well the encoder's embedding tells them apart."""
-    pairs = report.figures.get("site_shift")
-    if not pairs:
+    shift = report.figures.get("site_shift")
+    if not shift:
         return None
-    table = Table(title="images whose site a linear classifier names rightly, two sites at a time (chance 50), %")
+    pairs, title = shift["told_apart"], "images whose site a linear classifier names rightly (chance 50), %"
+    table = Table(title=f"{title}\n{shift['encoder']}")
     table.add_column("")
     for site in pairs:
         table.add_column(site, justify="right")

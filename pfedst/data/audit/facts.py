@@ -1,0 +1,46 @@
+"""What was seen of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pfedst.data.sites import Place
+from pfedst.data.sources import ImageHeader, listed
+from pfedst.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What was seen of one image; `error` in place of the rest where it cannot be read."""
+
+    header: ImageHeader | None = None
+    digest: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of all images.
+
+    Attributes:
+        facts: of every image.
+        alike: pairs that look like one photograph or two of one thing, with their likeness, likest first; empty where
+            images were not compared.
+    """
+
+    facts: Mapping[Place, ImageFacts]
+    alike: Sequence[tuple[Place, Place, float]] = ()
+
+    def refuse_unreadable(self) -> None:
+        """Raises if an image cannot be read.
+
+        Raises:
+            DataError: all bad files at once, the first ten by name.
+        """
+        if faults := [found.error for found in self.facts.values() if found.error]:
+            raise DataError(
+                f"{len(faults)} of {len(self.facts)} images cannot be read:\n  "
+                + listed(faults, "\n  ")
+                + "\nRemove them (and their rows), or copy them again; nothing was trained."
+            )

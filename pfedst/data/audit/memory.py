@@ -1,0 +1,66 @@
+"""What a look at image files found, kept on disk: the next run of the same files need not look again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+
+import PIL
+
+from pfedst.data.audit.facts import ImageFacts, Seen
+from pfedst.data.sites import Place, Sites
+from pfedst.data.sources import FileSource, ImageHeader, content_digest
+from pfedst.state import write_json
+
+RULE = 1
+"""Raised whenever the same files give other facts."""
+
+
+def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
+    """Where the look at these files is kept: a name of their paths, sizes and times of change; None for other images.
+
+    Args:
+        sites: whose images were looked at.
+        compared: whether they were compared with each other.
+        folder: of the cache.
+    """
+    lines = [f"{RULE} {PIL.__version__} {compared}"]
+    for site, split, part in sites.parts():
+        paths = FileSource.paths_of(part.source)
+        if len(paths) < len(part.labels):
+            return None
+        for path in paths:
+            try:
+                found = path.stat()
+            except OSError:
+                return None
+            lines.append(f"{site}|{split}|{path.absolute()}|{found.st_size}|{found.st_mtime_ns}")
+    return folder / "looks" / f"{content_digest(chr(10).join(lines).encode())}.json"
+
+
+def recall(file: Path, places: Sequence[Place]) -> Seen | None:
+    """What was kept of these images; None if nothing was, or if it is damaged."""
+    try:
+        kept = json.loads(file.read_text())
+        facts = {
+            place: ImageFacts(ImageHeader(*header) if header else None, digest, error)
+            for place, (header, digest, error) in zip(places, kept["facts"], strict=True)
+        }
+        return Seen(facts, [(places[a], places[b], likeness) for a, b, likeness in kept["alike"]])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def remember(file: Path, seen: Seen) -> None:
+    """Keep it, if the folder lets us: it saves time, and nothing else depends on it."""
+    row = {place: number for number, place in enumerate(seen.facts)}
+    content = {
+        "facts": [[f.header and astuple(f.header), f.digest, f.error] for f in seen.facts.values()],
+        "alike": [[row[a], row[b], likeness] for a, b, likeness in seen.alike],
+    }
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, content)
