@@ -23,7 +23,7 @@ types: $(READY)
 
 check: test lint types
 
-# what needs images and weights of one's own (epoch, four_sites) is told in benchmarks/README.md
+# what needs images and weights of one's own (audit, epoch, four_sites) is told in benchmarks/README.md
 bench: $(READY)
 	for name in step round cache clients wire simulator; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
 	$(BIN)/python benchmarks/demo_methods.py

@@ -26,6 +26,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("The tap cache", "cache", ()),
     ("Averaged patches on real images", "four_sites", ("token_grid",)),
     ("Balanced accuracy by time on real images", "four_sites", ("time",)),
+    ("The data audit", "audit", ()),
     ("Memory as clients grow", "clients", ()),
     ("Bytes on the wire", "wire", ()),
     ("Every method on the four FedISIC centres", "four_sites", ("methods",)),

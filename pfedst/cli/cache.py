@@ -14,6 +14,7 @@ from pfedst.cli.federated import PFedSTCLI, run_command
 from pfedst.client import FederatedClient
 from pfedst.coordinator import build_federation
 from pfedst.data import FederatedDataModule
+from pfedst.data.audit.memory import forget
 from pfedst.data.tap_cache import default_folder, remove_store, stores_in
 from pfedst.data.tap_store import TapStore
 from pfedst.errors import ConfigurationError, DataError, nearest
@@ -83,7 +84,7 @@ def _info(arguments: Sequence[str]) -> int:
 def _clear(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the tap cache.")
     parser.add_argument("name", nargs="*", help="as pfedst cache info tells it")
-    parser.add_argument("--all", action="store_true", help="every store in the folder")
+    parser.add_argument("--all", action="store_true", help="every store in the folder, and what was seen of images")
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     given = parser.parse_args(arguments)
     stores = stores_in(given.folder)
@@ -100,6 +101,8 @@ def _clear(arguments: Sequence[str]) -> int:
         except TimeoutError as error:
             raise ConfigurationError(f"{error}; nothing was removed of it") from error
         print(f"removed {name}, {_size(stores[name])}")
+    if given.all:
+        forget(given.folder)
     return 0
 
 

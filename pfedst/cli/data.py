@@ -104,10 +104,9 @@ def _init(arguments: Sequence[str]) -> int:
     print(f"{groups:,} groups (patients, lesions) known" + ("" if groups else ": give --group_pattern if you can"))
     counts = table.groupby(["site", "split", "label"]).size().unstack(fill_value=0)
     print(counts.to_string())
-    where = f"--data ManifestSites --data.manifest {target}" + (
-        "" if given.manifest is None else f" --data.root {given.folder}"
-    )
-    print(f"Check it, then:\n  pfedst data audit {where}\n  pfedst fit --config configs/manifest.yaml {where}")
+    root = "" if given.manifest is None else f" --data.root {given.folder}"
+    print(f"Check it, then:\n  pfedst data audit {target}{root}")
+    print(f"  pfedst fit --config configs/manifest.yaml --data.manifest {target}{root}")
     return 0
 
 
@@ -145,7 +144,7 @@ def _partition(arguments: Sequence[str]) -> int:
         table, root = shift_images(table, root, given.target, options), given.target
     save_partition(table, options, given.target)
     print(given.target / "partition.png")
-    where = f"--data ManifestSites --data.manifest {given.target / 'manifest.csv'} --data.root {root}"
+    where = f"--data.manifest {given.target / 'manifest.csv'} --data.root {root}"
     print(f"pfedst fit --config configs/manifest.yaml {where}")
     return 0
 

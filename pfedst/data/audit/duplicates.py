@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
 from typing import Literal
 
 from pfedst.data.audit.facts import Seen
@@ -21,8 +20,8 @@ def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
     digests = {place: found.digest for place, found in seen.facts.items()}
     alike = [(a, b) for a, b, _ in seen.alike if digests[a] != digests[b]]
     findings = [
-        *_findings("identical_images", "are the same file as another", same, ("error", "warning", "warning")),
-        *_findings("similar_images", "look like another (likest first)", alike, ("warning", "note", "note")),
+        *_findings("identical_images", "images are the same file", same, ("error", "warning", "warning")),
+        *_findings("similar_images", "pairs of images look like one", alike, ("warning", "note", "note")),
     ]
 
     def label(place: Place) -> int:
@@ -63,21 +62,21 @@ def _findings(
     code: str, what: str, found: Sequence[Together], severities: tuple[Severity, Severity, Severity]
 ) -> list[Finding]:
     words: dict[Relation, tuple[str, str]] = {
-        "splits": ("in test and in what is trained or selected on", "keep each in one split"),
-        "sites": ("at more than one site", "find out which site it belongs to; a shared patient leaks between sites"),
-        "within": ("within one site", "keep one of each: doubled images count twice"),
+        "splits": ("in test and in what is trained or selected on", "keep them in one split"),
+        "sites": ("at different sites", "find out which site they belong to; a shared patient leaks between sites"),
+        "within": ("within one site", "keep one of them: doubled images count twice"),
     }
     findings = []
     for (relation, (where, remedy)), severity in zip(words.items(), severities, strict=True):
         if concerned := [places for places in found if _relation(places) == relation]:
-            images = len(set(chain.from_iterable(concerned)))
-            look = "look at them; if they show one thing, " if code == "similar_images" else ""
+            pairs = code == "similar_images"
+            count = len(concerned) if pairs else sum(map(len, concerned))
             findings.append(
                 Finding(
                     f"{code}_{relation}",
                     severity,
-                    f"{images:,} images {what}, {where}",
-                    look + remedy,
+                    f"{count:,} {what}, {where}",
+                    ("look at them; if they show one thing, " if pairs else "") + remedy,
                     tuple(concerned),
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import astuple
@@ -15,6 +16,7 @@ from pfedst.data.sites import Place, Sites
 from pfedst.data.sources import FileSource, ImageHeader, content_digest
 from pfedst.state import write_json
 
+LOOKS = "looks"
 RULE = 1
 """Raised whenever the same files give other facts."""
 
@@ -38,7 +40,12 @@ def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
             except OSError:
                 return None
             lines.append(f"{site}|{split}|{path.absolute()}|{found.st_size}|{found.st_mtime_ns}")
-    return folder / "looks" / f"{content_digest(chr(10).join(lines).encode())}.json"
+    return folder / LOOKS / f"{content_digest(chr(10).join(lines).encode())}.json"
+
+
+def forget(folder: Path) -> None:
+    """Remove all that was kept in a cache's folder."""
+    shutil.rmtree(folder / LOOKS, ignore_errors=True)
 
 
 def recall(file: Path, places: Sequence[Place]) -> Seen | None:
