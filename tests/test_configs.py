@@ -6,17 +6,25 @@ from pathlib import Path
 import pytest
 
 from pfedst.cli import main
+from pfedst.evaluation.metrics import GRADING_METRICS, METRICS
+from tests.data.fed_drg.data import make as make_fed_drg
 from tests.data.fed_isic2019.data import make as make_fed_isic
 from tests.data.folder.data import make as make_folder
+from tests.data.image_folder.data import make as make_image_folder
+from tests.data.image_folder.data import own_cache
+from tests.data.manifest.data import make as make_manifest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NANO = ["--model.encoder.model=vit-nano", "--model.encoder.weights=random", "--model.encoder.image_size=32"]
 SHORT = ["--coordinator.rounds=1", "--coordinator.evaluate_every=1", "--trainer.accelerator=cpu"]
 ROOTS = {
     "demo.yaml": lambda folder: ["--data.samples_per_site=[12,10,8,8]", "--data.test_samples_per_site=[8,8,8,8]"],
+    "fed_drg.yaml": lambda folder: [f"--data.root={make_fed_drg(folder, mixed=True)}"],
     "fed_isic2019.yaml": lambda folder: [f"--data.root={make_fed_isic(folder)}"],
     "fed_isic_ham4.yaml": lambda folder: [f"--data.root={make_fed_isic(folder)}"],
     "folder.yaml": lambda folder: [f"--data.root={make_folder(folder)}"],
+    "image_folder.yaml": lambda folder: [f"--data.root={make_image_folder(folder)}"],
+    "manifest.yaml": lambda folder: [f"--data.manifest={make_manifest(folder)}"],
 }
 
 
@@ -25,7 +33,8 @@ def test_every_config_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys) -> None:
+def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys, monkeypatch) -> None:
+    own_cache(monkeypatch, tmp_path / "hub")
     common = [f"--runs_dir={tmp_path / 'runs'}", f"--data.cache_folder={tmp_path / 'cache'}"]
     code = main(
         ["fit", "--config", str(CONFIGS / name), *NANO, *SHORT, *ROOTS[name](tmp_path / "data"), *common, "--name=a"]
@@ -33,12 +42,15 @@ def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys) -> None
     assert code == 0
     printed = capsys.readouterr().out
     assert "worst client" in printed
+    assert ("quadratic kappa" in printed) == (name == "fed_drg.yaml")
+    assert "data audit: " in printed
     assert "RANDOM WEIGHTS" in printed
     run = tmp_path / "runs" / "a"
     summary = json.loads((run / "summary.json").read_text())
     for model in ("personal", "generic"):
         assert set(summary[model]) == {"clients", "mean", "weighted_mean", "worst", "std"}
-        assert set(summary[model]["mean"]) == {"balanced_accuracy", "auroc", "macro_f1", "accuracy"}
+        graded = GRADING_METRICS if name == "fed_drg.yaml" else ()
+        assert list(summary[model]["mean"]) == [*METRICS, *graded]
     assert main(["fit", "--config", str(run / "config.yaml"), *common, "--name=b"]) == 0
     again = json.loads((run.parent / "b" / "summary.json").read_text())
     for key in ("personal", "generic", "best_on_validation", "trained", "protocol"):

@@ -94,7 +94,7 @@ def _write(report: AuditReport, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", report.to_json())
-        write_atomically(folder / "audit.html", page(report).encode())
+        write_atomically(folder / "audit.html", page(report).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DataError(f"--audit.folder {folder} cannot be written ({error.strerror}); give another") from error
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")

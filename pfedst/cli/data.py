@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pfedst.data.catalogue import PUBLIC_DATA
 from pfedst.data.init import InitOptions, make_manifest
@@ -67,11 +69,11 @@ def _prepare(arguments: Sequence[str]) -> int:
     for heading in ("what", "where", "licence", "size"):
         table.add_column(heading, overflow="fold")
     for download in found.downloads:
-        table.add_row(download.what, download.address, download.licence, download.size)
+        table.add_row(*(Text(text) for text in (download.what, download.address, download.licence, download.size)))
     console.print(table, highlight=False)
     console.print("pfedst downloads nothing. Once you have it:", highlight=False)
     for number, step in enumerate(found.steps, start=1):
-        console.print(f"  {number}. {step}", highlight=False)
+        console.print(f"  {number}. {step}", highlight=False, markup=False)
     if given.root is None:
         console.print(f"Then: pfedst data prepare {given.name} --root ROOT tells what is there.", highlight=False)
         return 0
@@ -79,11 +81,12 @@ def _prepare(arguments: Sequence[str]) -> int:
         raise DataError(f"--root {given.root}: no such folder")
     checks = found.check(given.root)
     for check in checks:
-        mark = "ok" if check.complete else "MISSING" if check.needed else "not there (not needed)"
-        console.print(f"{mark:8} {check.what}: {check.seen}", highlight=False)
+        mark = "ok" if check.complete else "MISSING" if check.needed else "incomplete, but not needed"
+        console.print(f"{mark:8} {check.what}: {check.seen}", highlight=False, markup=False)
     if lacking := [check.what for check in checks if check.needed and not check.complete]:
         raise DataError(f"{given.root} is not complete: {listed(lacking)}")
-    console.print(f"{given.root} is complete by names and counts; pfedst data audit {given.root} opens every image.")
+    told = f"{given.root} is complete by names and counts; pfedst data audit {given.root} opens every image."
+    console.print(told, highlight=False, markup=False)
     return 0
 
 
@@ -93,10 +96,10 @@ def _init(arguments: Sequence[str]) -> int:
     parser.add_argument("--manifest", type=Path | None, default=None, help="to write; default: FOLDER/manifest.csv")
     parser.add_class_arguments(InitOptions)
     given = parser.parse_args(list(arguments))
-    target = given.manifest or given.folder / "manifest.csv"
+    target, options = given.manifest or given.folder / "manifest.csv", _options(InitOptions, given)
     if target.exists():
         raise DataError(f"{target} exists and is not overwritten; remove it, or give --manifest")
-    table, levels = make_manifest(given.folder, _options(InitOptions, given))
+    table, levels = make_manifest(given.folder, options)
     _write(target, table.to_csv(index=False).encode())
     drawn = "" if "split" in levels else f", train and test drawn with seed {given.seed}"
     groups = table["group"].replace("", None).nunique()
@@ -104,9 +107,13 @@ def _init(arguments: Sequence[str]) -> int:
     print(f"{groups:,} groups (patients, lesions) known" + ("" if groups else ": give --group_pattern if you can"))
     counts = table.groupby(["site", "split", "label"]).size().unstack(fill_value=0)
     print(counts.to_string())
-    root = "" if given.manifest is None else f" --data.root {given.folder}"
-    print(f"Check it, then:\n  pfedst data audit {target}{root}")
-    print(f"  pfedst fit --config configs/manifest.yaml --data.manifest {target}{root}")
+    for site, rows in table.groupby("site"):
+        for split in {"train", "test"} - set(rows["split"]):
+            print(f'site "{site}" has no {split} image, without which it cannot take part: add some, or edit the table')
+    root = "" if given.manifest is None else f" --data.root {shlex.quote(str(given.folder))}"
+    manifest = shlex.quote(str(target))
+    print(f"Check it, then:\n  pfedst data audit {manifest}{root}")
+    print(f"  pfedst fit --config configs/manifest.yaml --data.manifest {manifest}{root}")
     return 0
 
 
@@ -144,7 +151,8 @@ def _partition(arguments: Sequence[str]) -> int:
         table, root = shift_images(table, root, given.target, options), given.target
     save_partition(table, options, given.target)
     print(given.target / "partition.png")
-    where = f"--data.manifest {given.target / 'manifest.csv'} --data.root {root}"
+    manifest, images = (shlex.quote(str(path)) for path in (given.target / "manifest.csv", root))
+    where = f"--data.manifest {manifest} --data.root {images}"
     print(f"pfedst fit --config configs/manifest.yaml {where}")
     return 0
 

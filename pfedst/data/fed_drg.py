@@ -9,11 +9,11 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.folder import existing_folder, folders
+from pfedst.data.folder import IMAGE_SUFFIXES, existing_folder, folders
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.errors import ConfigurationError, DataError, nearest
@@ -47,7 +47,8 @@ class FedDRG(FederatedDataModule):
     def __init__(self, root: Path | str | None = None, domains: Sequence[str] | None = None, **options: Any) -> None:
         super().__init__(ordinal=True, **options)
         self.root = root
-        self.domains = None if domains is None else tuple(domain.upper() for domain in domains)
+        named = [domains] if isinstance(domains, str) else domains
+        self.domains = None if named is None else tuple(domain.upper() for domain in named)
         for domain in self.domains or ():
             if domain not in DOMAINS:
                 raise ConfigurationError(
@@ -92,14 +93,14 @@ class FedDRG(FederatedDataModule):
         missing = ([] if have_images else [f"images/{domain}"]) + lacking
         raise DataError(
             f"{root}: {', '.join(missing)} missing; pfedst data prepare fed_drg tells where to get it, or leave "
-            f"{domain} out of --data.domains"
+            f"{domain} out (name those that are whole with --data.domains)"
         )
 
     def _domain(self, root: Path, domain: str) -> dict[Split, list[Record]]:
         images, tables = _folder(root, "images"), _folder(root, "splits")
         there = _index(_folder(images, domain) if images else None)
         found: dict[Split, list[Record]] = {}
-        seen: dict[str, str] = {}
+        seen: dict[Path, str] = {}
         for split, name in FILES.items():
             file = _file(tables, domain, name)
             assert file is not None  # `_there` has looked
@@ -109,10 +110,10 @@ class FedDRG(FederatedDataModule):
                     continue
                 where = f"{file}, line {number}"
                 relative, label = _parsed(where, line, domain)
-                if relative in seen:
-                    raise DataError(f"{where}: {relative} is already in {seen[relative]}; keep one")
-                seen[relative] = where
                 path = _located(where, there, relative) or (images or root / "images") / relative
+                if path in seen:  # whatever the case and suffix in which it is listed
+                    raise DataError(f"{where}: {relative} is already in {seen[path]}; keep one")
+                seen[path] = where
                 records.append(Record(path, label, _patient(domain, path)))
         return found
 
@@ -126,12 +127,14 @@ def _lines(file: Path) -> list[str]:
 
 def _parsed(where: str, line: str, domain: str) -> tuple[str, int]:
     """`DOMAIN/grade/file label` -> the path below `images/`, and the label."""
-    relative, _, label = line.strip().replace("\\", "/").rpartition(" ")
-    relative = relative.strip()
-    if label not in ("0", "1", "2", "3", "4") or not relative:
+    listed, _, label = line.strip().replace("\\", "/").rpartition(" ")
+    if label not in ("0", "1", "2", "3", "4") or not listed.strip():
         raise DataError(f'{where}: "{line.strip()}" is not a path and a grade 0 to 4')
+    relative = PurePosixPath(listed.strip()).as_posix()
     folders_and_name = relative.split("/")
-    if len(folders_and_name) < 2 or folders_and_name[0].upper() != domain or ".." in folders_and_name:
+    if ".." in folders_and_name:
+        raise DataError(f"{where}: {relative} leads out of the folder images; correct it")
+    if len(folders_and_name) < 2 or folders_and_name[0].upper() != domain:
         raise DataError(f"{where}: {relative} does not begin with {domain}/")
     grade = folders_and_name[1].lower()
     if grade in GRADES and GRADES.index(grade) != int(label):
@@ -147,6 +150,8 @@ def _index(folder: Path | None) -> dict[str, list[Path]]:
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place, name)
+            if path.suffix.lower() not in IMAGE_SUFFIXES:  # such as half a download, x.png.part
+                continue
             relative = path.relative_to(folder.parent).as_posix().lower()
             found[relative].append(path)
             found[relative.rpartition(".")[0]].append(path)

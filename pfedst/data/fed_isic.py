@@ -15,9 +15,8 @@ from pfedst.data.folder import existing_folder
 from pfedst.data.manifest import read_table
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
-from pfedst.data.splitting import split_groups
+from pfedst.data.splitting import split_sites
 from pfedst.errors import ConfigurationError, DataError
-from pfedst.seeds import derive_seed
 
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 SITE_NAMES = ("bcn", "vidir_molemax", "vidir_modern", "rosendahl", "msk", "vienna_dias")
@@ -85,7 +84,7 @@ class FedISIC2019(FederatedDataModule):
         lesions = self._lesions(root)
         # one listing: asking for every file by itself is slow on network disks
         there = {path.stem: path for path in images.iterdir()} if images.is_dir() else {}
-        records: dict[str, dict[Split, list[Record]]] = {SITE_NAMES[c]: {} for c in self.centers}
+        records: dict[str, dict[Split, list[Record]]] = {name: {} for name in SITE_NAMES}
         seen: dict[str, int] = {}
         for line, row in enumerate(table.to_dict("records"), start=2):
             center, target, fold = self._numbers(f"{split_file}, line {line}", row)
@@ -93,17 +92,16 @@ class FedISIC2019(FederatedDataModule):
             if image in seen:
                 raise DataError(f"{split_file}, line {line}: {image} is already on line {seen[image]}; keep one")
             seen[image] = line
-            if center in self.centers:
-                path = there.get(image, images / f"{image}.jpg")
-                record = Record(path, target, lesions.get(image))
-                records[SITE_NAMES[center]].setdefault(fold, []).append(record)
+            record = Record(there.get(image, images / f"{image}.jpg"), target, lesions.get(image))
+            records[SITE_NAMES[center]].setdefault(fold, []).append(record)
         self.label = self._describe(images, split_file, bool(lesions))
-        parts = {site: {f: LabelledImages.from_records(r) for f, r in parts.items()} for site, parts in records.items()}
+        parts = {site: {f: LabelledImages.from_records(r) for f, r in of.items()} for site, of in records.items()}
         if self.split == "lesion_grouped":
-            parts = {site: self._by_lesion(site, [r for rs in of.values() for r in rs]) for site, of in records.items()}
+            parts = self._by_lesion({site: [r for rs in of.values() for r in rs] for site, of in records.items()})
+        chosen = {name: parts[name] for name in (SITE_NAMES[center] for center in self.centers)}
         return Sites(
             CLASS_NAMES,
-            parts,
+            chosen,
             f"complete {images}, or choose --data.centers that are there"
             if images.is_dir()
             else f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/: give their parent",
@@ -118,18 +116,20 @@ class FedISIC2019(FederatedDataModule):
         known = "lesion ids known" if lesions else "no lesion ids"
         return f"FedISIC2019 in {images.parent.name}/{images.name} ({split}), centres {centers}, {known}"
 
-    def _by_lesion(self, site: str, records: Sequence[Record]) -> dict[Split, LabelledImages]:
-        """A centre cut anew, no lesion in both parts."""
-        if not any(record.group for record in records):
+    def _by_lesion(self, records: dict[str, list[Record]]) -> dict[str, dict[Split, LabelledImages]]:
+        """Every centre cut anew, no lesion on both sides, at whatever centres it lies (nine lie at two)."""
+        if not any(record.group for of_site in records.values() for record in of_site):
             raise DataError(
-                f'--data.split lesion_grouped: no lesion id is known at "{site}"; put {METADATA} of the ISIC 2019 '
-                f"challenge into --data.root, or name it with --data.metadata"
+                f"--data.split lesion_grouped: no lesion id is known; put {METADATA} of the ISIC 2019 challenge into "
+                f"--data.root, or name it with --data.metadata"
             )
-        together = LabelledImages.from_records(records)
-        seed = derive_seed(self.split_seed, "test", site)
-        train, test = split_groups(together.labels, together.groups, self.test_fraction, seed)
-        chosen: dict[Split, list[int]] = {"train": train, "test": test}
-        return {split: together.subset(indices) for split, indices in chosen.items()}
+        whole = {site: LabelledImages.from_records(of_site) for site, of_site in records.items()}
+        tables = {site: (images.labels, images.groups) for site, images in whole.items()}
+        cuts = split_sites(tables, self.test_fraction, self.split_seed, "test")
+        return {
+            site: {"train": whole[site].subset(kept), "test": whole[site].subset(cut)}
+            for site, (kept, cut) in cuts.items()
+        }
 
     def _image_folder(self, root: Path) -> Path:
         names = [str(self.images)] if self.images is not None else list(IMAGE_FOLDERS)

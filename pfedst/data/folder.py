@@ -10,7 +10,7 @@ from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.dicom import is_dicom
-from pfedst.data.sites import LabelledImages, Sites, Split
+from pfedst.data.sites import LabelledImages, Sites, Split, class_order
 from pfedst.data.sources import Record
 from pfedst.errors import DataError, nearest
 
@@ -54,7 +54,7 @@ class FolderSites(FederatedDataModule):
             if site not in found:
                 raise DataError(f'{root}: no site "{site}".{nearest(site, found)} Found: {", ".join(found)}')
             self._check_site(root / site)
-        classes = list(self.wanted_classes or sorted({c for s in sites for c in self._classes(root / s)}))
+        classes = list(self.wanted_classes or class_order(c for s in sites for c in self._classes(root / s)))
         return Sites(classes, {site: self._site(root / site, classes) for site in sites})
 
     def _check_site(self, folder: Path) -> None:

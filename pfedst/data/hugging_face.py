@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.folder import existing_folder
-from pfedst.data.sites import SPLITS, LabelledImages, Sites, Split
+from pfedst.data.folder import existing_folder, folders
+from pfedst.data.sites import SPLIT_NAMES, SPLITS, LabelledImages, Sites, Split, class_index, class_order
 from pfedst.data.sources import EncodedSource
 from pfedst.errors import DataError, nearest
 
@@ -53,50 +53,64 @@ class HuggingFaceSites(FederatedDataModule):
         root = existing_folder(self.root, "--data.root")
         self.label = f"Hugging Face data set in {root.name}"
         tables = _splits(root)
-        labels = {split: self._labels(root, split, table) for split, table in tables.items()}
-        names = list(self.wanted_classes or self._class_names(tables, labels))
+        for split, table in tables.items():
+            self._check_columns(f"{root}, {split}", table)
+        texts = {split: self._texts(f"{root}, {split}", table) for split, table in tables.items()}
+        names = list(self.wanted_classes or self._class_names(tables, texts))
+        given = self.wanted_classes is not None
         splits: dict[str, dict[Split, LabelledImages]] = {}
         for split, table in tables.items():
-            sites = [str(site) for site in table[self.columns["site"]]]
-            groups = self._groups(table)
-            images = table.cast_column(self.columns["image"], _undecoded())
-            image_names = _names(images, self.columns["image"], f"{root.name}, {split}")
+            where = f"{root}, {split}"
+            labels = [
+                class_index(f"{where} row {row}", label, names, given)
+                for row, label in enumerate(texts[split]["label"])
+            ]
+            groups, images = self._groups(table), table.cast_column(self.columns["image"], _undecoded())
+            image_names = _names(images, self.columns["image"], where)
             rows: dict[str, list[int]] = {}
-            for row, site in enumerate(sites):
+            for row, site in enumerate(texts[split]["site"]):
                 rows.setdefault(site, []).append(row)
-            indices = {name: index for index, name in enumerate(names)}
-            for row, label in enumerate(labels[split]):
-                if label not in indices:
-                    raise DataError(
-                        f'{root}, {split} row {row}: unknown class "{label}".{nearest(label, names)} '
-                        f"Known: {', '.join(names)}"
-                    )
             for site, own in rows.items():
-                source = EncodedSource(_Reader(images, self.columns["image"], own), [image_names[row] for row in own])
-                splits.setdefault(site, {})[split] = LabelledImages(
-                    source, [indices[labels[split][row]] for row in own], [groups[row] for row in own]
-                )
+                reader = _Reader(images, self.columns["image"], own)
+                source = EncodedSource(reader, [image_names[row] for row in own])
+                part = LabelledImages(source, [labels[row] for row in own], [groups[row] for row in own])
+                splits.setdefault(site, {})[split] = part
         return Sites(names, dict(sorted(splits.items())))
 
-    def _labels(self, root: Path, split: str, table: Any) -> list[str]:
-        """Class names row by row; the columns are checked here."""
+    def _check_columns(self, where: str, table: Any) -> None:
+        import datasets
+
         for purpose, column in self.columns.items():
             if column not in table.column_names:
                 raise DataError(
-                    f'{root}, {split}: no column "{column}" (found: {", ".join(table.column_names)}); name it with '
-                    f"--data.{purpose}_column, or make a manifest with pfedst data init {root}"
+                    f'{where}: no column "{column}".{nearest(column, table.column_names)} Found: '
+                    f"{', '.join(table.column_names)}; name it with --data.{purpose}_column, or make a manifest with "
+                    f"pfedst data init"
                 )
-        feature = table.features[self.columns["label"]]
-        values = table[self.columns["label"]]
-        if any(value is None for value in values):
-            raise DataError(f"{root}, {split} row {list(values).index(None)}: the label is empty")
-        return [feature.names[value] if hasattr(feature, "names") else str(value) for value in values]
+            if (purpose == "image") != isinstance(table.features[column], datasets.Image):
+                kind = "holds no images" if purpose == "image" else "holds images"
+                raise DataError(f'{where}: --data.{purpose}_column "{column}" {kind}; name another column')
 
-    def _class_names(self, tables: dict[Split, Any], labels: dict[Split, list[str]]) -> list[str]:
+    def _texts(self, where: str, table: Any) -> dict[str, list[str]]:
+        """Class and site of every row, as names."""
+        found = {}
+        for purpose in ("label", "site"):
+            column = self.columns[purpose]
+            names = getattr(table.features[column], "names", None)
+            values = list(table[column])
+            for row, value in enumerate(values):
+                # -1 of a ClassLabel is the library's word for no label
+                if value is None or value == "" or (names is not None and value < 0):
+                    hint = " (is its metadata file there?)" if all(v is None for v in values) else ""
+                    raise DataError(f"{where} row {row}: the {purpose} is empty{hint}; fill it in, or remove the row")
+            found[purpose] = [str(value) if names is None else names[value] for value in values]
+        return found
+
+    def _class_names(self, tables: dict[Split, Any], texts: dict[Split, dict[str, list[str]]]) -> list[str]:
         features = [table.features[self.columns["label"]] for table in tables.values()]
         if all(hasattr(feature, "names") for feature in features):
             return list(features[0].names)
-        return sorted({label for found in labels.values() for label in found})
+        return class_order(label for found in texts.values() for label in found["label"])
 
     def _groups(self, table: Any) -> list[str | None]:
         column = self.group_column or "group"
@@ -139,12 +153,14 @@ def _splits(root: Path) -> dict[Split, Any]:
             found = datasets.load_from_disk(str(root))
         else:
             # named one by one: left to itself the library drops folders that it does not take for a split
-            folders = {split: str(root / split / "**") for split in SPLITS if (root / split).is_dir()}
-            if not folders:
-                raise DataError(f"{root} holds neither train/ and test/ nor a data set of save_to_disk")
-            found = datasets.load_dataset("imagefolder", data_files=folders, cache_dir=None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{root}: Hugging Face's datasets cannot read it ({error}); make it again") from error
+            found = datasets.load_dataset("imagefolder", data_files=_patterns(root))
+    except DataError:
+        raise
+    except Exception as error:  # the library raises many kinds for damaged files
+        file = getattr(error, "filename", None)
+        reason = f"{error.strerror}: {file}" if file and isinstance(error, OSError) else str(error) or repr(error)
+        told = " ".join(reason.split())
+        raise DataError(f"{root}: Hugging Face's datasets cannot read it ({told}); make it again") from error
     if not isinstance(found, dict):
         raise DataError(f"{root} holds one split only; save a DatasetDict with train and test")
     if unknown := [name for name in found if name not in SPLITS]:
@@ -152,10 +168,31 @@ def _splits(root: Path) -> dict[Split, Any]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
+def _patterns(root: Path) -> dict[str, str]:
+    """The files of every split of an imagefolder."""
+    for name in folders(root):
+        if name not in SPLITS and name.lower() in SPLIT_NAMES:
+            raise DataError(f"{root / name}: rename it to {SPLIT_NAMES[name.lower()]}")
+    found: dict[str, str] = {split: str(root / split / "**") for split in SPLITS if (root / split).is_dir()}
+    if not found:
+        raise DataError(f"{root} holds neither train/ and test/ nor a data set of save_to_disk")
+    return found
+
+
 def _names(images: Any, column: str, where: str) -> list[str]:
     """Paths where the table has them; asking for rows would read every image."""
-    paths = [path for chunk in images.data.column(column).chunks for path in chunk.field("path").to_pylist()]
-    return [f"{where} row {row}" + (f" ({path})" if path else "") for row, path in enumerate(paths)]
+    cells = [cell for chunk in images.data.column(column).chunks for cell in _paths_and_validity(chunk)]
+    for row, (_, there) in enumerate(cells):
+        if not there:
+            raise DataError(f"{where} row {row}: the image is empty; remove the row, or give its file")
+    return [f"{where} row {row}" + (f" ({path})" if path else "") for row, (path, _) in enumerate(cells)]
+
+
+def _paths_and_validity(chunk: Any) -> list[tuple[str | None, bool]]:
+    """Of a column of images: each path, and whether there is an image at all."""
+    paths, held = chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist()
+    valid = chunk.is_valid().to_pylist()
+    return [(path, bool(ok and (path or has))) for path, has, ok in zip(paths, held, valid, strict=True)]
 
 
 def _undecoded() -> Any:

@@ -11,23 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from pfedst.data.folder import is_image
-from pfedst.data.sites import SPLITS
+from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
 from pfedst.data.sources import FileSource, listed
-from pfedst.data.splitting import split_groups
+from pfedst.data.splitting import split_sites
 from pfedst.errors import ConfigurationError, DataError
-from pfedst.seeds import derive_seed
 
 LEVELS = ("site", "split", "label", "group", "-")
-ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -103,9 +92,9 @@ def make_manifest(folder: Path, options: InitOptions) -> tuple[pd.DataFrame, lis
     if "site" not in levels:
         table["site"] = folder.resolve().name
     if "split" in levels:
-        if unknown := sorted({name for name in table["split"] if name.lower() not in ALIASES}):
+        if unknown := sorted({name for name in table["split"] if name.lower() not in SPLIT_NAMES}):
             raise DataError(f"{folder}: {listed(unknown)} is no split; use folders called {', '.join(SPLITS)}")
-        table["split"] = [ALIASES[name.lower()] for name in table["split"]]
+        table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
     if "group" not in levels:
         table["group"] = [_group(folder, path, options.group_pattern) for path in images]
     if "split" not in levels:
@@ -120,6 +109,12 @@ def _images_below(folder: Path) -> list[Path]:
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         paths = [Path(place, name) for name in files if not name.startswith(".")]
         found += [path.relative_to(folder) for path in paths if is_image(path)]
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            name = FileSource([folder / path]).name(0)
+            raise DataError(f"{name}: a name that is no text, which no table can hold; rename it") from error
     return sorted(found)
 
 
@@ -127,7 +122,7 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
     """A level of split names is the split; of what is left the last level is the class, one before it the site."""
     depth = len(names[0])
     values = [{parts[level] for parts in names} for level in range(depth)]
-    levels = ["split" if all(name.lower() in ALIASES for name in found) else "" for found in values]
+    levels = ["split" if all(name.lower() in SPLIT_NAMES for name in found) else "" for found in values]
     left = [level for level in range(depth) if not levels[level]]
     if levels.count("split") > 1 or not 1 <= len(left) <= 2:
         example = "/".join(names[0]) or "no folder"
@@ -141,20 +136,19 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _group(folder: Path, path: Path, pattern: str | None) -> str:
-    if pattern is None:
-        return FileSource([folder / path]).group(0) or ""
-    found = re.search(pattern, path.as_posix())
-    return (found.group(1) or "") if found else ""
+    found = re.search(pattern, path.as_posix()) if pattern is not None else None
+    return (found and found.group(1)) or FileSource([folder / path]).group(0) or ""
 
 
 def _drawn(table: pd.DataFrame, options: InitOptions) -> list[str]:
     """Train and test, site by site, stratified by class, no group in both."""
     split = ["train"] * len(table)
-    names = sorted(set(table["label"]))
-    for site, rows in table.groupby("site").indices.items():
-        labels = [names.index(label) for label in table["label"].iloc[rows]]
-        groups = [group or None for group in table["group"].iloc[rows]]
-        _, test = split_groups(labels, groups, options.test_fraction, derive_seed(options.seed, "test", str(site)))
+    names = class_order(table["label"])
+    rows = {str(site): list(map(int, indices)) for site, indices in table.groupby("site").indices.items()}
+    labels = [names.index(label) for label in table["label"]]
+    groups = [group or None for group in table["group"]]
+    sites = {site: ([labels[row] for row in of], [groups[row] for row in of]) for site, of in rows.items()}
+    for site, (_, test) in split_sites(sites, options.test_fraction, options.seed, "test").items():
         for index in test:
-            split[rows[index]] = "test"
+            split[rows[site][index]] = "test"
     return split

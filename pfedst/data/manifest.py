@@ -11,7 +11,7 @@ import pandas as pd
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.folder import existing_folder
-from pfedst.data.sites import SPLITS, LabelledImages, Sites
+from pfedst.data.sites import SPLITS, LabelledImages, Sites, class_index, class_order
 from pfedst.data.sources import Record
 from pfedst.errors import DataError, nearest
 
@@ -57,7 +57,7 @@ class ManifestSites(FederatedDataModule):
                 )
         if table.empty:
             raise DataError(f"{file}: no rows")
-        classes = list(self.wanted_classes or sorted({str(label) for label in table["label"]}))
+        classes = list(self.wanted_classes or class_order(str(label) for label in table["label"] if not _empty(label)))
         splits: dict[str, dict[Any, list[Record]]] = {}
         seen: dict[Path, int] = {}
         for line, row in enumerate(table.to_dict("records"), start=2):
@@ -76,7 +76,7 @@ class ManifestSites(FederatedDataModule):
 
     def _row(self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]) -> tuple[Record, str, str]:
         for column in COLUMNS:
-            if row[column] is None or str(row[column]) in ("", "nan"):
+            if _empty(row[column]):
                 raise DataError(f'{where}: the column "{column}" is empty')
         if row["split"] not in SPLITS:
             raise DataError(
@@ -87,21 +87,17 @@ class ManifestSites(FederatedDataModule):
         if not path.resolve().is_relative_to(root.resolve()):
             raise DataError(f"{where}: {row['path']} leads out of {root}; give --data.root a folder that holds all")
         group = row.get("group")
-        known = None if group is None or str(group) in ("", "nan") else str(group)
+        known = None if _empty(group) else str(group)
         return (
-            Record(path, self._label(where, str(row["label"]), classes), known),
+            Record(path, class_index(where, str(row["label"]), classes, self.wanted_classes is not None), known),
             str(row["site"]),
             str(row["split"]),
         )
 
-    def _label(self, where: str, label: str, classes: Sequence[str]) -> int:
-        if label in classes:
-            return classes.index(label)
-        if self.wanted_classes is not None and label.lstrip("-").isdigit():
-            if 0 <= int(label) < len(classes):
-                return int(label)
-            raise DataError(f"{where}: label {label} is out of range 0 to {len(classes) - 1}")
-        raise DataError(f'{where}: unknown class "{label}".{nearest(label, classes)} Known: {", ".join(classes)}')
+
+def _empty(value: Any) -> bool:
+    """Whether a cell holds nothing; the text "nan" is a name like any other, a parquet table has real ones."""
+    return value is None or value != value or str(value) == ""
 
 
 def read_table(file: Path) -> pd.DataFrame:

@@ -25,10 +25,9 @@ def recognise(path: Path) -> tuple[str, dict[str, str]]:
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder")
     root, inside = {"root": str(path)}, folders(path)
-    lower = {name.lower() for name in inside}
     if set(IMAGE_FOLDERS) & set(inside) or any(path.glob("train_test_split")):
         return "FedISIC2019", root
-    if "splits" in lower and any((path / name).glob("*_[cC]*.txt") for name in inside if name.lower() == "splits"):
+    if any(list((path / name).glob("*_[cC][rR]*.txt")) for name in inside if name.lower() == "splits"):
         return "FedDRG", root
     if any((path / name).is_file() for name in SAVED):
         return "HuggingFaceSites", root

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 from pfedst.data.sources import FileSource, ImageSource, Record, Subset, absent, listed
-from pfedst.data.splitting import split_groups
-from pfedst.errors import DataError
-from pfedst.seeds import derive_seed
+from pfedst.data.splitting import split_sites
+from pfedst.errors import DataError, nearest
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What people call the splits, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class Sites:
         Raises:
             DataError: naming the site.
         """
+        if twice := [name for name in self.class_names if list(self.class_names).count(name) > 1]:
+            raise DataError(f"the class {twice[0]} is named twice; give each class once")
         needed: tuple[Split, ...] = ("train", "test")
         for site, parts in self.splits.items():
             for split in needed:
@@ -130,11 +142,39 @@ class Sites:
             fraction: share of train, in [0, 1).
             split_seed: of the cut.
         """
-        splits = {}
-        for site, parts in self.splits.items():
-            if "validation" not in parts:
-                train, seed = parts["train"], derive_seed(split_seed, "validation", site)
-                kept, cut = split_groups(train.labels, train.groups, fraction, seed)
-                parts = parts | {"train": train.subset(kept), "validation": train.subset(cut)}
-            splits[site] = parts
+        whole = {site: parts["train"] for site, parts in self.splits.items() if "validation" not in parts}
+        tables = {site: (train.labels, train.groups) for site, train in whole.items()}
+        splits = dict(self.splits)
+        for site, (kept, cut) in split_sites(tables, fraction, split_seed, "validation").items():
+            new: dict[Split, LabelledImages] = {
+                "train": whole[site].subset(kept),
+                "validation": whole[site].subset(cut),
+            }
+            splits[site] = splits[site] | new
         return replace(self, splits=splits)
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Each name once, sorted, numbers by their value."""
+    return sorted(set(names), key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+
+
+def class_index(where: str, label: str, classes: Sequence[str], given: bool) -> int:
+    """The index of a label.
+
+    Args:
+        where: the row, for the error.
+        label: a class name, or where the classes were given in their order also an index.
+        classes: all names.
+        given: whether a user gave them.
+
+    Raises:
+        DataError: no such class.
+    """
+    if label in classes:
+        return classes.index(label)
+    if given and label.lstrip("-").isdecimal():
+        if 0 <= int(label) < len(classes):
+            return int(label)
+        raise DataError(f"{where}: label {label} is out of range 0 to {len(classes) - 1}")
+    raise DataError(f'{where}: unknown class "{label}".{nearest(label, classes)} Known: {", ".join(classes)}')

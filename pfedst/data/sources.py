@@ -102,8 +102,8 @@ class FileSource:
             raise unreadable(str(self.paths[index]), error) from error
 
     def name(self, index: int) -> str:
-        """The path."""
-        return str(self.paths[index])
+        """The path; bytes that are no text are spelled out, so that it can be printed and saved."""
+        return str(self.paths[index]).encode("utf-8", "backslashreplace").decode()
 
     def header(self, index: int) -> ImageHeader:
         """Of the file.
@@ -306,8 +306,11 @@ def for_each(
         description: for the progress.
         workers: number of threads; 0: as many as cores.
     """
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try:
         yield from track(pool.map(function, items), description, len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the items at hand, not all that wait
 
 
 def track(items: Iterable[Found], description: str, total: int | None = None) -> Iterable[Found]:

@@ -1,5 +1,6 @@
 """Two photographs of one thing are found, whatever was done to one of them, and two of different things are not."""
 
+import json
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -12,8 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
-from pfedst.data.audit import alike
+from pfedst.data.audit import Seen, alike, scan
 from pfedst.data.audit.alike import SIDE, find_alike, thumbnail
+from pfedst.data.audit.duplicates import duplicate_findings
+from pfedst.data.audit.facts import ImageFacts
+from pfedst.data.audit.html import page
+from pfedst.data.sites import LabelledImages, Place, Sites
+from pfedst.data.synthetic import ArraySource
+from tests.data_room.test_audit import folder_report, plain, tabled, told
 
 SIZE, CANVAS = 224, 288
 MARGIN = (CANVAS - SIZE) // 2
@@ -135,7 +142,8 @@ def test_flat_pictures_have_nothing_to_compare() -> None:
     assert find_alike([BLACK + level for level in (50, 128, 200, 255)]) == []  # as black ones
 
 
-def test_more_pictures_than_one_batch() -> None:
+def test_more_pictures_than_one_batch(monkeypatch) -> None:
+    monkeypatch.setattr(alike, "ROWS", 50)
     many = [thumbnail(cut(scene(seed))) for seed in range(300, 370)]
     copies = [np.ascontiguousarray(many[k][:, ::-1]) for k in range(70)]
     assert {pair[:2] for pair in find_alike(many + copies)} == {(k, k + 70) for k in range(70)}
@@ -198,14 +206,37 @@ def test_spectra_change_as_pictures_do(turn, scale, flip) -> None:
     assert cosines[turn, scale, flip] > 0.8
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (112, 112), (1, 500), (7, 5)])
+def test_a_file_that_is_there_often_is_compared_once_and_hides_no_other_pair() -> None:
+    often, other, twin = (np.asarray(picture) for picture in (cut(SCENES[0]), cut(SCENES[1]), cut(SCENES[1], 9, 5)))
+    part = LabelledImages(ArraySource(np.stack([often] * 60 + [other, twin])), [0] * 62)
+    seen = scan(Sites(["x"], {"a": {"train": part}}), compare=True)
+    assert [(a.row, b.row) for a, b, _ in seen.alike] == [(60, 61)]
+
+
+def test_no_flood_of_likely_pairs_fills_the_memory_or_hides_the_likest(monkeypatch) -> None:
+    monkeypatch.setattr(alike, "LIKE_SPECTRUM", -1.0)
+    monkeypatch.setattr(alike, "CANDIDATES", 2)
+    pictures = [thumbnail(cut(of)) for of in SCENES] + [thumbnail(cut(SCENES[0], 9, 5))]
+    assert len(alike._like_spectra(torch.from_numpy(np.stack(pictures)))) <= 2 * len(pictures)
+    assert [(pair.first, pair.second) for pair in find_alike(pictures)] == [(0, 6)]
+
+
+def test_small_images_are_not_compared() -> None:
+    assert alike.thumbnail(Image.new("RGB", (alike.SMALLEST - 1, 100))) is None
+    noise = [np.random.default_rng(k).integers(0, 255, (8, 8, 3), dtype=np.uint8) for k in range(80)]
+    assert [alike.thumbnail(Image.fromarray(picture)) for picture in noise] == [None] * 80
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (112, 112), (24, 500), (30, 25)])
 def test_thumbnail_is_the_central_square_in_grey(size) -> None:
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
     found = thumbnail(image)
     assert (found.shape, found.dtype) == ((SIDE, SIDE), np.uint8)
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    square = image.crop((left, top, left + side, top + side)).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    square = (
+        image.crop((left, top, left + side, top + side)).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    )
     if side >= SIDE:  # at its edge PIL looks beyond a box
         assert np.abs(found.astype(int) - np.asarray(square))[2:-2, 2:-2].max() <= 1
 
@@ -217,3 +248,56 @@ def test_real_lesions() -> None:
     assert len(names) > 140
     found = find_alike([thumbnail(Image.open(REAL / f"ISIC_{name}.jpg").convert("RGB")) for name in names])
     assert {(names[pair.first], names[pair.second]) for pair in found} == KNOWN
+
+
+# where an image lies twice, and what is told of it
+TWICE = [
+    ([("a", "train", 0), ("a", "test", 0)], {("splits", 0)}),
+    ([("a", "validation", 0), ("b", "test", 0)], {("splits", 0)}),
+    ([("a", "train", 0), ("b", "train", 0), ("a", "train", 0), ("b", "test", 1)], {("splits", 0), ("labels", 0)}),
+    ([("a", "train", 0), ("b", "train", 0)], {("sites", 1)}),
+    ([("a", "test", 0), ("b", "test", 1)], {("sites", 1), ("labels", 0)}),
+    ([("a", "train", 0), ("a", "train", 0)], {("within", 1)}),
+    ([("a", "test", 0), ("a", "test", 1)], {("within", 1), ("labels", 0)}),
+]
+
+
+@pytest.mark.parametrize(("where", "expected"), TWICE)
+def test_an_image_that_is_there_twice(where, expected) -> None:
+    rest = [(name, split, 2) for name in "ab" for split in ("train", "validation", "test")]
+    sites = tabled([(*of, None) for of in where + rest])
+    for name, split, _ in where:
+        sites.splits[name][split].source.images[: sum(w[:2] == (name, split) for w in where)] = 7
+    places = {Place(name, split, 0) for name, split, _ in where}
+    findings, figures = duplicate_findings(sites, scan(sites, False))
+    names = {"labels": "contradicting_labels"}
+    assert told(findings) == {(names.get(w, f"identical_images_{w}"), ("error", "warning")[k]) for w, k in expected}
+    assert all(places <= set(finding.images[0]) and len(finding.images) == 1 for finding in findings)
+    assert all(len(finding.images[0]) == len(where) for finding in findings)
+    assert figures == {"identical": 1, "similar": []}
+    # the same places, alike but not the same: milder, and no word on labels
+    facts = {Place(n, s, r): ImageFacts(digest=f"{n}{s}{r}") for n, s, p in sites.parts() for r in range(len(p.labels))}
+    pair = [p for p in facts if p.row < where.count((p.site, p.split, 0)) + where.count((p.site, p.split, 1))][:2]
+    findings, figures = duplicate_findings(sites, Seen(facts, [(*pair, 0.75)]))
+    assert [f.code.split("_")[0] for f in findings] == ["similar"]
+    assert findings[0].severity == ("warning" if findings[0].code.endswith("splits") else "note")
+    assert figures["similar"] == [{"images": [list(p) for p in pair], "likeness": 0.75}]
+
+
+def test_dicom(tmp_path) -> None:
+    pytest.importorskip("pydicom", minversion="3")
+    from tests.data.dicom.data import make as dicom
+
+    rng = np.random.default_rng(0)
+    for split, patient, said in [("train", "DOE7", "NO"), ("test", "DOE7", "YES"), ("test", "ROE8", None)]:
+        said = {"BurnedInAnnotation": said} if said else {}
+        pixels = rng.integers(0, 255, (80, 80), dtype=np.uint8)
+        dicom(tmp_path / "a" / split / "k" / f"{patient}-{split}.dcm", pixels, PatientID=patient, **said)
+    report = folder_report(tmp_path)
+    shown = {finding.code: finding for finding in report.findings}
+    assert [[p.split for p in of] for of in shown["burned_in_text"].images] == [["test"]]
+    assert shown["group_overlap"].severity == "error"
+    assert report.figures["groups"]["test_overlap"]["sites"]["a"]["share"] == 0.5
+    groups = {g for _, _, part in report.sites.parts() for g in part.groups}
+    assert len(groups) == 2
+    assert not any(g in json.dumps(report.to_json()) + page(report) + plain(report) for g in groups)

@@ -202,7 +202,7 @@ def test_what_the_tree_says_of_itself(source, sequential) -> None:
     assert report.bytes_after == sum(map(len, of_images.values()))
 
 
-def test_processes_change_nothing(source, sequential, tmp_path) -> None:
+def test_threads_change_nothing(source, sequential, tmp_path) -> None:
     assert preprocess_tree(source, tmp_path, SMALL, workers=2).written == 60
     assert content(tmp_path) == content(sequential)
 

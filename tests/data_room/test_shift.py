@@ -1,6 +1,7 @@
 """Whether sites can be told apart: against an independent classifier, and on sites made to be alike or not."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import RidgeClassifier
 
+from pfedst.data import FedISIC2019, FolderSites
 from pfedst.data.audit import audit, scan
+from pfedst.data.audit.counts import skew_findings
+from pfedst.data.audit.html import page
 from pfedst.data.audit.shift import FEWEST, FOLDS, _evenly, _matched, site_shift, told_apart
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.data.synthetic import ArraySource
 from pfedst.encoders import Encoder, Preprocessing, Taps
+from pfedst.errors import DataError
 from pfedst.seeds import generator
+from tests.data.folder.data import make
+from tests.data_room.test_wrong_input import SMALL, truncate
 
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 LABELS = st.lists(st.integers(0, 4), max_size=60)
 
 
@@ -36,14 +44,18 @@ def site(counts, seed, cast=0.0):
     parts = {}
     for split, of in {"train": counts, "test": [1] * len(counts)}.items():
         labels = [k for k, count in enumerate(of) for _ in range(count)]
-        colours = np.array([[120, 120, 120 + 40 * k] for k in labels]) + rng.normal(0, 8, (len(labels), 3)) + [cast, 0, 0]
+        colours = (
+            np.array([[120, 120, 120 + 40 * k] for k in labels]) + rng.normal(0, 8, (len(labels), 3)) + [cast, 0, 0]
+        )
         pixels = colours[:, None, None] + rng.normal(0, 10, (len(labels), 8, 8, 3))
         parts[split] = LabelledImages(ArraySource(np.clip(pixels, 0, 255).astype(np.uint8)), labels)
     return parts
 
 
 def shift(images=200, **of):
-    return site_shift(Sites(["mild", "moderate", "severe"], of), Colours(), images)
+    findings, figures = site_shift(Sites(["mild", "moderate", "severe"], of), Colours(), images)
+    assert (figures["encoder"], figures["images_per_site"]) == ("colours", images)
+    return findings, figures["told_apart"]
 
 
 def drawn(seed, n, width, centre=0.0):
@@ -178,9 +190,9 @@ def test_at_most_so_many_images_are_encoded() -> None:
             return super().encode(images, needs)
 
     sites = Sites(["mild", "moderate"], {"a": site([90, 7], 0), "b": site([5, 50], 1)})
-    _, told = site_shift(sites, Counting(), 30)
+    _, figures = site_shift(sites, Counting(), 30)
     assert sum(seen) == 60
-    assert told["a"]["b"] is not None  # 7 and 5 of each class at least
+    assert figures["told_apart"]["a"]["b"] is not None  # 7 and 5 of each class at least
 
 
 def test_deterministic_and_of_train_alone() -> None:
@@ -198,9 +210,90 @@ def test_deterministic_and_of_train_alone() -> None:
 def test_in_an_audit() -> None:
     two = Sites(["mild", "moderate"], {"a": site([20, 20], 0), "b": site([20, 20], 1, cast=60.0)})
     report = audit(two, "x", scan(two, False), Colours(), 64)
-    assert report.figures["site_shift"]["a"]["b"] > 0.9
+    assert report.figures["site_shift"]["told_apart"]["a"]["b"] > 0.9
     assert "site_shift" in {finding.code for finding in report.findings}
     assert "site_shift" not in audit(two, "x", scan(two, False)).figures
     assert "site_shift" not in audit(two, "x", None, Colours()).figures
     one = Sites(["mild", "moderate"], {"a": two.splits["a"]})
     assert "site_shift" not in audit(one, "x", scan(one, False), Colours()).figures
+
+
+def test_unreadable_files(tmp_path) -> None:
+    root = make(tmp_path / "d")
+    truncate(root / "clinic_a/train/benign/1.png")
+    (root / "clinic_b/test/unclear/0.jpg").write_text("text; not an image")
+    found = FolderSites(root).found()
+    report = audit(found, "x", scan(found, True))
+    [finding] = report.of("error")
+    assert (finding.code, report.findings[0]) == ("unreadable", finding)
+    assert "2 of 60" in finding.message
+    assert "benign/1.png" in finding.message
+    assert "0.jpg: not an image" in finding.message
+    assert {Path(report.describe(p)["image"]).name for (p,) in finding.images} == {"1.png", "0.jpg"}
+    assert "<figure>" in page(report)
+    for level in ("off", "warn", "strict"):
+        with pytest.raises(DataError, match="2 of 60 images cannot be read"):
+            FolderSites(root, audit=level).prepare(SMALL)
+
+
+def test_an_unreadable_image_does_not_end_an_audit(tmp_path) -> None:
+    root = make(tmp_path)
+    truncate(root / "clinic_a/train/benign/1.png")
+    found = FolderSites(root, validation_fraction=0.0).found()
+    report = audit(found, "x", scan(found, True), Colours(), 64)
+    assert report.findings[0].code == "unreadable"
+    assert report.figures["site_shift"]["told_apart"]["clinic_a"]["clinic_b"] is not None
+
+
+def test_label_skew() -> None:
+    def skew(**counts):
+        return skew_findings(Sites(["mild", "moderate", "severe"], {name: site(of, 0) for name, of in counts.items()}))
+
+    # pooled 1/2, 1/2: |3/4 - 1/2| + |1/4 - 1/2| over 2
+    findings, figures = skew(a=[3, 1, 0], b=[1, 3, 0])
+    assert figures == pytest.approx({"a": 0.25, "b": 0.25})
+    assert [(finding.code, finding.severity) for finding in findings] == [("label_skew", "note")]
+    # pooled .4 .4 .2: a 1 0 0: (.6 + .4 + .2) / 2, b .25 .5 .25: (.15 + .1 + .05) / 2
+    findings, figures = skew(a=[2, 0, 0], b=[2, 4, 2])
+    assert figures == pytest.approx({"a": 0.6, "b": 0.15})
+    assert "0.15 to 0.60" in findings[0].message
+    assert "most at a" in findings[0].message
+    assert skew(a=[3, 1, 0]) == ([], {"a": 0.0})
+
+
+FLAMBY = {"bcn": 92.7, "vidir_molemax": 0.1, "vidir_modern": 72.5, "rosendahl": 49.3, "msk": 3.0, "vienna_dias": 55.7}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs FedISIC2019's tables in {SHARED}, which users do not have")
+def test_fed_isic() -> None:
+    root = SHARED / "fedisic_meta"
+
+    def found(**options):
+        data = FedISIC2019(root, metadata=root / "lesion_ids.csv", **options)
+        return data.found(files=False), data
+
+    def parts(sites):
+        return {(n, s): [part.source.name(k) for k in range(len(part.labels))] for n, s, part in sites.parts()}
+
+    report = audit(found()[0], "x", None)
+    overlap = report.figures["groups"]["test_overlap"]
+    assert {name: round(100 * of["share"], 1) for name, of in overlap["sites"].items()} == FLAMBY
+    assert round(100 * overlap["all"]["share"], 1) == 65.9
+    assert "65.9 %" in report.findings[0].message
+    assert "lesion_grouped" in report.findings[0].remedy
+    grouped, data = found(split="lesion_grouped")
+    clean = audit(grouped, data.label, None)
+    for name, of in clean.counts().items():
+        counts = np.array([of["train"], of["validation"], of["test"]])
+        total, test = counts.sum(0), counts[2]
+        assert test.sum() / counts.sum() == pytest.approx(0.2, abs=0.03), name
+        assert np.abs(test / test.sum() - total / total.sum()).max() < 0.04, name
+        assert total.sum() == sum(map(sum, report.counts()[name].values()))
+        lesions = [set(part.groups) for part in grouped.splits[name].values()]
+        assert len(set().union(*lesions)) == sum(map(len, lesions))
+    assert parts(found(split="lesion_grouped")[0]) == parts(grouped)
+    other = parts(found(split="lesion_grouped", split_seed=1)[0])
+    assert all(set(other[key]) != set(names) for key, names in parts(grouped).items())
+    # nor does a lesion lie in test of one centre and in train of another
+    assert clean.figures["groups"]["test_overlap"]["all"]["sharing_a_group_with_train"] == 0
+    assert "group_overlap" not in {finding.code for finding in clean.findings}

@@ -28,7 +28,8 @@ def class_findings(sites: Sites) -> Checked:
                 "add training images, or leave the class out",
             )
         )
-    if empty := [name for name, a, b in zip(names, trained, tested, strict=True) if not a and not b]:
+    everywhere = [sum(column) for column in zip(*counts.values(), strict=True)]
+    if empty := [name for name, count in zip(names, everywhere, strict=True) if not count]:
         findings.append(
             Finding("class_absent", "warning", f"no site has an image of {', '.join(empty)}", "leave the class out")
         )
@@ -156,11 +157,13 @@ def test_overlap(sites: Sites, groups: Iterable[Sequence[Place]]) -> dict[str, A
             for place in places:
                 leaking[place.site] += place.split == "test"
     sizes = {site: len(sites.splits[site]["test"].labels) for site in sites.splits}
-    rows = {site: (sizes[site], leaking[site]) for site in sizes}
-    rows["all"] = (sum(sizes.values()), sum(leaking.values()))
+
+    def row(size: int, sharing: int) -> dict[str, Any]:
+        return {"test_images": size, "sharing_a_group_with_train": sharing, "share": sharing / size if size else 0.0}
+
     return {
-        site: {"test_images": size, "sharing_a_group_with_train": count, "share": count / size if size else 0.0}
-        for site, (size, count) in rows.items()
+        "sites": {site: row(sizes[site], leaking[site]) for site in sizes},
+        "all": row(sum(sizes.values()), sum(leaking.values())),
     }
 
 

@@ -17,8 +17,7 @@ Together = tuple[Place, ...]
 def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
     """Images that are there twice, across splits, across sites, and within one part of one site."""
     same = _identical(seen)
-    digests = {place: found.digest for place, found in seen.facts.items()}
-    alike = [(a, b) for a, b, _ in seen.alike if digests[a] != digests[b]]
+    alike = [(a, b) for a, b, _ in seen.alike]
     findings = [
         *_findings("identical_images", "images are the same file", same, ("error", "warning", "warning")),
         *_findings("similar_images", "pairs of images look like one", alike, ("warning", "note", "note")),
@@ -37,9 +36,7 @@ def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
                 tuple(torn),
             )
         )
-    likeness = [
-        {"images": [list(a), list(b)], "likeness": value} for a, b, value in seen.alike if digests[a] != digests[b]
-    ]
+    likeness = [{"images": [list(a), list(b)], "likeness": value} for a, b, value in seen.alike]
     return findings, {"identical": len(same), "similar": likeness}
 
 

@@ -25,8 +25,8 @@ class Seen:
 
     Attributes:
         facts: of every image.
-        alike: pairs that look like one photograph or two of one thing, with their likeness, likest first; empty where
-            images were not compared.
+        alike: pairs of different files that look like one photograph or two of one thing, with their likeness, likest
+            first; empty where images were not compared.
     """
 
     facts: Mapping[Place, ImageFacts]

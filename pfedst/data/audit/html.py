@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 
 from PIL import Image
 
 from pfedst.data.audit.findings import AuditReport, Finding
+from pfedst.data.audit.tables import PlainTable, tables
 from pfedst.data.sites import Place
 from pfedst.errors import DataError
 
@@ -20,7 +21,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: .5rem 0; } caption { text-align: left; color: #555; padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, td.split { text-align: left; } td.none { background: #fdf3d7; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; } td.none { background: #fdf3d7; font-weight: 600; }
 .finding { border-left: .4rem solid; padding: .3rem 1rem; margin: 1rem 0; background: #f8f8f8; }
 .error { border-color: #b2182b; } .warning { border-color: #e08214; } .note { border-color: #4393c3; }
 .finding b { text-transform: uppercase; font-size: .8rem; letter-spacing: .05em; } .remedy { color: #555; }
@@ -32,62 +33,24 @@ img { width: 8rem; height: 8rem; object-fit: contain; background: #eee; }
 
 def page(report: AuditReport) -> str:
     """The page."""
-    tables = [_counts(report), _overlap(report), _shift(report)]
+    figures = "".join(_table(plain) for plain in tables(report))
     findings = "\n".join(_finding(report, finding) for finding in report.findings)
     opened = "every image was opened" if report.opened else "tables alone: no image was opened"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Data audit</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>Data audit</h1>\n"
         f"<p>{escape(report.label)}; {opened}.</p>\n<p><strong>{escape(report.headline())}</strong></p>\n"
-        f"<h2>Findings</h2>\n{findings}\n<h2>Figures</h2>\n{''.join(tables)}</body></html>\n"
+        f"<h2>Findings</h2>\n{findings}\n<h2>Figures</h2>\n{figures}</body></html>\n"
     )
 
 
-def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML; an empty one stands out."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+def _table(plain: PlainTable) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in plain.headings)
     body = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" if cell else '<td class="none">-</td>' for cell in row) + "</tr>\n"
-        for row in rows
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" if cell else '<td class="none">-</td>' for cell in row) + "</tr>\n"
+        for row in plain.rows
     )
-    return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>\n{body}</table>\n"
-
-
-def _counts(report: AuditReport) -> str:
-    rows = [
-        [escape(site), split, f"{sum(counts):,}", *(f"{count:,}" if count else "" for count in counts)]
-        for site, splits in report.counts().items()
-        for split, counts in splits.items()
-    ]
-    return _table("Images of every site, split and class", ["site", "split", "images", *report.sites.class_names], rows)
-
-
-def _overlap(report: AuditReport) -> str:
-    rows = (report.figures.get("groups") or {}).get("test_overlap") or {}
-    if not rows:
-        return ""
-    caption = "Test images that share a group (patient, lesion) with a training image"
-    cells = [
-        [escape(s), f"{r['test_images']:,}", f"{r['sharing_a_group_with_train']:,}", f"{100 * r['share']:.1f}"]
-        for s, r in rows.items()
-    ]
-    return _table(caption, ["site", "test images", "sharing", "%"], cells)
-
-
-def _shift(report: AuditReport) -> str:
-    shift = report.figures.get("site_shift")
-    if not shift:
-        return ""
-    pairs = shift["told_apart"]
-    caption = (
-        "Images whose site a linear classifier names rightly, two sites at a time, classes matched (chance 50), %; "
-        f"at most {shift['images_per_site']} images a site, {shift['encoder']}"
-    )
-    rows = []
-    for one, row in pairs.items():
-        values = [row.get(other) for other in pairs]
-        rows.append([escape(one), *("&middot;" if value is None else f"{100 * value:.0f}" for value in values)])
-    return _table(caption, ["", *pairs], rows)
+    return f"<table><caption>{escape(plain.title)}</caption><tr>{head}</tr>\n{body}</table>\n"
 
 
 def _finding(report: AuditReport, finding: Finding) -> str:

@@ -40,7 +40,8 @@ def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
             except OSError:
                 return None
             lines.append(f"{site}|{split}|{path.absolute()}|{found.st_size}|{found.st_mtime_ns}")
-    return folder / LOOKS / f"{content_digest(chr(10).join(lines).encode())}.json"
+    content = "\n".join(lines).encode("utf-8", "backslashreplace")
+    return folder / LOOKS / f"{content_digest(content)}.json"
 
 
 def forget(folder: Path) -> None:

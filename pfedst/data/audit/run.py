@@ -33,7 +33,8 @@ def audit(
         checked["images"] = image_findings(sites, seen.facts)
         checked["duplicates"] = duplicate_findings(sites, seen)
         if encoder is not None and len(sites.splits) > 1:
-            checked["site_shift"] = site_shift(sites, encoder, images_per_site)
+            unreadable = {place for place, found in seen.facts.items() if found.error}
+            checked["site_shift"] = site_shift(sites, encoder, images_per_site, unreadable)
     findings = [finding for found, _ in checked.values() for finding in found]
     figures = {name: figure for name, (_, figure) in checked.items() if figure is not None}
     return AuditReport(label, sites, seen is not None, gravest_first(findings), figures)

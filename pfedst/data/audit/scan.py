@@ -46,10 +46,12 @@ def _look(sites: Sites, places: Sequence[Place], compare: bool) -> Seen:
             return ImageFacts(error=str(error).rsplit(";", 1)[0]), None
 
     facts, pictures = {}, {}
+    digests: set[str] = set()
     for place, (found, picture) in zip(places, for_each(look, places, "checking images"), strict=True):
         facts[place] = found
-        if picture is not None:
+        if picture is not None and found.digest not in digests:  # the same file is told by its digest
             pictures[place] = picture
+            digests.add(found.digest)
     compared = list(pictures)
     alike = [(compared[a], compared[b], likeness) for a, b, likeness in find_alike(list(pictures.values()))]
     return Seen(facts, alike)

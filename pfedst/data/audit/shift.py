@@ -6,7 +6,7 @@ Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests, ICLR 2017.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pfedst.data.audit.findings import Checked, Finding
 from pfedst.data.datasets import SiteDataset, evaluation_transform
-from pfedst.data.sites import LabelledImages, Sites
+from pfedst.data.sites import LabelledImages, Place, Sites
 from pfedst.data.sources import track
 from pfedst.encoders import Encoder
 from pfedst.seeds import derive_seed, generator
@@ -24,7 +24,9 @@ RIDGE = 1.0
 FEWEST = 8
 
 
-def site_shift(sites: Sites, encoder: Encoder, images_per_site: int) -> Checked:
+def site_shift(
+    sites: Sites, encoder: Encoder, images_per_site: int, unreadable: Collection[Place] = frozenset()
+) -> Checked:
     """For every two sites, how well a linear classifier on the encoder's embedding tells them apart.
 
     Both sites give as many training images of a class, so that what is told is how images look and not which classes
@@ -34,6 +36,7 @@ def site_shift(sites: Sites, encoder: Encoder, images_per_site: int) -> Checked:
         sites: read and checked.
         encoder: gives pooled embeddings (B, E).
         images_per_site: at most so many of each site are encoded, drawn evenly over its classes.
+        unreadable: images that are left out.
 
     Returns:
         Findings, and in `told_apart` the balanced accuracy of every pair, cross-validated: 0.5 where sites look
@@ -42,7 +45,8 @@ def site_shift(sites: Sites, encoder: Encoder, images_per_site: int) -> Checked:
     embeddings: dict[str, Tensor] = {}
     labels: dict[str, list[int]] = {}
     for site in track(list(sites.splits), "comparing sites"):
-        part = sites.splits[site]["train"]
+        whole = sites.splits[site]["train"]
+        part = whole.subset([r for r in range(len(whole.labels)) if Place(site, "train", r) not in unreadable])
         sample = part.subset(_evenly(part.labels, images_per_site, derive_seed(0, "site shift", site)))
         embeddings[site], labels[site] = _embedded(sample, encoder), list(sample.labels)
     found: dict[str, dict[str, float | None]] = {site: {} for site in sites.splits}
@@ -129,14 +133,14 @@ def _finding(found: dict[str, dict[str, float | None]], images: int, encoder: st
     }
     if not pairs:
         return []
-    most, least = max(pairs, key=lambda p: pairs[p]), min(pairs, key=lambda p: pairs[p])
+    ends = [max(pairs, key=lambda p: pairs[p]), min(pairs, key=lambda p: pairs[p])][: len(pairs)]
+    told = ", ".join(f"{one} and {other} in {100 * pairs[one, other]:.0f} % of images" for one, other in ends)
     return [
         Finding(
             "site_shift",
             "note",
-            f"a linear classifier tells the sites apart by the encoder's embedding, classes matched: {most[0]} and "
-            f"{most[1]} in {100 * pairs[most]:.0f} % of images, {least[0]} and {least[1]} in "
-            f"{100 * pairs[least]:.0f} % (chance 50 %, at most {images} images a site, {encoder})",
+            f"a linear classifier tells the sites apart by the encoder's embedding, classes matched: {told} (chance "
+            f"50 %, at most {images} images a site, {encoder})",
             "where sites look different, expect one shared model to fit some of them badly: report every site",
         )
     ]

@@ -1,4 +1,4 @@
-"""An audit report for the terminal."""
+"""An audit report for the terminal; names are shown as they are, never read as rich's markup."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pfedst.data.audit.findings import AuditReport
+from pfedst.data.audit.tables import PlainTable, tables
 from pfedst.data.sources import listed
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -14,53 +15,22 @@ EXAMPLES = 3
 TOGETHER = 4
 
 
-def counts_table(report: AuditReport) -> Table:
-    """Sites and splits down, classes across; a class that a split lacks stands out."""
-    table = Table(title=report.label)
-    table.add_column("site")
-    table.add_column("split")
-    table.add_column("images", justify="right")
-    for name in report.sites.class_names:
-        table.add_column(name, justify="right")
-    for site, splits in report.counts().items():
-        for number, (split, counts) in enumerate(splits.items()):
-            cells = [f"{count:,}" if count else "[bold yellow]-[/]" for count in counts]
-            table.add_row("" if number else site, split, f"{sum(counts):,}", *cells)
-        table.add_section()
+def rendered(report: AuditReport) -> RenderableType:
+    """The whole report."""
+    drawn = [_drawn(table) for table in tables(report)]
+    return Group(Text(report.label, style="bold"), *drawn, _findings(report), Text(report.headline(), style="bold"))
+
+
+def _drawn(plain: PlainTable) -> Table:
+    table = Table(title=Text(plain.title), title_justify="left")
+    for number, heading in enumerate(plain.headings):
+        table.add_column(Text(heading), justify="right" if number else "left")
+    for row in plain.rows:
+        table.add_row(*(Text(cell) if cell else Text("-", style="bold yellow") for cell in row))
     return table
 
 
-def overlap_table(report: AuditReport) -> Table | None:
-    """Sites down: test images that share a group with a training image."""
-    rows = (report.figures.get("groups") or {}).get("test_overlap")
-    if not rows:
-        return None
-    table = Table(title="test images that share a group (patient, lesion) with a training image")
-    for heading in ("site", "test images", "sharing", "%"):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
-    for site, row in rows.items():
-        share = f"{100 * row['share']:.1f}"
-        table.add_row(site, f"{row['test_images']:,}", f"{row['sharing_a_group_with_train']:,}", share)
-    return table
-
-
-def shift_table(report: AuditReport) -> Table | None:
-    """Sites by sites: how well the encoder's embedding tells them apart."""
-    shift = report.figures.get("site_shift")
-    if not shift:
-        return None
-    pairs, title = shift["told_apart"], "images whose site a linear classifier names rightly (chance 50), %"
-    table = Table(title=f"{title}\n{shift['encoder']}")
-    table.add_column("")
-    for site in pairs:
-        table.add_column(site, justify="right")
-    for one, row in pairs.items():
-        values = [row.get(other) for other in pairs]
-        table.add_row(one, *("-" if value is None else f"{100 * value:.0f}" for value in values))
-    return table
-
-
-def findings_text(report: AuditReport) -> Text:
+def _findings(report: AuditReport) -> Text:
     """Every finding with its remedy, and a few of its images."""
     text = Text()
     for finding in report.findings:
@@ -79,10 +49,3 @@ def findings_text(report: AuditReport) -> Text:
 
 def _end(name: str) -> str:
     return "/".join(name.replace("\\", "/").split("/")[-2:])
-
-
-def rendered(report: AuditReport) -> RenderableType:
-    """The whole report."""
-    tables = [counts_table(report), overlap_table(report), shift_table(report)]
-    parts: list[RenderableType] = [table for table in tables if table is not None]
-    return Group(*parts, findings_text(report), Text(report.headline(), style="bold"))
