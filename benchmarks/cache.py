@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from environment import environment
 
 from pfedst.data import FederatedDataModule, FedISIC2019, SyntheticSites
-from pfedst.data.tap_layout import Layout
-from pfedst.data.tap_store import TapStore
+from pfedst.data.taps.layout import Layout
+from pfedst.data.taps.store import TapStore
 from pfedst.encoders import FrozenCLIP, TapDtype
 from pfedst.encoders.spec import Taps
 

@@ -30,8 +30,8 @@ from torch import Tensor
 from pfedst.client import FederatedClient
 from pfedst.coordinator import FederatedCoordinator, build_federation
 from pfedst.data import FederatedDataModule
+from pfedst.data.sets.synthetic import ArraySource
 from pfedst.data.sites import LabelledImages, Sites
-from pfedst.data.synthetic import ArraySource
 from pfedst.encoders import FrozenCLIP
 from pfedst.federation import Federation
 from pfedst.payload import NET

@@ -5,13 +5,19 @@ raised is a defect of pfedst and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """` Did you mean "name"?`, or nothing: the end of a message about an unknown name."""
     found = difflib.get_close_matches(word, list(names), 1, 0.6)
     return f' Did you mean "{found[0]}"?' if found else ""
+
+
+def listed(items: Sequence[object], separator: str = ", ", most: int = 10) -> str:
+    """The first ones, and how many more there are."""
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(str(item) for item in items[:most]) + more
 
 
 class PfedstError(Exception):

@@ -18,7 +18,7 @@ from pfedst.data import FederatedDataModule
 from pfedst.data.audit import AuditReport, audit, scan
 from pfedst.data.audit.html import page
 from pfedst.data.audit.terminal import rendered
-from pfedst.data.recognise import recognise
+from pfedst.data.sets.recognise import recognise
 from pfedst.errors import ConfigurationError, DataError, WeightsError
 from pfedst.state import write_atomically, write_json
 

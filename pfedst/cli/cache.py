@@ -15,8 +15,8 @@ from pfedst.client import FederatedClient
 from pfedst.coordinator import build_federation
 from pfedst.data import FederatedDataModule
 from pfedst.data.audit.memory import forget
-from pfedst.data.tap_cache import default_folder, remove_store, stores_in
-from pfedst.data.tap_store import TapStore
+from pfedst.data.taps.cache import default_folder, remove_store, stores_in
+from pfedst.data.taps.store import TapStore
 from pfedst.errors import ConfigurationError, DataError, nearest
 from pfedst.reporting import bytes_text
 from pfedst.trainer import LocalTrainer

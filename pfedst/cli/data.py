@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pfedst.data.catalogue import PUBLIC_DATA
-from pfedst.data.init import InitOptions, make_manifest
-from pfedst.data.manifest import read_table
-from pfedst.data.partition import PartitionOptions, partition
-from pfedst.data.partition_files import save_partition, shift_images
-from pfedst.data.preprocessing import PreprocessingOptions, preprocess_tree
-from pfedst.data.sources import listed
-from pfedst.errors import ConfigurationError, DataError, nearest
+from pfedst.data.prepare.catalogue import PUBLIC_DATA
+from pfedst.data.prepare.init import InitOptions, make_manifest
+from pfedst.data.prepare.partition import PartitionOptions, partition
+from pfedst.data.prepare.partition_files import save_partition, shift_images
+from pfedst.data.prepare.preprocessing import PreprocessingOptions, preprocess_tree
+from pfedst.data.sets.manifest import read_table
+from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.reporting import bytes_text
 from pfedst.state import write_atomically
 

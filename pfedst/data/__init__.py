@@ -1,13 +1,13 @@
 """Data of several sites. They know nothing of methods."""
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.fed_drg import FedDRG
-from pfedst.data.fed_isic import FedISIC2019
-from pfedst.data.folder import FolderSites
-from pfedst.data.hugging_face import HuggingFaceSites
-from pfedst.data.manifest import ManifestSites
+from pfedst.data.sets.fed_drg import FedDRG
+from pfedst.data.sets.fed_isic import FedISIC2019
+from pfedst.data.sets.folder import FolderSites
+from pfedst.data.sets.hugging_face import HuggingFaceSites
+from pfedst.data.sets.manifest import ManifestSites
+from pfedst.data.sets.synthetic import SyntheticSites
 from pfedst.data.sites import Split
-from pfedst.data.synthetic import SyntheticSites
 
 __all__ = [
     "FedDRG",

@@ -24,8 +24,8 @@ from pfedst.data.datasets import (
 )
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
-from pfedst.data.tap_cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted, default_folder
-from pfedst.data.tap_store import TapStore
+from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted, default_folder
+from pfedst.data.taps.store import TapStore
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.seeds import derive_seed, generator

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
-from pfedst.data.sources import FileSource, ImageSource, Record, Subset, absent, listed
+from pfedst.data.sources import FileSource, ImageSource, Record, Subset, absent
 from pfedst.data.splitting import split_sites
-from pfedst.errors import DataError, nearest
+from pfedst.errors import DataError, listed, nearest
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich import progress
-from rich.console import Console
 
-from pfedst.data.dicom import is_dicom, load_dicom, read_header
+from pfedst.data.dicom.reader import is_dicom, load_dicom, read_header
 from pfedst.errors import DataError
-
-LISTED = 10
-Given = TypeVar("Given")
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -293,34 +285,3 @@ def absent(paths: Iterable[Path]) -> list[Path]:
         if path.name not in listings[path.parent]:
             missing.append(path)
     return missing
-
-
-def for_each(
-    function: Callable[[Given], Found], items: Sequence[Given], description: str, workers: int = 0
-) -> Iterator[Found]:
-    """Results in the order of the items, from threads (decoding holds no lock), with progress on a terminal.
-
-    Args:
-        function: of one item.
-        items: what there is to do.
-        description: for the progress.
-        workers: number of threads; 0: as many as cores.
-    """
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
-    try:
-        yield from track(pool.map(function, items), description, len(items))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the items at hand, not all that wait
-
-
-def track(items: Iterable[Found], description: str, total: int | None = None) -> Iterable[Found]:
-    """The items, with progress and an estimate of what is left on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return progress.track(items, description, total=total, console=console, disable=hidden, transient=True)
-
-
-def listed(items: Sequence[object], separator: str = ", ", most: int = LISTED) -> str:
-    """The first ones, and how many more there are."""
-    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
-    return separator.join(str(item) for item in items[:most]) + more

@@ -17,7 +17,7 @@ from tests.data.folder.data import make as make_folder
 from tests.data.image_folder.data import make as make_image_folder
 from tests.data.image_folder.data import own_cache, save
 from tests.data.manifest.data import make as make_manifest
-from tests.data_room.test_init import tree
+from tests.data_room.prepare.test_init import tree
 
 RUN = ["fit", "--method=PFedST", "--model.encoder.model=vit-nano", "--model.encoder.weights=random"]
 RUN += ["--model.encoder.image_size=32", "--model.anchors=prototypes", "--coordinator.rounds=1"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pfedst.data import FedISIC2019, FolderSites, ManifestSites, SyntheticSites
-from pfedst.data.fed_isic import SITE_NAMES
+from pfedst.data.sets.fed_isic import SITE_NAMES
 from pfedst.data.sources import FileSource
 from pfedst.data.splitting import split_groups
 from pfedst.encoders import Preprocessing

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedst.data.sources import track
+from pfedst.data.threads import track
 
 SIDE = 112
 """Pixels of a thumbnail's side."""

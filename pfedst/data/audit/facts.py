@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pfedst.data.sites import Place
-from pfedst.data.sources import ImageHeader, listed
-from pfedst.errors import DataError
+from pfedst.data.sources import ImageHeader
+from pfedst.errors import DataError, listed
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from statistics import median
 from pfedst.data.audit.facts import ImageFacts
 from pfedst.data.audit.findings import Checked, Finding
 from pfedst.data.sites import Place, Sites
-from pfedst.data.sources import ImageHeader, listed
+from pfedst.data.sources import ImageHeader
+from pfedst.errors import listed
 
 TINY = 64
 ELONGATED = 3.0

@@ -12,7 +12,7 @@ from pfedst.data.audit.alike import find_alike, thumbnail
 from pfedst.data.audit.facts import ImageFacts, Seen
 from pfedst.data.audit.memory import memory_file, recall, remember
 from pfedst.data.sites import Place, Sites
-from pfedst.data.sources import for_each
+from pfedst.data.threads import for_each
 from pfedst.errors import DataError
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from pfedst.data.audit.findings import Checked, Finding
 from pfedst.data.datasets import SiteDataset, evaluation_transform
 from pfedst.data.sites import LabelledImages, Place, Sites
-from pfedst.data.sources import track
+from pfedst.data.threads import track
 from pfedst.encoders import Encoder
 from pfedst.seeds import derive_seed, generator
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pfedst.data.audit.findings import AuditReport
 from pfedst.data.audit.tables import PlainTable, tables
-from pfedst.data.sources import listed
+from pfedst.errors import listed
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 EXAMPLES = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedst.data.fed_drg import DEFAULT_DOMAINS, GRADES
+from pfedst.data.sets.fed_drg import DEFAULT_DOMAINS, GRADES
 from tests.data.folder.data import image
 
 MIXED = {"DEEPDR": "DeepDR", "IDRID": "IDRiD", "MESSIDOR": "Messidor"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pfedst.data.fed_isic import CLASS_NAMES, METADATA
+from pfedst.data.sets.fed_isic import CLASS_NAMES, METADATA
 from tests.data.folder.data import image
 
 

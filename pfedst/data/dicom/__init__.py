@@ -1,0 +1,1 @@
+"""DICOM files as images (pydicom is an extra)."""

@@ -1,0 +1,204 @@
+"""DICOM files as 8-bit RGB images, and the little of their headers that splitting and reporting need.
+
+pydicom (`pfedst[dicom]`) is imported when the first file is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pfedst.data.dicom.levels import COPY_AGAIN, NamelessError, grey_levels, palette_colours, top_byte
+from pfedst.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom import Dataset
+
+SUFFIXES = (".dcm", ".dicom")
+MOST_PIXELS = 178_956_970  # where PIL refuses an image as a decompression bomb
+HEADER = ["PatientID", "BurnedInAnnotation", "Modality", "Rows", "Columns", "NumberOfFrames"]
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What a split or a report needs to know of a file, without the name of a person.
+
+    Attributes:
+        patient: a hash of the patient's identifier in 16 hexadecimal digits, equal for equal identifiers; None if the
+            file has none. It keeps the identifier out of reports and logs, but does not anonymise: who guesses an
+            identifier can check the guess.
+        burned_in: whether the file says that text is burned into its pixels; None if it does not say.
+        modality: such as "CT"; "" if the file does not say.
+        size: width and height in pixels; (0, 0) if the file holds no image.
+        frames: number of images in the file.
+    """
+
+    patient: str | None
+    burned_in: bool | None
+    modality: str
+    size: tuple[int, int]
+    frames: int
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM image, by its suffix, or by its content where the suffix says nothing.
+
+    A damaged `.dcm` is one, so that it is told as damaged instead of being left out. A DICOMDIR is none: it is the
+    table of contents of an exported disc. Needs no pydicom.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    # PACS exports are named by number or by UID, whose last part looks like a suffix
+    if (path.suffix and not path.suffix[1:].isdecimal()) or path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return False
+        with path.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_header(path: Path) -> DicomHeader:
+    """The header, without the pixels.
+
+    Raises:
+        DataError: pydicom is missing, or the file is missing, damaged or no DICOM file.
+    """
+    with _told(path):
+        dataset = _read(path, stop_before_pixels=True, specific_tags=HEADER)
+        burned_in = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
+        return DicomHeader(
+            _patient(dataset),
+            {"YES": True, "NO": False}.get(burned_in),
+            str(dataset.get("Modality") or "").strip(),
+            (int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)),
+            int(dataset.get("NumberOfFrames") or 1),
+        )
+
+
+def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.Image:
+    """The image as a screen would show it: RGB, 8 bits a channel.
+
+    Greyscale goes through the modality lookup table or rescale; then through `window`, or else the file's own lookup
+    table or first window, or else from the smallest value to the largest, padding left out. MONOCHROME1 is inverted.
+    Unsigned 8-bit greyscale with neither rescale nor window is kept as it is: such files (secondary captures,
+    ultrasound, photographs) hold display levels, and stretching would change the brightness from image to image.
+
+    Args:
+        path: a file of one frame.
+        window: centre and width in rescaled units (Hounsfield units in CT): black at centre - width / 2 and below,
+            white at centre + width / 2 and above, whatever the file's VOI LUT function. Ignored for colour.
+
+    Raises:
+        DataError: pydicom or a decoder is missing; the file is missing, damaged, or holds no pixels, several frames,
+            more pixels than PIL accepts, or colours of an unknown kind; a window is too narrow.
+    """
+    with _told(path):
+        dataset = _read(path)
+        _check(dataset)
+        _unfold(dataset)
+        stored, kind = _decode(dataset)
+        if kind in ("MONOCHROME1", "MONOCHROME2"):
+            levels = grey_levels(dataset, stored, window)
+            levels = 1 - levels if kind == "MONOCHROME1" else levels
+            return Image.fromarray(np.rint(255 * levels).astype(np.uint8)).convert("RGB")
+        if kind == "PALETTE COLOR":
+            return Image.fromarray(palette_colours(dataset, stored))
+        if kind == "RGB" and stored.ndim == 3:
+            return Image.fromarray(top_byte(stored, min(dataset.BitsStored, 8 * stored.itemsize)))
+        raise NamelessError(f"colours of the kind {kind} are not supported; export the image as RGB")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; correct the path, or copy it again") from error
+    except NamelessError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        raise DataError(f"{path}: {_line(error)}; {COPY_AGAIN}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _read(path: Path, **options: Any) -> Dataset:
+    try:
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
+        from pydicom.pixels.decoders import base  # noqa: F401  # pydicom 2 has none
+    except ImportError as error:
+        raise NamelessError("reading DICOM needs pip install 'pfedst[dicom]'") from error
+    try:
+        return dcmread(path, **options)
+    except InvalidDicomError as error:
+        raise NamelessError(f"not a DICOM file (no DICM at byte 128); {COPY_AGAIN}") from error
+
+
+def _patient(dataset: Dataset) -> str | None:
+    if "PatientID" not in dataset:
+        return None
+    raw = dataset.get_item("PatientID")
+    if hasattr(raw, "_replace"):
+        # text, whatever the file calls it: a failed conversion to a number or date would print the identifier
+        dataset["PatientID"] = raw._replace(VR="LO")
+    identifier = str(dataset.PatientID or "").strip()
+    return hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest() if identifier else None
+
+
+def _check(dataset: Dataset) -> None:
+    if "PixelData" not in dataset:
+        raise NamelessError(f"no pixel data (cut short, or no image); {COPY_AGAIN}")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise NamelessError(f"holds {frames} frames; export the frame wanted to a file of its own")
+    width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
+    if not 0 < width * height <= MOST_PIXELS:
+        raise NamelessError(f"{width} x {height} pixels are not between 1 and {MOST_PIXELS}; {COPY_AGAIN}")
+
+
+def _unfold(dataset: Dataset) -> None:
+    # enhanced objects, those of one frame included, keep rescale and window in nested groups
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (dataset.get(groups) or [])[:1]:
+            for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for item in (group.get(name) or [])[:1]:
+                    dataset.update(item)
+
+
+def _decode(dataset: Dataset) -> tuple[NDArray[Any], str]:
+    """Stored values, (height, width) or (height, width, 3), and their photometric interpretation: YBR is RGB now."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.decoders.pylibjpeg import DECODER_DEPENDENCIES
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    packages = " ".join(f"'{package}'" for package in DECODER_DEPENDENCIES.get(syntax, ()))
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise NamelessError(f"{syntax.name} cannot be decoded; export the image uncompressed") from error
+    if not decoder.is_available:
+        raise NamelessError(f"no decoder for {syntax.name} is installed; pip install {packages}")
+    try:
+        stored, found = decoder.as_array(dataset)
+    except Exception as error:
+        if not packages or "pylibjpeg" in decoder.available_plugins:
+            raise
+        # Pillow decodes JPEG Extended of 8 bits only, and no deep colour in JPEG 2000
+        raise NamelessError(f"{_line(error)}; {COPY_AGAIN}, or if it is whole pip install {packages}") from error
+    if stored.shape[:2] != (dataset.Rows, dataset.Columns):
+        raise NamelessError(f"more pixel data than {dataset.Columns} x {dataset.Rows}; {COPY_AGAIN}")
+    return stored, str(found["photometric_interpretation"])

@@ -1,0 +1,1 @@
+"""What is done once before training: what to get, a manifest, simulated sites, small copies."""

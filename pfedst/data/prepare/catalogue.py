@@ -1,0 +1,208 @@
+"""Public data sets that pfedst reads but may not bring: where they come from, and whether what is there is complete.
+
+Nothing is downloaded: most of them ask for a login or a signature. What is said to be there has been looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pfedst.data.sets.fed_drg import DEFAULT_DOMAINS, DOMAINS, FedDRG
+from pfedst.data.sets.fed_isic import IMAGE_FOLDERS, METADATA, FedISIC2019
+from pfedst.data.sites import Sites
+from pfedst.data.sources import FileSource, absent
+from pfedst.errors import DataError, listed
+
+FLAMBY_SPLIT = "d0f9d0d0102f60d78b4c5f9f0ef32100881a8e92fe6c38644f980b3eb4e1a86c"
+"""SHA-256 of FLamby's train_test_split as its repository holds it (commit edacf54), 23,247 rows."""
+FLAMBY_SIZES = {0: (9930, 2483), 1: (3163, 791), 2: (2691, 672), 3: (1807, 452), 4: (655, 164), 5: (351, 88)}
+GDRBENCH_SIZES = {
+    "APTOS": (2921, 741),
+    "DEEPDR": (1600, 400),
+    "FGADR": (1454, 388),
+    "IDRID": (413, 103),
+    "MESSIDOR": (1384, 360),
+    "RLDR": (1281, 312),
+    "DDR": (8762, 3759),
+    "EYEPACS": (35124, 53573),
+}
+
+
+@dataclass(frozen=True)
+class Download:
+    """One thing to get.
+
+    Attributes:
+        what: file or set, and where it belongs.
+        address: where its publisher offers it.
+        licence: its terms, as far as its publisher states them.
+        size: in words.
+    """
+
+    what: str
+    address: str
+    licence: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked for: whether it is right, and what was seen. Not needed: told, but no fault."""
+
+    what: str
+    complete: bool
+    seen: str
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class PublicData:
+    """A public data set.
+
+    Attributes:
+        title: its name.
+        downloads: what to get.
+        steps: what to do with it.
+        check: looks at a folder.
+    """
+
+    title: str
+    downloads: Sequence[Download]
+    steps: Sequence[str]
+    check: Callable[[Path], list[Check]]
+
+
+def check_fed_isic(root: Path) -> list[Check]:
+    """Image folder, split file, metadata, and that every image of the split file is there."""
+    folders = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
+    checks = [
+        Check("image folder", bool(folders), ", ".join(folders) or f"none of {', '.join(IMAGE_FOLDERS)}"),
+        Check(METADATA, (root / METADATA).is_file(), "lesion ids for grouped splits", needed=False),
+    ]
+    data = FedISIC2019(root)
+    try:
+        split_file = data.split_path(root)
+        found = data.found(files=False)
+    except DataError as error:
+        return [*checks, Check("train_test_split", False, str(error))]
+    exact = hashlib.sha256(split_file.read_bytes()).hexdigest() == FLAMBY_SPLIT
+    words = "byte for byte FLamby's" if exact else "not FLamby's bytes (a subset, or a copy with tabs)"
+    checks.append(Check("train_test_split", True, f"{split_file}: {words}"))
+    sizes = tuple(FLAMBY_SIZES.values())
+    return checks + _parts(found, dict(zip(found.splits, sizes, strict=True)))
+
+
+def check_fed_drg(root: Path) -> list[Check]:
+    """Split files and images of every domain."""
+    checks = []
+    for domain in DOMAINS:
+        needed = domain in DEFAULT_DOMAINS
+        try:
+            found = FedDRG(root, [domain]).found(files=False)
+        except DataError as error:
+            checks.append(Check(domain, False, str(error), needed))
+            continue
+        checks += [
+            Check(part.what, part.complete, part.seen, needed)
+            for part in _parts(found, {domain: GDRBENCH_SIZES[domain]})
+        ]
+    return checks
+
+
+def _parts(found: Sites, sizes: dict[str, tuple[int, int]]) -> list[Check]:
+    """For every site: as many rows as published, and every file there and not empty."""
+    checks = []
+    for site, (train, test) in sizes.items():
+        splits = found.splits[site]
+        paths = [p for part in splits.values() for p in FileSource.paths_of(part.source)]
+        rows = (len(splits["train"].labels) + len(splits["validation"].labels), len(splits["test"].labels))
+        missing = absent(paths)
+        gone = set(missing)
+        empty = [path for path in paths if path not in gone and not path.stat().st_size]
+        told = [f"{rows[0]:,} train and {rows[1]:,} test rows"]
+        if rows != (train, test):
+            told.append(f"published are {train:,} and {test:,}")
+        if missing:
+            told.append(f"{len(missing):,} images are missing: {listed([path.name for path in missing])}")
+        if empty:
+            told.append(f"{len(empty):,} images are empty: {listed([path.name for path in empty])}")
+        if not missing and not empty:
+            told.append("every image is there")
+        checks.append(Check(site, not missing and not empty and rows == (train, test), "; ".join(told)))
+    return checks
+
+
+PUBLIC_DATA = {
+    "fed_isic2019": PublicData(
+        "FedISIC2019: dermoscopy images of six centres, eight classes (FLamby's part of ISIC 2019)",
+        [
+            Download(
+                "ISIC_2019_Training_Input.zip",
+                "https://challenge.isic-archive.com/data/#2019",
+                "CC BY-NC 4.0",
+                "about 9 GB, 25,331 JPEG images",
+            ),
+            Download(
+                "ISIC_2019_Training_Metadata.csv",
+                "https://challenge.isic-archive.com/data/#2019",
+                "CC BY-NC 4.0",
+                "1 MB",
+            ),
+            Download(
+                "train_test_split",
+                "https://github.com/owkin/FLamby, flamby/datasets/fed_isic2019/dataset_creation_scripts/",
+                "MIT",
+                "1.6 MB, 23,247 rows",
+            ),
+        ],
+        [
+            "unpack the archive into ROOT, which gives ROOT/ISIC_2019_Training_Input/",
+            "put the metadata and train_test_split into ROOT",
+            "optional, once: pfedst data preprocess ROOT/ISIC_2019_Training_Input "
+            "ROOT/ISIC_2019_Training_Input_preprocessed --shorter_side 224",
+            "pfedst fit --config configs/fed_isic2019.yaml --data.root ROOT",
+        ],
+        check_fed_isic,
+    ),
+    "fed_drg": PublicData(
+        "FedDRG: diabetic retinopathy grades of eight sets of fundus photographs, in GDRBench's layout",
+        [
+            Download(
+                "splits/ (and images of six of the sets)",
+                "https://github.com/chehx/DGDR, GDRBench/",
+                "see each set; FGADR and MESSIDOR may not be redistributed",
+                "16 text files",
+            ),
+            Download(
+                "APTOS", "https://www.kaggle.com/c/aptos2019-blindness-detection", "Kaggle's rules", "3,662 images"
+            ),
+            Download("DEEPDR", "https://github.com/deepdrdoc/DeepDRiD", "not stated", "2,000 images"),
+            Download("FGADR", "https://csyizhou.github.io/FGADR", "on request, research, no copies", "1,842 images"),
+            Download("IDRID", "https://ieee-dataport.org (DOI 10.21227/H25W98)", "CC BY 4.0", "516 images"),
+            Download(
+                "MESSIDOR",
+                "https://www.adcis.net/en/third-party/messidor2/",
+                "on request, research, no copies",
+                "1,744 images",
+            ),
+            Download("RLDR", "https://github.com/WeiQijie/retinal-lesions", "on request", "1,593 images"),
+            Download("DDR", "https://github.com/nkicsl/DDR-dataset", "not stated for images", "12,521 images"),
+            Download(
+                "EYEPACS",
+                "https://www.kaggle.com/c/diabetic-retinopathy-detection",
+                "Kaggle's rules",
+                "about 84 GB, 88,697 images",
+            ),
+        ],
+        [
+            "put the images into ROOT/images/<DOMAIN>/<nodr|mild_npdr|moderate_npdr|severe_npdr|pdr>/ "
+            "(EYEPACS: ROOT/images/EYEPACS/Images/)",
+            "put the text files into ROOT/splits/",
+            "pfedst fit --config configs/fed_drg.yaml --data.root ROOT",
+        ],
+        check_fed_drg,
+    ),
+}

@@ -1,0 +1,154 @@
+"""A manifest from any tree of folders with images, for the user to check."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pfedst.data.sets.folder import is_image
+from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
+from pfedst.data.sources import FileSource
+from pfedst.data.splitting import split_sites
+from pfedst.errors import ConfigurationError, DataError, listed
+
+LEVELS = ("site", "split", "label", "group", "-")
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """How folders and file names are read.
+
+    Args:
+        layout: what each level of folders is, such as `site/split/label` or `split/label/group`; `-` is a level
+            without meaning. Default: guessed from the names.
+        group_pattern: a regular expression with one group, searched in the path below the folder: what it finds is
+            the patient or lesion, such as `(\\d+)_(?:left|right)`. DICOM files name their patient themselves.
+        test_fraction: share of each class's groups that goes to test at each site, where no folder is called train or
+            test, in (0, 1).
+        seed: of that draw.
+
+    Raises:
+        ConfigurationError: an option that cannot be.
+    """
+
+    layout: str | None = None
+    group_pattern: str | None = None
+    test_fraction: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ConfigurationError(f"--test_fraction {self.test_fraction}: must be above 0 and below 1")
+        levels = self.levels or []
+        if unknown := [level for level in levels if level not in LEVELS]:
+            raise ConfigurationError(f'--layout: "{unknown[0]}" is none of {", ".join(LEVELS)}')
+        if levels and (levels.count("label") != 1 or any(levels.count(n) > 1 for n in ("site", "split", "group"))):
+            raise ConfigurationError(f"--layout {self.layout}: give label once, and no other level twice")
+        try:
+            groups = re.compile(self.group_pattern).groups if self.group_pattern is not None else 1
+        except re.error as error:
+            raise ConfigurationError(f"--group_pattern {self.group_pattern}: {error}") from error
+        if groups != 1:
+            raise ConfigurationError(f"--group_pattern {self.group_pattern}: needs one group in parentheses")
+
+    @property
+    def levels(self) -> list[str] | None:
+        """Of the layout; None where it is to be guessed."""
+        return self.layout.strip("/").split("/") if self.layout is not None else None
+
+
+def make_manifest(folder: Path, options: InitOptions) -> tuple[pd.DataFrame, list[str]]:
+    """The table `path, label, site, split, group` of all images below a folder, and what each level was taken for.
+
+    Raises:
+        DataError: no image, folders of different depth, or a layout that does not fit.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder with the images")
+    images = _images_below(folder)
+    if not images:
+        raise DataError(f"{folder}: no image in it or below it; give the folder with the images")
+    depths = {len(path.parts): path for path in images}
+    if len(depths) > 1:
+        shallow, deep = depths[min(depths)], depths[max(depths)]
+        raise DataError(
+            f"{folder}: images lie at different depths ({shallow}, {deep}); make them alike, or init a part"
+        )
+    names = [path.parts[:-1] for path in images]
+    levels = options.levels or _guess(folder, names)
+    if len(levels) != len(names[0]):
+        raise DataError(
+            f"{folder}: --layout {'/'.join(levels)} has {len(levels)} levels, {images[0]} has {len(names[0])} folders"
+        )
+    table = pd.DataFrame({"path": [path.as_posix() for path in images]})
+    for column in ("label", "site", "split", "group"):
+        at = levels.index(column) if column in levels else None
+        table[column] = [parts[at] for parts in names] if at is not None else ""
+    if "site" not in levels:
+        table["site"] = folder.resolve().name
+    if "split" in levels:
+        if unknown := sorted({name for name in table["split"] if name.lower() not in SPLIT_NAMES}):
+            raise DataError(f"{folder}: {listed(unknown)} is no split; use folders called {', '.join(SPLITS)}")
+        table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
+    if "group" not in levels:
+        table["group"] = [_group(folder, path, options.group_pattern) for path in images]
+    if "split" not in levels:
+        table["split"] = _drawn(table, options)
+    return table, levels
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Relative to the folder, sorted; hidden files and folders are left out, links to folders are not followed."""
+    found = []
+    for place, inside, files in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        paths = [Path(place, name) for name in files if not name.startswith(".")]
+        found += [path.relative_to(folder) for path in paths if is_image(path)]
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            name = FileSource([folder / path]).name(0)
+            raise DataError(f"{name}: a name that is no text, which no table can hold; rename it") from error
+    return sorted(found)
+
+
+def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
+    """A level of split names is the split; of what is left the last level is the class, one before it the site."""
+    depth = len(names[0])
+    values = [{parts[level] for parts in names} for level in range(depth)]
+    levels = ["split" if all(name.lower() in SPLIT_NAMES for name in found) else "" for found in values]
+    left = [level for level in range(depth) if not levels[level]]
+    if levels.count("split") > 1 or not 1 <= len(left) <= 2:
+        example = "/".join(names[0]) or "no folder"
+        raise DataError(
+            f"{folder}: what its folders mean cannot be guessed (the first image lies in {example}); say it with "
+            f"--layout, such as site/split/label or label/group"
+        )
+    for level, meaning in zip(reversed(left), ("label", "site"), strict=False):
+        levels[level] = meaning
+    return levels
+
+
+def _group(folder: Path, path: Path, pattern: str | None) -> str:
+    found = re.search(pattern, path.as_posix()) if pattern is not None else None
+    return (found and found.group(1)) or FileSource([folder / path]).group(0) or ""
+
+
+def _drawn(table: pd.DataFrame, options: InitOptions) -> list[str]:
+    """Train and test, site by site, stratified by class, no group in both."""
+    split = ["train"] * len(table)
+    names = class_order(table["label"])
+    rows = {str(site): list(map(int, indices)) for site, indices in table.groupby("site").indices.items()}
+    labels = [names.index(label) for label in table["label"]]
+    groups = [group or None for group in table["group"]]
+    sites = {site: ([labels[row] for row in of], [groups[row] for row in of]) for site, of in rows.items()}
+    for site, (_, test) in split_sites(sites, options.test_fraction, options.seed, "test").items():
+        for index in test:
+            split[rows[site][index]] = "test"
+    return split

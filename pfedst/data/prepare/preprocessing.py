@@ -1,0 +1,286 @@
+"""A tree of large images made into a tree of small ones, once, before training.
+
+A photograph of a clinic takes many times longer to decode than the 224 pixels that an encoder sees. Names stay as they
+are, so that labels, folders and manifests go on fitting. `TARGET/preprocessing.json` says how a tree was made; a run
+that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pfedst.data.dicom.reader import is_dicom, load_dicom
+from pfedst.data.sets.folder import IMAGE_SUFFIXES, existing_folder, is_image
+from pfedst.data.sources import FileSource
+from pfedst.data.threads import for_each
+from pfedst.errors import ConfigurationError, DataError, listed
+from pfedst.state import write_json
+
+RULE = 1
+"""Raised whenever the same options give other pixels: trees of two rules are never mixed."""
+MINKOWSKI_NORM = 6
+Crop = Literal["none", "square"]
+Format = Literal["same", "png", "jpeg"]
+SUFFIXES: Mapping[Format, tuple[str, ...]] = {
+    "same": (".png", ".jpg", ".jpeg"),
+    "png": (".png",),
+    "jpeg": (".jpg", ".jpeg"),
+}
+"""Names that keep their suffix; every other kind of image gets the first."""
+
+
+@dataclass(frozen=True)
+class PreprocessingOptions:
+    """What is done to each image, in this order.
+
+    Args:
+        shorter_side: pixels, 8 or more; the aspect is kept. A smaller image stays as it is: the encoder's transform
+            enlarges it anyway, and twice resampled is worse. (FLamby enlarges.)
+        crop: `square` keeps the centre. With `none` the training's random crops have the whole image to choose from.
+        colour_constancy: see there; as in FLamby's Fed-ISIC2019.
+        window: of DICOM files: centre and width (above 0), in the units of the modality, such as Hounsfield units.
+        format: of the files. `same`: JPEG stays JPEG, everything else becomes PNG. JPEG is written with quality 95 and
+            full colour resolution.
+
+    Raises:
+        ConfigurationError: a value out of range.
+    """
+
+    shorter_side: int = 224
+    crop: Crop = "none"
+    colour_constancy: bool = False
+    window: tuple[float, float] | None = None
+    format: Format = "same"
+
+    def __post_init__(self) -> None:
+        if self.shorter_side < 8:
+            raise ConfigurationError(f"--shorter_side {self.shorter_side}: must be 8 or more")
+        for option, value, known in (("crop", self.crop, Crop), ("format", self.format, Format)):
+            if value not in get_args(known):
+                raise ConfigurationError(f"--{option} {value}: must be one of {', '.join(get_args(known))}")
+        if self.window is not None:
+            fits = len(self.window) == 2 and all(math.isfinite(value) for value in self.window)
+            if not fits or self.window[1] <= 0:
+                raise ConfigurationError(f"--window {self.window}: must be a centre and a width above 0")
+
+
+@dataclass(frozen=True)
+class PreprocessingReport:
+    """What a run did.
+
+    Attributes:
+        written: number of images.
+        skipped: number of images that an earlier run had written.
+        seconds: of this run.
+        bytes_before: of all images of the source, skipped ones included.
+        bytes_after: of what was made of them.
+    """
+
+    written: int
+    skipped: int
+    seconds: float
+    bytes_before: int
+    bytes_after: int
+
+
+class _Job(NamedTuple):
+    source: Path
+    target: Path
+
+    @property
+    def done(self) -> bool:
+        # an empty file is what a crash of the machine may leave of one that was renamed but not synced
+        return self.target.is_file() and self.target.stat().st_size > 0
+
+
+def colour_constancy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take the colour of the light out: Shades of Gray (Finlayson & Trezzi, Color Imaging Conference 2004).
+
+    The light is estimated as the Minkowski norm (p = 6) of each channel. As in FLamby, the three estimates are scaled
+    to a root mean square of 1, which leaves a grey picture alone. Unlike there, what is brighter than 255 becomes 255:
+    cast to uint8 as it is, it wraps around, and highlights turn dark.
+
+    Args:
+        pixels: (H, W, 3), RGB.
+
+    Returns:
+        (H, W, 3). A channel without any light stays 0.
+    """
+    # a channel's result depends on the level alone: counting levels is exact, and faster than the power of each pixel
+    levels = np.arange(256, dtype=np.float64)
+    counts = np.stack([np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)])
+    light = (counts @ levels**MINKOWSKI_NORM / counts.sum(1)) ** (1 / MINKOWSKI_NORM)
+    gain = np.divide(np.sqrt(np.mean(light**2)), light, out=np.ones(3), where=light > 0)
+    table = np.rint(np.clip(gain[:, None] * levels, 0, 255)).astype(np.uint8)
+    return np.stack([table[channel][pixels[..., channel]] for channel in range(3)], axis=-1)
+
+
+def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image.Image:
+    """Resize, crop, and only then colour constancy: the order of FLamby.
+
+    Resampling is Pillow's bicubic, antialiased: the filter of CLIP's own transform. Sizes and offsets follow
+    torchvision's Resize and CenterCrop, so that a PNG of the encoder's size gives the very tensor that the original
+    would have given. Decoding at reduced size (`Image.draft`) would change it, and is not used.
+
+    Args:
+        image: RGB.
+        options: what to do.
+
+    Returns:
+        RGB, pixels alone: comments and EXIF, which may name a patient, are left behind.
+    """
+    shorter, wanted = min(image.size), options.shorter_side
+    if shorter > wanted:
+        width, height = (wanted * side // shorter for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if options.crop == "square":
+        side = min(image.size)
+        left, top = (round((length - side) / 2) for length in image.size)
+        image = image.crop((left, top, left + side, top + side))
+    pixels = np.asarray(image, dtype=np.uint8)
+    return Image.fromarray(colour_constancy(pixels) if options.colour_constancy else pixels)
+
+
+def preprocess_tree(source: Path, target: Path, options: PreprocessingOptions, workers: int = 0) -> PreprocessingReport:
+    """Preprocess every image in a folder and the folders below it; those that are there already are skipped.
+
+    Args:
+        source: hidden files and folders are left out, links are followed.
+        target: made if need be; has the same relative names.
+        options: what is done to each image.
+        workers: number of threads, which does not change the results (decoding and resizing hold no lock); 0: as many
+            as cores.
+
+    Raises:
+        ConfigurationError: `workers` is negative.
+        DataError: nothing is written if the source holds no image or two that would get one name, if the target is
+            not outside the source, or was made with other options or otherwise. Images that cannot be read are named
+            once all others are done.
+    """
+    started = time.perf_counter()
+    if workers < 0:
+        raise ConfigurationError(f"--workers {workers}: must be 0 (as many as cores) or more")
+    try:
+        jobs = _jobs(existing_folder(source, "SOURCE"), target, options.format)
+        identity = {"rule": RULE, "source": source.resolve().name, **asdict(options)}
+        _open_target(target, identity)
+        waiting = [job for job in jobs if not job.done]
+        convert = partial(_convert, options=options)
+        faults = [fault for fault in for_each(convert, waiting, "preprocessing images", workers) if fault]
+        sizes = [(job.source.stat().st_size, job.target.stat().st_size) for job in jobs if job.done]
+    except OSError as error:
+        raise DataError(f"{error}; check rights and free space, and run again: what is done is kept") from error
+    if faults:
+        raise DataError(_listed(faults, len(jobs), target))
+    before, after = (sum(column) for column in zip(*sizes, strict=True))
+    skipped = len(jobs) - len(waiting)
+    return PreprocessingReport(len(waiting), skipped, time.perf_counter() - started, before, after)
+
+
+def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
+    """What is to become what, sorted; nothing is written."""
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{target} lies in {source}, and would be taken for images of it; give a folder outside")
+    files = [path.relative_to(source) for path in _files(source)]
+    images = [name for name in files if is_image(source / name)]
+    if not images:
+        raise DataError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); give the folder with the images")
+    if len(images) < len(files):
+        logging.getLogger("pfedst").warning(
+            "%s: %d files are no images of a known kind and are left out", source, len(files) - len(images)
+        )
+    origin: dict[Path, Path] = {}
+    for name in images:
+        kept = SUFFIXES[form]
+        made = name
+        if name.suffix.lower() not in kept:  # a DICOM file without suffix may have dots in its name
+            made = name.with_suffix(kept[0]) if name.suffix.lower() in IMAGE_SUFFIXES else Path(f"{name}{kept[0]}")
+        if made in origin:
+            raise DataError(
+                f"{source / origin[made]} and {source / name} would both become {made}; rename one of them, or give "
+                "another --format. Nothing was written"
+            )
+        origin[made] = name
+    return [_Job(source / name, target / made) for made, name in origin.items()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path
+        elif not folder.resolve().is_relative_to(path.resolve()):  # a link to a folder above would never end
+            yield from _files(path)
+
+
+def _open_target(target: Path, identity: Mapping[str, Any]) -> None:
+    """A new folder, or one that was made in the same way."""
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target} is no folder; give another TARGET")
+    target.mkdir(parents=True, exist_ok=True)
+    file = target / "preprocessing.json"
+    if file.exists():
+        _compare(file, json.loads(json.dumps(identity)))
+    elif others := sorted(path.name for path in target.iterdir() if not path.name.startswith(".")):
+        raise DataError(f"{target} holds {others[0]} but no preprocessing.json; give a new or an empty folder")
+    else:
+        write_json(file, identity)
+
+
+def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads(file.read_text())
+        differing = next((key for key, value in wanted.items() if found.get(key) != value), None)
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is damaged: remove {file.parent}, or give another TARGET") from error
+    if differing is not None:
+        raise DataError(
+            f"{file.parent} was made with {differing} {found.get(differing)}, and this run has {wanted[differing]}: "
+            "give the same, or another TARGET"
+        )
+
+
+def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
+    """Do one job; why its image cannot be read, if it cannot."""
+    try:
+        image = preprocess_image(_read(job.source, options), options)
+    except DataError as error:
+        return str(error).rsplit(";", 1)[0]
+    content = io.BytesIO()
+    if job.target.suffix.lower() == ".png":
+        image.save(content, "PNG")
+    else:
+        image.save(content, "JPEG", quality=95, subsampling=0)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    # one name whatever the process: a run that goes on overwrites what a killed one left; hidden, it is no image
+    temporary = job.target.with_name(f".{job.target.name}.part")
+    temporary.write_bytes(content.getbuffer())
+    temporary.replace(job.target)
+    return None
+
+
+def _read(path: Path, options: PreprocessingOptions) -> Image.Image:
+    """One image in RGB, from whatever kind of file."""
+    return load_dicom(path, options.window) if is_dicom(path) else FileSource([path]).load(0)
+
+
+def _listed(faults: Sequence[str], total: int, target: Path) -> str:
+    return (
+        f"{len(faults)} of {total} images cannot be read:\n  "
+        + listed(faults, "\n  ")
+        + f"\nRemove them (and their rows), or copy them again, and run again; all others are in {target}."
+    )

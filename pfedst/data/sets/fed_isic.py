@@ -1,0 +1,195 @@
+"""FedISIC2019 as FLamby lays it out: six true centres of dermoscopy images, eight classes.
+
+Source: du Terrail et al., FLamby, NeurIPS Datasets and Benchmarks 2022; ISIC 2019 challenge.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.sets.folder import existing_folder
+from pfedst.data.sets.manifest import read_table
+from pfedst.data.sites import LabelledImages, Sites, Split
+from pfedst.data.sources import Record
+from pfedst.data.splitting import split_sites
+from pfedst.errors import ConfigurationError, DataError
+
+CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+SITE_NAMES = ("bcn", "vidir_molemax", "vidir_modern", "rosendahl", "msk", "vienna_dias")
+IMAGE_FOLDERS = ("ISIC_2019_Training_Input_preprocessed", "ISIC_2019_Training_Input")
+METADATA = "ISIC_2019_Training_Metadata.csv"
+
+
+class FedISIC2019(FederatedDataModule):
+    """FedISIC2019 from the folder of ISIC's own download, or of FLamby's preprocessing.
+
+    FLamby's split puts images of one lesion on both sides: 65.9 % of its test images share a lesion with a training
+    image. `lesion_grouped` cuts every centre anew, by lesions and stratified by class, and its numbers are not
+    comparable with those of FLamby's split. Validation never splits a lesion where lesion ids are known.
+
+    Args:
+        root: the folder that holds the image folder; default: PFEDST_DATA_ROOT of the environment.
+        images: the image folder, relative to `root`; default: `ISIC_2019_Training_Input_preprocessed` (FLamby's), or
+            else `ISIC_2019_Training_Input` (ISIC's).
+        split_file: FLamby's `train_test_split` (comma or tab); default: searched in `root`, two folders deep, then in
+            an installed FLamby. It says the centre and the class of every image, whatever the split.
+        split: `flamby`, or `lesion_grouped`, which needs the metadata.
+        test_fraction: share of each class's lesions that `lesion_grouped` puts into test, in (0, 1); drawn with
+            `split_seed`.
+        centers: which centres, 0 to 5: bcn, vidir_molemax, vidir_modern, rosendahl, msk, vienna_dias.
+        metadata: a CSV with `image` and `lesion_id`; default: ISIC's own metadata in `root`, if it is there.
+        options: those of FederatedDataModule.
+
+    Raises:
+        ConfigurationError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = None,
+        images: Path | str | None = None,
+        split_file: Path | str | None = None,
+        split: Literal["flamby", "lesion_grouped"] = "flamby",
+        test_fraction: float = 0.2,
+        centers: Sequence[int] = (0, 1, 2, 3, 4, 5),
+        metadata: Path | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if not centers or not set(centers) <= set(range(6)) or len(set(centers)) < len(centers):
+            raise ConfigurationError(f"--data.centers {list(centers)}: give different numbers from 0 to 5")
+        if not 0 < test_fraction < 1:
+            raise ConfigurationError(f"--data.test_fraction {test_fraction}: must be above 0 and below 1")
+        self.root = root
+        self.images = images
+        self.split_file = split_file
+        self.split = split
+        self.test_fraction = test_fraction
+        self.centers = tuple(centers)
+        self.metadata = metadata
+
+    def read(self) -> Sites:
+        """Read split file and lesion ids."""
+        root = existing_folder(self.root, "--data.root")
+        images = self._image_folder(root)
+        split_file = self.split_path(root)
+        table = read_table(split_file)
+        for column in ("image", "target", "center", "fold"):
+            if column not in table.columns:
+                raise DataError(f'{split_file}: no column "{column}"; this is not FLamby\'s train_test_split')
+        lesions = self._lesions(root)
+        # one listing: asking for every file by itself is slow on network disks
+        there = {path.stem: path for path in images.iterdir()} if images.is_dir() else {}
+        records: dict[str, dict[Split, list[Record]]] = {name: {} for name in SITE_NAMES}
+        seen: dict[str, int] = {}
+        for line, row in enumerate(table.to_dict("records"), start=2):
+            center, target, fold = self._numbers(f"{split_file}, line {line}", row)
+            image = str(row["image"])
+            if image in seen:
+                raise DataError(f"{split_file}, line {line}: {image} is already on line {seen[image]}; keep one")
+            seen[image] = line
+            record = Record(there.get(image, images / f"{image}.jpg"), target, lesions.get(image))
+            records[SITE_NAMES[center]].setdefault(fold, []).append(record)
+        self.label = self._describe(images, split_file, bool(lesions))
+        parts = {site: {f: LabelledImages.from_records(r) for f, r in of.items()} for site, of in records.items()}
+        if self.split == "lesion_grouped":
+            parts = self._by_lesion({site: [r for rs in of.values() for r in rs] for site, of in records.items()})
+        chosen = {name: parts[name] for name in (SITE_NAMES[center] for center in self.centers)}
+        return Sites(
+            CLASS_NAMES,
+            chosen,
+            f"complete {images}, or choose --data.centers that are there"
+            if images.is_dir()
+            else f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/: give their parent",
+            "--data.split lesion_grouped cuts every centre anew, by lesions",
+        )
+
+    def _describe(self, images: Path, split_file: Path, lesions: bool) -> str:
+        split = split_file.name
+        if self.split == "lesion_grouped":
+            split = f"lesion-grouped split, {self.test_fraction:g} to test, split seed {self.split_seed}"
+        centers = ", ".join(map(str, self.centers))
+        known = "lesion ids known" if lesions else "no lesion ids"
+        return f"FedISIC2019 in {images.parent.name}/{images.name} ({split}), centres {centers}, {known}"
+
+    def _by_lesion(self, records: dict[str, list[Record]]) -> dict[str, dict[Split, LabelledImages]]:
+        """Every centre cut anew, no lesion on both sides, at whatever centres it lies (nine lie at two)."""
+        if not any(record.group for of_site in records.values() for record in of_site):
+            raise DataError(
+                f"--data.split lesion_grouped: no lesion id is known; put {METADATA} of the ISIC 2019 challenge into "
+                f"--data.root, or name it with --data.metadata"
+            )
+        whole = {site: LabelledImages.from_records(of_site) for site, of_site in records.items()}
+        tables = {site: (images.labels, images.groups) for site, images in whole.items()}
+        cuts = split_sites(tables, self.test_fraction, self.split_seed, "test")
+        return {
+            site: {"train": whole[site].subset(kept), "test": whole[site].subset(cut)}
+            for site, (kept, cut) in cuts.items()
+        }
+
+    def _image_folder(self, root: Path) -> Path:
+        names = [str(self.images)] if self.images is not None else list(IMAGE_FOLDERS)
+        for name in names:
+            folder = root / name
+            # an archive that is unpacked into a folder of its own name
+            if (folder / folder.name).is_dir():
+                folder = folder / folder.name
+            if folder.is_dir():
+                return folder
+        archive = next(root.glob("ISIC_2019_Training_Input*.zip"), None)
+        if archive is not None:
+            raise DataError(f"{archive} is not unpacked; unpack it there, which gives {IMAGE_FOLDERS[1]}/")
+        if self.images is not None:
+            raise DataError(f"--data.images {self.images}: no such folder in {root}")
+        return root / IMAGE_FOLDERS[1]
+
+    def split_path(self, root: Path) -> Path:
+        """FLamby's split file.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.split_file is not None:
+            if not Path(self.split_file).is_file():
+                raise DataError(f"--data.split_file {self.split_file}: no such file")
+            return Path(self.split_file)
+        places = [root]
+        if (flamby := importlib.util.find_spec("flamby")) is not None:
+            places += [Path(place) / "datasets" for place in flamby.submodule_search_locations or ()]
+        for place in places:
+            for pattern in ("train_test_split", "*/train_test_split", "*/*/train_test_split"):
+                if found := sorted(place.glob(pattern)):
+                    return found[0]
+        raise DataError(
+            f"{root}: no file train_test_split; it is inside the FLamby package (datasets/fed_isic2019): copy it "
+            f"there, or name it with --data.split_file"
+        )
+
+    def _lesions(self, root: Path) -> dict[str, str]:
+        file = Path(self.metadata) if self.metadata is not None else root / METADATA
+        if not file.is_file():
+            if self.metadata is not None:
+                raise DataError(f"--data.metadata {file}: no such file")
+            return {}
+        table = read_table(file)
+        if not {"image", "lesion_id"} <= set(table.columns):
+            raise DataError(f"{file}: needs the columns image and lesion_id")
+        return {str(i): str(g) for i, g in zip(table["image"], table["lesion_id"], strict=True) if str(g)}
+
+    @staticmethod
+    def _numbers(where: str, row: dict[Any, Any]) -> tuple[int, int, Split]:
+        try:
+            center, target = int(float(row["center"])), int(float(row["target"]))
+        except ValueError as error:
+            raise DataError(f"{where}: center and target must be numbers ({error})") from error
+        if center not in range(6) or target not in range(len(CLASS_NAMES)):
+            raise DataError(f"{where}: center {center} must be 0 to 5, target {target} 0 to 7")
+        if row["fold"] == "train":
+            return center, target, "train"
+        if row["fold"] == "test":
+            return center, target, "test"
+        raise DataError(f'{where}: fold "{row["fold"]}" must be train or test')

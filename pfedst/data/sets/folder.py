@@ -1,0 +1,122 @@
+"""A folder SITE/{train,test}/CLASS/*: one's own images, without a manifest."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.dicom.reader import is_dicom
+from pfedst.data.sites import LabelledImages, Sites, Split, class_order
+from pfedst.data.sources import Record
+from pfedst.errors import DataError, nearest
+
+IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LAYOUT = "expected SITE/train/CLASS/*.png and SITE/test/CLASS/*.png (SITE/validation/ is optional)"
+
+
+class FolderSites(FederatedDataModule):
+    """Images in `root/SITE/{train,test}/CLASS/`; a `validation` folder beside them is used where there is one.
+
+    Args:
+        root: the folder that holds one folder a site; default: PFEDST_DATA_ROOT of the environment.
+        site_names: which of them; default: all.
+        class_names: class folders in the order of their indices; default: all that are found, sorted.
+        options: those of FederatedDataModule.
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = None,
+        site_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root = root
+        self.site_names = site_names
+        self.wanted_classes = class_names
+
+    def read(self) -> Sites:
+        """Walk the tree."""
+        root = existing_folder(self.root, "--data.root")
+        self.label = f"images in {root.name}"
+        found = folders(root)
+        if not found:
+            raise DataError(f"{root} holds no folder; {LAYOUT}")
+        if {"train", "test"} & set(found):
+            raise DataError(f"{root} holds train/test itself; put them into a folder a site: {LAYOUT}")
+        sites = list(self.site_names or found)
+        for site in sites:
+            if site not in found:
+                raise DataError(f'{root}: no site "{site}".{nearest(site, found)} Found: {", ".join(found)}')
+            self._check_site(root / site)
+        classes = list(self.wanted_classes or class_order(c for s in sites for c in self._classes(root / s)))
+        return Sites(classes, {site: self._site(root / site, classes) for site in sites})
+
+    def _check_site(self, folder: Path) -> None:
+        for split in ("train", "test"):
+            if not (folder / split).is_dir():
+                have = ", ".join(folders(folder)) or "no folder"
+                raise DataError(f"{folder / split} is missing ({folder} holds: {have}); {LAYOUT}")
+
+    def _classes(self, folder: Path) -> set[str]:
+        return {c for split in ("train", "validation", "test") for c in folders(folder / split)}
+
+    def _site(self, folder: Path, classes: Sequence[str]) -> dict[Split, LabelledImages]:
+        parts: dict[Split, LabelledImages] = {}
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        for split in splits:
+            if not (folder / split).is_dir():
+                continue
+            records = []
+            for name in folders(folder / split):
+                if name not in classes:
+                    raise DataError(
+                        f"{folder / split / name}: no class of that name.{nearest(name, classes)} "
+                        f"Known: {', '.join(classes)}; rename the folder, or add it to --data.class_names"
+                    )
+                records += [Record(path, classes.index(name)) for path in images_in(folder / split / name)]
+            parts[split] = LabelledImages.from_records(records)
+        return parts
+
+
+def existing_folder(path: Path | str | None, option: str) -> Path:
+    """The folder that an option names, or else the environment variable PFEDST_DATA_ROOT.
+
+    Raises:
+        DataError: not given, or no folder.
+    """
+    path = path or os.environ.get("PFEDST_DATA_ROOT")
+    if path is None:
+        raise DataError(f"{option} is not given: name the folder with the images, or set PFEDST_DATA_ROOT")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"{option} {folder}: no such folder; give the folder with the images")
+    return folder
+
+
+def folders(root: Path) -> list[str]:
+    """Names of the folders in `root`, hidden ones left out, sorted."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def is_image(path: Path) -> bool:
+    """By its suffix; for a file without one, whether it is DICOM."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder, sorted; a warning tells of files that are none."""
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "Thumbs.db"))]
+    images = sorted(path for path in files if is_image(path))
+    if len(images) < len(files):
+        logging.getLogger("pfedst").warning(
+            "%s: %d files are no images of a known kind and are left out", folder, len(files) - len(images)
+        )
+    return images

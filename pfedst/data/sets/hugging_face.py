@@ -1,0 +1,201 @@
+"""Images that the `datasets` library of Hugging Face reads from disk: an imagefolder, or what `save_to_disk` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.sets.folder import existing_folder, folders
+from pfedst.data.sites import SPLIT_NAMES, SPLITS, LabelledImages, Sites, Split, class_index, class_order
+from pfedst.data.sources import EncodedSource
+from pfedst.errors import DataError, nearest
+
+SAVED = ("dataset_dict.json", "state.json")
+
+
+class HuggingFaceSites(FederatedDataModule):
+    """A `datasets` imagefolder with a column that names the site, or a saved DatasetDict (needs pfedst[datasets]).
+
+    An imagefolder holds `train/` and `test/` (`validation/` is optional), each with its `metadata.csv` (or .jsonl)
+    of the columns `file_name`, `label`, `site`, and optionally `group`.
+
+    Args:
+        root: the imagefolder, or the folder that `DatasetDict.save_to_disk` wrote; default: PFEDST_DATA_ROOT of the
+            environment.
+        image_column: of the images.
+        label_column: of the classes: names, numbers, or a ClassLabel.
+        site_column: of the sites.
+        group_column: of patients or lesions; default: `group`, where there is one.
+        class_names: in the order of their indices; default: those of a ClassLabel, else all values found, sorted.
+        options: those of FederatedDataModule.
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        site_column: str = "site",
+        group_column: str | None = None,
+        class_names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root = root
+        self.columns = {"image": image_column, "label": label_column, "site": site_column}
+        self.group_column = group_column
+        self.wanted_classes = class_names
+
+    def read(self) -> Sites:
+        """Read every split's table; the images stay where they are."""
+        root = existing_folder(self.root, "--data.root")
+        self.label = f"Hugging Face data set in {root.name}"
+        tables = _splits(root)
+        for split, table in tables.items():
+            self._check_columns(f"{root}, {split}", table)
+        texts = {split: self._texts(f"{root}, {split}", table) for split, table in tables.items()}
+        names = list(self.wanted_classes or self._class_names(tables, texts))
+        given = self.wanted_classes is not None
+        splits: dict[str, dict[Split, LabelledImages]] = {}
+        for split, table in tables.items():
+            where = f"{root}, {split}"
+            labels = [
+                class_index(f"{where} row {row}", label, names, given)
+                for row, label in enumerate(texts[split]["label"])
+            ]
+            groups, images = self._groups(table), table.cast_column(self.columns["image"], _undecoded())
+            image_names = _names(images, self.columns["image"], where)
+            rows: dict[str, list[int]] = {}
+            for row, site in enumerate(texts[split]["site"]):
+                rows.setdefault(site, []).append(row)
+            for site, own in rows.items():
+                reader = _Reader(images, self.columns["image"], own)
+                source = EncodedSource(reader, [image_names[row] for row in own])
+                part = LabelledImages(source, [labels[row] for row in own], [groups[row] for row in own])
+                splits.setdefault(site, {})[split] = part
+        return Sites(names, dict(sorted(splits.items())))
+
+    def _check_columns(self, where: str, table: Any) -> None:
+        import datasets
+
+        for purpose, column in self.columns.items():
+            if column not in table.column_names:
+                raise DataError(
+                    f'{where}: no column "{column}".{nearest(column, table.column_names)} Found: '
+                    f"{', '.join(table.column_names)}; name it with --data.{purpose}_column, or make a manifest with "
+                    f"pfedst data init"
+                )
+            if (purpose == "image") != isinstance(table.features[column], datasets.Image):
+                kind = "holds no images" if purpose == "image" else "holds images"
+                raise DataError(f'{where}: --data.{purpose}_column "{column}" {kind}; name another column')
+
+    def _texts(self, where: str, table: Any) -> dict[str, list[str]]:
+        """Class and site of every row, as names."""
+        found = {}
+        for purpose in ("label", "site"):
+            column = self.columns[purpose]
+            names = getattr(table.features[column], "names", None)
+            values = list(table[column])
+            for row, value in enumerate(values):
+                # -1 of a ClassLabel is the library's word for no label
+                if value is None or value == "" or (names is not None and value < 0):
+                    hint = " (is its metadata file there?)" if all(v is None for v in values) else ""
+                    raise DataError(f"{where} row {row}: the {purpose} is empty{hint}; fill it in, or remove the row")
+            found[purpose] = [str(value) if names is None else names[value] for value in values]
+        return found
+
+    def _class_names(self, tables: dict[Split, Any], texts: dict[Split, dict[str, list[str]]]) -> list[str]:
+        features = [table.features[self.columns["label"]] for table in tables.values()]
+        if all(hasattr(feature, "names") for feature in features):
+            return list(features[0].names)
+        return class_order(label for found in texts.values() for label in found["label"])
+
+    def _groups(self, table: Any) -> list[str | None]:
+        column = self.group_column or "group"
+        if column in table.column_names:
+            return [None if group in (None, "") else str(group) for group in table[column]]
+        if self.group_column is not None:
+            raise DataError(
+                f'--data.group_column: no column "{column}".{nearest(column, table.column_names)} '
+                f"Found: {', '.join(table.column_names)}"
+            )
+        return [None] * len(table)
+
+
+class _Reader:
+    """The encoded bytes of chosen rows; a class, so that a process that loads images can be given it."""
+
+    def __init__(self, images: Any, column: str, rows: Sequence[int]) -> None:
+        self.images, self.column, self.rows = images, column, rows
+
+    def __call__(self, index: int) -> bytes:
+        found = self.images[self.rows[index]][self.column]
+        # an imagefolder keeps the path, a saved data set the bytes
+        if found["bytes"] is not None:
+            return bytes(found["bytes"])
+        try:
+            return Path(found["path"]).read_bytes()
+        except OSError as error:
+            raise DataError(f"{found['path']}: {error.strerror}; copy it again") from error
+
+
+def _splits(root: Path) -> dict[Split, Any]:
+    """The tables of `datasets`, by split."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{root}: reading it needs pip install 'pfedst[datasets]'") from error
+    datasets.disable_progress_bars()
+    try:
+        if any((root / name).is_file() for name in SAVED):
+            found = datasets.load_from_disk(str(root))
+        else:
+            # named one by one: left to itself the library drops folders that it does not take for a split
+            found = datasets.load_dataset("imagefolder", data_files=_patterns(root))
+    except DataError:
+        raise
+    except Exception as error:  # the library raises many kinds for damaged files
+        file = getattr(error, "filename", None)
+        reason = f"{error.strerror}: {file}" if file and isinstance(error, OSError) else str(error) or repr(error)
+        told = " ".join(reason.split())
+        raise DataError(f"{root}: Hugging Face's datasets cannot read it ({told}); make it again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{root} holds one split only; save a DatasetDict with train and test")
+    if unknown := [name for name in found if name not in SPLITS]:
+        raise DataError(f"{root}: split {unknown[0]} is unknown; rename it to one of {', '.join(SPLITS)}")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _patterns(root: Path) -> dict[str, str]:
+    """The files of every split of an imagefolder."""
+    for name in folders(root):
+        if name not in SPLITS and name.lower() in SPLIT_NAMES:
+            raise DataError(f"{root / name}: rename it to {SPLIT_NAMES[name.lower()]}")
+    found: dict[str, str] = {split: str(root / split / "**") for split in SPLITS if (root / split).is_dir()}
+    if not found:
+        raise DataError(f"{root} holds neither train/ and test/ nor a data set of save_to_disk")
+    return found
+
+
+def _names(images: Any, column: str, where: str) -> list[str]:
+    """Paths where the table has them; asking for rows would read every image."""
+    cells = [cell for chunk in images.data.column(column).chunks for cell in _paths_and_validity(chunk)]
+    for row, (_, there) in enumerate(cells):
+        if not there:
+            raise DataError(f"{where} row {row}: the image is empty; remove the row, or give its file")
+    return [f"{where} row {row}" + (f" ({path})" if path else "") for row, (path, _) in enumerate(cells)]
+
+
+def _paths_and_validity(chunk: Any) -> list[tuple[str | None, bool]]:
+    """Of a column of images: each path, and whether there is an image at all."""
+    paths, held = chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist()
+    valid = chunk.is_valid().to_pylist()
+    return [(path, bool(ok and (path or has))) for path, has, ok in zip(paths, held, valid, strict=True)]
+
+
+def _undecoded() -> Any:
+    import datasets
+
+    return datasets.Image(decode=False)

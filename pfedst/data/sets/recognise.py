@@ -1,0 +1,43 @@
+"""What lies in a folder or file: which data module reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pfedst.data.sets.fed_isic import IMAGE_FOLDERS
+from pfedst.data.sets.folder import LAYOUT, folders
+from pfedst.data.sets.hugging_face import SAVED
+from pfedst.errors import DataError
+
+TABLES = (".csv", ".tsv", ".parquet")
+
+
+def recognise(path: Path) -> tuple[str, dict[str, str]]:
+    """The name of the data module for a path, and its options.
+
+    Raises:
+        DataError: no such path, or nothing known in it.
+    """
+    if path.is_file():
+        if path.suffix.lower() in TABLES:
+            return "ManifestSites", {"manifest": str(path)}
+        raise DataError(f"{path}: no table; give a .csv or .parquet manifest, or a folder")
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    root, inside = {"root": str(path)}, folders(path)
+    if set(IMAGE_FOLDERS) & set(inside) or any(path.glob("train_test_split")):
+        return "FedISIC2019", root
+    if any(list((path / name).glob("*_[cC][rR]*.txt")) for name in inside if name.lower() == "splits"):
+        return "FedDRG", root
+    if any((path / name).is_file() for name in SAVED):
+        return "HuggingFaceSites", root
+    if any(list((path / "train").glob(f"metadata.{suffix}")) for suffix in ("csv", "jsonl", "parquet")):
+        return "HuggingFaceSites", root
+    if (path / "manifest.csv").is_file():
+        return "ManifestSites", {"manifest": str(path / "manifest.csv")}
+    if any((path / name / "train").is_dir() for name in inside):
+        return "FolderSites", root
+    raise DataError(
+        f"{path}: nothing known in it; {LAYOUT}. For any other tree of folders pfedst data init {path} writes a "
+        f"manifest for you to check"
+    )

@@ -1,0 +1,1 @@
+"""The tap cache: what a frozen encoder says of an image, computed once."""

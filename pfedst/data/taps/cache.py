@@ -1,0 +1,284 @@
+"""What a frozen encoder says of an image is computed once, whoever asks: clients, methods, later runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pfedst.data.datasets import Draw, SiteDataset
+from pfedst.data.taps.layout import Layout
+from pfedst.data.taps.store import TapStore
+from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
+from pfedst.errors import ConfigurationError, DataError
+
+CacheKind = Literal["none", "pooled", "tokens", "taps", "auto"]
+
+SERVES: Mapping[Need, tuple[Need, ...]] = {
+    "pooled": ("pooled", "tokens", "taps"),
+    "tokens": ("tokens",),
+    "taps": ("taps",),
+    "images": (),
+}
+"""What an adapter needs -> the kinds of a store that serve it, the smallest first."""
+
+IMAGES_A_STEP = 32
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What a configuration says of the cache; ranges and meaning are FederatedDataModule's."""
+
+    kind: CacheKind
+    dtype: TapDtype
+    folder: Path
+    max_bytes: int
+
+
+class Wanted(NamedTuple):
+    """One image as it enters the encoder: its key, and where to load it."""
+
+    key: str
+    dataset: SiteDataset
+    item: Draw | int
+
+
+class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
+    """A site's split, read from a store a batch at a time.
+
+    Args:
+        store: where the rows are.
+        need: what is read of them.
+        rows: (n, 1 + k) rows of each image: as it is, then its k augmented views.
+        labels: class index of each image.
+    """
+
+    def __init__(self, store: TapStore, need: Need, rows: Tensor, labels: Sequence[int]) -> None:
+        self.store = store
+        self.need = need
+        self.rows = rows
+        self.labels = torch.tensor(list(labels))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getitems__(self, items: Sequence[Draw | int]) -> tuple[StoredTaps, Tensor]:
+        """A batch, and its class indices (B,)."""
+        positions = torch.tensor([item.position if isinstance(item, Draw) else item for item in items])
+        views = self.rows.shape[1] - 1
+        columns = [1 + item.seed % views if isinstance(item, Draw) and views else 0 for item in items]
+        return self.store.read(self.rows[positions, torch.tensor(columns)], self.need), self.labels[positions]
+
+
+class TapCache:
+    """The store that serves one run, complete before its first round.
+
+    Args:
+        options: of the configuration.
+        encoder: whose answers are kept.
+        need: what the adapter needs.
+
+    Raises:
+        ConfigurationError: a kind that does not serve the adapter.
+    """
+
+    def __init__(self, options: CacheOptions, encoder: Encoder, need: Need) -> None:
+        if options.kind != "auto" and options.kind not in SERVES[need]:
+            fitting = " or ".join((*SERVES[need], "auto", "none"))
+            raise ConfigurationError(
+                f"--data.cache {options.kind}: this adapter needs {need} of the encoder; use {fitting}"
+            )
+        self.options = options
+        self.encoder = encoder
+        self.need = need
+
+    @cached_property
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What tells the stores of one encoder from those of another; it reads all weights, hence only when asked."""
+        # lists, as a manifest gives them
+        preprocessing = dict(json.loads(json.dumps(asdict(self.encoder.preprocessing))))
+        return {"encoder": self.encoder.identity, "preprocessing": preprocessing}
+
+    def store(self, kind: Need, dtype: TapDtype | None = None) -> TapStore:
+        """The store of a kind; the same folder for whoever has the same encoder, preprocessing, kind and dtype."""
+        corrected = self.identity["encoder"].get("token_grid") is not None
+        layout = Layout.of(self.encoder.spec, kind, dtype or self.options.dtype, corrected)
+        text = json.dumps([self.identity, vars(layout)], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        model = re.sub(r"[^\w.-]+", "_", str(self.identity["encoder"].get("model", "encoder")))
+        name = f"{model}-{self.encoder.spec.image_size}px-{kind}-{layout.dtype}-{digest}"
+        return TapStore(self.options.folder / name, layout, self.identity)
+
+    def complete(self, wanted: Iterable[Wanted], device: torch.device, num_workers: int) -> TapStore | None:
+        """The store with every wanted image in it, or None where `auto` finds that it would not fit.
+
+        Raises:
+            ConfigurationError: it would grow past the budget, or the disk.
+            DataError: an image that cannot be read, a folder that cannot be written, numbers that are not finite.
+        """
+        by_key = {item.key: item for item in wanted}
+        if self.options.kind == "auto":
+            kinds: tuple[Need, ...] = SERVES[self.need]
+        else:
+            kinds = tuple(kind for kind in SERVES[self.need] if kind == self.options.kind)
+        for kind in kinds:
+            store = self.store(kind)
+            if all(key in store.row_of for key in by_key):
+                return store
+        store = self.store(kinds[0])
+        if refusal := self._refusal(store, by_key):
+            if self.options.kind == "auto":
+                logging.getLogger("pfedst").warning("--data.cache auto caches nothing: %s", refusal)
+                return None
+            raise ConfigurationError(refusal)
+        self._fill(store, by_key, device, num_workers)
+        return store
+
+    def _refusal(self, store: TapStore, by_key: Mapping[str, Wanted]) -> str:
+        """Why the images that are missing must not be written; empty if they may."""
+        missing = sum(key not in store.row_of for key in by_key)
+        needed = missing * store.layout.row_bytes
+        total = store.bytes + needed
+        smaller = "choose a smaller --data.cache_dtype or --model.encoder.token_grid, or --data.cache none"
+        if total > self.options.max_bytes:
+            return (
+                f"the cache would hold {total / GIGABYTE:.2f} GB ({missing:,} more images of "
+                f"{store.layout.row_bytes / 1024:.0f} KiB), and --data.cache_max_bytes allows "
+                f"{self.options.max_bytes / GIGABYTE:.2f} GB: raise it to {total}, or {smaller}"
+            )
+        free = shutil.disk_usage(_existing(self.options.folder)).free
+        if needed > free:
+            return (
+                f"{missing:,} images need {needed / GIGABYTE:.2f} GB in {self.options.folder}, where "
+                f"{free / GIGABYTE:.2f} GB are free: free some space, choose another --data.cache_folder, or {smaller}"
+            )
+        return ""
+
+    def _fill(self, store: TapStore, by_key: Mapping[str, Wanted], device: torch.device, num_workers: int) -> None:
+        console = Console(stderr=True)
+        try:
+            with store.writing(wait_seconds=0):
+                self._compute(store, by_key, device, num_workers, console)
+                return
+        except TimeoutError:
+            console.print(f"another process fills {store.folder}; waiting for it", soft_wrap=True)
+        with store.writing():
+            self._compute(store, by_key, device, num_workers, console)
+
+    def _compute(
+        self, store: TapStore, by_key: Mapping[str, Wanted], device: torch.device, num_workers: int, console: Console
+    ) -> None:
+        if store.layout.dtype != "float32":
+            self._convert([key for key in by_key if key not in store.row_of], store)
+        missing = [item for key, item in by_key.items() if key not in store.row_of]
+        if not missing:
+            return
+        answers: tuple[Need, ...] = ("pooled",) if store.layout.kind == "pooled" else ("pooled", store.layout.kind)
+        self.encoder.to(device)
+        needed = len(missing) * store.layout.row_bytes
+        console.print(
+            f"cache: {len(missing):,} images, {needed / GIGABYTE:.2f} GB of {store.layout.kind} in {store.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        # without an order of its own a loader draws from the global generator
+        loader = DataLoader(_Images(missing), IMAGES_A_STEP, num_workers=num_workers, generator=torch.Generator())
+        columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
+            for images in loader:
+                keys = [item.key for item in missing[done : done + len(images)]]
+                store.append(keys, store.layout.pack(self.encoder.encode(images.to(device), answers)))
+                if not done and len(missing) > len(images):
+                    seconds = (time.perf_counter() - started) / len(images) * len(missing)
+                    console.print(f"cache: about {_duration(seconds)}", highlight=False)
+                done += len(images)
+                progress.update(task, completed=done)
+
+    def _convert(self, keys: Sequence[str], store: TapStore) -> None:
+        """Take what a store in float32 has of these images: another dtype needs no pass through the tower."""
+        exact = self.store(store.layout.kind, "float32")
+        known = [key for key in keys if key in exact.row_of]
+        for start in range(0, len(known), IMAGES_A_STEP):
+            batch = known[start : start + IMAGES_A_STEP]
+            rows = torch.tensor([exact.row_of[key] for key in batch])
+            needs: tuple[Need, ...] = ("pooled", store.layout.kind)
+            answers = {need: exact.read(rows, need).decode() for need in needs}
+            store.append(batch, store.layout.pack(answers))
+
+
+class _Images(Dataset[Tensor]):
+    """The images that are to be computed, as they enter the encoder."""
+
+    def __init__(self, wanted: Sequence[Wanted]) -> None:
+        self.wanted = wanted
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.wanted[index].dataset[self.wanted[index].item][0]
+
+
+# -- stores of a folder ------------------------------------------------------------------------------------------------
+
+
+def default_folder() -> Path:
+    """PFEDST_CACHE of the environment, or `pfedst` in the user's cache folder."""
+    if given := os.environ.get("PFEDST_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfedst"
+
+
+def stores_in(folder: Path) -> dict[str, TapStore]:
+    """Every store in a folder, by name, whatever encoder it is of.
+
+    Raises:
+        DataError: a store whose manifest cannot be read.
+    """
+    found = {}
+    for place in sorted(folder.glob("*/manifest.json")):
+        try:
+            manifest = json.loads(place.read_text())
+            found[place.parent.name] = TapStore(place.parent, Layout(**manifest["layout"]), manifest["identity"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{place} is damaged ({error!r}); remove {place.parent}") from error
+    return found
+
+
+def remove_store(store: TapStore) -> None:
+    """Remove a store that no process is writing.
+
+    Raises:
+        TimeoutError: one is.
+    """
+    with store.writing(wait_seconds=0):
+        (store.folder / "manifest.json").unlink()  # first: what is left of an interrupted removal is no store
+        for path in (*store.folder.glob("*.bin"), store.folder / "index.txt"):
+            path.unlink()
+    shutil.rmtree(store.folder)
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() or folder == folder.parent else _existing(folder.parent)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

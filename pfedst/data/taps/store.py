@@ -1,0 +1,246 @@
+"""A store of taps on disk: rows of equal size in memory-mapped files, appended, never overwritten.
+
+A folder holds `manifest.json` (what the rows are: encoder, preprocessing, layout), one `.bin` file a field, and
+`index.txt` with a line a row: the key of its image, and the CRC-32 of its bytes and the key. Rows are written and
+synced before their lines, so that what the index names is complete: a build that was killed goes on where it was, and
+a file that was cut loses the rows behind the cut and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pfedst.data.taps.layout import Layout
+from pfedst.encoders.spec import Need
+from pfedst.encoders.stored import StoredTaps
+from pfedst.errors import DataError
+from pfedst.payload import raw_bytes
+from pfedst.state import write_json
+
+FORMAT = 1
+KEY = re.compile("[0-9a-f]{32}")
+LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{8})\n")
+LINE_LENGTH = 32 + 1 + 8 + 1
+CHECKED_ON_OPENING = 8
+"""Rows whose CRC is checked on opening: the last, which a crash of the machine may have left unwritten. If one of
+them is wrong, all rows are checked."""
+
+
+class TapStore:
+    """One store. Opening it reads the index and checks it; rows that are not whole are not there.
+
+    Attributes:
+        folder: where it is.
+        layout: what a row holds.
+        row_of: key of an image -> its row.
+
+    Args:
+        folder: made when the first row is written.
+        layout: of the rows.
+        identity: what else tells this store from another: encoder, preprocessing. A folder that says otherwise, or
+            nothing, is not read, and is emptied before the first row is written.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.manifest = {"format": FORMAT, "layout": dict(vars(layout)), "identity": dict(identity)}
+        self.row_of: dict[str, int] = {}
+        self._crc: list[int] = []
+        self._mapped: dict[str, Tensor] = {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._crc)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all rows."""
+        return len(self) * self.layout.row_bytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the files itself."""
+        return {**self.__dict__, "_mapped": {}}
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Read the index again, after another process has written."""
+        lines = self._lines() if self._is_mine() else []
+        whole = min(self._file_size(name) // size for name, size in self.layout.field_bytes.items())
+        self._take(lines[:whole])
+        if self._damaged_from(len(self) - CHECKED_ON_OPENING):
+            self._take(lines[: self.damaged()[0]])
+
+    def read(self, rows: Tensor, need: Need) -> StoredTaps:
+        """Rows, for what an adapter needs: `pooled`, or the kind of this store."""
+        if need == "pooled":
+            return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
+        values = self._field("values")
+        tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        scales: tuple[Tensor, ...] = ()
+        if self.layout.dtype == "int8":
+            kept = self._field("scales")
+            scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        correction = self._field("correction").index_select(0, rows) if self.layout.corrected else None
+        return StoredTaps(self.layout.kind, tensors, scales, correction)
+
+    def damaged(self) -> list[int]:
+        """Rows whose bytes are not those that were written; reads the whole store."""
+        return self._damaged_from(0)
+
+    def _damaged_from(self, first: int) -> list[int]:
+        lines = enumerate(zip(self.row_of, self._crc, strict=True))
+        return [row for row, (key, crc) in lines if row >= first and self._crc_of(row, key) != crc]
+
+    def _take(self, lines: Sequence[tuple[str, int]]) -> None:
+        self.row_of = {key: row for row, (key, _) in enumerate(lines)}
+        self._crc = [crc for _, crc in lines]
+        self._mapped = {}
+
+    def _is_mine(self) -> bool:
+        try:
+            return bool(json.loads((self.folder / "manifest.json").read_text()) == self.manifest)
+        except (OSError, ValueError):
+            return False
+
+    def _lines(self) -> list[tuple[str, int]]:
+        try:
+            content = (self.folder / "index.txt").read_bytes()
+        except OSError:
+            return []
+        lines: dict[str, int] = {}
+        for start in range(0, len(content), LINE_LENGTH):
+            line = LINE.fullmatch(content[start : start + LINE_LENGTH])
+            if line is None or line[1].decode() in lines:
+                break
+            lines[line[1].decode()] = int(line[2], 16)
+        return list(lines.items())
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _file_size(self, name: str) -> int:
+        return self._file(name).stat().st_size if self._file(name).exists() else 0
+
+    def _field(self, name: str) -> Tensor:
+        """A field of all rows, mapped: nothing is read before it is used."""
+        if name not in self._mapped:
+            shape, dtype = self.layout.fields[name]
+            size = len(self) * math.prod(shape)
+            flat = torch.from_file(str(self._file(name)), shared=False, size=size, dtype=dtype)
+            self._mapped[name] = flat.view(len(self), *shape)
+        return self._mapped[name]
+
+    def _crc_of(self, row: int, key: str) -> int:
+        return _crc([self._field(name)[row] for name in self.layout.fields], key)
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self, wait_seconds: float = -1) -> Iterator[None]:
+        """Be the only process that writes, see what others wrote before, and drop what is not whole.
+
+        Args:
+            wait_seconds: how long to wait for another process, without end by default. A process that died holds
+                nothing.
+
+        Raises:
+            TimeoutError: another process is writing.
+            DataError: the folder cannot be written.
+        """
+        lock = FileLock(self.folder / ".lock")
+        try:
+            with self._explained():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=wait_seconds)
+        except Timeout as error:
+            raise TimeoutError(f"{self.folder} is being written by another process") from error
+        try:
+            with self._explained():
+                self.refresh()
+                self._repair()
+            yield
+        finally:
+            lock.release()
+
+    def append(self, keys: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+        """Write rows, then the lines that name them. Only within `writing`.
+
+        Raises:
+            DataError: a number that is not finite, in these rows.
+            ValueError: a key that has a row, or that is no 32 hexadecimal digits.
+        """
+        fitting = [key for key in keys if KEY.fullmatch(key) and key not in self.row_of]
+        if len(set(fitting)) < len(keys):
+            raise ValueError(f"each key must be new and 32 hexadecimal digits, not {list(keys)}")
+        for name, field in rows.items():
+            if field.is_floating_point() and not bool(torch.isfinite(field).all()):
+                raise DataError(
+                    f"the encoder gives {name} that {self.layout.dtype} cannot hold, or that are not finite; check "
+                    f"the encoder's weights, or choose another --data.cache_dtype"
+                )
+        with self._explained():
+            for name, field in rows.items():
+                _append(self._file(name), raw_bytes(field))
+            checks = [_crc([rows[name][i] for name in self.layout.fields], key) for i, key in enumerate(keys)]
+            text = "".join(f"{key} {crc:08x}\n" for key, crc in zip(keys, checks, strict=True))
+            _append(self.folder / "index.txt", text.encode("ascii"))
+        self.row_of |= {key: len(self) + index for index, key in enumerate(keys)}
+        self._crc += checks
+        self._mapped = {}
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Timeout:
+            raise
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot write the tap cache ({error}); free some space, choose another "
+                f"--data.cache_folder, or --data.cache none. What was written before is kept"
+            ) from error
+
+    def _repair(self) -> None:
+        if not self._is_mine():
+            for path in (*self.folder.glob("*.bin"), self.folder / "index.txt"):
+                path.unlink(missing_ok=True)
+            self._take([])
+            write_json(self.folder / "manifest.json", self.manifest)
+        for name, size in self.layout.field_bytes.items():
+            _cut(self._file(name), len(self) * size)
+        _cut(self.folder / "index.txt", len(self) * LINE_LENGTH)
+
+
+def _crc(fields: Sequence[Tensor], key: str) -> int:
+    crc = 0
+    for field in fields:
+        crc = zlib.crc32(raw_bytes(field), crc)
+    return zlib.crc32(key.encode("ascii"), crc)
+
+
+def _append(path: Path, content: bytes | memoryview) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cut(path: Path, size: int) -> None:
+    path.touch()
+    if path.stat().st_size > size:
+        os.truncate(path, size)
