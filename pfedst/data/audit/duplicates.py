@@ -19,8 +19,8 @@ def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
     same = _identical(seen)
     alike = [(a, b) for a, b, _ in seen.alike]
     findings = [
-        *_findings("identical_images", "images are the same file", same, ("error", "warning", "warning")),
-        *_findings("similar_images", "pairs of images look like one", alike, ("warning", "note", "note")),
+        *_findings("identical_images", "images that are the same file", same, ("error", "warning", "warning")),
+        *_findings("similar_images", "pairs of images that look like one", alike, ("warning", "note", "note")),
     ]
 
     def label(place: Place) -> int:
@@ -72,7 +72,7 @@ def _findings(
                 Finding(
                     f"{code}_{relation}",
                     severity,
-                    f"{count:,} {what}, {where}",
+                    f"{what}: {count:,} {where}",
                     ("look at them; if they show one thing, " if pairs else "") + remedy,
                     tuple(concerned),
                 )

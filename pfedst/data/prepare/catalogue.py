@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.sets.fed_drg import DEFAULT_DOMAINS, DOMAINS, FedDRG
-from pfedst.data.sets.fed_isic import IMAGE_FOLDERS, METADATA, FedISIC2019
-from pfedst.data.sites import Sites
+from pfedst.data.sets.fed_isic import IMAGE_FOLDERS, METADATA, SITE_NAMES, FedISIC2019
 from pfedst.data.sources import FileSource, absent
 from pfedst.errors import DataError, listed
 
@@ -82,57 +82,46 @@ def check_fed_isic(root: Path) -> list[Check]:
         Check("image folder", bool(folders), ", ".join(folders) or f"none of {', '.join(IMAGE_FOLDERS)}"),
         Check(METADATA, (root / METADATA).is_file(), "lesion ids for grouped splits", needed=False),
     ]
-    data = FedISIC2019(root)
     try:
-        split_file = data.split_path(root)
-        found = data.found(files=False)
+        split_file = FedISIC2019(root).split_path(root)
     except DataError as error:
         return [*checks, Check("train_test_split", False, str(error))]
     exact = hashlib.sha256(split_file.read_bytes()).hexdigest() == FLAMBY_SPLIT
     words = "byte for byte FLamby's" if exact else "not FLamby's bytes (a subset, or a copy with tabs)"
     checks.append(Check("train_test_split", True, f"{split_file}: {words}"))
-    sizes = tuple(FLAMBY_SIZES.values())
-    return checks + _parts(found, dict(zip(found.splits, sizes, strict=True)))
+    for center, name in enumerate(SITE_NAMES):
+        checks += _parts(FedISIC2019(root, centers=[center]), name, FLAMBY_SIZES[center], True)
+    return checks
 
 
 def check_fed_drg(root: Path) -> list[Check]:
     """Split files and images of every domain."""
     checks = []
     for domain in DOMAINS:
-        needed = domain in DEFAULT_DOMAINS
-        try:
-            found = FedDRG(root, [domain]).found(files=False)
-        except DataError as error:
-            checks.append(Check(domain, False, str(error), needed))
-            continue
-        checks += [
-            Check(part.what, part.complete, part.seen, needed)
-            for part in _parts(found, {domain: GDRBENCH_SIZES[domain]})
-        ]
+        checks += _parts(FedDRG(root, [domain]), domain, GDRBENCH_SIZES[domain], domain in DEFAULT_DOMAINS)
     return checks
 
 
-def _parts(found: Sites, sizes: dict[str, tuple[int, int]]) -> list[Check]:
-    """For every site: as many rows as published, and every file there and not empty."""
-    checks = []
-    for site, (train, test) in sizes.items():
-        splits = found.splits[site]
-        paths = [p for part in splits.values() for p in FileSource.paths_of(part.source)]
-        rows = (len(splits["train"].labels) + len(splits["validation"].labels), len(splits["test"].labels))
-        missing = absent(paths)
-        gone = set(missing)
-        empty = [path for path in paths if path not in gone and not path.stat().st_size]
-        told = [f"{rows[0]:,} train and {rows[1]:,} test rows"]
-        if rows != (train, test):
-            told.append(f"published are {train:,} and {test:,}")
-        if missing:
-            told.append(f"{len(missing):,} images are missing: {listed([path.name for path in missing])}")
-        if empty:
-            told.append(f"{len(empty):,} images are empty: {listed([path.name for path in empty])}")
-        if not missing and not empty:
-            told.append("every image is there")
-        checks.append(Check(site, not missing and not empty and rows == (train, test), "; ".join(told)))
-    return checks
+def _parts(data: FederatedDataModule, site: str, published: tuple[int, int], needed: bool) -> list[Check]:
+    """Of one site: as many rows as published, and every file there and not empty."""
+    try:
+        splits = data.found(files=False).splits[site]
+    except DataError as error:
+        return [Check(site, False, str(error), needed)]
+    paths = [path for part in splits.values() for path in FileSource.paths_of(part.source)]
+    rows = (len(splits["train"].labels) + len(splits["validation"].labels), len(splits["test"].labels))
+    missing = absent(paths)
+    gone = set(missing)
+    empty = [path for path in paths if path not in gone and not path.stat().st_size]
+    told = [f"{rows[0]:,} train and {rows[1]:,} test rows"]
+    if rows != published:
+        told.append(f"published are {published[0]:,} and {published[1]:,}")
+    for files, fault in ((missing, "missing"), (empty, "empty")):
+        if files:
+            told.append(f"{len(files):,} images are {fault}: {listed([path.name for path in files])}")
+    if not missing and not empty:
+        told.append("every image is there")
+    return [Check(site, not missing and not empty and rows == published, "; ".join(told), needed)]
 
 
 PUBLIC_DATA = {

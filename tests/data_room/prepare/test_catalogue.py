@@ -155,10 +155,10 @@ ISIC = [
     (emptied(f"{PREPROCESSED}/ISIC_0024498.jpg"), "vienna_dias", "24 train and 8 test rows; 1 images are empty: ISIC_0024498.jpg"),
     (lambda r: (r / "train_test_split").write_text("\n".join((r / "train_test_split").read_text().splitlines()[:-1])), "vienna_dias", "24 train and 7 test rows; published are 24 and 8; every image is there"),
     (lambda r: (r / "train_test_split").unlink(), "train_test_split", "no file train_test_split; it is inside the FLamby package"),
-    (lambda r: (r / "train_test_split").write_text("image,target\n"), "train_test_split", 'no column "center"'),
-    (lambda r: (r / "train_test_split").write_text((r / "train_test_split").read_text().replace(",5,train", ",4,train")), "train_test_split", 'site "vienna_dias" has no train image'),
+    (lambda r: (r / "train_test_split").write_text("image,target\n"), "bcn", 'no column "center"'),
+    (lambda r: (r / "train_test_split").write_text((r / "train_test_split").read_text().replace(",5,train", ",4,train")), "vienna_dias", 'site "vienna_dias" has no train image'),
     (lambda r: shutil.rmtree(r / PREPROCESSED), "image folder", f"none of {PREPROCESSED}, ISIC_2019_Training_Input"),
-    (lambda r: (r / PREPROCESSED).rename(r / "ISIC_2019_Training_Input.zip"), "train_test_split", "ISIC_2019_Training_Input.zip is not unpacked"),
+    (lambda r: (r / PREPROCESSED).rename(r / "ISIC_2019_Training_Input.zip"), "bcn", "ISIC_2019_Training_Input.zip is not unpacked"),
 ]  # fmt: skip
 
 
