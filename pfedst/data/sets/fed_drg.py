@@ -60,9 +60,8 @@ class FedDRG(FederatedDataModule):
     def read(self) -> Sites:
         """Read the split files of every domain that is wanted and there."""
         root = existing_folder(self.root, "--data.root")
-        for name in ("splits", *(() if self.domains is None else ("images",))):
-            if _folder(root, name) is None:
-                raise DataError(f"{root} holds no folder {name}; give the folder that holds images/ and splits/")
+        if _folder(root, "splits") is None:
+            raise DataError(f"{root} holds no folder splits; give the folder that holds images/ and splits/")
         chosen = [domain for domain in self.domains or DEFAULT_DOMAINS if self._there(root, domain)]
         if not chosen:
             raise DataError(f"{root}: none of {', '.join(DEFAULT_DOMAINS)} is there with its images and split files")

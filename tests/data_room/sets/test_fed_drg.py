@@ -180,7 +180,7 @@ CASES = [
     (lambda root: (root / "splits/APTOS_crossval.txt").write_text(""), {}, ["APTOS", "no test image"]),
     (lambda root: (root / "splits/APTOS_crossval.txt").unlink(), {}, ["splits/APTOS_crossval.txt missing"]),
     (lambda root: (root / "splits/APTOS_crossval.txt").unlink(), {"domains": None}, ["splits/APTOS_crossval.txt missing"]),
-    (lambda root: shutil.rmtree(root / "images"), {}, ["no folder images", "holds images/ and splits/"]),
+    (lambda root: shutil.rmtree(root / "images"), {}, ["15 of 15 images are missing", "complete ", "--data.domains"]),
     (lambda root: shutil.rmtree(root / "splits"), {"domains": None}, ["no folder splits", "holds images/ and splits/"]),
     (lambda root: shutil.rmtree(root / "images/APTOS"), {"domains": None}, ["none of APTOS, DEEPDR", "is there"]),
     (lambda root: shutil.rmtree(root), {}, ["--data.root", "no such folder"]),
