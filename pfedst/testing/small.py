@@ -41,6 +41,7 @@ def data(**options: Any) -> FederatedDataModule:
         "classes": 3,
         "samples_per_site": [24, 18, 15],
         "test_samples_per_site": [12, 12, 12],
+        "audit": "off",  # hundreds of small runs are made of these, and nothing of them depends on it
     } | options
     return SyntheticSites(batch_size=8, image_size=32, **chosen)
 
