@@ -58,7 +58,8 @@ class FederatedClient(LightningModule):
         derived: what is computed from weights (text features, merged LoRA); cleared whenever they change.
         round: the current round, from 1; 0 before the first.
         finetuning: True in the local epochs after the last round.
-        optimizer_state: the optimiser's state of the last fit, where the coordinator keeps it.
+        optimizer_state: of each learnable tensor, by its number, what the optimiser kept of the last fit, where the
+            coordinator keeps it; its learning rates and the like are those of the configuration.
         twin: a second adapter that stays at home, for a method that attaches one.
         unlabelled: endless batches of images without labels during a fit, for a method that asks for them.
 
@@ -95,7 +96,7 @@ class FederatedClient(LightningModule):
         self.derived: dict[str, Any] = {}
         self.round = 0
         self.finetuning = False
-        self.optimizer_state: dict[str, Any] | None = None
+        self.optimizer_state: dict[int, dict[str, Any]] | None = None
         self.twin: Adapter
         self.unlabelled: Iterator[Inputs] | None = None
         self._losses: list[Tensor] = []
@@ -247,7 +248,7 @@ class FederatedClient(LightningModule):
         for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= scale
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": self.optimizer_state})
         return optimizer
 
     def to(self, *target: Any, **options: Any) -> FederatedClient:

@@ -23,6 +23,7 @@ from pfedst.rounds import RoundLoop, RoundOptions, evaluate_received
 from pfedst.state import load_last_round
 from pfedst.tracking import peak_memory_bytes
 from pfedst.trainer import LocalTrainer
+from pfedst.version import __version__
 from pfedst.work import ClientWork
 
 
@@ -89,6 +90,7 @@ class FederatedCoordinator:
         trainer: Trainer,
         run: RunFolder,
         run_seed: int,
+        resume: bool = False,
     ) -> dict[str, Any]:
         """Train, evaluate, and leave everything in the run folder.
 
@@ -99,6 +101,7 @@ class FederatedCoordinator:
             trainer: runs the local fits; its callbacks and loggers see rounds as steps.
             run: where to write.
             run_seed: the seed of the run.
+            resume: go on with what the run folder holds; results are those of a run that was never interrupted.
 
         Returns:
             What is written to `summary.json`.
@@ -115,7 +118,8 @@ class FederatedCoordinator:
         with local.detached() as hooks:
             loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
             summary.protocol["threads"] = loop.executor.threads
-            loop.run()
+            run.identify(identity(federation, data, loop.executor.threads), resume)
+            loop.run(resume)
         result = summary.result(run.path.name, time.perf_counter() - started, peak_memory_bytes(local.device))
         run.write_summary(result)
         return result
@@ -173,3 +177,15 @@ def build_federation(
     with local.evaluating() if local else nullcontext():
         data.cache_taps(federation.encoder, federation.needs, local.device if local else torch.device("cpu"))
     return federation
+
+
+def identity(federation: Federation, data: FederatedDataModule, threads: int) -> dict[str, Any]:
+    """What the bits of a run depend on beside its configuration."""
+    return {
+        "pfedst": __version__,
+        "torch": torch.__version__,
+        "encoder": federation.encoder.label,
+        "encoder_weights": federation.encoder.compute_hash(),
+        "data": data.fingerprint,
+        "threads": threads,
+    }

@@ -48,3 +48,9 @@ class StateError(PfedstError):
     """A saved run, or a message between client and server, that is damaged or does not fit."""
 
     exit_code = 5
+
+
+class InterruptedRunError(PfedstError):
+    """A run that was asked to end before it was done."""
+
+    exit_code = 130

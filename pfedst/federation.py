@@ -230,7 +230,11 @@ class Federation:
         """
         anchors = {} if self.anchors is None else {"anchors": {"classes": self.anchors}}
         return {"server": {"method": self.server, "frozen": self._frozen_state(), **anchors}} | {
-            f"client {name}": {"model": client.own_tensors(), "memo": client.memo}
+            f"client {name}": {
+                "model": client.own_tensors(),
+                "memo": client.memo,
+                "optimizer": _saved_optimizer(client.optimizer_state or {}),
+            }
             for name, client in self.members.items()
         }
 
@@ -257,6 +261,7 @@ class Federation:
             part = parts[f"client {name}"]
             client.load_own_state(part.get("model", {}))
             client.memo = part.get("memo", {})
+            client.optimizer_state = _loaded_optimizer(part.get("optimizer", {})) or None
         self._current.clear()
         self._copies.clear()
         self.generic.load_shared(self.server[NET])
@@ -285,3 +290,19 @@ def _checked_sites(held_out: Sequence[str], clients: Mapping[str, FederatedClien
     if len(set(held_out)) == len(clients):
         raise ConfigurationError("--coordinator.held_out_sites: all sites are held out; leave one to train on")
     return tuple(held_out)
+
+
+def _saved_optimizer(state: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    """What an optimiser keeps, as tensors: a number becomes one, and what is None is what a new optimiser has."""
+    return {
+        str(number): {
+            name: value if isinstance(value, Tensor) else torch.tensor(value)
+            for name, value in kept.items()
+            if value is not None
+        }
+        for number, kept in state.items()
+    }
+
+
+def _loaded_optimizer(saved: Mapping[str, Mapping[str, Tensor]]) -> dict[int, dict[str, Any]]:
+    return {int(number): dict(kept) for number, kept in saved.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.federation import Federation
 from pfedst.payload import Payload, payload_bytes
 from pfedst.reporting import RunFolder, RunSummary
-from pfedst.state import RoundSaver
+from pfedst.state import RoundSaver, saved_rounds
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
 from pfedst.work import ClientWork, Evaluate, Fit
@@ -67,18 +68,70 @@ class RoundLoop:
         fits = sum(len(self._drawn(round_number)) for round_number in range(1, self.rounds + 1))
         self.progress = RunProgress(fits + len(federation.drawable) * bool(self.finetune_epochs))
 
-    def run(self) -> None:
-        """All rounds, the fine-tuning after them, and an evaluation after the last."""
-        with self.progress, self.saver:
-            self._gather_prototypes()
-            self.federation.start()
-            with self.executor:
-                self._run_rounds()
+    def run(self, resume: bool = False) -> None:
+        """All rounds, the fine-tuning after them, and an evaluation after the last.
 
-    def _run_rounds(self) -> None:
+        Args:
+            resume: go on after the last round that is saved and recorded, if there is one.
+
+        Raises:
+            StateError: what is saved is damaged, or of another federation.
+        """
+        done = self._saved() if resume else None
+        with self.progress, self.saver:
+            if done is None:
+                self._gather_prototypes()
+                self.federation.start()
+            with self.executor:
+                self._run_rounds(done)
+
+    def _saved(self) -> list[dict[str, Any]] | None:
+        """Put the federation in the state of the newest round that is saved and recorded; the records up to it."""
+        self.saver.clear_unfinished()
+        records, members = self.run_folder.records(), len(self.federation.members)
+        for round_number, parts in saved_rounds(self.run_folder.state) if any(self.run_folder.state.glob("*")) else ():
+            kept = [record for record in records if record["round"] <= round_number]
+            # lines of a round are written before its state, but a machine that loses power may lose them; what was
+            # fine-tuned is no start for it
+            if len(kept) >= members * (round_number + 1) and not any("finetuned" in record for record in kept):
+                self.federation.load_state_parts(parts)
+                self.run_folder.keep_records(kept)
+                return kept
+        if records:
+            logging.getLogger("pfedst").warning("%s: no round is saved; it starts anew", self.run_folder.path)
+        self.run_folder.keep_records([])
+        return None
+
+    def _replay(self, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
+        """Show the summary and the callbacks the rounds that are done; the last of them, and if one asked to stop."""
+        last, stop = max(record["round"] for record in records), False
+        self.summary.resumed_after_round = last
+        self.summary.setup_upload_bytes = next(r.get("setup_upload_bytes", 0) for r in records)
+        for round_number in range(last + 1):
+            rows = {record["client"]: dict(record) for record in records if record["round"] == round_number}
+            evaluation: Evaluation = {}
+            for name, row in rows.items():
+                for split, models in row.pop("received", {}).items():
+                    for model, metrics in models.items():
+                        evaluation.setdefault(split, {}).setdefault(model, {})[name] = metrics
+            fitted = {name: row for name, row in rows.items() if row["participated"]}
+            if round_number:
+                self.hooks.before_round(self.federation.generic, round_number)
+            metrics = self.summary.add_round(round_number, fitted, evaluation)
+            for _ in fitted:
+                self.progress.fitted()
+            if evaluation and round_number:
+                stop = self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
+        return last, stop
+
+    def _run_rounds(self, done: Sequence[Mapping[str, Any]] | None) -> None:
         self.hooks.start(self.federation.generic)
-        self._end_round(0, {})
-        for round_number in range(1, self.rounds + 1):
+        last, stop = 0, False
+        if done is None:
+            self._end_round(0, {})
+        else:
+            last, stop = self._replay(done)
+        for round_number in () if stop else range(last + 1, self.rounds + 1):
             self.hooks.before_round(self.federation.generic, round_number)
             records = self._train_round(round_number)
             if self._end_round(round_number, records):
@@ -166,6 +219,8 @@ class RoundLoop:
                 if name in self.federation.clients
             }
             record = {"round": round_number, "client": name, "participated": name in records}
+            if round_number == 0:
+                record["setup_upload_bytes"] = self.summary.setup_upload_bytes
             self.run_folder.add_record(record | records.get(name, {}) | ({"received": received} if received else {}))
 
     def _save(self, round_number: int) -> None:
@@ -179,7 +234,7 @@ class RoundLoop:
         for name in names:
             self.federation.deliver(name)
         for name, record in self._fit(names, last, "fine-tuning", finetune_epochs=self.finetune_epochs):
-            records[name] = record
+            records[name] = record | {"finetuned": True}
         evaluation = evaluate_received(self.federation, self.executor)
         self._write_records(last, records, evaluation)
         self._save(last)

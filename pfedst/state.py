@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +111,11 @@ class RoundSaver:
         final = self.folder / f"round-{round_number:06d}"
         self._saving = self._thread.submit(_publish, _write_parts(final, round_number, parts), final, self.keep)
 
+    def clear_unfinished(self) -> None:
+        """Remove what a killed process was writing."""
+        for left in self.folder.glob(".round-*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+
     def wait(self) -> None:
         """Until the last round is on disk."""
         saving, self._saving = self._saving, None
@@ -156,33 +162,56 @@ def _publish(temporary: Path, final: Path, keep: int) -> None:
 
 
 def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The newest saved round: its number, and what `RoundSaver.save` was given as `parts`.
+    """The newest saved round that is whole: its number, and what `RoundSaver.save` was given as `parts`.
+
+    A newer one that is damaged is told by a warning, and left where it is.
 
     Raises:
-        StateError: nothing saved, or a file that is missing, damaged or of another format.
+        StateError: nothing saved, or no round whose files are all there, undamaged and of this format.
     """
-    rounds = sorted(folder.glob("round-*"))
-    if not rounds:
+    return next(saved_rounds(folder))
+
+
+def saved_rounds(folder: Path) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+    """Saved rounds that are whole, the newest first; see `load_last_round`.
+
+    Raises:
+        StateError: there is none, or none that is whole.
+    """
+    places = sorted(folder.glob("round-*"), reverse=True)
+    if not places:
         raise StateError(f"{folder} holds no saved round; give the folder of a run that pfedst fit has written")
-    place = rounds[-1] / "manifest.json"
+    damage: StateError | None = None
+    whole = False
+    for place in places:
+        try:
+            found = _read_round(place)
+        except StateError as error:
+            damage = damage or error
+            logging.getLogger("pfedst").warning("%s; an older round is looked for", error)
+            continue
+        whole = True
+        yield found
+    if damage is not None and not whole:
+        raise damage
+
+
+def _read_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    place = folder / "manifest.json"
     try:
         manifest = json.loads(place.read_text())
         if manifest["format"] != FORMAT:
             raise StateError(f"{place}: format {manifest['format']}, this version of pfedst reads {FORMAT}")
-        parts = {
-            name: _read_part(rounds[-1] / entry["file"], entry["sha256"]) for name, entry in manifest["parts"].items()
-        }
+        parts = {name: _read_part(folder / entry["file"], entry["sha256"]) for name, entry in manifest["parts"].items()}
         return int(manifest["round"]), parts
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StateError(
-            f"{place} is missing or damaged ({error!r}); remove {rounds[-1]} to use the round before"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"{place} is missing or damaged ({error!r})") from error
 
 
 def _read_part(path: Path, sha256: str) -> dict[str, Any]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise StateError(f"{path} is damaged (its SHA-256 differs); remove {path.parent} to use the round before")
+        raise StateError(f"{path} is damaged (its SHA-256 differs)")
     try:
         return unflatten(load(content))
     except SafetensorError as error:

@@ -87,7 +87,7 @@ class ClientWork:
             self.local.fit(client, loader, task.finetune_epochs)
         client.unlabelled = None
         if task.keep_optimizer:
-            client.optimizer_state = self.local.trainer.optimizers[0].state_dict()
+            client.optimizer_state = self.local.trainer.optimizers[0].state_dict()["state"]
         record: dict[str, Any] = {
             "train_loss": client.trained_loss(),
             "fit_seconds": time.perf_counter() - started,

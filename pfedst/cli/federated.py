@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
+from pfedst.cli.resume import check_same_configuration, told_when_interrupted
 from pfedst.client import FederatedClient
 from pfedst.coordinator import FederatedCoordinator
 from pfedst.data import FederatedDataModule, Split
@@ -86,6 +87,12 @@ class PFedSTCLI(LightningCLI):
         parser.add_subclass_arguments(FederatedMethod, "method", required=True)
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
         parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
+        parser.add_argument(
+            "--resume",
+            type=bool,
+            default=False,
+            help="go on with the run of that name, if it is there: it ends as if it had never been interrupted",
+        )
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
         parser.set_defaults({"model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"}})
 
@@ -111,12 +118,34 @@ class PFedSTCLI(LightningCLI):
         if datamodule.report is not None:
             print(datamodule.report.headline() + "; pfedst data audit with the same options tells all")
         default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
-        run = RunFolder.create(Path(self._get(self.config, "runs_dir")), self._get(self.config, "name"), default_name)
-        run.write_config(self._parser("fit").dump(self.config["fit"], skip_none=False))
+        run, resume = self._run_folder(default_name)
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
-        self.summary = coordinator.fit(model, datamodule, method, self.trainer, run, seed)
+        finished = run.summary() if resume else None
+        if finished is not None and finished["protocol"]["rounds"] >= coordinator.options.rounds:
+            self.summary = finished
+            print_summary(finished)
+            print(f"{run.path} is finished; with more --coordinator.rounds it would go on")
+            return
+        with told_when_interrupted(run.path):
+            self.summary = coordinator.fit(model, datamodule, method, self.trainer, run, seed, resume)
         print_summary(self.summary)
         print(f"{run.path / 'summary.json'}")
+
+    def _run_folder(self, default_name: str) -> tuple[RunFolder, bool]:
+        """A new folder, or the one to go on with; whether it is the latter."""
+        runs_dir, name = Path(self._get(self.config, "runs_dir")), self._get(self.config, "name")
+        text = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        resume = self._get(self.config, "resume")
+        if resume and name is None:
+            raise ConfigurationError("--resume true: give the --name of the run to go on with")
+        resume = resume and (runs_dir / name / "config.yaml").is_file()
+        if resume:
+            run = RunFolder(runs_dir / name)
+            check_same_configuration(run.path, text)
+        else:
+            run = RunFolder.create(runs_dir, name, default_name)
+        run.write_config(text)
+        return run, resume
 
     def validate(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
         """Evaluate a finished run on the validation split."""

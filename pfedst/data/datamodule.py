@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pfedst.data.audit import AuditReport, audit, scan
+from pfedst.data.audit import AuditReport, audit, fingerprint, scan
 from pfedst.data.datasets import (
     Augmentation,
     Draw,
@@ -41,6 +41,8 @@ class FederatedDataModule(LightningDataModule):
         class_names: after `prepare`.
         sites: names, after `prepare`.
         cache: what is said of the cache.
+        fingerprint: of sites, splits, classes and images, after `prepare`; of images their content where they were
+            opened, else their names.
         report: what the audit found, after `prepare`; None with audit `off`.
         ordinal: as given.
         store: the cache that serves, after `cache_taps`; None without.
@@ -74,6 +76,7 @@ class FederatedDataModule(LightningDataModule):
     label: str = ""
     class_names: tuple[str, ...]
     sites: tuple[str, ...]
+    fingerprint: str
 
     def __init__(
         self,
@@ -151,6 +154,7 @@ class FederatedDataModule(LightningDataModule):
             if self.audit == "strict":
                 self.report.refuse_errors()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
+        self.fingerprint = fingerprint(found, seen)
         plain = evaluation_transform(preprocessing)
         augmented = training_transform(preprocessing, self.augmentation)
         for site, split, part in found.parts():

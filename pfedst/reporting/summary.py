@@ -70,6 +70,7 @@ class RunSummary:
         self.protocol = protocol
         self.last_round = 0
         self.setup_upload_bytes = 0
+        self.resumed_after_round: int | None = None
         self.received: dict[int, Mapping[str, Any]] = {}
         self.trained: dict[int, dict[str, Metrics]] = {}
         self.bytes: list[tuple[int, int]] = []
@@ -113,7 +114,7 @@ class RunSummary:
 
         Args:
             name: of the run.
-            total_seconds: of the run.
+            total_seconds: of the run; of one that was resumed, since then.
             peak_memory_bytes: of this process; what is told is the highest of any process that trained.
         """
         last = max(self.received)
@@ -131,6 +132,7 @@ class RunSummary:
                 "setup_upload_bytes": self.setup_upload_bytes,
                 "fit_seconds": self.fit_seconds,
                 "total_seconds": total_seconds,
+                "resumed_after_round": self.resumed_after_round,
                 "peak_memory_bytes": max(self.peak_memory_bytes, peak_memory_bytes or 0) or None,
             },
         }

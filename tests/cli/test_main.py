@@ -113,7 +113,13 @@ def test_a_run_leaves_its_folder_and_is_never_overwritten(tmp_path, capsys) -> N
     arguments = ["fit", *SMALL, f"--runs_dir={tmp_path}"]
     assert main([*arguments, "--name=a"]) == 0
     run = tmp_path / "a"
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "rounds.jsonl", "state", "summary.json"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "identity.json",
+        "rounds.jsonl",
+        "state",
+        "summary.json",
+    }
     assert [path.name for path in sorted((run / "state").iterdir())] == ["round-000001", "round-000002"]
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     assert [(r["round"], r["client"]) for r in records] == [(r, f"site_{s}") for r in (0, 1, 2) for s in "ab"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
-from pfedst.data.sites import Place
-from pfedst.data.sources import ImageHeader
+from pfedst.data.sites import Place, Sites
+from pfedst.data.sources import ImageHeader, content_digest
 from pfedst.errors import DataError, listed
 
 
@@ -44,3 +45,19 @@ class Seen:
                 + listed(faults, "\n  ")
                 + "\nRemove them (and their rows), or copy them again; nothing was trained."
             )
+
+
+def fingerprint(sites: Sites, seen: Seen | None) -> str:
+    """32 hexadecimal digits of all sites, splits, classes, labels and images.
+
+    Args:
+        sites: the data.
+        seen: of `scan`: images are told by their content; without, by the last part of their names.
+    """
+    lines = [repr(list(sites.class_names))]
+    for site, split, part in sites.parts():
+        for row, label in enumerate(part.labels):
+            name = PurePath(part.source.name(row)).name
+            image = seen.facts[Place(site, split, row)].digest if seen else name
+            lines.append(f"{site}|{split}|{label}|{image}")
+    return content_digest("\n".join(lines).encode())

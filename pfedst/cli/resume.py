@@ -1,0 +1,107 @@
+"""Going on with a run: whether the configuration is still its own, and how an interrupted run ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
+
+HARMLESS = (
+    "config",
+    "name",
+    "runs_dir",
+    "resume",
+    "coordinator.keep_states",
+    "coordinator.executor",
+    "coordinator.workers",
+    "data.init_args.root",
+    "data.init_args.manifest",
+    "data.init_args.num_workers",
+    "data.init_args.cache_folder",
+    "data.init_args.cache_max_bytes",
+    "data.init_args.audit",
+    "trainer.logger",
+)
+"""Options that change no bit of a result, or whose effect the run's identity holds (the content of images)."""
+
+
+def check_same_configuration(folder: Path, text: str) -> None:
+    """Compare the configuration that a run was started with and the one at hand; more rounds are welcome.
+
+    Args:
+        folder: of the run.
+        text: the configuration now, as YAML.
+
+    Raises:
+        ConfigurationError: an option that results depend on has changed; every such key is told.
+        StateError: the saved configuration is missing or damaged.
+    """
+    file = folder / "config.yaml"
+    try:
+        then, now = _flat(yaml.safe_load(file.read_text())), _flat(yaml.safe_load(text))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise StateError(f"{file} is missing or damaged: the run cannot go on; start a new one") from error
+    differing = [
+        f"--{key} was {then.get(key)}, is {now.get(key)}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not _harmless(key, then.get(key), now.get(key))
+    ]
+    if differing:
+        raise ConfigurationError(
+            f"{folder} was started otherwise: {listed(differing, '; ')}; give what it was started with, or a new --name"
+        )
+
+
+def _harmless(key: str, then: Any, now: Any) -> bool:
+    if key == "coordinator.rounds":
+        return isinstance(then, int) and isinstance(now, int) and now > then
+    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+class _Interruption(BaseException):
+    """Raised by a signal. Not KeyboardInterrupt: a Trainer that sees one ends the process by itself, without a word."""
+
+
+@contextmanager
+def told_when_interrupted(folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a block with the state of the last whole round saved, and with how to go on.
+
+    Raises:
+        InterruptedRunError: in place of what the signal would do.
+    """
+    caught: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        caught = ()  # elsewhere no signal may be caught
+    before = {number: signal.signal(number, _interrupt) for number in caught}
+    try:
+        yield
+    except _Interruption:
+        raise InterruptedRunError(
+            f"interrupted; every whole round is saved. To go on, give the same command with --name {folder.name} "
+            f"--resume true"
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interruption
