@@ -219,26 +219,31 @@ sys.path.insert(0, sys.argv[2])
 from tests.test_resume import go_on
 folder = Path(sys.argv[1])
 if (folder / "run").exists():
-    go_on(folder, PFedST(), rounds=30)
+    go_on(folder, PFedST(), rounds=40)
 else:
-    fit(folder, PFedST(), rounds=30)
+    fit(folder, PFedST(), rounds=40)
 """
 
 
+def saved(folder) -> str:
+    """The newest round."""
+    return max((path.name for path in (folder / "run/state").glob("round-*")), default="")
+
+
 def test_killed_at_any_moment_it_goes_on(tmp_path) -> None:
-    whole = fit(tmp_path / "whole", PFedST(), rounds=30)
+    whole = fit(tmp_path / "whole", PFedST(), rounds=40)
     folder, root = tmp_path / "killed", Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     for wait in (0.2, 0.5):
         process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(root)], env=environment, stderr=-3)
-        rounds = len(list((folder / "run/state").glob("round-*")))
-        while process.poll() is None and len(list((folder / "run/state").glob("round-*"))) <= rounds % 2:
+        before = saved(folder)
+        while process.poll() is None and saved(folder) == before:
             time.sleep(0.01)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert RunFolder(folder / "run").summary() is None
-    resumed = go_on(folder, PFedST(), rounds=30)
+    resumed = go_on(folder, PFedST(), rounds=40)
     assert without_times(resumed) == without_times(whole)
     same(left(folder), left(tmp_path / "whole"))
 
