@@ -21,8 +21,9 @@ from pfedst.baselines.pooled import Pooled
 from pfedst.baselines.scaffold import SCAFFOLD
 from pfedst.baselines.zero_shot import ZeroShot
 from pfedst.cli import main
+from pfedst.cli.resume import told_when_interrupted
 from pfedst.coordinator import FederatedCoordinator
-from pfedst.errors import StateError
+from pfedst.errors import InterruptedRunError, StateError
 from pfedst.reporting import RunFolder
 from pfedst.side_tuning import PFedST
 from pfedst.testing.small import data, fit, template, trainer
@@ -219,9 +220,9 @@ sys.path.insert(0, sys.argv[2])
 from tests.test_resume import go_on
 folder = Path(sys.argv[1])
 if (folder / "run").exists():
-    go_on(folder, PFedST(), rounds=40)
+    go_on(folder, PFedST(), rounds=24)
 else:
-    fit(folder, PFedST(), rounds=40)
+    fit(folder, PFedST(), rounds=24)
 """
 
 
@@ -231,10 +232,10 @@ def saved(folder) -> str:
 
 
 def test_killed_at_any_moment_it_goes_on(tmp_path) -> None:
-    whole = fit(tmp_path / "whole", PFedST(), rounds=40)
+    whole = fit(tmp_path / "whole", PFedST(), rounds=24)
     folder, root = tmp_path / "killed", Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    for wait in (0.2, 0.5):
+    for wait in (0.05, 0.2):
         process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(root)], env=environment, stderr=-3)
         before = saved(folder)
         while process.poll() is None and saved(folder) == before:
@@ -243,7 +244,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert RunFolder(folder / "run").summary() is None
-    resumed = go_on(folder, PFedST(), rounds=40)
+    resumed = go_on(folder, PFedST(), rounds=24)
     assert without_times(resumed) == without_times(whole)
     same(left(folder), left(tmp_path / "whole"))
 
@@ -324,7 +325,14 @@ def test_damaged_files_of_a_run_are_told(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_with_how_to_go_on(tmp_path, number) -> None:
+def test_a_signal_becomes_an_error_and_its_handler_comes_back(tmp_path, number) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRunError, match="--name a --resume true"), told_when_interrupted(tmp_path / "a"):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_ends_a_run_with_how_to_go_on(tmp_path) -> None:
     arguments = [
         sys.executable,
         "-c",
@@ -340,7 +348,7 @@ def test_a_signal_ends_a_run_with_how_to_go_on(tmp_path, number) -> None:
     )
     while process.poll() is None and not list((tmp_path / "a/state").glob("round-*")):
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--name a --resume true" in err.decode()
