@@ -261,6 +261,7 @@ CLI = [
     "--data.samples_per_site=[12,10]",
     "--data.test_samples_per_site=[8,8]",
     "--trainer.accelerator=cpu",
+    "--coordinator.threads=1",  # as many in a process of its own as in the tests'
     "--name=a",
 ]
 
