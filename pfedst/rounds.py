@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class RoundLoop:
         Raises:
             StateError: what is saved is damaged, or of another federation.
         """
-        done = self._saved() if resume else None
+        done = self._restore() if resume else None
         with self.progress, self.saver:
             if done is None:
                 self._gather_prototypes()
@@ -85,11 +86,11 @@ class RoundLoop:
             with self.executor:
                 self._run_rounds(done)
 
-    def _saved(self) -> list[dict[str, Any]] | None:
+    def _restore(self) -> list[dict[str, Any]] | None:
         """Put the federation in the state of the newest round that is saved and recorded; the records up to it."""
         self.saver.clear_unfinished()
         records, members = self.run_folder.records(), len(self.federation.members)
-        for round_number, parts in saved_rounds(self.run_folder.state) if any(self.run_folder.state.glob("*")) else ():
+        for round_number, parts in saved_rounds(self.run_folder.state):
             kept = [record for record in records if record["round"] <= round_number]
             # lines of a round are written before its state, but a machine that loses power may lose them; what was
             # fine-tuned is no start for it
@@ -104,11 +105,11 @@ class RoundLoop:
 
     def _replay(self, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
         """Show the summary and the callbacks the rounds that are done; the last of them, and if one asked to stop."""
-        last, stop = max(record["round"] for record in records), False
+        last, stop = records[-1]["round"], False
         self.summary.resumed_after_round = last
-        self.summary.setup_upload_bytes = next(r.get("setup_upload_bytes", 0) for r in records)
-        for round_number in range(last + 1):
-            rows = {record["client"]: dict(record) for record in records if record["round"] == round_number}
+        self.summary.setup_upload_bytes = records[0]["setup_upload_bytes"]
+        for round_number, lines in itertools.groupby(records, key=lambda record: record["round"]):
+            rows = {record["client"]: dict(record) for record in lines}
             evaluation: Evaluation = {}
             for name, row in rows.items():
                 for split, models in row.pop("received", {}).items():

@@ -169,21 +169,21 @@ def load_last_round(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     Raises:
         StateError: nothing saved, or no round whose files are all there, undamaged and of this format.
     """
-    return next(saved_rounds(folder))
+    found = next(saved_rounds(folder), None)
+    if found is None:
+        raise StateError(f"{folder} holds no saved round; give the folder of a run that pfedst fit has written")
+    return found
 
 
 def saved_rounds(folder: Path) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
     """Saved rounds that are whole, the newest first; see `load_last_round`.
 
     Raises:
-        StateError: there is none, or none that is whole.
+        StateError: there are some, and none is whole.
     """
-    places = sorted(folder.glob("round-*"), reverse=True)
-    if not places:
-        raise StateError(f"{folder} holds no saved round; give the folder of a run that pfedst fit has written")
     damage: StateError | None = None
     whole = False
-    for place in places:
+    for place in sorted(folder.glob("round-*"), reverse=True):
         try:
             found = _read_round(place)
         except StateError as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
-from rich.console import Console
 
 from pfedst.cli.federated import PFedSTCLI, run_command
 from pfedst.client import FederatedClient
@@ -20,6 +19,7 @@ from pfedst.data.audit.html import page
 from pfedst.data.audit.terminal import rendered
 from pfedst.data.sets.recognise import recognise
 from pfedst.errors import ConfigurationError, DataError, WeightsError
+from pfedst.reporting import console_of
 from pfedst.state import write_atomically, write_json
 
 
@@ -31,11 +31,18 @@ class AuditOptions:
         folder: for `audit.json` and `audit.html`; written anew each time.
         images: open every image; without, the tables alone are read, and no image need be there.
         images_per_site: that the encoder sees of each site, to tell how differently sites look; 0 leaves that out.
+
+    Raises:
+        ConfigurationError: `images_per_site` is negative.
     """
 
     folder: Path = Path("audit")
     images: bool = True
     images_per_site: int = 64
+
+    def __post_init__(self) -> None:
+        if self.images_per_site < 0:
+            raise ConfigurationError(f"--audit.images_per_site {self.images_per_site}: must be 0 or more")
 
 
 class AuditCLI(PFedSTCLI):
@@ -49,7 +56,8 @@ class AuditCLI(PFedSTCLI):
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; an audit goes on without an encoder that cannot be had."""
-        self.encoder_is_there = self._wants_encoder()
+        options = self.config["fit"]["audit"]
+        self.encoder_is_there = bool(options.images and options.images_per_site)
         if self.encoder_is_there:
             try:
                 super().instantiate_classes()
@@ -62,12 +70,6 @@ class AuditCLI(PFedSTCLI):
         )
         super().instantiate_classes()
 
-    def _wants_encoder(self) -> bool:
-        options = self.config["fit"]["audit"]
-        if options.images_per_site < 0:
-            raise ConfigurationError(f"--audit.images_per_site {options.images_per_site}: must be 0 or more")
-        return bool(options.images and options.images_per_site)
-
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
         """Look, print, write."""
         options: AuditOptions = self._get(self.config_init, "audit")
@@ -75,7 +77,7 @@ class AuditCLI(PFedSTCLI):
         seen = scan(found, True, datamodule.cache.folder) if options.images else None
         encoder = model.encoder if self.encoder_is_there else None
         report = audit(found, datamodule.label, seen, encoder, options.images_per_site)
-        Console(width=None if Console().is_terminal else 160).print(rendered(report), highlight=False)
+        console_of(160).print(rendered(report), highlight=False)
         _write(report, options.folder)
         if datamodule.audit == "strict":
             report.refuse_errors()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pfedst.cli.federated import PFedSTCLI, run_command
@@ -18,7 +17,7 @@ from pfedst.data.audit.memory import forget
 from pfedst.data.taps.cache import default_folder, remove_store, stores_in
 from pfedst.data.taps.store import TapStore
 from pfedst.errors import ConfigurationError, DataError, nearest
-from pfedst.reporting import bytes_text
+from pfedst.reporting import bytes_text, console_of
 from pfedst.trainer import LocalTrainer
 
 USAGE = """\
@@ -67,7 +66,7 @@ def _info(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
     given = parser.parse_args(arguments)
-    stores, console = stores_in(given.folder), Console(width=None if Console().is_terminal else 200)
+    stores, console = stores_in(given.folder), console_of(200)
     table = Table(title=f"Tap cache in {given.folder}")
     for heading in ("name", "images", "a row", "total", *(("damaged rows",) if given.verify else ())):
         table.add_column(heading, justify="left" if heading == "name" else "right", overflow="fold")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pfedst.cli.audit import run_audit
 from pfedst.data.prepare.catalogue import PUBLIC_DATA
 from pfedst.data.prepare.init import InitOptions, make_manifest
 from pfedst.data.prepare.partition import PartitionOptions, partition
@@ -19,7 +19,7 @@ from pfedst.data.prepare.partition_files import save_partition, shift_images
 from pfedst.data.prepare.preprocessing import PreprocessingOptions, preprocess_tree
 from pfedst.data.sets.manifest import read_table
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
-from pfedst.reporting import bytes_text
+from pfedst.reporting import bytes_text, console_of
 from pfedst.state import write_atomically
 
 USAGE = """\
@@ -63,7 +63,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     if given.name not in PUBLIC_DATA:
         known = ", ".join(PUBLIC_DATA)
         raise ConfigurationError(f'no public data "{given.name}".{nearest(given.name, PUBLIC_DATA)} Known: {known}')
-    found, console = PUBLIC_DATA[given.name], _console()
+    found, console = PUBLIC_DATA[given.name], console_of(160)
     table = Table(title=found.title)
     for heading in ("what", "where", "licence", "size"):
         table.add_column(heading, overflow="fold")
@@ -120,7 +120,7 @@ def _preprocess(arguments: Sequence[str]) -> int:
     parser = DataParser(prog="pfedst data preprocess", description="Small copies of a tree of large images.")
     parser.add_argument("source", type=Path, help="folder of images, of any depth")
     parser.add_argument("target", type=Path, help="folder for the copies, of the same names")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0: as many as there are cores")
+    parser.add_argument("--workers", type=int, default=0, help="threads; 0: as many as there are cores")
     parser.add_class_arguments(PreprocessingOptions)
     given = parser.parse_args(list(arguments))
     report = preprocess_tree(given.source, given.target, _options(PreprocessingOptions, given), given.workers)
@@ -156,12 +156,6 @@ def _partition(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _audit(arguments: Sequence[str]) -> int:
-    from pfedst.cli.audit import run_audit  # loads Lightning, which the other commands do not need
-
-    return run_audit(arguments)
-
-
 def _options(kind: Callable[..., Any], given: Any) -> Any:
     """An options dataclass from what was parsed; what it refuses is its own error."""
     return kind(**{name: getattr(given, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
@@ -174,14 +168,10 @@ def _write(target: Path, content: bytes) -> None:
         raise DataError(f"{target} cannot be written ({error.strerror}); give --manifest elsewhere") from error
 
 
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 160)
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": _prepare,
     "init": _init,
-    "audit": _audit,
+    "audit": run_audit,
     "preprocess": _preprocess,
     "partition": _partition,
 }

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
@@ -20,7 +19,7 @@ from pfedst.errors import ConfigurationError, PfedstError, nearest
 from pfedst.method import FederatedMethod, ServerState
 from pfedst.payload import payload_bytes
 from pfedst.registry import registered_methods
-from pfedst.reporting import bytes_text
+from pfedst.reporting import bytes_text, console_of
 from pfedst.tracking import parameters_sent, parameters_trained
 
 MODEL, CLASSES = "ViT-B-16-quickgelu", 8
@@ -35,7 +34,7 @@ def list_methods(arguments: Sequence[str]) -> int:
     parser.add_argument("name", nargs="*", help="print the page of each of these methods in place of the table")
     parser.add_argument("--docs", type=Path, help="write a page for every method, and README.md with the table, here")
     given = parser.parse_args(arguments)
-    methods, console = registered_methods(), Console(width=None if Console().is_terminal else 200)
+    methods, console = registered_methods(), console_of(200)
     if given.docs:
         given.docs.mkdir(parents=True, exist_ok=True)
         for file, text in pages(methods).items():

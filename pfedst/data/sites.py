@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from pfedst.data.sources import FileSource, ImageSource, Record, Subset, absent
@@ -78,8 +78,8 @@ class Sites:
 
     class_names: Sequence[str]
     splits: dict[str, dict[Split, LabelledImages]]
-    complete: str = field(default="complete the copy, or correct the paths")
-    regroup: str = field(default="give all images of a group to one split")
+    complete: str = "complete the copy, or correct the paths"
+    regroup: str = "give all images of a group to one split"
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
         """Every site and split, in the order of SPLITS."""

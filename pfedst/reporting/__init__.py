@@ -2,6 +2,6 @@
 
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import RunSummary, describe
-from pfedst.reporting.tables import bytes_text, percent, print_summary
+from pfedst.reporting.tables import bytes_text, console_of, percent, print_summary
 
-__all__ = ["RunFolder", "RunSummary", "bytes_text", "describe", "percent", "print_summary"]
+__all__ = ["RunFolder", "RunSummary", "bytes_text", "console_of", "describe", "percent", "print_summary"]

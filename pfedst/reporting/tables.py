@@ -36,6 +36,11 @@ def bytes_text(count: float | None) -> str:
     return f"{count:.2f} GiB"
 
 
+def console_of(width: int) -> Console:
+    """Standard output: as wide as the terminal, or where it is none of so many columns."""
+    return Console(width=None if Console().is_terminal else width)
+
+
 def metrics_table(summary: Mapping[str, Any]) -> Table:
     """Sites and their summary down, metrics across; the personal and the generic model of each, in percent."""
     models = [model for model in MODELS if model in summary]
@@ -96,8 +101,7 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """The table and its protocol, on standard output."""
     parts: list[RenderableType] = [metrics_table(summary), protocol_text(summary)]
-    console = console or Console(width=None if Console().is_terminal else 120)
-    console.print(Group(*parts), highlight=False)
+    (console or console_of(120)).print(Group(*parts), highlight=False)
 
 
 def _cells(models: list[Mapping[str, float | None]], metrics: Sequence[str]) -> list[str]:

@@ -57,7 +57,6 @@ def fingerprint(sites: Sites, seen: Seen | None) -> str:
     lines = [repr(list(sites.class_names))]
     for site, split, part in sites.parts():
         for row, label in enumerate(part.labels):
-            name = PurePath(part.source.name(row)).name
-            image = seen.facts[Place(site, split, row)].digest if seen else name
-            lines.append(f"{site}|{split}|{label}|{image}")
+            known = seen.facts[Place(site, split, row)].digest if seen else PurePath(part.source.name(row)).name
+            lines.append(f"{site}|{split}|{label}|{known}")
     return content_digest("\n".join(lines).encode())

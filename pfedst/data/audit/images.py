@@ -15,11 +15,15 @@ from pfedst.errors import listed
 TINY = 64
 ELONGATED = 3.0
 OUTLYING = 4.0
+Headers = dict[str, dict[Place, ImageHeader]]
 
 
 def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
     """Unreadable images, odd sizes and shapes, mixed modes, burnt-in text."""
-    seen = {place: found.header for place, found in facts.items() if found.header is not None}
+    by_site: Headers = {site: {} for site in sites.splits}
+    for place, found in facts.items():
+        if found.header is not None:
+            by_site[place.site][place] = found.header
     findings = []
     if bad := [place for place, found in facts.items() if found.error]:
         findings.append(
@@ -32,11 +36,10 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 _single(bad),
             )
         )
-    findings += _sizes(sites, seen)
-    findings += _burned_in(seen)
-    modes = {
-        site: Counter(header.mode for place, header in seen.items() if place.site == site) for site in sites.splits
-    }
+    for code, places, message, remedy in _odd(by_site):
+        if places:
+            findings.append(Finding(code, "warning", f"{len(places):,} {message}", remedy, _single(places)))
+    modes = {site: Counter(header.mode for header in headers.values()) for site, headers in by_site.items()}
     if len(set().union(*modes.values())) > 1:
         told = "; ".join(f"{site}: {_counted(found)}" for site, found in modes.items())
         findings.append(
@@ -47,7 +50,7 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 "see that grey images are grey on purpose; a site that alone is grey is told from the others by that",
             )
         )
-    sides = {site: Counter((h.width, h.height) for p, h in seen.items() if p.site == site) for site in sites.splits}
+    sides = {site: Counter((h.width, h.height) for h in headers.values()) for site, headers in by_site.items()}
     return findings, {
         "modes": {site: dict(found) for site, found in modes.items()},
         "commonest_sizes": {
@@ -57,65 +60,43 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
     }
 
 
-def _sizes(sites: Sites, seen: Mapping[Place, ImageHeader]) -> list[Finding]:
-    findings = []
-    tiny = [place for place, header in seen.items() if min(header.width, header.height) < TINY]
-    if tiny:
-        findings.append(
-            Finding(
-                "tiny_images",
-                "warning",
-                f"{len(tiny):,} images have a side under {TINY} pixels",
-                "see that they are no thumbnails or icons",
-                _single(tiny),
-            )
-        )
-    long = [
-        place
-        for place, header in seen.items()
-        if max(header.width, header.height) > ELONGATED * min(header.width, header.height)
-    ]
-    if long:
-        findings.append(
-            Finding(
-                "elongated_images",
-                "warning",
-                f"{len(long):,} images are more than {ELONGATED:g} times as long as wide",
-                "only the central square reaches the encoder: crop them yourself",
-                _single(long),
-            )
-        )
-    odd = []
-    for site in sites.splits:
-        shorter = {place: min(header.width, header.height) for place, header in seen.items() if place.site == site}
-        if shorter:
-            usual = median(shorter.values())
-            odd += [p for p, side in shorter.items() if side > OUTLYING * usual or side * OUTLYING < usual]
-    if odd:
-        findings.append(
-            Finding(
-                "odd_sizes",
-                "warning",
-                f"{len(odd):,} images are more than {OUTLYING:g} times larger or smaller than is usual at their site",
-                "see whether they come from another source",
-                _single(odd),
-            )
-        )
-    return findings
-
-
-def _burned_in(seen: Mapping[Place, ImageHeader]) -> list[Finding]:
-    marked = [place for place, header in seen.items() if header.burned_in]
-    if not marked:
-        return []
+def _odd(by_site: Headers) -> list[tuple[str, list[Place], str, str]]:
+    """What may be odd of single images: a code, the images, what they are, and what to do."""
+    shorter, longer, marked = {}, {}, []
+    for headers in by_site.values():
+        for place, header in headers.items():
+            shorter[place], longer[place] = sorted((header.width, header.height))
+            if header.burned_in:
+                marked.append(place)
+    outlying = []
+    for headers in by_site.values():
+        usual = median(shorter[place] for place in headers) if headers else 0
+        outlying += [p for p in headers if shorter[p] > OUTLYING * usual or shorter[p] * OUTLYING < usual]
     return [
-        Finding(
+        (
+            "tiny_images",
+            [place for place, side in shorter.items() if side < TINY],
+            f"images have a side under {TINY} pixels",
+            "see that they are no thumbnails or icons",
+        ),
+        (
+            "elongated_images",
+            [place for place, side in shorter.items() if longer[place] > ELONGATED * side],
+            f"images are more than {ELONGATED:g} times as long as wide",
+            "only the central square reaches the encoder: crop them yourself",
+        ),
+        (
+            "odd_sizes",
+            outlying,
+            f"images are more than {OUTLYING:g} times larger or smaller than is usual at their site",
+            "see whether they come from another source",
+        ),
+        (
             "burned_in_text",
-            "warning",
-            f"{len(marked):,} DICOM images say that text is burnt into their pixels",
+            marked,
+            "DICOM images say that text is burnt into their pixels",
             "look at them: names and dates there identify a patient, and side marks are learnt as a class",
-            _single(marked),
-        )
+        ),
     ]
 
 
