@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import LBFGS, AdamW, Optimizer
 
 from pfedst.adapters import Adapter, AdapterFactory
 from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Inputs, Taps, text_anchors
-from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.errors import ConfigurationError, NotFiniteError
 from pfedst.method import Batch, FederatedMethod
 from pfedst.partition import Partition, norm_keys, norm_statistics
 from pfedst.payload import Payload, State, check_tensors
@@ -62,6 +62,7 @@ class FederatedClient(LightningModule):
             coordinator keeps it; its learning rates and the like are those of the configuration.
         twin: a second adapter that stays at home, for a method that attaches one.
         unlabelled: endless batches of images without labels during a fit, for a method that asks for them.
+        skipped_steps: of the last fit, those that were left out because a loss or a gradient was not finite.
 
     Args:
         encoder: the frozen encoder.
@@ -70,6 +71,9 @@ class FederatedClient(LightningModule):
             merged over clients by class counts), or `learned`. Not used where the adapter is a `WholeModel`.
         prompts: templates with a {} for the class name, averaged; used by `text` only.
         optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
+        non_finite: what a fit does at a loss or a gradient that is NaN or infinite: `stop` (the client is left out of
+            the round), or `skip` that step and count it. With 16-mixed precision such gradients are the scaler's: it
+            skips the step and goes on with a smaller scale.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class FederatedClient(LightningModule):
         anchors: AnchorKind = "text",
         prompts: Sequence[str] = ("a photo of a {}",),
         optimizer: OptimizerCallable = default_optimizer,
+        non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -99,6 +104,8 @@ class FederatedClient(LightningModule):
         self.optimizer_state: dict[int, dict[str, Any]] | None = None
         self.twin: Adapter
         self.unlabelled: Iterator[Inputs] | None = None
+        self.non_finite = non_finite
+        self.skipped_steps = 0
         self._losses: list[Tensor] = []
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -242,14 +249,35 @@ class FederatedClient(LightningModule):
             decays = key not in no_decay and parameters[key].ndim > 1
             scale = self.method.learning_rate_scale(key.removeprefix(ADAPTER))
             groups.setdefault((scale, decays), []).append(parameters[key])
-        optimizer = self.make_optimizer(
-            [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
-        )
+        try:
+            optimizer = self.make_optimizer(
+                [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
+            )
+        except ValueError as error:
+            raise ConfigurationError(f"--model.optimizer: {error}") from error
+        self._check_optimizer(optimizer)
         for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= scale
         if self.optimizer_state is not None:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": self.optimizer_state})
         return optimizer
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise ConfigurationError(
+                "--model.optimizer LBFGS: it takes several gradients a step, which no method can edit; use AdamW or SGD"
+            )
+        if self._scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # it unscales within its step, after the method has edited gradients
+            raise ConfigurationError(
+                "--model.optimizer: fused optimisers do not go with --trainer.precision 16-mixed; use bf16-mixed, or "
+                "leave fused out"
+            )
+
+    @property
+    def _scaler(self) -> Any:
+        """What scales the loss, with 16-mixed precision."""
+        return None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)
 
     def to(self, *target: Any, **options: Any) -> FederatedClient:
         """Move or cast. Where it is there already, the five walks over all modules of a fit are spared."""
@@ -273,6 +301,7 @@ class FederatedClient(LightningModule):
         self.encoder.to(self.device)
         self.move_to(self.device)
         self._losses = []
+        self.skipped_steps = 0
 
     def on_train_epoch_start(self) -> None:
         """Set the mask of this epoch's trainable parameters."""
@@ -282,8 +311,27 @@ class FederatedClient(LightningModule):
             parameters[key].requires_grad_(trains)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let the method edit gradients: unscaled, not yet clipped."""
-        self.method.edit_gradients(self)
+        """Let the method edit gradients: unscaled, not yet clipped, and finite.
+
+        Raises:
+            NotFiniteError: they are not, nor is the loss, and `non_finite` is `stop`.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if bool((torch.nn.utils.get_total_norm(gradients) + self._losses[-1]).isfinite()):
+            self.method.edit_gradients(self)
+            return
+        if self.non_finite == "stop" and self._scaler is None:
+            raise self._not_finite("a loss or a gradient is NaN or infinite")
+        self.skipped_steps += 1
+        # an optimiser leaves alone what has no gradient, and a method may not sum up what is none
+        self.zero_grad(set_to_none=True)
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"client {self.name}, round {self.round}: {what}; lower the learning rate (--model.optimizer.lr), clip "
+            f"gradients (--trainer.gradient_clip_val 1), check the images of this site, or leave such steps out "
+            f"(--model.non_finite skip)"
+        )
 
     def on_train_end(self) -> None:
         """Lift the epoch's mask, and forget the gradients and what was derived from the old weights."""
@@ -294,19 +342,18 @@ class FederatedClient(LightningModule):
         self.derived.clear()
 
     def trained_loss(self) -> float:
-        """Mean loss over the steps of the last fit.
+        """Mean loss over the steps of the last fit, but for those that were skipped for theirs.
 
         Raises:
-            PfedstError: a loss that is NaN or infinite; the weights of this client are then unusable.
+            NotFiniteError: no step had a finite loss.
         """
-        mean = float(torch.stack(self._losses).float().mean()) if self._losses else 0.0
-        if not torch.isfinite(torch.tensor(mean)):
-            raise PfedstError(
-                f"client {self.name}, round {self.round}: the training loss is {mean}; lower the learning rate "
-                f"(--model.optimizer.lr), clip gradients (--trainer.gradient_clip_val 1), or check the images of "
-                f"this site"
-            )
-        return mean
+        if not self._losses:
+            return 0.0
+        losses = torch.stack(self._losses).float()
+        finite = losses[losses.isfinite()]
+        if not len(finite):
+            raise self._not_finite("no step had a finite loss")
+        return float(finite.mean())
 
 
 def require_trainable_anchors(client: FederatedClient) -> None:

@@ -17,10 +17,11 @@ from pfedst.errors import ConfigurationError
 from pfedst.evaluation import over_clients
 from pfedst.executor import ExecutorKind, SequentialExecutor
 from pfedst.federation import Federation
+from pfedst.local_fits import FitOptions
 from pfedst.method import FederatedMethod
 from pfedst.reporting import RunFolder, RunSummary, describe
 from pfedst.rounds import RoundLoop, RoundOptions, evaluate_received
-from pfedst.state import load_last_round
+from pfedst.state import RunState
 from pfedst.tracking import peak_memory_bytes
 from pfedst.trainer import LocalTrainer
 from pfedst.version import __version__
@@ -45,6 +46,14 @@ class FederatedCoordinator:
             memory, spread over all that are visible. Not for `sequential`.
         threads: of torch within a local fit, >= 1; default: all that torch has, divided over the workers. The last
             bits of a result depend on it, and on nothing else of these three.
+        timeout_seconds: most that a local fit or an evaluation may take, > 0; a client that takes longer is left out of
+            its round. Default: any time. For `processes` only: nothing can end a fit in this process.
+        save_fits: save each local fit as it ends, so that a run which is killed loses those under way and no other;
+            without, it loses its round. A round is saved in any case.
+        min_clients: a round in which fewer clients report ends the run, with its state saved, >= 0; with 0 such a round
+            changes nothing.
+        most_norm_ratio: a client is left out of a round whose message changes what it was sent by more than this many
+            times the median over clients, > 1 (a norm over all numbers; from three clients on). Null for no limit.
         held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. Their
             images still count in class prototypes.
 
@@ -62,6 +71,10 @@ class FederatedCoordinator:
         executor: ExecutorKind = "sequential",
         workers: int | None = None,
         threads: int | None = None,
+        timeout_seconds: float | None = None,
+        save_fits: bool = True,
+        min_clients: int = 1,
+        most_norm_ratio: float | None = 1000.0,
         held_out_sites: Sequence[str] = (),
     ) -> None:
         for name, value in (
@@ -73,12 +86,27 @@ class FederatedCoordinator:
         ):
             if value is not None and value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
-        if workers is not None and executor == "sequential":
-            raise ConfigurationError(f"--coordinator.workers {workers}: add --coordinator.executor processes")
+        for name, option in (("workers", workers), ("timeout_seconds", timeout_seconds)):
+            if option is not None and executor == "sequential":
+                raise ConfigurationError(f"--coordinator.{name} {option}: add --coordinator.executor processes")
+        if timeout_seconds is not None and not timeout_seconds > 0:
+            raise ConfigurationError(f"--coordinator.timeout_seconds {timeout_seconds}: must be above 0")
+        if min_clients < 0:
+            raise ConfigurationError(f"--coordinator.min_clients {min_clients}: must be 0 or more")
+        if most_norm_ratio is not None and not most_norm_ratio > 1:
+            raise ConfigurationError(f"--coordinator.most_norm_ratio {most_norm_ratio}: must be above 1, or null")
         if not 0 < participation <= 1:
             raise ConfigurationError(f"--coordinator.participation {participation}: must be above 0 and at most 1")
         self.options = RoundOptions(
-            rounds, participation, optimizer_state, evaluate_every, keep_states, executor, workers, threads
+            rounds,
+            participation,
+            evaluate_every,
+            keep_states,
+            executor,
+            workers,
+            threads,
+            timeout_seconds,
+            FitOptions(optimizer_state == "keep", save_fits, min_clients, most_norm_ratio),
         )
         self.held_out_sites = tuple(held_out_sites)
 
@@ -146,12 +174,12 @@ class FederatedCoordinator:
         """
         local = LocalTrainer(trainer)
         federation = build_federation(template, data, method, run_seed, self.held_out_sites, local)
-        round_number, parts = load_last_round(folder / "state")
-        federation.load_state_parts(parts)
+        saved = RunState(folder / "state").last_round()
+        federation.load_state_parts(saved.parts)
         executor = SequentialExecutor(ClientWork(federation, data, local), self.options.threads)
         metrics = evaluate_received(federation, executor, (split,))[split]
         protocol = describe(federation, data, local.epochs, self.options.participation, self.options.rounds)
-        protocol |= {"split": split, "round": round_number}
+        protocol |= {"split": split, "round": RunState.round_of(saved.name)}
         sizes = {name: data.samples(name, split) for name in federation.clients}
         return {"name": folder.name, "protocol": protocol} | {
             model: over_clients(clients, sizes) for model, clients in metrics.items()
@@ -174,6 +202,9 @@ def build_federation(
     data.prepare(template.encoder.preprocessing)
     sizes = {site: data.samples(site, "train") for site in data.sites}
     federation = Federation(template, data.class_names, sizes, method, run_seed, held_out_sites)
+    for client in federation.trainees.values():
+        if place := method.unlabelled(client):
+            data.unlabelled(*place, seed=0)  # what is not there is said before the first round
     with local.evaluating() if local else nullcontext():
         data.cache_taps(federation.encoder, federation.needs, local.device if local else torch.device("cpu"))
     return federation

@@ -50,6 +50,20 @@ class StateError(PfedstError):
     exit_code = 5
 
 
+class NotFiniteError(StateError):
+    """NaN or infinite numbers in a loss, in gradients, in a message or in what a client keeps."""
+
+
+class TooFewClientsError(PfedstError):
+    """A round in which fewer clients reported than a run demands."""
+
+    exit_code = 6
+
+
+class NoAnswerError(PfedstError):
+    """A client that did not answer in time, or whose process ended."""
+
+
 class InterruptedRunError(PfedstError):
     """A run that was asked to end before it was done."""
 

@@ -8,6 +8,7 @@ itself, the bits are those of a sequential run with as many threads a fit.
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from typing import Any, Literal
 import torch
 import torch.multiprocessing as multiprocessing
 
-from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError
+from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.work import ClientWork, Fit, Task, longest_first
-from pfedst.workers import Failure, load, serve, state_for
+from pfedst.workers import TorchSettings, load, serve, state_for
 
 ExecutorKind = Literal["sequential", "processes"]
 Started = Callable[[Task], None]
@@ -52,12 +54,17 @@ class Executor(ABC):
         return None
 
     @abstractmethod
-    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any] | Fault]]:
         """Do tasks of different clients; yields each with its result when it is done, in any order.
+
+        Where a task failed its result is a Fault, and the client of a fit may be left in any state.
 
         Args:
             tasks: at most one a client.
             started: is told each task when it begins.
+
+        Raises:
+            ConfigurationError: an option that cannot work, told by a task.
         """
 
 
@@ -66,17 +73,18 @@ class _Worker:
     index: int
     process: Any
     connection: Connection
+    deadline: float = float("inf")
 
 
 class SequentialExecutor(Executor):
     """In this process, one after another, in the order given."""
 
-    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any] | Fault]]:
         """See there."""
         for task in tasks:
             started(task)
             with torch_threads(self.threads):
-                result = self.work.do(task)
+                result = self.work.attempt(task)
             yield task, result
 
 
@@ -89,15 +97,20 @@ class ProcessExecutor(Executor):
         work: see there.
         threads: of each worker.
         workers: number of processes; None for one a thread, or on GPUs as many as should fit in their memory.
+        timeout_seconds: most that a task may take; its worker is then ended, and another takes its place. None for
+            any time.
 
     Raises:
         ConfigurationError: what the run is made of cannot be sent to another process.
     """
 
-    def __init__(self, work: ClientWork, threads: int | None, workers: int | None) -> None:
+    def __init__(
+        self, work: ClientWork, threads: int | None, workers: int | None, timeout_seconds: float | None = None
+    ) -> None:
         super().__init__(work, threads)
         clients = len(work.federation.trainees)
         self.workers = min(clients, workers or fitting_workers(work.local.device, work.federation))
+        self.timeout_seconds = float("inf") if timeout_seconds is None else timeout_seconds
         if threads is None:
             self.threads = max(1, torch.get_num_threads() // self.workers)
         self._idle: list[_Worker] = []
@@ -106,7 +119,11 @@ class ProcessExecutor(Executor):
     def __enter__(self) -> ProcessExecutor:
         """Start the workers; their imports take some seconds."""
         try:
-            self._start()
+            self.work.federation.encoder.to("cpu")
+            for index in range(self.workers):
+                self._start(index)
+            for worker in self._all:
+                self._await_ready(worker)
         except BaseException as error:
             self._stop()
             if isinstance(error, PfedstError) or not isinstance(error, Exception):
@@ -120,26 +137,38 @@ class ProcessExecutor(Executor):
             ) from error
         return self
 
-    def _start(self) -> None:
-        self.work.federation.encoder.to("cpu")
+    def _start(self, index: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
-        for index in range(self.workers):
-            own_end, other_end = context.Pipe()
-            process = context.Process(target=serve, args=(other_end, self.work, self.threads), daemon=False)
-            with visible_gpu(index):
-                process.start()
-            other_end.close()
-            self._all.append(_Worker(index, process, own_end))
-        for worker in self._all:
-            self._receive(worker, None)
-        self._idle = list(self._all)
+        own_end, other_end = context.Pipe()
+        arguments = (other_end, self.work, TorchSettings.here(self.threads))
+        process = context.Process(target=serve, args=arguments, daemon=False)
+        with visible_gpu(index):
+            process.start()
+        other_end.close()
+        worker = _Worker(index, process, own_end)
+        self._all.append(worker)
+        return worker
+
+    def _await_ready(self, worker: _Worker) -> None:
+        answer = self._answer(worker)
+        if isinstance(answer, Fault):
+            answer.stop()
+        self._idle.append(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Another process in the place of one that has ended, or must."""
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self._all.remove(worker)
+        self._await_ready(self._start(worker.index))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
 
-    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any]]]:
+    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any] | Fault]]:
         """See there."""
         federation = self.work.federation
         sizes = {name: self.work.data.samples(name, "train") for name in federation.clients}
@@ -148,31 +177,55 @@ class ProcessExecutor(Executor):
             while waiting and self._idle:
                 worker, task = self._idle.pop(0), waiting.pop(0)
                 started(task)
-                worker.connection.send((task, state_for(federation, task)))
+                worker.deadline = time.monotonic() + self.timeout_seconds
+                try:
+                    worker.connection.send((task, state_for(federation, task)))
+                except ConnectionError:  # it has ended while it was idle
+                    self._replace(worker)
+                    waiting.insert(0, task)
+                    continue
                 running[worker] = task
-            ready = wait([worker.connection for worker in running])
-            for worker in [worker for worker in running if worker.connection in ready]:
+            for worker, answer in self._answers(list(running)):
                 task = running.pop(worker)
-                result, state = self._receive(worker, task)
-                self._idle.append(worker)
+                if isinstance(answer, Fault):
+                    yield task, answer
+                    continue
+                result, state = answer
                 if isinstance(task, Fit):
                     load(federation.trainees[task.name], state)
                 yield task, result
 
-    def _receive(self, worker: _Worker, task: Task | None) -> Any:
-        doing = "starting" if task is None else f"working for client {task.name}"
+    def _answers(self, running: Sequence[_Worker]) -> Iterator[tuple[_Worker, Any]]:
+        """Of the workers that answer next; in place of one that is late or has ended another stands by."""
+        soonest = min(worker.deadline for worker in running) - time.monotonic()
+        ready = wait([worker.connection for worker in running], None if soonest == float("inf") else max(0.0, soonest))
+        for worker in running:
+            if worker.connection in ready:
+                answer = self._answer(worker)
+            elif time.monotonic() >= worker.deadline:
+                answer = Fault.of(NoAnswerError(f"no answer within {self.timeout_seconds:g} s; it is ended"))
+            else:
+                continue
+            if isinstance(answer, Fault) and answer.kind == NoAnswerError.__name__:
+                self._replace(worker)
+            else:
+                self._idle.append(worker)
+            yield worker, answer
+
+    def _answer(self, worker: _Worker) -> Any:
+        """What a worker says: a result, or a Fault; what cannot work on any client is raised."""
         try:
             answer = worker.connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, ConnectionError):
             worker.process.join(5)
-            raise PfedstError(
-                f"worker {worker.index} ended while {doing} (exit code {worker.process.exitcode}; -9 is a lack of "
-                f"memory as a rule): use fewer --coordinator.workers, or --coordinator.executor sequential"
-            ) from error
-        if isinstance(answer, Failure):
-            if isinstance(answer.error, PfedstError):
-                raise answer.error
-            raise RuntimeError(f"worker {worker.index}, {doing}:\n{answer.trace}")
+            return Fault.of(
+                NoAnswerError(
+                    f"worker {worker.index} ended (exit code {worker.process.exitcode}; -9 is a lack of memory as a "
+                    f"rule): use fewer --coordinator.workers, or --coordinator.executor sequential"
+                )
+            )
+        if isinstance(answer, ConfigurationError):
+            raise answer
         return answer
 
     def _stop(self) -> None:
@@ -186,9 +239,13 @@ class ProcessExecutor(Executor):
         self._all, self._idle = [], []
 
 
-def make_executor(kind: ExecutorKind, work: ClientWork, threads: int | None, workers: int | None) -> Executor:
+def make_executor(
+    kind: ExecutorKind, work: ClientWork, threads: int | None, workers: int | None, timeout_seconds: float | None
+) -> Executor:
     """The executor of a configuration."""
-    return SequentialExecutor(work, threads) if kind == "sequential" else ProcessExecutor(work, threads, workers)
+    if kind == "sequential":
+        return SequentialExecutor(work, threads)
+    return ProcessExecutor(work, threads, workers, timeout_seconds)
 
 
 @contextmanager

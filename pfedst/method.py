@@ -7,7 +7,7 @@ client's own parameters and buffers. There is no epoch loop, no device code and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pfedst.adapters import Adapter, SideNetwork
 from pfedst.encoders import AnchorHead, Encoder, Taps
 from pfedst.errors import ConfigurationError
-from pfedst.merging import weighted_mean
+from pfedst.merging import MergeRule, clipped_mean, trimmed_mean, weighted_mean
 from pfedst.partition import Rule
 from pfedst.payload import NET, Payload, State
 
@@ -62,11 +62,16 @@ class FederatedMethod:
         sequential: True for ring methods: a round takes the clients one after the other, merging after each.
         pooled: True for the upper reference: one client trains on the images of all sites together.
         extra_messages: names of what travels beside `net`; a name that is not declared here cannot leave a client.
+            All clients of a round send the same keys and shapes under them; who differs from most is left out.
 
     Args:
         weighting: how clients count when the server averages: by training `samples` (n_k / sum n), or `uniform`.
         finetune_epochs: local epochs of each client after the last round, >= 0; nothing is sent after them.
         norm_statistics: running statistics of norm layers are `merged` as what they are part of, or kept `private`.
+        merge_rule: how what clients sent becomes one: `mean` with their weights, or a rule that holds where some
+            clients are hostile: `median` or `trimmed_mean` of each number, in which all clients count alike, or
+            `clipped_mean`, in which no client's change is longer than the median over clients.
+        trim: of `trimmed_mean`: share of the clients that is left out at each end, in [0, 0.5].
 
     Raises:
         ConfigurationError: an option out of its range.
@@ -83,11 +88,18 @@ class FederatedMethod:
         weighting: Weighting = "samples",
         finetune_epochs: int = 0,
         norm_statistics: NormStatistics = "merged",
+        merge_rule: MergeRule = "mean",
+        trim: float = 0.2,
     ) -> None:
         self.weighting = weighting
         self.finetune_epochs = finetune_epochs
         self.norm_statistics = norm_statistics
+        self.merge_rule: MergeRule = merge_rule
+        self.trim = trim
         self.require("finetune_epochs", finetune_epochs >= 0, "must be 0 or more")
+        self.require("trim", 0 <= trim <= 0.5, "must be in [0, 0.5]")
+        alone = self.sequential or self.pooled
+        self.require("merge_rule", merge_rule == "mean" or not alone, "it merges one message at a time; use mean")
 
     def require(self, option: str, holds: bool, demand: str) -> None:
         """Raise a ConfigurationError that names the option of this method, unless its demand holds."""
@@ -145,7 +157,21 @@ class FederatedMethod:
         A message is copied each time it is taken from `uploads`: go through them once, and all clients' messages are
         never in memory together.
         """
-        server[NET] = weighted_mean((upload[NET] for upload in uploads.values()), list(weights.values()))
+        server[NET] = self.average((upload[NET] for upload in uploads.values()), weights, server[NET])
+
+    def average(self, states: Iterable[State], weights: Mapping[str, float], around: State | None = None) -> State:
+        """One state of those that clients sent under one name, as `merge_rule` says.
+
+        Args:
+            states: in the order of `weights`.
+            weights: by client name.
+            around: what the clients had been sent under that name; None where they send changes.
+        """
+        if self.merge_rule == "mean":
+            return weighted_mean(states, list(weights.values()))
+        if self.merge_rule == "clipped_mean":
+            return clipped_mean(states, list(weights.values()), around)
+        return trimmed_mean(states, 0.5 if self.merge_rule == "median" else self.trim)
 
     # -- client ------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pfedst.errors import StateError
+from pfedst.errors import NotFiniteError, StateError, listed
 
 State = dict[str, Tensor]
 """A subset of a state dict."""
@@ -73,25 +73,52 @@ def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None
     raise StateError("\n".join(lines))
 
 
+def check_plain(payload: object, what: str) -> None:
+    """Check that a message is dicts of plain tensors by name, and finite: nothing else can travel with it.
+
+    A tensor of a class of its own could carry attributes, a sparse or nested one has other memory than its bytes say.
+
+    Raises:
+        StateError: naming what is no such thing.
+        NotFiniteError: NaN or infinite numbers.
+    """
+    if not isinstance(payload, dict):
+        raise StateError(f"{what} is a {type(payload).__name__}, not dicts of tensors by name")
+    for part, state in payload.items():
+        if not isinstance(part, str) or not isinstance(state, dict):
+            raise StateError(f"{what}: {part!r} holds a {type(state).__name__}, not tensors by name")
+        for key, value in state.items():
+            plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_quantized
+            if not isinstance(key, str) or not plain or value.is_meta or value.is_nested:
+                raise StateError(f"{what}: {part}/{key} is no plain tensor (a {type(value).__name__})")
+        check_finite(state, f"{what}, {part}")
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Raise a NotFiniteError that names the first keys whose numbers are NaN or infinite."""
+    if _all_finite(state.values()):
+        return
+    bad = [key for key, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:  # else only the sum overflowed
+        raise NotFiniteError(f"{what} holds NaN or Inf: {listed(bad)}")
+
+
 def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Check keys, then shapes and dtypes, then that every number is finite, before anything is loaded.
 
     Raises:
         StateError: naming each key that does not fit.
+        NotFiniteError: all fit, and some hold NaN or Inf.
     """
     check_keys(state, expected, what)
-    finite = _all_finite(state.values())
-    faults = []
-    for key, tensor in state.items():
-        wanted = expected[key]
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            faults.append(
-                f"  {key}: {tuple(tensor.shape)} {tensor.dtype}, expected {tuple(wanted.shape)} {wanted.dtype}"
-            )
-        elif not finite and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            faults.append(f"  {key}: holds NaN or Inf")
+    faults = [
+        f"  {key}: {tuple(tensor.shape)} {tensor.dtype}, expected {tuple(wanted.shape)} {wanted.dtype}"
+        for key, tensor in state.items()
+        if tensor.shape != (wanted := expected[key]).shape or tensor.dtype != wanted.dtype
+    ]
     if faults:
         raise StateError("\n".join([f"{what} holds tensors that do not fit:", *faults[:8]]))
+    check_finite(state, what)
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

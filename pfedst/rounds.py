@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pfedst.data import FederatedDataModule, Split
+from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.evaluation import Metrics
 from pfedst.executor import Executor, ExecutorKind, make_executor
+from pfedst.faults import Fault
 from pfedst.federation import Federation
-from pfedst.payload import Payload, payload_bytes
-from pfedst.reporting import RunFolder, RunSummary
-from pfedst.state import RoundSaver, saved_rounds
+from pfedst.local_fits import FitOptions, LocalFits, Reported
+from pfedst.reporting import RunFolder, RunSummary, percent
+from pfedst.state import RunState, StateSaver
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
-from pfedst.work import ClientWork, Evaluate, Fit
+from pfedst.work import ClientWork, Evaluate
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 MODELS = ("personal", "generic")
@@ -32,12 +34,13 @@ class RoundOptions:
 
     rounds: int
     participation: float
-    optimizer_state: Literal["reset", "keep"]
     evaluate_every: int
     keep_states: int
     executor: ExecutorKind
     workers: int | None
     threads: int | None
+    timeout_seconds: float | None
+    fits: FitOptions
 
 
 class RoundLoop:
@@ -58,16 +61,26 @@ class RoundLoop:
         self.data = data
         self.local = local
         self.executor = make_executor(
-            options.executor, ClientWork(federation, data, local), options.threads, options.workers
+            options.executor,
+            ClientWork(federation, data, local),
+            options.threads,
+            options.workers,
+            options.timeout_seconds,
         )
         self.hooks = hooks
         self.run_folder = run
-        self.saver = RoundSaver(run.state, options.keep_states)
+        self.saver = StateSaver(run.state, options.keep_states)
         self.summary = summary
         self.rounds = options.rounds if federation.trains else 0
         self.finetune_epochs = federation.method.finetune_epochs if federation.trains else 0
-        fits = sum(len(self._drawn(round_number)) for round_number in range(1, self.rounds + 1))
-        self.progress = RunProgress(fits + len(federation.drawable) * bool(self.finetune_epochs))
+        asked = [len(self._drawn(round_number)) for round_number in range(1, self.rounds + 1)]
+        if asked and not federation.method.pooled and options.fits.min_clients > min(asked):
+            raise ConfigurationError(
+                f"--coordinator.min_clients {options.fits.min_clients}: a round asks {min(asked)} clients only; raise "
+                f"--coordinator.participation, or lower it"
+            )
+        self.progress = RunProgress(sum(asked) + len(federation.drawable) * bool(self.finetune_epochs))
+        self.local_fits = LocalFits(options.fits, federation, self.executor, self.saver, self.progress)
 
     def run(self, resume: bool = False) -> None:
         """All rounds, the fine-tuning after them, and an evaluation after the last.
@@ -87,20 +100,34 @@ class RoundLoop:
                 self._run_rounds(done)
 
     def _restore(self) -> list[dict[str, Any]] | None:
-        """Put the federation in the state of the newest round that is saved and recorded; the records up to it."""
-        self.saver.clear_unfinished()
-        records, members = self.run_folder.records(), len(self.federation.members)
-        for round_number, parts in saved_rounds(self.run_folder.state):
-            kept = [record for record in records if record["round"] <= round_number]
-            # lines of a round are written before its state, but a machine that loses power may lose them; what was
-            # fine-tuned is no start for it
-            if len(kept) >= members * (round_number + 1) and not any("finetuned" in record for record in kept):
-                self.federation.load_state_parts(parts)
-                self.run_folder.keep_records(kept)
-                return kept
-        if records:
-            logging.getLogger("pfedst").warning("%s: no round is saved; it starts anew", self.run_folder.path)
-        self.run_folder.keep_records([])
+        """Put the federation in the state of the newest round that is saved and recorded; the records up to it.
+
+        Raises:
+            StateError: rounds are saved, and none of them is whole or goes with the records.
+        """
+        state, run = self.saver.state, self.run_folder
+        state.clear_unfinished()
+        damage: StateError | None = None
+        for snapshot in state.whole_rounds():
+            if state.is_finetuned(snapshot.name):  # no start for more rounds, nor for the fine-tuning itself
+                continue
+            try:
+                records = run.records(snapshot.about.get("records", {}))
+            except StateError as error:
+                damage = damage or error
+                logging.getLogger("pfedst").warning("%s; an older round is looked for", error)
+                continue
+            self.federation.load_state_parts(snapshot.parts)
+            run.keep_records(snapshot.about["records"])
+            done = state.round_of(snapshot.name)
+            state.drop_fits(but_of=(done, done + 1))
+            return records
+        if damage is not None:
+            raise damage
+        if not run.is_empty:
+            logging.getLogger("pfedst").warning("%s: no round is saved; it starts anew", run.path)
+        run.keep_records(None)
+        state.drop_fits()
         return None
 
     def _replay(self, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
@@ -115,12 +142,16 @@ class RoundLoop:
                 for split, models in row.pop("received", {}).items():
                     for model, metrics in models.items():
                         evaluation.setdefault(split, {}).setdefault(model, {})[name] = metrics
-            fitted = {name: row for name, row in rows.items() if row["participated"]}
+            reported = Reported(
+                {name: row for name, row in rows.items() if row["participated"]},
+                {name: row for name, row in rows.items() if "left_out" in row},
+            )
             if round_number:
                 self.hooks.before_round(self.federation.generic, round_number)
-            metrics = self.summary.add_round(round_number, fitted, evaluation)
-            for _ in fitted:
-                self.progress.fitted()
+            metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
+            for row in rows.values():
+                if row["participated"] or "left_out" in row:
+                    self.progress.fitted(earlier=True)
             if evaluation and round_number:
                 stop = self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
         return last, stop
@@ -129,13 +160,12 @@ class RoundLoop:
         self.hooks.start(self.federation.generic)
         last, stop = 0, False
         if done is None:
-            self._end_round(0, {})
+            self._end_round(0, Reported())
         else:
             last, stop = self._replay(done)
         for round_number in () if stop else range(last + 1, self.rounds + 1):
             self.hooks.before_round(self.federation.generic, round_number)
-            records = self._train_round(round_number)
-            if self._end_round(round_number, records):
+            if self._end_round(round_number, self._train_round(round_number)):
                 break
         if self.finetune_epochs:
             self._finetune()
@@ -158,96 +188,85 @@ class RoundLoop:
 
     # -- one round ---------------------------------------------------------------------------------------------
 
-    def _train_round(self, round_number: int) -> dict[str, dict[str, Any]]:
-        """Local fits and merges; the records of the clients that took part, by name."""
-        records: dict[str, dict[str, Any]] = {}
-        names = self._drawn(round_number)
-        groups = [[name] for name in names] if self.federation.method.sequential else [names]
+    def _train_round(self, round_number: int) -> Reported:
         evaluate = EVALUATED if self._is_evaluated(round_number) else ()
-        for group in groups:
-            received_bytes = {name: self.federation.deliver(name) for name in group}
-            messages: dict[str, Payload] = {}
-            for name, record in self._fit(group, round_number, f"round {round_number}/{self.rounds}", evaluate):
-                messages[name] = self.federation.outgoing(name)
-                sent = {"download_bytes": received_bytes[name], "upload_bytes": payload_bytes(messages[name])}
-                records[name] = record | sent
-            self.federation.merge(messages)
-        return {name: records[name] for name in names}
-
-    def _fit(
-        self,
-        names: Sequence[str],
-        round_number: int,
-        doing: str,
-        evaluate: tuple[Split, ...] = (),
-        finetune_epochs: int | None = None,
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Fit trainees; each with its record as it ends."""
-        keep = self.options.optimizer_state == "keep"
-        tasks = [Fit(name, round_number, finetune_epochs, keep, evaluate) for name in names]
-        for task, record in self.executor.run(tasks, lambda task: self.progress.say(f"{doing}, {task.name}")):
-            self.progress.fitted()
-            yield task.name, record
+        doing = f"round {round_number}/{self.rounds}"
+        return self.local_fits.run_round(round_number, self._drawn(round_number), doing, evaluate)
 
     def _is_evaluated(self, round_number: int) -> bool:
         return round_number % self.options.evaluate_every == 0 or round_number == self.rounds
 
-    def _end_round(self, round_number: int, records: Mapping[str, dict[str, Any]]) -> bool:
+    def _end_round(self, round_number: int, reported: Reported) -> bool:
         """Evaluate if it is time, write the records, save the state; True if a callback asks to stop."""
         evaluation: Evaluation = {}
         if self._is_evaluated(round_number):
             self.progress.say(f"round {round_number}/{self.rounds}, evaluation")
             evaluation = evaluate_received(self.federation, self.executor)
-        self._write_records(round_number, records, evaluation)
-        if not self.federation.trains or round_number > 0:
-            self._save(round_number)
-        metrics = self.summary.add_round(round_number, records, evaluation)
+        self._write_records(round_number, reported, evaluation)
+        self._save(round_number)
+        metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
         self.hooks.log(round_number, metrics)
         if not evaluation:
             return False
         self.progress.round_done(
             f"round {round_number}/{self.rounds}: balanced accuracy on validation "
-            f"{metrics.get('federation/validation/balanced_accuracy', float('nan')):.3f} personal, "
-            f"{metrics.get('generic/validation/balanced_accuracy', float('nan')):.3f} generic"
+            f"{percent(metrics.get('federation/validation/balanced_accuracy'))} % personal, "
+            f"{percent(metrics.get('generic/validation/balanced_accuracy'))} % generic"
+            + (f", {listed(list(reported.left_out))} left out" if reported.left_out else "")
         )
         return round_number > 0 and self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
 
-    def _write_records(self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Evaluation) -> None:
+    def _write_records(
+        self, round_number: int, reported: Reported, evaluation: Evaluation, finetuned: bool = False
+    ) -> None:
+        records = []
         for name in self.federation.members:
-            received = {
-                split: {model: clients[name] for model, clients in models.items()}
-                for split, models in evaluation.items()
-                if name in self.federation.clients
-            }
-            record = {"round": round_number, "client": name, "participated": name in records}
+            record = {"round": round_number, "client": name, "participated": name in reported.records}
             if round_number == 0:
                 record["setup_upload_bytes"] = self.summary.setup_upload_bytes
-            self.run_folder.add_record(record | records.get(name, {}) | ({"received": received} if received else {}))
+            if finetuned:
+                record["finetuned"] = True
+            record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
+            if evaluation and name in self.federation.clients:
+                record["received"] = {
+                    split: {model: clients[name] for model, clients in models.items()}
+                    for split, models in evaluation.items()
+                }
+            records.append(record)
+        self.run_folder.add_records(records)
 
-    def _save(self, round_number: int) -> None:
-        self.saver.save(round_number, self.federation.state_parts())
+    def _save(self, round_number: int, finetuned: bool = False) -> None:
+        self.saver.save(
+            RunState.round_name(round_number, finetuned),
+            {"records": self.run_folder.mark},
+            self.federation.state_parts(),
+            first_sync=[self.run_folder.records_file],
+        )
 
     def _finetune(self) -> None:
         """Local epochs after the last merge; nothing is sent after them."""
-        last = self.summary.last_round
-        records: dict[str, dict[str, Any]] = {}
-        names = self.federation.drawable
-        for name in names:
-            self.federation.deliver(name)
-        for name, record in self._fit(names, last, "fine-tuning", finetune_epochs=self.finetune_epochs):
-            records[name] = record | {"finetuned": True}
+        last, names = self.summary.last_round, self.federation.drawable
+        reported = self.local_fits.finetune(last, names, self.finetune_epochs)
         evaluation = evaluate_received(self.federation, self.executor)
-        self._write_records(last, records, evaluation)
-        self._save(last)
-        self.summary.add_finetuned(evaluation, records)
+        self._write_records(last, reported, evaluation, finetuned=True)
+        self._save(last, finetuned=True)
+        self.summary.add_finetuned(evaluation, reported.records, reported.left_out)
 
 
 def evaluate_received(federation: Federation, executor: Executor, splits: tuple[Split, ...] = EVALUATED) -> Evaluation:
-    """Send every client the server's state, then evaluate its personal and the generic model."""
+    """Send every client the server's state, then evaluate its personal and the generic model.
+
+    Raises:
+        PfedstError: a client could not be evaluated: a mean over the others would say something else each round.
+    """
     for name in federation.clients:
         federation.deliver(name)
     tasks = [Evaluate(name, splits) for name in federation.clients]
-    found = {task.name: result for task, result in executor.run(tasks, started=lambda task: None)}
+    found: dict[str, Any] = {}
+    for task, result in executor.run(tasks, started=lambda task: None):
+        if isinstance(result, Fault):
+            result.stop()
+        found[task.name] = result
     return {
         split: {model: {name: found[name][split][model] for name in federation.clients} for model in MODELS}
         for split in splits

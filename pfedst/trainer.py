@@ -7,6 +7,7 @@ Lightning's internals; `tests/test_trainer.py` compares them with a fresh Traine
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ class LocalTrainer:
             )
         self.trainer = trainer
         self.epochs: int = trainer.max_epochs
+        self._scaler = copy.deepcopy(getattr(trainer.precision_plugin, "scaler", None))
         trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, trainer.min_steps, trainer.max_steps)
 
     @property
@@ -114,6 +116,8 @@ class LocalTrainer:
     def fit(self, client: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
         """Train one client for the local epochs of a round, or for `epochs`."""
         reset_for_fit(self.trainer, self.epochs if epochs is None else epochs)
+        if self._scaler is not None:  # a loss scale is of one fit: it may not depend on which client came before
+            self.trainer.precision_plugin.scaler = copy.deepcopy(self._scaler)  # type: ignore[attr-defined]
         client.train()
         self.trainer.fit(client, train_dataloaders=loader)
         client.eval()

@@ -11,7 +11,9 @@ from typing import Any
 from pfedst.client import FederatedClient
 from pfedst.data import FederatedDataModule, Split
 from pfedst.evaluation import Metrics, evaluate
+from pfedst.faults import Fault
 from pfedst.federation import Federation
+from pfedst.payload import check_finite
 from pfedst.seeds import derive_seed, seeded
 from pfedst.tracking import peak_memory_bytes
 from pfedst.trainer import LocalTrainer
@@ -73,6 +75,17 @@ class ClientWork:
         """A fit's record, or the metrics of an evaluation (see `Evaluated`)."""
         return self._fit(task) if isinstance(task, Fit) else self._evaluate(task)
 
+    def attempt(self, task: Task) -> dict[str, Any] | Fault:
+        """The same, or what went wrong; the client of a fit is then left as it was at that moment.
+
+        Raises:
+            ConfigurationError: see `Fault.of`.
+        """
+        try:
+            return self.do(task)
+        except Exception as error:
+            return Fault.of(error)
+
     def _fit(self, task: Fit) -> dict[str, Any]:
         client, seed = self.federation.trainees[task.name], self.federation.run_seed
         client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
@@ -83,13 +96,17 @@ class ClientWork:
         if place := self.federation.method.unlabelled(client):
             unlabelled_seed = derive_seed(seed, "unlabelled", task.name, task.round_number)
             client.unlabelled = self.data.unlabelled(*place, unlabelled_seed)
-        with seeded(derive_seed(seed, purpose, task.name, task.round_number)):
-            self.local.fit(client, loader, task.finetune_epochs)
-        client.unlabelled = None
+        try:
+            with seeded(derive_seed(seed, purpose, task.name, task.round_number)):
+                self.local.fit(client, loader, task.finetune_epochs)
+        finally:
+            client.unlabelled = None
+        check_finite(client.own_tensors(), f"client {task.name}, round {task.round_number}: what was trained")
         if task.keep_optimizer:
             client.optimizer_state = self.local.trainer.optimizers[0].state_dict()["state"]
         record: dict[str, Any] = {
             "train_loss": client.trained_loss(),
+            "skipped_steps": client.skipped_steps,
             "fit_seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self.local.device),
         }

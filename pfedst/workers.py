@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import signal
-import traceback
 import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -15,17 +14,11 @@ import torch
 from torch import Tensor
 
 from pfedst.client import FederatedClient
-from pfedst.errors import PfedstError
+from pfedst.errors import ConfigurationError
+from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.payload import raw_bytes
 from pfedst.work import ClientWork, Fit, Task
-
-
-class Failure(NamedTuple):
-    """An answer that is none: an error with a remedy, or the trace of a defect."""
-
-    error: BaseException | None
-    trace: str
 
 
 class _Bytes(NamedTuple):
@@ -90,37 +83,70 @@ def load(client: FederatedClient, sent: dict[str, Any]) -> None:
     client.derived.clear()
 
 
-def serve(connection: Connection, shared: ClientWork, threads: int) -> None:
+def refusal(error: Exception) -> Fault | ConfigurationError:
+    """An answer that is none."""
+    return error if isinstance(error, ConfigurationError) else Fault.of(error)
+
+
+class TorchSettings(NamedTuple):
+    """What of torch holds for a whole process, was chosen in the run's, and decides over bits."""
+
+    threads: int
+    deterministic: bool
+    warn_only: bool
+    cudnn_benchmark: bool
+    matmul_precision: str
+
+    @classmethod
+    def here(cls, threads: int) -> TorchSettings:
+        """Those of this process, but for the number of threads."""
+        return cls(
+            threads,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.get_float32_matmul_precision(),
+        )
+
+    def adopt(self) -> None:
+        """Have them hold in this process."""
+        torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.set_float32_matmul_precision(self.matmul_precision)
+
+
+def serve(connection: Connection, shared: ClientWork, settings: TorchSettings) -> None:
     """The life of a worker: tasks until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the run
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    torch.set_num_threads(threads)
     with suppress(EOFError, ConnectionError):
         try:
+            settings.adopt()
             # what came is shared memory; the encoder may stay so, clients are trained in place
             work = ClientWork(copy.deepcopy(shared.federation), shared.data, shared.local)
             connection.send("ready")
         except Exception as error:
-            connection.send(_failure(error))
+            connection.send(refusal(error))
             return
         while True:
             task, state = connection.recv()
             try:
                 connection.send(answer(work, task, state))
             except Exception as error:
-                connection.send(_failure(error))
+                connection.send(refusal(error))
 
 
 def answer(work: ClientWork, task: Task, sent: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A task's result, and for a fit the client after it."""
+    """A task's result, and for a fit the client after it.
+
+    Raises:
+        Exception: whatever the task does.
+    """
     federation = work.federation
     client = federation.members[task.name]
     for target, state in zip((client, federation.generic), sent, strict=False):
         load(target, state)
     result = work.do(task)
     return result, packed(_state(client)) if isinstance(task, Fit) else None
-
-
-def _failure(error: Exception) -> Failure:
-    return Failure(error if isinstance(error, PfedstError) else None, traceback.format_exc())

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedst.errors import StateError
-from pfedst.state import RoundSaver, flatten, load_last_round, unflatten
+from pfedst.state import RunState, StateSaver
+from pfedst.state.snapshot import flatten, unflatten
 
 PARTS = {
     "server": {"method": {"net": {"side.up.weight": torch.arange(6.0).reshape(2, 3)}}},
@@ -20,9 +21,14 @@ PARTS = {
 
 
 def save_round(folder, round_number, parts, keep):
-    with RoundSaver(folder, keep) as saver:
-        saver.save(round_number, parts)
+    with StateSaver(folder, keep) as saver:
+        saver.save(RunState.round_name(round_number), {}, parts)
     return folder / f"round-{round_number:06d}"
+
+
+def last(folder):
+    found = RunState(folder).last_round()
+    return RunState.round_of(found.name), found.parts
 
 
 def equal(one, other) -> bool:
@@ -34,7 +40,7 @@ def test_round_trip_and_the_last_are_kept(tmp_path) -> None:
     for round_number in (1, 2, 3):
         save_round(tmp_path, round_number, PARTS | {"server": {"w": torch.tensor(float(round_number))}}, keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-000002", "round-000003"]
-    round_number, parts = load_last_round(tmp_path)
+    round_number, parts = last(tmp_path)
     assert round_number == 3
     assert parts["server"]["w"].item() == 3
     assert equal(parts["client site a"], PARTS["client site a"])
@@ -43,7 +49,7 @@ def test_round_trip_and_the_last_are_kept(tmp_path) -> None:
 def test_saving_a_round_again_replaces_it(tmp_path) -> None:
     save_round(tmp_path, 1, PARTS, keep=1)
     save_round(tmp_path, 1, PARTS | {"server": {}}, keep=1)
-    assert load_last_round(tmp_path)[1]["server"] == {}
+    assert last(tmp_path)[1]["server"] == {}
 
 
 @given(
@@ -87,24 +93,24 @@ def other_format(path):
 def test_damage_is_told(tmp_path, file, damage, words) -> None:
     damage(save_round(tmp_path, 1, PARTS, keep=1) / file)
     with pytest.raises(StateError) as caught:
-        load_last_round(tmp_path)
+        last(tmp_path)
     assert all(word in str(caught.value) for word in words)
 
 
 def test_an_empty_folder_is_told(tmp_path) -> None:
     with pytest.raises(StateError, match="no saved round"):
-        load_last_round(tmp_path)
+        last(tmp_path)
 
 
 def test_a_saver_saves_what_the_state_was(tmp_path) -> None:
     weight = torch.zeros(3)
-    with RoundSaver(tmp_path, keep=2) as saver:
+    with StateSaver(tmp_path, keep=2) as saver:
         for round_number in (1, 2, 3):
             weight.fill_(round_number)
-            saver.save(round_number, {"server": {"w": weight}})
+            saver.save(RunState.round_name(round_number), {}, {"server": {"w": weight}})
             weight.fill_(-1)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["round-000002", "round-000003"]
-    assert load_last_round(tmp_path)[1]["server"]["w"].tolist() == [3, 3, 3]
+    assert last(tmp_path)[1]["server"]["w"].tolist() == [3, 3, 3]
 
 
 @pytest.fixture
@@ -112,13 +118,13 @@ def broken_disk(monkeypatch) -> None:
     def refuse(_) -> None:
         raise OSError("broken disk")
 
-    monkeypatch.setattr("pfedst.state._sync_folder", refuse)
+    monkeypatch.setattr("pfedst.state.snapshot.sync_folder", refuse)
 
 
 def save_rounds(folder, rounds, error=None) -> None:
-    with RoundSaver(folder, keep=1) as saver:
+    with StateSaver(folder, keep=1) as saver:
         for round_number in range(rounds):
-            saver.save(round_number, PARTS)
+            saver.save(RunState.round_name(round_number), {}, PARTS)
         if error is not None:
             raise error
 
@@ -126,7 +132,7 @@ def save_rounds(folder, rounds, error=None) -> None:
 @pytest.mark.usefixtures("broken_disk")
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_what_failed_while_saving_is_raised_at_the_end_or_the_next_round(tmp_path, rounds) -> None:
-    with pytest.raises(OSError, match="broken disk"):
+    with pytest.raises(StateError, match="broken disk"):
         save_rounds(tmp_path, rounds)
 
 
@@ -139,10 +145,10 @@ def test_another_error_is_not_hidden_by_one_of_saving(tmp_path) -> None:
 SAVING = """
 import sys, torch
 from pathlib import Path
-from pfedst.state import RoundSaver
-with RoundSaver(Path(sys.argv[1]), keep=2) as saver:
+from pfedst.state import RunState, StateSaver
+with StateSaver(Path(sys.argv[1]), keep=2) as saver:
     for round_number in range(1, 10**6):
-        saver.save(round_number, {"server": {"w": torch.full((10**6,), float(round_number))}})
+        saver.save(RunState.round_name(round_number), {}, {"server": {"w": torch.full((10**6,), float(round_number))}})
 """
 
 
@@ -156,5 +162,5 @@ def test_a_process_killed_while_saving_leaves_whole_rounds(tmp_path) -> None:
     finally:
         process.kill()
         process.wait()
-    round_number, parts = load_last_round(tmp_path)
+    round_number, parts = last(tmp_path)
     assert set(parts["server"]["w"].tolist()) == {round_number}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pfedst.encoders import AnchorHead, Encoder, Need, Taps
 from pfedst.errors import ConfigurationError
@@ -17,7 +18,8 @@ class Adapter(nn.Module):
 
     A subclass names in `needs` what it asks of the encoder (which decides whether cached taps serve) and computes
     an image embedding; the class anchors in `head` turn it into logits. The encoder is held by reference: it is no
-    module, so that it is never moved, saved or sent with the adapter.
+    module, so that it is never moved, saved or sent with the adapter. Any batch norm in it that is given one value a
+    channel in training (a batch of one image) goes by its running statistics, and leaves them as they are.
 
     Attributes:
         needs: what it asks of the encoder.
@@ -52,10 +54,30 @@ class Adapter(nn.Module):
         logits: Tensor = self.head(self.embed(taps))
         return logits
 
+    def train(self, mode: bool = True) -> Adapter:
+        """Set the mode; before training, prepare every batch norm that has come to be for a batch of one image."""
+        for layer in self.modules() if mode else ():
+            if isinstance(layer, _BatchNorm) and _before_batch_norm not in layer._forward_pre_hooks.values():
+                layer.register_forward_pre_hook(_before_batch_norm, with_kwargs=True)
+                layer.register_forward_hook(_after_batch_norm, always_call=True)
+        super().train(mode)
+        return self
+
     def learn_head(self) -> None:
         """Make the classifier trainable, starting from the class anchors; one that already is stays as it is."""
         if self.head.weight is None:
             self.head.learn("linear")
+
+
+def _before_batch_norm(layer: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    """One value a channel has no variance: torch refuses it, unless the layer goes by running statistics."""
+    (values,) = (*inputs, *named.values())
+    layer.is_lone = layer.training and values.numel() == layer.num_features
+    layer.training = layer.training and not layer.is_lone
+
+
+def _after_batch_norm(layer: Any, inputs: tuple[Tensor, ...], output: Tensor | None) -> None:
+    layer.training = layer.training or layer.is_lone
 
 
 class WholeModel(Adapter):

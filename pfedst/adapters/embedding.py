@@ -42,7 +42,7 @@ class AttentionAdapter(Adapter):
     Args:
         encoder: the frozen encoder.
         head: the class anchors.
-        batch_norm: FACMIC's form. A training batch of one image is normalised by the running statistics.
+        batch_norm: FACMIC's form.
     """
 
     needs = "pooled"
@@ -61,15 +61,6 @@ class AttentionAdapter(Adapter):
     def attention(self, f_BE: Tensor) -> Tensor:
         """Weights (B, E) of the channels, positive, summing to one."""
         hidden = self.first(f_BE)
-        if self.norm is None:
-            hidden = torch.tanh(hidden)
-        else:
-            lone = self.training and len(hidden) == 1
-            hidden = F.leaky_relu(self._by_running_statistics(hidden) if lone else self.norm(hidden))
+        hidden = torch.tanh(hidden) if self.norm is None else F.leaky_relu(self.norm(hidden))
         weights: Tensor = self.second(hidden).softmax(-1)
         return weights
-
-    def _by_running_statistics(self, hidden: Tensor) -> Tensor:
-        assert self.norm is not None
-        norm = self.norm
-        return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

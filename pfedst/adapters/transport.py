@@ -24,8 +24,12 @@ def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: 
     Returns:
         Plans (..., M, N): columns sum to mass / N, rows to at most 1 / M (within the tolerance).
     """
-    M, N = similarity.shape[-2:]
-    cosines = similarity.float()
+    with torch.autocast(similarity.device.type, enabled=False):  # sums of bfloat16 would miss the tolerance
+        return _scaled(similarity.float(), epsilon, mass, iterations).to(similarity.dtype)
+
+
+def _scaled(cosines: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
+    M, N = cosines.shape[-2:]
     # a factor on a column is taken up by its scale: relative to its best patch, no column underflows
     kernel = ((cosines - cosines.amax(-2, keepdim=True)) / epsilon).exp()
     columns = kernel.new_ones(*kernel.shape[:-2], N)
@@ -35,4 +39,4 @@ def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: 
         columns = mass / N / torch.einsum("...mn,...m->...n", kernel, rows)
         if ((columns - before).abs() <= TOLERANCE * columns).all():
             break
-    return (rows[..., None] * kernel * columns[..., None, :]).to(similarity.dtype)
+    return rows[..., None] * kernel * columns[..., None, :]

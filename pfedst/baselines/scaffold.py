@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from pfedst.client import FederatedClient
-from pfedst.merging import weighted_mean
 from pfedst.method import FederatedMethod, ServerState, Weighting
 from pfedst.payload import NET, Payload
 
@@ -77,5 +76,5 @@ class SCAFFOLD(FederatedMethod):
         super().merge(server, uploads, weights)
         new, eta = server[NET], self.server_learning_rate
         server[NET] = {k: old[k].lerp(v, eta) if v.is_floating_point() else v for k, v in new.items()}
-        change = weighted_mean((upload["control"] for upload in uploads.values()), list(weights.values()))
+        change = self.average((upload["control"] for upload in uploads.values()), weights)
         server["control"] = {key: c + share * change[key] for key, c in server["control"].items()}

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pfedst.errors import nearest
+from pfedst.cli.plain_yaml import read_yaml
+from pfedst.errors import ConfigurationError, nearest
 
 
 def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -> str:
@@ -49,11 +48,30 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if name in ("--config", "-c"):
             path = Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))
             try:
-                yield from _flat(yaml.safe_load(path.read_text()))
-            except (OSError, yaml.YAMLError):
+                yield from _flat(read_yaml(path))
+            except (OSError, ValueError):
                 continue
         elif name.startswith("--"):
             yield name[2:].rstrip("+"), value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse files that the parser would end on with a traceback, or never end on.
+
+    Raises:
+        ConfigurationError: naming the file.
+    """
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name not in ("--config", "-c"):
+            continue
+        path = Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))
+        try:
+            found = read_yaml(path) if path.is_file() else {}  # the parser says best what else it may be
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"--config {path}: not a readable configuration ({error})") from error
+        if found is not None and not isinstance(found, dict):
+            raise ConfigurationError(f"--config {path}: a configuration is a mapping, such as `seed_everything: 0`")
 
 
 def subclasses(base: type) -> dict[str, type]:

@@ -25,7 +25,7 @@ from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.method import FederatedMethod
 from pfedst.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
-from pfedst.state import write_json
+from pfedst.state import write_json, writing
 from pfedst.trainer import LEAN_TRAINER
 
 
@@ -79,7 +79,7 @@ class PFedSTCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The commands, and which arguments of the Trainer's methods of that name are not options here."""
         loaders = {"model", "dataloaders", "datamodule", "verbose", "weights_only"}
-        fit = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}
+        fit = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
         return {"fit": fit, "validate": loaders, "test": loaders}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -90,6 +90,8 @@ class PFedSTCLI(LightningCLI):
         parser.add_argument(
             "--resume",
             type=bool,
+            nargs="?",
+            const=True,
             default=False,
             help="go on with the run of that name, if it is there: it ends as if it had never been interrupted",
         )
@@ -110,15 +112,18 @@ class PFedSTCLI(LightningCLI):
 
     # -- commands ----------------------------------------------------------------------------------------------
 
-    def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
+    def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
         """Train, print the table, leave a run folder."""
+        ckpt_path = options.get("ckpt_path")
+        if ckpt_path not in (None, "last"):
+            raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit goes on with `last` of the run named by --name")
         method, seed = self._get(self.config_init, "method"), self._seed()
         # what is wrong with the data is said before a folder is made
         datamodule.prepare(model.encoder.preprocessing)
         if datamodule.report is not None:
             print(datamodule.report.headline() + "; pfedst data audit with the same options tells all")
         default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
-        run, resume = self._run_folder(default_name)
+        run, resume = self._run_folder(default_name, ckpt_path == "last" or self._get(self.config, "resume"))
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         finished = run.summary() if resume else None
         if finished is not None and finished["protocol"]["rounds"] >= coordinator.options.rounds:
@@ -131,13 +136,12 @@ class PFedSTCLI(LightningCLI):
         print_summary(self.summary)
         print(f"{run.path / 'summary.json'}")
 
-    def _run_folder(self, default_name: str) -> tuple[RunFolder, bool]:
+    def _run_folder(self, default_name: str, resume: bool) -> tuple[RunFolder, bool]:
         """A new folder, or the one to go on with; whether it is the latter."""
         runs_dir, name = Path(self._get(self.config, "runs_dir")), self._get(self.config, "name")
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
-        resume = self._get(self.config, "resume")
         if resume and name is None:
-            raise ConfigurationError("--resume true: give the --name of the run to go on with")
+            raise ConfigurationError("--resume: give the --name of the run to go on with")
         resume = resume and (runs_dir / name / "config.yaml").is_file()
         if resume:
             run = RunFolder(runs_dir / name)
@@ -161,7 +165,8 @@ class PFedSTCLI(LightningCLI):
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
         self.summary = coordinator.evaluate(model, datamodule, method, self.trainer, folder, split, self._seed())
-        write_json(folder / f"{split}.json", self.summary)
+        with writing(folder / f"{split}.json"):
+            write_json(folder / f"{split}.json", self.summary)
         print_summary(self.summary)
         print(f"{folder / f'{split}.json'}")
 
@@ -184,13 +189,21 @@ def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI
     return 0
 
 
+class _StandardError(logging.Handler):
+    """Standard error as it is at the moment: a program that runs several commands may have changed it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        print(self.format(record), file=sys.stderr)
+
+
 def _quieten() -> None:
     """Lightning's tips and per-fit notices, hundreds a run, hide what pfedst has to say."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("pfedst: %(levelname)s: %(message)s"))
     logger = logging.getLogger("pfedst")
     if not logger.handlers:

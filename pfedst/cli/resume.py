@@ -10,8 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
+from pfedst.cli.plain_yaml import parse_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
 
 HARMLESS = (
@@ -19,9 +18,13 @@ HARMLESS = (
     "name",
     "runs_dir",
     "resume",
+    "ckpt_path",
     "coordinator.keep_states",
+    "coordinator.save_fits",
+    "coordinator.min_clients",
     "coordinator.executor",
     "coordinator.workers",
+    "coordinator.timeout_seconds",
     "data.init_args.root",
     "data.init_args.manifest",
     "data.init_args.num_workers",
@@ -46,8 +49,8 @@ def check_same_configuration(folder: Path, text: str) -> None:
     """
     file = folder / "config.yaml"
     try:
-        then, now = _flat(yaml.safe_load(file.read_text())), _flat(yaml.safe_load(text))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        then, now = _flat(read_yaml(file)), _flat(parse_yaml(text))
+    except (OSError, ValueError, AttributeError) as error:
         raise StateError(f"{file} is missing or damaged: the run cannot go on; start a new one") from error
     differing = [
         f"--{key} was {then.get(key)}, is {now.get(key)}"

@@ -7,6 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,6 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pfedst.data.dicom.reader import is_dicom, load_dicom, read_header
 from pfedst.errors import DataError
+
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"),
+    "WEBP",
+)
+"""What is opened, whatever the file's name says. Left to itself PIL hands PostScript to Ghostscript, an interpreter."""
+MOST_SCANS = 200
+"""Of a JPEG; progressive ones have about ten. Each costs a pass over all pixels, and a few bytes of file."""
 
 
 @dataclass(frozen=True)
@@ -232,13 +241,37 @@ def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened) as image:
+            with Image.open(opened, formats=known_formats()) as image:
+                if image.format in ("JPEG", "MPO"):
+                    check_scans(image)
                 if image.mode.startswith("I;16") or image.mode == "I":
                     # 16-bit grey: PIL's own conversion to RGB clips instead of scaling
                     image = image.point(lambda value: value / 256).convert("L")
                 return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # PIL raises many kinds for damaged files
         raise unreadable(name, error) from error
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow reads; to ask it for another is a KeyError."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def check_scans(image: Image.Image) -> None:
+    """Refuse a JPEG that would take minutes: within its pixels no byte that looks like the start of a scan occurs.
+
+    Raises:
+        ValueError: more than MOST_SCANS.
+    """
+    file = image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(place)
+    if scans > MOST_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans, which may be an attack")
 
 
 def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
@@ -250,7 +283,7 @@ def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened) as image:
+            with Image.open(opened, formats=known_formats()) as image:
                 return ImageHeader(image.width, image.height, image.mode)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise unreadable(name, error) from error

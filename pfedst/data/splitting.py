@@ -53,7 +53,8 @@ def split_sites(
 ) -> dict[str, tuple[list[int], list[int]]]:
     """`split_groups` of every site, drawn for itself; a group of several sites lies on one side at all of them.
 
-    It is drawn at the first of them by name, so that the order of sites changes nothing.
+    It is drawn at the first of them by name, so that the order of sites changes nothing. Where that would leave a site
+    with nothing, its first group stays, at all sites.
 
     Args:
         sites: labels and groups of the images of each.
@@ -61,7 +62,20 @@ def split_sites(
         seed: of the draws.
         purpose: of the cut, which with the seed and the site's name seeds its draw.
     """
-    placed: dict[str, bool] = {}
+    staying: dict[str, bool] = {}
+    while True:
+        found = _split_in_turn(sites, fraction, seed, purpose, staying)
+        # a group that is all that a site has may have been cut at another site
+        emptied = [site for site in sorted(sites) if not found[site][0] and sites[site][0]]
+        if not emptied:
+            return found
+        staying |= {next(group for group in sites[emptied[0]][1] if group is not None and group not in staying): False}
+
+
+def _split_in_turn(
+    sites: Mapping[str, tuple[Labels, Groups]], fraction: float, seed: int, purpose: str, staying: Mapping[str, bool]
+) -> dict[str, tuple[list[int], list[int]]]:
+    placed = dict(staying)
     found = {}
     for site in sorted(sites):
         labels, groups = sites[site]

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import open_clip
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pfedst.errors import WeightsError
@@ -39,7 +39,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # beside its own, safetensors passes on what torch raises of an absurd shape or type
         raise WeightsError(f"--model.encoder.weights {path}: not a whole safetensors file ({error})") from error
 
 

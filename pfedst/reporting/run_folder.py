@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError
-from pfedst.state import write_atomically, write_json
+from pfedst.state import write_atomically, write_json, writing
 
 
 class RunFolder:
@@ -22,6 +23,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state = path / "state"
+        self._bytes = 0
+        self._digest = hashlib.sha256()
 
     @classmethod
     def create(cls, runs_dir: Path, name: str | None, default_name: str) -> RunFolder:
@@ -61,7 +64,7 @@ class RunFolder:
             return found
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StateError(f"{file} is damaged ({error}); remove it, and the run goes on without it") from error
 
     def identify(self, identity: Mapping[str, Any], resume: bool) -> None:
@@ -71,13 +74,14 @@ class RunFolder:
             StateError: going on would mix two runs; the keys that differ are named.
         """
         file = self.path / "identity.json"
-        if not resume or not (file.is_file() or self.records()):  # killed before its first round
-            write_json(file, identity)
+        if not resume or not (file.is_file() or not self.is_empty):  # killed before its first round
+            with writing(file):
+                write_json(file, identity)
             return
         try:
             kept = json.loads(file.read_text())
             differing = {key: (kept.get(key), value) for key, value in identity.items() if kept.get(key) != value}
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise StateError(
                 f"{file} is missing or damaged ({error!r}): the run cannot go on; start a new one"
             ) from error
@@ -85,31 +89,66 @@ class RunFolder:
             told = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
             raise StateError(f"{self.path} cannot go on, as it was made of something else: {told}; start a new run")
 
-    def records(self) -> list[dict[str, Any]]:
-        """The whole lines of `rounds.jsonl`: not one that a killed process left half-written, nor what follows it."""
-        found: list[dict[str, Any]] = []
-        file = self.path / "rounds.jsonl"
-        for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
+    @property
+    def records_file(self) -> Path:
+        """`rounds.jsonl`."""
+        return self.path / "rounds.jsonl"
 
-    def keep_records(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Leave these lines alone in `rounds.jsonl`."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is recorded."""
+        return not self.records_file.is_file() or not self.records_file.stat().st_size
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Size and SHA-256 of the records as they are: what is saved with a state, so that the two stay together."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def records(self, mark: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The records as they were at that mark, whatever was written after it.
+
+        Raises:
+            StateError: they have been changed since.
+        """
+        try:
+            content = self._read(mark["bytes"])
+            if len(content) == mark["bytes"] and hashlib.sha256(content).hexdigest() == mark["sha256"]:
+                return [json.loads(line) for line in content.decode().splitlines()]
+        except (ValueError, KeyError, TypeError, RecursionError):  # the same, by someone who made the sums right again
+            pass
+        raise StateError(
+            f"{self.records_file} was changed after it was written, and the state of its rounds does not go with it: "
+            f"put back what it was, or start a new run"
+        )
+
+    def keep_records(self, mark: Mapping[str, Any] | None) -> None:
+        """Leave alone what was written before a mark; nothing for None."""
+        content = self._read(mark["bytes"]) if mark else b""
+        with writing(self.records_file):
+            write_atomically(self.records_file, content)
+        self._bytes, self._digest = len(content), hashlib.sha256(content)
+
+    def _read(self, size_bytes: int) -> bytes:
+        try:
+            with self.records_file.open("rb") as file:
+                return file.read(size_bytes)
+        except OSError:
+            return b""
+
+    def add_records(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append to `rounds.jsonl`: one line a client in a round."""
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        write_atomically(self.path / "rounds.jsonl", text.encode())
+        with writing(self.records_file), self.records_file.open("a", encoding="utf-8") as file:
+            file.write(text)
+        self._bytes += len(text.encode())
+        self._digest.update(text.encode())
 
     def write_config(self, text: str) -> None:
         """Keep the resolved configuration; it runs this run again."""
-        write_atomically(self.path / "config.yaml", text.encode())
-
-    def add_record(self, record: Mapping[str, Any]) -> None:
-        """Append one line to `rounds.jsonl`: one client in one round."""
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        with writing(self.path / "config.yaml"):
+            write_atomically(self.path / "config.yaml", text.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`."""
-        write_json(self.path / "summary.json", summary)
+        with writing(self.path / "summary.json"):
+            write_json(self.path / "summary.json", summary)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -58,8 +60,32 @@ def describe(
     }
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """An evaluation after a round, and that of the trained models before its merge, by client."""
+
+    round: int
+    evaluation: Mapping[str, Any]
+    trained: Mapping[str, Metrics]
+
+    @property
+    def score(self) -> float | None:
+        """What best_on_validation selects by; None where no client has validation images."""
+        if not self.evaluation:
+            return None
+        found = [m[SELECTION_METRIC] for _, m in sorted(self.evaluation["validation"]["personal"].items())]
+        values = [value for value in found if value is not None]
+        return fmean(values) if values else None
+
+    def or_better(self, before: _Evaluated) -> _Evaluated:
+        """The better of the two; of two that are equal, the one before."""
+        if self.score is None:
+            return before
+        return self if before.score is None or self.score > before.score else before
+
+
 class RunSummary:
-    """Collects what `summary.json` holds, round by round.
+    """Collects what `summary.json` holds, round by round; of evaluations the last and the best are kept.
 
     Args:
         protocol: what `describe` gave.
@@ -71,43 +97,61 @@ class RunSummary:
         self.last_round = 0
         self.setup_upload_bytes = 0
         self.resumed_after_round: int | None = None
-        self.received: dict[int, Mapping[str, Any]] = {}
-        self.trained: dict[int, dict[str, Metrics]] = {}
-        self.bytes: list[tuple[int, int]] = []
+        self.trained_rounds = 0
+        self.upload_bytes = 0
+        self.download_bytes = 0
         self.fit_seconds = 0.0
         self.peak_memory_bytes = 0
+        self.skipped_steps = 0
+        self.left_out: dict[str, Counter[str]] = {}
+        self._last = _Evaluated(0, {}, {})
+        self._best_before = self._last
 
     def add_round(
-        self, round_number: int, records: Mapping[str, dict[str, Any]], evaluation: Mapping[str, Any]
+        self,
+        round_number: int,
+        records: Mapping[str, dict[str, Any]],
+        left_out: Mapping[str, dict[str, Any]],
+        evaluation: Mapping[str, Any],
     ) -> dict[str, float]:
-        """Take a round's records and evaluation (empty if not evaluated); the metrics that loggers see."""
+        """Take a round's records, of clients that reported and of those that were left out, and its evaluation.
+
+        Returns:
+            The metrics that loggers see; an evaluation that is empty was not made.
+        """
         self.last_round = round_number
-        if records:
-            self.bytes.append(
-                (
-                    sum(record["upload_bytes"] for record in records.values()),
-                    sum(record["download_bytes"] for record in records.values()),
-                )
-            )
-        self._add_cost(records)
+        if records or left_out:
+            self.trained_rounds += 1
+            self.upload_bytes += sum(record["upload_bytes"] for record in records.values())
+            self.download_bytes += sum(r["download_bytes"] for r in (*records.values(), *left_out.values()))
+        self._add_cost(records, left_out)
         logged = {f"client/{name}/train_loss": float(record["train_loss"]) for name, record in records.items()}
+        if left_out:
+            logged["federation/left_out"] = float(len(left_out))
         if not evaluation:
             return logged
-        self.received[round_number] = evaluation
-        self.trained[round_number] = {
-            name: record["trained"]["test"]["personal"] for name, record in records.items() if "trained" in record
-        }
+        trained = {name: r["trained"]["test"]["personal"] for name, r in records.items() if "trained" in r}
+        self._best_before = self._last.or_better(self._best_before)
+        self._last = _Evaluated(round_number, evaluation, trained)
         return logged | self._logged(evaluation)
 
-    def add_finetuned(self, evaluation: Mapping[str, Any], records: Mapping[str, dict[str, Any]]) -> None:
+    def add_finetuned(
+        self,
+        evaluation: Mapping[str, Any],
+        records: Mapping[str, dict[str, Any]],
+        left_out: Mapping[str, dict[str, Any]],
+    ) -> None:
         """Take the evaluation after fine-tuning, which replaces that after the last merge."""
-        self.received[self.last_round] = evaluation
-        self._add_cost(records)
+        self._last = replace(self._last, evaluation=evaluation)
+        self._add_cost(records, left_out)
 
-    def _add_cost(self, records: Mapping[str, dict[str, Any]]) -> None:
+    def _add_cost(self, records: Mapping[str, dict[str, Any]], left_out: Mapping[str, dict[str, Any]]) -> None:
         self.fit_seconds += sum(record["fit_seconds"] for record in records.values())
+        self.skipped_steps += sum(record["skipped_steps"] for record in records.values())
         peaks = [record["peak_memory_bytes"] or 0 for record in records.values()]
         self.peak_memory_bytes = max([self.peak_memory_bytes, *peaks])
+        for name, record in left_out.items():
+            self.left_out.setdefault(name, Counter())[record["left_out"]] += 1
 
     def result(self, name: str, total_seconds: float, peak_memory_bytes: int | None) -> dict[str, Any]:
         """Everything, ready for JSON.
@@ -117,19 +161,20 @@ class RunSummary:
             total_seconds: of the run; of one that was resumed, since then.
             peak_memory_bytes: of this process; what is told is the highest of any process that trained.
         """
-        last = max(self.received)
-        rounds = max(1, len(self.bytes))
+        last, rounds = self._last, max(1, self.trained_rounds)
         return {
             "name": name,
-            "protocol": self.protocol | {"round": last},
-            **self._models(self.received[last], "test"),
+            "protocol": self.protocol | {"round": last.round},
+            **self._models(last.evaluation, "test"),
             "best_on_validation": self._best_on_validation(),
             "trained": self._trained(last),
+            "left_out": {name: dict(sorted(kinds.items())) for name, kinds in sorted(self.left_out.items())},
             "cost": self.cost
             | {
-                "upload_bytes_per_round": sum(up for up, _ in self.bytes) / rounds,
-                "download_bytes_per_round": sum(down for _, down in self.bytes) / rounds,
+                "upload_bytes_per_round": self.upload_bytes / rounds,
+                "download_bytes_per_round": self.download_bytes / rounds,
                 "setup_upload_bytes": self.setup_upload_bytes,
+                "skipped_steps": self.skipped_steps,
                 "fit_seconds": self.fit_seconds,
                 "total_seconds": total_seconds,
                 "resumed_after_round": self.resumed_after_round,
@@ -143,24 +188,17 @@ class RunSummary:
     def _models(self, evaluation: Mapping[str, Any], split: str) -> dict[str, Any]:
         return {model: over_clients(clients, self._sizes(split)) for model, clients in evaluation[split].items()}
 
-    def _trained(self, round_number: int) -> dict[str, Any] | None:
-        clients = self.trained.get(round_number)
-        if not clients:
+    def _trained(self, last: _Evaluated) -> dict[str, Any] | None:
+        if not last.trained:
             return None
         when = "after the local fit of this round, before its merge, clients that took part"
-        return {"round": round_number, "when": when, "personal": over_clients(clients, self._sizes("test"))}
+        return {"round": last.round, "when": when, "personal": over_clients(last.trained, self._sizes("test"))}
 
     def _best_on_validation(self) -> dict[str, Any] | None:
-        scores: dict[int, float] = {}
-        for round_number, evaluation in self.received.items():
-            found = [m[SELECTION_METRIC] for _, m in sorted(evaluation["validation"]["personal"].items())]
-            values = [value for value in found if value is not None]
-            if values:
-                scores[round_number] = fmean(values)
-        if not scores:
+        best = self._last.or_better(self._best_before)
+        if best.score is None:
             return None
-        best = max(scores, key=lambda round_number: (scores[round_number], -round_number))
-        return {"round": best, "validation_score": scores[best], **self._models(self.received[best], "test")}
+        return {"round": best.round, "validation_score": best.score, **self._models(best.evaluation, "test")}
 
     def _logged(self, evaluation: Mapping[str, Any]) -> dict[str, float]:
         logged: dict[str, float] = {}

@@ -80,6 +80,9 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
         f"{protocol['local_epochs']} local epochs, participation {protocol['participation']:g}, "
         f"seed {protocol['seed']} (one seed: no claim of significance)\n"
     )
+    for name, kinds in summary.get("left_out", {}).items():
+        times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
+        text.append(f"left out {name}: {times}\n", style="bold yellow")
     best = summary.get("best_on_validation")
     if best is not None:
         text.append(
@@ -88,6 +91,8 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
         )
     cost = summary.get("cost")
     if cost is not None:
+        if cost["skipped_steps"]:
+            text.append(f"skipped  {cost['skipped_steps']} steps, as not finite\n", style="bold yellow")
         text.append(
             f"cost     {cost['parameters_trained']:,} parameters trained a client, "
             f"{cost['parameters_sent']:,} sent; up {bytes_text(cost['upload_bytes_per_round'])}, "

@@ -28,6 +28,7 @@ class RunProgress:
         self.console = console or Console(stderr=True)
         self.fits = fits
         self.done = 0
+        self.earlier = 0
         self.started = time.perf_counter()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -56,16 +57,16 @@ class RunProgress:
         """Show what is being done now."""
         self.bar.update(self.task, description=doing)
 
-    def fitted(self) -> None:
-        """One more local fit is done."""
+    def fitted(self, earlier: bool = False) -> None:
+        """One more local fit is done; one of an earlier process says nothing of the time that is left."""
         self.done += 1
+        self.earlier += earlier
         self.bar.update(self.task, completed=self.done)
 
     def seconds_left(self) -> float | None:
         """Estimate from the mean time of a fit so far, evaluations included; None before the first."""
-        if not self.done:
-            return None
-        return (time.perf_counter() - self.started) / self.done * (self.fits - self.done)
+        here = self.done - self.earlier
+        return (time.perf_counter() - self.started) / here * (self.fits - self.done) if here else None
 
     def round_done(self, text: str) -> None:
         """Note the end of a round; the line shows where there is no terminal."""

@@ -44,6 +44,15 @@ def test_marginals_of_a_vit_b_16_with_the_defaults() -> None:
     assert not torch.allclose(plan, softmax, rtol=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_plan_is_of_float32_in_mixed_precision(dtype) -> None:
+    similarity = cosines(2, 3, 49, 2, mean=CLIP_LIKE[0], deviation=CLIP_LIKE[1])
+    with torch.autocast("cpu", dtype):
+        mixed, of_rounded = (transport_plan(cosine, 0.1, 0.8, 100) for cosine in (similarity, similarity.to(dtype)))
+    assert torch.equal(mixed, transport_plan(similarity, 0.1, 0.8, 100))
+    assert of_rounded.dtype == dtype
+
+
 @pytest.mark.parametrize("epsilon", [0.02, 0.005, 0.001])
 def test_a_small_epsilon_is_sharp_and_no_nan(epsilon) -> None:
     """exp(-cost / epsilon) alone is below the smallest float32 here: of a cosine of 0.2, exp(-160) at 0.005."""

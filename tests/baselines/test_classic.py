@@ -29,7 +29,7 @@ from pfedst.errors import ConfigurationError
 from pfedst.merging import weighted_mean
 from pfedst.partition import norm_keys, norm_statistics
 from pfedst.payload import State, payload_bytes
-from pfedst.state import load_last_round
+from pfedst.state import RunState
 from pfedst.testing import fit
 from tests.baselines.models import (
     CNN,
@@ -631,7 +631,7 @@ def test_pooled_descends_on_the_images_of_all_sites(tmp_path) -> None:
     def run(method, epochs: int) -> State:
         folder = tmp_path / f"{method.__name__}{epochs}"
         fit(folder, method(), sites=sites, model=template, rounds=1, trainer_options={"max_epochs": epochs})
-        return load_last_round(folder / "run" / "state")[1]["server"]["method"]["net"]
+        return RunState(folder / "run" / "state").last_round().parts["server"]["method"]["net"]
 
     found = {(method, epochs): run(method, epochs) for method in (Pooled, FedAvg) for epochs in (1, 2)}
     batches = [next(iter(sites.train_loader(site, 0))) for site in sites.sites]

@@ -32,7 +32,7 @@ from pfedst.baselines.zero_shot import ZeroShot
 from pfedst.cli.methods import method_cost
 from pfedst.client import FederatedClient
 from pfedst.encoders import FrozenCLIP
-from pfedst.errors import ConfigurationError, DataError
+from pfedst.errors import ConfigurationError, DataError, TooFewClientsError
 from pfedst.losses import in_batch_contrastive, local_maximum_mean_discrepancy
 from pfedst.method import Batch
 from pfedst.payload import NET
@@ -367,7 +367,7 @@ def test_facmic_sees_the_declared_images_and_never_a_test_image(tmp_path, option
 
 
 def test_facmic_without_a_target_sees_no_other_image(tmp_path) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(TooFewClientsError, match="AssertionError"):
         fit(tmp_path, Seen())
 
 

@@ -6,6 +6,7 @@ pydicom (`pfedst[dicom]`) is imported when the first file is read.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SUFFIXES = (".dcm", ".dicom")
-MOST_PIXELS = 178_956_970  # where PIL refuses an image as a decompression bomb
+MOST_PIXELS = 89_478_485  # where PIL warns of a decompression bomb, and `data.sources` refuses any image
+MOST_BYTES = 600_000_000  # of a deflated file once it is inflated: so many pixels of three 16-bit colours
 HEADER = ["PatientID", "BurnedInAnnotation", "Modality", "Rows", "Columns", "NumberOfFrames"]
 
 
@@ -110,8 +112,10 @@ def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.I
         stored, kind = _decode(dataset)
         if kind in ("MONOCHROME1", "MONOCHROME2"):
             levels = grey_levels(dataset, stored, window)
-            levels = 1 - levels if kind == "MONOCHROME1" else levels
-            return Image.fromarray(np.rint(255 * levels).astype(np.uint8)).convert("RGB")
+            if kind == "MONOCHROME1":
+                np.subtract(1, levels, out=levels)
+            levels *= 255  # in place, here and above: float64 of the largest image is 700 MB
+            return Image.fromarray(np.rint(levels, out=levels).astype(np.uint8)).convert("RGB")
         if kind == "PALETTE COLOR":
             return Image.fromarray(palette_colours(dataset, stored))
         if kind == "RGB" and stored.ndim == 3:
@@ -143,9 +147,29 @@ def _read(path: Path, **options: Any) -> Dataset:
     except ImportError as error:
         raise NamelessError("reading DICOM needs pip install 'pfedst[dicom]'") from error
     try:
+        _check_inflated(path)
         return dcmread(path, **options)
     except InvalidDicomError as error:
         raise NamelessError(f"not a DICOM file (no DICM at byte 128); {COPY_AGAIN}") from error
+
+
+def _check_inflated(path: Path) -> None:
+    """Refuse a deflated file that would fill the memory: pydicom inflates all of it, whatever of it is wanted."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with path.open("rb") as file:
+        read_preamble(file, False)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        inflated, pump = 0, zlib.decompressobj(-zlib.MAX_WBITS)
+        while chunk := pump.unconsumed_tail or file.read(1 << 16):
+            inflated += len(pump.decompress(chunk, 1 << 20))
+            if inflated > MOST_BYTES:
+                raise NamelessError(f"more than {MOST_BYTES:,} bytes once inflated, which may be an attack; remove it")
+            if pump.eof:
+                return
 
 
 def _patient(dataset: Dataset) -> str | None:

@@ -65,7 +65,7 @@ class HuggingFaceSites(FederatedDataModule):
                 class_index(f"{where} row {row}", label, names, given)
                 for row, label in enumerate(texts[split]["label"])
             ]
-            groups, images = self._groups(table), table.cast_column(self.columns["image"], _undecoded())
+            groups, images = self._groups(where, table), table.cast_column(self.columns["image"], _undecoded())
             image_names = _names(images, self.columns["image"], where)
             rows: dict[str, list[int]] = {}
             for row, site in enumerate(texts[split]["site"]):
@@ -97,12 +97,14 @@ class HuggingFaceSites(FederatedDataModule):
         for purpose in ("label", "site"):
             column = self.columns[purpose]
             names = getattr(table.features[column], "names", None)
-            values = list(table[column])
+            values = _values(where, table, column)
             for row, value in enumerate(values):
                 # -1 of a ClassLabel is the library's word for no label
                 if value is None or value == "" or (names is not None and value < 0):
                     hint = " (is its metadata file there?)" if all(v is None for v in values) else ""
                     raise DataError(f"{where} row {row}: the {purpose} is empty{hint}; fill it in, or remove the row")
+                if names is not None and value >= len(names):
+                    raise DataError(f"{where} row {row}: {purpose} {value} has no name (there are {len(names)})")
             found[purpose] = [str(value) if names is None else names[value] for value in values]
         return found
 
@@ -112,10 +114,10 @@ class HuggingFaceSites(FederatedDataModule):
             return list(features[0].names)
         return class_order(label for found in texts.values() for label in found["label"])
 
-    def _groups(self, table: Any) -> list[str | None]:
+    def _groups(self, where: str, table: Any) -> list[str | None]:
         column = self.group_column or "group"
         if column in table.column_names:
-            return [None if group in (None, "") else str(group) for group in table[column]]
+            return [None if group in (None, "") else str(group) for group in _values(where, table, column)]
         if self.group_column is not None:
             raise DataError(
                 f'--data.group_column: no column "{column}".{nearest(column, table.column_names)} '
@@ -135,10 +137,21 @@ class _Reader:
         # an imagefolder keeps the path, a saved data set the bytes
         if found["bytes"] is not None:
             return bytes(found["bytes"])
+        path = Path(found["path"])
         try:
-            return Path(found["path"]).read_bytes()
-        except OSError as error:
-            raise DataError(f"{found['path']}: {error.strerror}; copy it again") from error
+            if path.exists() and not path.is_file():  # a pipe would be waited for, a device never end
+                raise DataError(f"{path}: not a file; correct the path")
+            return path.read_bytes()
+        except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+            raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; copy it again") from error
+
+
+def _values(where: str, table: Any, column: str) -> list[Any]:
+    """A column; what claims to be text is checked by nobody until it is read."""
+    try:
+        return list(table[column])
+    except ValueError as error:  # pyarrow's errors, and text that is no UTF-8
+        raise DataError(f'{where}: the column "{column}" cannot be read ({error}); make it again') from error
 
 
 def _splits(root: Path) -> dict[Split, Any]:

@@ -1,0 +1,74 @@
+"""Files that are written whole or not at all, and what is said when a disk refuses them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pfedst.errors import StateError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a disk says within a block that writes a part of a run into one error with a remedy.
+
+    Raises:
+        StateError: the disk is full, read-only, gone, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"{path} cannot be written ({error.strerror or error}): what was saved before is whole; make room or make "
+            f"the folder writable, then go on with the same command, --name and --resume true"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: beside its place, synced, then renamed.
+
+    Raises:
+        OSError: the disk refuses; nothing is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Readable JSON; NaN has no place in it."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write readable JSON atomically.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    write_atomically(path, json_bytes(content))
+
+
+def sync_file(path: Path) -> None:
+    """Until what was written to a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Until the names in a folder are on the disk."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

@@ -1,0 +1,195 @@
+"""A snapshot: a folder of safetensors files and a manifest, which is whole or does not bear its name.
+
+It holds `server.safetensors` or `client-<n>.safetensors` for each part, and `manifest.json` with the snapshot's name,
+what is said about it, the size and SHA-256 of each file, and the manifest's own. It is written beside its place and
+renamed. Anything that is changed afterwards, be it one bit, is found on reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pfedst.errors import StateError
+from pfedst.payload import State
+from pfedst.state.files import json_bytes, sync_file, sync_folder
+
+FORMAT = 2
+SEPARATOR = "|"
+MANIFEST = "manifest.json"
+PART_FILE = r"server\.safetensors|client-\d+\.safetensors"
+MOST_MANIFEST_BYTES = 2**26
+"""More than a federation of 100,000 clients needs; what is larger is not read."""
+
+
+class Snapshot(NamedTuple):
+    """What is saved at one moment.
+
+    Attributes:
+        name: of its folder.
+        about: what was said about it, as JSON takes it.
+        parts: nested dicts of tensors by name: `server`, one a client.
+    """
+
+    name: str
+    about: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
+    """Nested dicts of tensors -> one flat dict, keys joined by `|`.
+
+    Raises:
+        StateError: a leaf that is no tensor, or a name that holds the separator.
+    """
+    flat: State = {}
+    for key, value in tree.items():
+        if SEPARATOR in str(key):
+            raise StateError(f'state "{prefix}{key}": names may not hold "{SEPARATOR}"')
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}{SEPARATOR}")
+        elif isinstance(value, Tensor):
+            # a method may keep one tensor under two names, which safetensors refuses
+            flat[f"{prefix}{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            raise StateError(f'state "{prefix}{key}" is a {type(value).__name__}: keep tensors, and dicts of them')
+    return flat
+
+
+def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `flatten`, but for empty dicts."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(SEPARATOR)
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return tree
+
+
+def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Path:
+    """All files of a snapshot, not yet synced, in a folder beside its place; `publish_snapshot` gives it its name.
+
+    Raises:
+        OSError: the disk refuses; nothing is left.
+    """
+    temporary = _beside(final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        files: dict[str, dict[str, Any]] = {}
+        for index, (name, tree) in enumerate(parts.items()):
+            content = save(flatten(tree))
+            file = "server.safetensors" if name == "server" else f"client-{index}.safetensors"
+            (temporary / file).write_bytes(content)
+            files[name] = {"file": file, "bytes": len(content), "sha256": _sha256(content)}
+        manifest = {"format": FORMAT, "name": final.name, "about": about, "parts": files}
+        (temporary / MANIFEST).write_bytes(_sealed(manifest))
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return temporary
+
+
+def publish_snapshot(temporary: Path, final: Path) -> None:
+    """Sync the files, then give the folder its name.
+
+    Raises:
+        OSError: the disk refuses; nothing is left of it, and what bore the name still does, if anything did.
+    """
+    try:
+        for path in temporary.iterdir():
+            sync_file(path)
+        remove_folder(final)
+        temporary.replace(final)
+        sync_folder(final.parent)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there: its name is gone before its files are."""
+    leaving = _beside(folder, "old")
+    shutil.rmtree(leaving, ignore_errors=True)
+    if folder.is_dir():
+        folder.replace(leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def read_snapshot(folder: Path, part: str | None = None) -> Snapshot:
+    """A snapshot, verified; with `part`, that one alone is read.
+
+    Raises:
+        StateError: a file is missing, changed or of another format.
+    """
+    manifest = _read_manifest(folder)
+    try:
+        parts = {
+            name: _read_part(folder, entry["file"], entry["bytes"], entry["sha256"])
+            for name, entry in manifest["parts"].items()
+            if part in (None, name)
+        }
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"{folder} is missing or damaged ({error!r})") from error
+    return Snapshot(manifest["name"], manifest["about"], parts)
+
+
+def _beside(folder: Path, what: str = "new") -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{what}.part")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    return json_bytes({**manifest, "sha256": _sha256(json_bytes(manifest))})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    place = folder / MANIFEST
+    try:
+        if place.stat().st_size > MOST_MANIFEST_BYTES:
+            raise StateError(f"{place} is damaged (larger than any manifest)")
+        content = place.read_bytes()
+        manifest: dict[str, Any] = json.loads(content)
+        if manifest["format"] != FORMAT:
+            raise StateError(f"{place}: format {manifest['format']}, this version of pfedst reads {FORMAT}")
+        manifest.pop("sha256", None)
+        changed = (
+            content != _sealed(manifest) or manifest["name"] != folder.name or not isinstance(manifest["about"], dict)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StateError(f"{place} is missing or damaged ({error!r})") from error
+    if changed:
+        raise StateError(f"{place} is damaged (it is not what was written)")
+    return manifest
+
+
+def _read_part(folder: Path, file: str, size_bytes: int, sha256: str) -> dict[str, Any]:
+    path = folder / file
+    if not re.fullmatch(PART_FILE, file) or (path.exists() and not path.is_file()):  # a device, another's file
+        raise StateError(f"{folder}: {file} is no file of a snapshot")
+    # the size first: a file that was replaced by a huge one is never in memory
+    if path.stat().st_size != size_bytes:
+        raise StateError(f"{path} is damaged (its size differs)")
+    content = path.read_bytes()
+    if _sha256(content) != sha256:
+        raise StateError(f"{path} is damaged (its SHA-256 differs)")
+    try:
+        return unflatten(load(content))
+    except SafetensorError as error:
+        raise StateError(f"{path} is no safetensors file: {error}") from error

@@ -1,0 +1,281 @@
+"""A client that fails in whatever way is left out of its round, told and recorded, and comes back as it was."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from pfedst.baselines.ditto import Ditto
+from pfedst.baselines.fedavg import FedAvg
+from pfedst.baselines.scaffold import SCAFFOLD
+from pfedst.errors import ConfigurationError, TooFewClientsError
+from pfedst.payload import NET
+from pfedst.reporting.tables import protocol_text
+from pfedst.side_tuning import PFedST
+from pfedst.state import RunState
+from pfedst.testing.small import fit
+from tests.test_resume import go_on, left, same, without_times
+
+BAD = ("site_b", 2)
+"""Who fails, and in which round."""
+
+
+def is_bad(client) -> bool:
+    return (client.name, client.round) == BAD
+
+
+class RaisesInLoss(PFedST):
+    def loss(self, client, batch):
+        loss = super().loss(client, batch)
+        if is_bad(client) and client.trainer.fit_loop.epoch_loop.batch_idx >= 0:
+            raise ZeroDivisionError("a secret of patient 4711")
+        return loss
+
+
+class LosesWithNaN(PFedST):
+    def loss(self, client, batch):
+        return super().loss(client, batch) * (float("nan") if is_bad(client) else 1.0)
+
+
+class KeepsNaN(PFedST):
+    """In what never leaves the client."""
+
+    def edit_gradients(self, client) -> None:
+        if is_bad(client):
+            client.adapter.side.up.lora_A.data.fill_(float("inf"))
+
+
+def sends(change):
+    class Sends(PFedST):
+        def upload(self, client):
+            message = super().upload(client)
+            return change(dict(message[NET])) if is_bad(client) else message
+
+    return Sends
+
+
+def without_first(net):
+    net.pop(next(iter(net)))
+    return {NET: net}
+
+
+def with_first(value):
+    def change(net):
+        key = next(iter(net))
+        return {NET: net | {key: value(net[key])}}
+
+    return change
+
+
+def more_of_everything(factor):
+    return lambda net: {NET: {key: value * factor for key, value in net.items()}}
+
+
+FAULTS = {
+    "raises": (RaisesInLoss, "ZeroDivisionError"),
+    "NaN loss": (LosesWithNaN, "NotFiniteError"),
+    "infinite personal tensor": (KeepsNaN, "NotFiniteError"),
+    "NaN in the message": (sends(more_of_everything(float("nan"))), "NotFiniteError"),
+    "key missing": (sends(without_first), "StateError"),
+    "key added": (sends(lambda net: {NET: net | {"x": torch.ones(1)}}), "StateError"),
+    "undeclared name": (sends(lambda net: {NET: net, "x": {"y": torch.ones(1)}}), "StateError"),
+    "shape": (sends(with_first(lambda tensor: tensor[..., :-1])), "StateError"),
+    "dtype": (sends(with_first(lambda tensor: tensor.double())), "StateError"),
+    "no tensor": (sends(with_first(lambda tensor: tensor.tolist())), "StateError"),
+    "no dict": (sends(lambda net: [net]), "StateError"),
+    "absurd norm": (sends(more_of_everything(1e9)), "StateError"),
+}
+
+
+class AbsentOnce(PFedST):
+    """The reference: the bad client is not asked in that round, by hand."""
+
+
+def records_of(folder):
+    return [json.loads(line) for line in (folder / "run/rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def absent_once(tmp_path_factory):
+    """A run in which the client simply is not drawn in that round."""
+    from pfedst.federation import Federation
+
+    folder = tmp_path_factory.mktemp("absent")
+    draw = Federation.draw
+
+    def without_the_bad(self, round_number, participation):
+        drawn = draw(self, round_number, participation)
+        return [name for name in drawn if (name, round_number) != BAD]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Federation, "draw", without_the_bad)
+        summary = fit(folder, PFedST(), rounds=3)
+    return summary, left(folder)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_client_is_as_one_that_was_not_asked(tmp_path, caplog, absent_once, name) -> None:
+    method, kind = FAULTS[name]
+    summary = fit(tmp_path, method(), rounds=3)
+    expected, (expected_records, *expected_state) = absent_once
+    records, *state = left(tmp_path)
+    same(([], *state), ([], *expected_state))
+    for model in ("personal", "generic"):
+        assert summary[model] == expected[model]
+    assert summary["left_out"] == {"site_b": {kind: 1}}
+    faulty = [record for record in records if "left_out" in record]
+    assert [(r["round"], r["client"], r["participated"], r["left_out"]) for r in faulty] == [(2, "site_b", False, kind)]
+    others = [record for record in records if record not in faulty]
+    assert others == [r for r in expected_records if (r["client"], r["round"]) != BAD]
+    assert f"client site_b is left out of round {BAD[1]}" in caplog.text
+    assert "left out site_b: 1 of 3 rounds" in protocol_text(summary).plain
+
+
+def test_what_an_error_says_is_told_and_not_recorded(tmp_path, caplog) -> None:
+    fit(tmp_path, RaisesInLoss(), rounds=2)
+    assert "patient 4711" in caplog.text
+    assert "Traceback" in caplog.text
+    assert not [file for file in (tmp_path / "run").rglob("*.json*") if "4711" in file.read_text()]
+
+
+class AlwaysRaises(FedAvg):
+    def loss(self, client, batch):
+        if client.name != "site_a":
+            raise ZeroDivisionError
+        return super().loss(client, batch)
+
+
+def test_a_fault_is_told_at_length_once(tmp_path, caplog) -> None:
+    fit(tmp_path, AlwaysRaises(), rounds=3)
+    assert caplog.text.count("Traceback") == 2
+    assert caplog.text.count("ZeroDivisionError, as before") == 4
+
+
+@pytest.mark.parametrize("min_clients", [2, 3])
+def test_too_few_clients_end_the_run_and_it_goes_on(tmp_path, min_clients) -> None:
+    with pytest.raises(TooFewClientsError, match=r"site_b \(ZeroDivisionError\).*--resume") as caught:
+        fit(tmp_path, AlwaysRaises(), rounds=3, min_clients=min_clients)
+    assert f"1 of 3 clients reported, --coordinator.min_clients is {min_clients}" in str(caught.value)
+    assert [path.name for path in RunState(tmp_path / "run/state").rounds()] == ["round-000000"]
+    whole = fit(tmp_path / "whole", FedAvg(), rounds=3)
+    resumed = go_on(tmp_path, FedAvg(), rounds=3, min_clients=min_clients)
+    assert resumed["personal"] == whole["personal"]
+
+
+class NobodyReports(FedAvg):
+    def loss(self, client, batch):
+        if client.round == 2:
+            raise ZeroDivisionError
+        return super().loss(client, batch)
+
+
+def test_with_no_client_demanded_a_round_without_any_changes_nothing(tmp_path) -> None:
+    summary = fit(tmp_path, NobodyReports(), rounds=3, min_clients=0)
+    assert summary["left_out"] == {f"site_{x}": {"ZeroDivisionError": 1} for x in "abc"}
+    received = {(r["round"], r["client"]): r["received"] for r in records_of(tmp_path)}
+    assert received[1, "site_a"] == received[2, "site_a"] != received[3, "site_a"]
+    with pytest.raises(TooFewClientsError):
+        fit(tmp_path / "one", NobodyReports(), rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"min_clients": -1}, "min_clients -1: must be 0 or more"),
+        ({"min_clients": 4}, "a round asks 3 clients only"),
+        ({"min_clients": 2, "participation": 0.3}, "a round asks 1 clients only"),
+        ({"most_norm_ratio": 1.0}, "most_norm_ratio 1.0: must be above 1"),
+        ({"timeout_seconds": 5.0}, "add --coordinator.executor processes"),
+        ({"timeout_seconds": 0.0, "executor": "processes"}, "must be above 0"),
+        ({"timeout_seconds": float("nan"), "executor": "processes"}, "must be above 0"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, words) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        fit(tmp_path, FedAvg(), **options)
+
+
+class RaisesConfiguration(FedAvg):
+    def loss(self, client, batch):
+        raise ConfigurationError("--method.x cannot work")
+
+
+def test_an_option_that_cannot_work_is_nobodys_fault(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot work"):
+        fit(tmp_path, RaisesConfiguration())
+
+
+class OddControl(SCAFFOLD):
+    """Another shape under a name whose shapes nobody declares."""
+
+    def upload(self, client):
+        message = super().upload(client)
+        if is_bad(client):
+            key = next(iter(message["control"]))
+            message["control"][key] = message["control"][key][:1]
+        return message
+
+
+class NaNControl(SCAFFOLD):
+    def upload(self, client):
+        message = super().upload(client)
+        if is_bad(client):
+            message["control"][next(iter(message["control"]))].fill_(float("nan"))
+        return message
+
+
+@pytest.mark.parametrize("method", [OddControl, NaNControl])
+def test_what_travels_beside_the_model_is_looked_at_too(tmp_path, method) -> None:
+    assert list(fit(tmp_path, method(), rounds=3)["left_out"]) == ["site_b"]
+
+
+def test_without_a_limit_an_absurd_norm_is_merged(tmp_path) -> None:
+    method = sends(more_of_everything(1e6))
+    assert fit(tmp_path, method(), rounds=2, most_norm_ratio=None)["left_out"] == {}
+
+
+class RaisesInFineTuning(Ditto):
+    def loss(self, client, batch):
+        if client.finetuning and client.name == "site_b":
+            raise ZeroDivisionError
+        return super().loss(client, batch)
+
+
+def test_a_client_that_fails_in_fine_tuning_is_as_after_the_last_merge(tmp_path) -> None:
+    tuned = fit(tmp_path / "tuned", RaisesInFineTuning(finetune_epochs=2))
+    plain = fit(tmp_path / "plain", Ditto())
+    assert tuned["left_out"] == {"site_b": {"ZeroDivisionError": 1}}
+    clients = tuned["personal"]["clients"], plain["personal"]["clients"]
+    assert clients[0]["site_b"] == clients[1]["site_b"]
+    finetuned = left(tmp_path / "tuned")[2]["client-2.safetensors"]
+    before = left(tmp_path / "plain")[2]["client-2.safetensors"]
+    assert all(torch.equal(tensor, before[key]) for key, tensor in finetuned.items())
+
+
+class Hangs(PFedST):
+    def loss(self, client, batch):
+        if is_bad(client):
+            time.sleep(600)
+        return super().loss(client, batch)
+
+
+class EndsItsProcess(PFedST):
+    def loss(self, client, batch):
+        if is_bad(client):
+            import os
+
+            os._exit(9)
+        return super().loss(client, batch)
+
+
+@pytest.mark.parametrize("method", [Hangs, EndsItsProcess])
+def test_a_worker_that_does_not_answer_is_replaced(tmp_path, absent_once, method) -> None:
+    options = {"executor": "processes", "workers": 1, "threads": 1, "timeout_seconds": 6.0}
+    summary = fit(tmp_path, method(), rounds=3, **options)
+    assert summary["left_out"] == {"site_b": {"NoAnswerError": 1}}
+    same(([], *left(tmp_path)[1:]), ([], *absent_once[1][1:]))
+
+
+def test_without_times_keeps_what_counts() -> None:
+    assert without_times({"fit_seconds": 1, "a": [{"total_seconds": 2, "b": 3}]}) == {"a": [{"b": 3}]}

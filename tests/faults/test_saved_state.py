@@ -1,0 +1,333 @@
+"""What is on disk: fits are not done again, whatever is changed is found, and a disk that refuses loses nothing."""
+
+import json
+import os
+import random
+import shutil
+
+import pytest
+import torch
+
+from pfedst.baselines.ditto import Ditto
+from pfedst.baselines.fedavg import FedAvg
+from pfedst.baselines.scaffold import SCAFFOLD
+from pfedst.cli import main
+from pfedst.errors import StateError
+from pfedst.side_tuning import PFedST
+from pfedst.state import RunState, StateSaver
+from pfedst.state.snapshot import read_snapshot
+from pfedst.testing.small import fit
+from tests.test_resume import CLI, go_on, left, same, without_times
+
+
+class StopError(BaseException):
+    """Not of a client: what a kill or a signal is."""
+
+
+def dying(base, round_number, name):
+    """A method that dies in the middle of one fit."""
+
+    class Dying(base):
+        fitted: tuple = ()
+        alive = False
+
+        def loss(self, client, batch):
+            if client.local_epoch == 0 and not client._losses:
+                type(self).fitted += ((client.round, client.name, client.finetuning),)
+            if not self.alive and (client.round, client.name) == (round_number, name):
+                raise StopError
+            return super().loss(client, batch)
+
+    return Dying
+
+
+class DyingRing(FedAvg):
+    sequential = True
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        (PFedST, {}),
+        (SCAFFOLD, {"optimizer_state": "keep"}),
+        (Ditto, {"evaluate_every": 3}),
+        (DyingRing, {}),
+    ],
+    ids=["PFedST", "SCAFFOLD", "Ditto", "ring"],
+)
+def test_fits_that_are_on_disk_are_not_done_again(tmp_path, base, options) -> None:
+    whole = fit(tmp_path / "whole", base(), rounds=3, **options)
+    method = dying(base, 2, "site_c")
+    with pytest.raises(StopError):
+        fit(tmp_path / "cut", method(), rounds=3, **options)
+    saved = sorted(path.name for path in (tmp_path / "cut/run/state").glob("fit-*"))
+    assert saved == ["fit-000002-00000", "fit-000002-00001"]
+    method.alive, method.fitted = True, ()
+    resumed = go_on(tmp_path / "cut", method(), rounds=3, **options)
+    assert method.fitted == ((2, "site_c", False), *((3, f"site_{x}", False) for x in "abc"))
+    resumed["protocol"]["method"] = whole["protocol"]["method"]
+    assert without_times(resumed) == without_times(whole)
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    assert not list((tmp_path / "cut/run/state").glob("fit-*"))
+
+
+def test_without_saved_fits_the_round_is_done_again(tmp_path) -> None:
+    method = dying(PFedST, 2, "site_c")
+    with pytest.raises(StopError):
+        fit(tmp_path, method(), rounds=2, save_fits=False)
+    assert not list((tmp_path / "run/state").glob("fit-*"))
+    method.alive, method.fitted = True, ()
+    go_on(tmp_path, method(), rounds=2, save_fits=False)
+    assert method.fitted == tuple((2, f"site_{x}", False) for x in "abc")
+
+
+def test_fine_tuned_clients_are_not_fine_tuned_again(tmp_path) -> None:
+    class Dies(PFedST):
+        alive = False
+        tuned: tuple = ()
+
+        def loss(self, client, batch):
+            if client.finetuning:
+                if not self.alive and client.name == "site_b":
+                    raise StopError
+                type(self).tuned += (client.name,)
+            return super().loss(client, batch)
+
+    whole = fit(tmp_path / "whole", PFedST(finetune_epochs=1), keep_states=1)
+    with pytest.raises(StopError):
+        fit(tmp_path / "cut", Dies(finetune_epochs=1), keep_states=1)
+    Dies.alive, Dies.tuned = True, ()
+    resumed = go_on(tmp_path / "cut", Dies(finetune_epochs=1), keep_states=1, rounds=2)
+    assert set(Dies.tuned) == {"site_b", "site_c"}
+    resumed["protocol"]["method"] = "PFedST"
+    assert without_times(resumed) == without_times(whole)
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    rounds = [path.name for path in RunState(tmp_path / "cut/run/state").rounds()]
+    assert rounds == ["round-000002", "round-000002-finetuned"]
+    longer = go_on(tmp_path / "cut", PFedST(finetune_epochs=1), keep_states=1, rounds=3)
+    straight = fit(tmp_path / "long", PFedST(finetune_epochs=1), rounds=3)
+    assert longer["personal"] == straight["personal"]
+    rounds = [path.name for path in RunState(tmp_path / "cut/run/state").rounds()]
+    assert rounds == ["round-000003", "round-000003-finetuned"]
+
+
+def test_a_damaged_or_foreign_fit_is_told_and_done_again(tmp_path, caplog) -> None:
+    whole = fit(tmp_path / "whole", PFedST(), rounds=2)
+    method = dying(PFedST, 2, "site_c")
+    with pytest.raises(StopError):
+        fit(tmp_path / "cut", method(), rounds=2)
+    state = tmp_path / "cut/run/state"
+    file = next((state / "fit-000002-00000").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    # the fit of another client under this one's name
+    shutil.copytree(state / "fit-000002-00001", state / "fit-000002-00002")
+    method.alive, method.fitted = True, ()
+    resumed = go_on(tmp_path / "cut", method(), rounds=2)
+    assert [name for _, name, _ in method.fitted] == ["site_a", "site_c"]
+    assert caplog.text.count("the client is fitted again") == 2
+    assert resumed["personal"] == whole["personal"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Rounds 1 and 2 of a run of three, and a fit of the third."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(StopError):
+        fit(folder, dying(FedAvg, 3, "site_b")(), rounds=3)
+    return folder
+
+
+def mutations(number, seed):
+    """(what, how to change the bytes of a file)."""
+    draw = random.Random(seed)
+
+    def flip(content):
+        place = draw.randrange(len(content))
+        return content[:place] + bytes([content[place] ^ (1 << draw.randrange(8))]) + content[place + 1 :]
+
+    def cut(content):
+        return content[: draw.randrange(len(content))]
+
+    def swap(content):
+        middle = draw.randrange(1, len(content))
+        return content[middle:] + content[:middle]
+
+    def grow(content):
+        return content + bytes(draw.randrange(1, 9))
+
+    return [draw.choice((flip, cut, swap, grow)) for _ in range(number)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_changed_of_a_state_is_found(interrupted, tmp_path, seed) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(interrupted / "run/state", state)
+    files = sorted(path for path in state.rglob("*") if path.is_file())
+    assert len(files) == 2 * 5 + 2  # two rounds of a server, three clients and a manifest; a fit
+    draw = random.Random(seed)
+    for change in mutations(60, seed):
+        file = draw.choice(files)
+        content = file.read_bytes()
+        changed = change(content)
+        if changed == content:
+            continue
+        file.write_bytes(changed)
+        with pytest.raises(StateError, match=file.parent.name):
+            read_snapshot(file.parent)
+        file.write_bytes(content)
+        read_snapshot(file.parent)
+
+
+@pytest.mark.parametrize("place", ["server.safetensors", "client-1.safetensors", "manifest.json"])
+def test_files_and_folders_that_changed_places_are_found(interrupted, tmp_path, place) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(interrupted / "run/state", state)
+    one, other = state / "round-000001", state / "round-000002"
+    content = (one / place).read_bytes(), (other / place).read_bytes()
+    (one / place).write_bytes(content[1])
+    (other / place).write_bytes(content[0])
+    for folder in (one, other):
+        with pytest.raises(StateError):
+            read_snapshot(folder)
+    (one / place).write_bytes(content[0])
+    (other / place).write_bytes(content[1])
+    one.rename(state / "x")
+    other.rename(one)
+    (state / "x").rename(other)
+    with pytest.raises(StateError, match="not what was written"):
+        RunState(state).last_round()
+
+
+def test_a_file_that_was_replaced_by_a_huge_one_is_not_read(interrupted, tmp_path) -> None:
+    state = tmp_path / "state"
+    shutil.copytree(interrupted / "run/state", state)
+    for name in ("server.safetensors", "manifest.json"):
+        os.truncate(state / "round-000002" / name, 2**42)  # a hole: four terabytes that take no room
+        with pytest.raises(StateError, match=name):
+            read_snapshot(state / "round-000002")
+
+
+def test_records_and_state_stay_together(interrupted, tmp_path, caplog) -> None:
+    whole = fit(tmp_path / "whole", FedAvg(), rounds=3)
+
+    def resume(name, change):
+        shutil.copytree(interrupted, tmp_path / name)
+        file = tmp_path / name / "run/rounds.jsonl"
+        file.write_text(change(file.read_text()))
+        return go_on(tmp_path / name, FedAvg(), rounds=3)
+
+    lines = (interrupted / "run/rounds.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 9
+    last_changed = resume("last", lambda text: text[:-40] + "9" + text[-39:])
+    assert without_times(last_changed) == without_times(whole)
+    assert caplog.text.count("an older round is looked for") == 1
+    before = (interrupted / "run/rounds.jsonl").read_text()
+    for change in (lambda text: "", lambda text: text.replace("site_a", "site_A", 1), lambda text: text[:30]):
+        with pytest.raises(StateError, match=r"rounds.jsonl was changed"):
+            resume(f"first {len(change(before))}", change)
+
+
+# -- a disk that refuses -----------------------------------------------------------------------------------------------
+
+
+def refusing(monkeypatch, name, times):
+    """Let a function of `os` fail from its n-th call on."""
+    called, real = [], getattr(os, name)
+
+    def refuse(*arguments):
+        called.append(arguments)
+        if len(called) > times:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(f"os.{name}", refuse)
+
+
+@pytest.mark.parametrize("times", [3, 8, 13])
+def test_a_full_disk_ends_a_run_with_the_state_before(tmp_path, monkeypatch, capsys, times) -> None:
+    whole = main([*CLI[:-1], "--name=w", f"--runs_dir={tmp_path}", "--coordinator.rounds=3"])
+    assert whole == 0
+    arguments = [*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=3"]
+    with monkeypatch.context() as patch:
+        refusing(patch, "fsync", times)
+        assert main(arguments) == 5
+    message = capsys.readouterr().err
+    assert "No space left on device" in message
+    assert "--resume true" in message
+    assert "Traceback" not in message
+    assert not list((tmp_path / "a").rglob("*.part"))
+    assert main([*arguments, "--resume"]) == 0
+    numbers = [json.loads((tmp_path / name / "summary.json").read_text())["personal"] for name in "aw"]
+    assert numbers[0] == numbers[1]
+
+
+def test_a_file_larger_than_the_disk_takes(tmp_path) -> None:
+    """With the limit of the system on the size of a file: what a full disk says while a file is written."""
+    resource = pytest.importorskip("resource")
+    saver = StateSaver(tmp_path, keep=2)
+    with saver:
+        saver.save("round-000001", {}, {"server": {"w": torch.zeros(10)}})
+        saver.wait()
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            with pytest.raises(StateError, match="cannot be written"):
+                saver.save("round-000002", {}, {"server": {"w": torch.zeros(10_000)}})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
+    assert RunState(tmp_path).last_round().parts["server"]["w"].shape == (10,)
+
+
+def test_a_data_folder_that_vanishes_ends_the_run_and_it_goes_on(tmp_path, capsys) -> None:
+    from PIL import Image
+
+    root = tmp_path / "data"
+    for site in ("a", "b"):
+        for split in ("train", "test"):
+            for label in ("x", "y"):
+                for index in range(4):
+                    file = root / site / split / label / f"{index}.png"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    seed = sum(map(ord, f"{site}{split}{label}{index}"))
+                    Image.frombytes("RGB", (32, 32), random.Random(seed).randbytes(3072)).save(file)
+
+    arguments = [option for option in CLI if not option.startswith("--data")]
+    arguments += ["--data=FolderSites", f"--data.root={root}", f"--runs_dir={tmp_path}", "--coordinator.rounds=2"]
+    arguments += ["--data.cache_folder", str(tmp_path / "seen"), "--data.validation_fraction=0"]
+    assert main([*arguments[:-1], "--data.validation_fraction=0", "--name=whole"]) == 0
+
+    from pfedst.federation import Federation
+
+    merge = Federation.merge
+    with pytest.MonkeyPatch.context() as patch:
+
+        def merge_and_lose(self, messages):
+            merge(self, messages)
+            if root.is_dir():
+                root.rename(tmp_path / "elsewhere")
+
+        patch.setattr(Federation, "merge", merge_and_lose)
+        assert main(arguments) == 3
+    message = capsys.readouterr().err
+    assert "no such file" in message
+    assert "Traceback" not in message
+    (tmp_path / "elsewhere").rename(root)
+    assert main([*arguments, "--resume"]) == 0
+    numbers = [json.loads((tmp_path / name / "summary.json").read_text())["personal"] for name in ("a", "whole")]
+    assert numbers[0] == numbers[1]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_three_ways_to_say_it(tmp_path, capsys) -> None:
+    arguments = [*CLI, f"--runs_dir={tmp_path}"]
+    assert main([*arguments, "--coordinator.rounds=1"]) == 0
+    for rounds, words in ((2, ["--resume"]), (3, ["--resume", "true"]), (4, ["--ckpt_path", "last"])):
+        assert main([*arguments, f"--coordinator.rounds={rounds}", *words]) == 0
+        summary = json.loads((tmp_path / "a/summary.json").read_text())
+        assert summary["cost"]["resumed_after_round"] == rounds - 1
+    capsys.readouterr()
+    assert main([*arguments, "--ckpt_path", "some/file.ckpt"]) == 2
+    assert "--ckpt_path some/file.ckpt: fit goes on with `last`" in capsys.readouterr().err
