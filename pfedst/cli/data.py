@@ -17,7 +17,7 @@ from pfedst.data.prepare.init import InitOptions, make_manifest
 from pfedst.data.prepare.partition import PartitionOptions, partition
 from pfedst.data.prepare.partition_files import save_partition, shift_images
 from pfedst.data.prepare.preprocessing import PreprocessingOptions, preprocess_tree
-from pfedst.data.sets.manifest import read_table
+from pfedst.data.tables import read_table
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.reporting import bytes_text, console_of
 from pfedst.state import write_atomically
@@ -31,6 +31,7 @@ usage: pfedst data prepare NAME [--root FOLDER]      what to get of a public dat
 
 Options of a command: pfedst data COMMAND --help.
 """
+OUTSIDE = "images may lie outside of the folder, where a path or a link leads out of it"
 
 
 def run_data(arguments: Sequence[str]) -> int:
@@ -93,12 +94,13 @@ def _init(arguments: Sequence[str]) -> int:
     parser = DataParser(prog="pfedst data init", description="Write a manifest of a folder of images.")
     parser.add_argument("folder", type=Path, help="images in folders named by class, site or split")
     parser.add_argument("--manifest", type=Path | None, default=None, help="to write; default: FOLDER/manifest.csv")
+    parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(InitOptions)
     given = parser.parse_args(list(arguments))
     target, options = given.manifest or given.folder / "manifest.csv", _options(InitOptions, given)
     if target.exists():
         raise DataError(f"{target} exists and is not overwritten; remove it, or give --manifest")
-    table, levels = make_manifest(given.folder, options)
+    table, levels = make_manifest(given.folder, options, given.outside_files)
     _write(target, table.to_csv(index=False).encode())
     drawn = "" if "split" in levels else f", train and test drawn with seed {given.seed}"
     groups = table["group"].replace("", None).nunique()
@@ -121,9 +123,11 @@ def _preprocess(arguments: Sequence[str]) -> int:
     parser.add_argument("source", type=Path, help="folder of images, of any depth")
     parser.add_argument("target", type=Path, help="folder for the copies, of the same names")
     parser.add_argument("--workers", type=int, default=0, help="threads; 0: as many as there are cores")
+    parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(PreprocessingOptions)
     given = parser.parse_args(list(arguments))
-    report = preprocess_tree(given.source, given.target, _options(PreprocessingOptions, given), given.workers)
+    options = _options(PreprocessingOptions, given)
+    report = preprocess_tree(given.source, given.target, options, given.workers, given.outside_files)
     print(
         f"{given.target}: {report.written:,} images written, {report.skipped:,} were there; "
         f"{bytes_text(report.bytes_before)} -> {bytes_text(report.bytes_after)} in {report.seconds:.0f} s"
@@ -136,6 +140,7 @@ def _partition(arguments: Sequence[str]) -> int:
     parser.add_argument("manifest", type=Path, help="columns path, label, split, and optionally group")
     parser.add_argument("target", type=Path, help="folder to write: manifest.csv, partition.json, partition.png")
     parser.add_argument("--root", type=Path | None, default=None, help="of the paths; default: the manifest's folder")
+    parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(PartitionOptions)
     given = parser.parse_args(list(arguments))
     options = _options(PartitionOptions, given)
@@ -147,7 +152,7 @@ def _partition(arguments: Sequence[str]) -> int:
     table = partition(read_table(given.manifest), options)
     given.target.mkdir(parents=True, exist_ok=True)
     if options.by == "features":
-        table, root = shift_images(table, root, given.target, options), given.target
+        table, root = shift_images(table, root, given.target, options, given.outside_files), given.target
     save_partition(table, options, given.target)
     print(given.target / "partition.png")
     manifest, images = (shlex.quote(str(path)) for path in (given.target / "manifest.csv", root))

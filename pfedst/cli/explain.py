@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfedst.cli.plain_yaml import read_yaml
+import yaml
+
+from pfedst.cli.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, nearest
 
 
@@ -46,32 +48,12 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name in ("--config", "-c"):
-            path = Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))
             try:
-                yield from _flat(read_yaml(path))
-            except (OSError, ValueError):
+                yield from _flat(read_yaml(Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))))
+            except (OSError, ValueError, yaml.YAMLError, ConfigurationError):
                 continue
         elif name.startswith("--"):
             yield name[2:].rstrip("+"), value or (arguments[index + 1] if index + 1 < len(arguments) else "")
-
-
-def check_config_files(arguments: Sequence[str]) -> None:
-    """Refuse files that the parser would end on with a traceback, or never end on.
-
-    Raises:
-        ConfigurationError: naming the file.
-    """
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name not in ("--config", "-c"):
-            continue
-        path = Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))
-        try:
-            found = read_yaml(path) if path.is_file() else {}  # the parser says best what else it may be
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"--config {path}: not a readable configuration ({error})") from error
-        if found is not None and not isinstance(found, dict):
-            raise ConfigurationError(f"--config {path}: a configuration is a mapping, such as `seed_everything: 0`")
 
 
 def subclasses(base: type) -> dict[str, type]:

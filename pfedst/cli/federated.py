@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
 from pfedst.cli.resume import check_same_configuration, told_when_interrupted
+from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
 from pfedst.client import FederatedClient
 from pfedst.coordinator import FederatedCoordinator
 from pfedst.data import FederatedDataModule, Split
@@ -27,6 +28,9 @@ from pfedst.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.state import write_json, writing
 from pfedst.trainer import LEAN_TRAINER
+
+ENVIRONMENT = "PFEDST"
+"""Variables that give options begin so."""
 
 
 class Parser(LightningArgumentParser):
@@ -46,7 +50,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # argparse would take --coordinator.round for --coordinator.rounds
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, allow_abbrev=False, **{"parser_mode": CHECKED_YAML} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise one clear error in place of argparse's usage text."""
@@ -71,7 +75,7 @@ class PFedSTCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,
             parser_class=Parser,
-            parser_kwargs={"default_env": True, "env_prefix": "PFEDST"},
+            parser_kwargs={"default_env": True, "env_prefix": ENVIRONMENT},
             args=list(arguments),
         )
 
@@ -180,6 +184,7 @@ class PFedSTCLI(LightningCLI):
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` as `interface` does it; the exit code."""
     _quieten()
+    check_configurations(arguments, ENVIRONMENT)
     registered_methods()  # imports them, so that their class names serve as short names
     Parser.arguments = arguments
     try:

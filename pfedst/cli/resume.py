@@ -10,7 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pfedst.cli.plain_yaml import parse_yaml, read_yaml
+import yaml
+
+from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
 
 HARMLESS = (
@@ -49,8 +51,8 @@ def check_same_configuration(folder: Path, text: str) -> None:
     """
     file = folder / "config.yaml"
     try:
-        then, now = _flat(read_yaml(file)), _flat(parse_yaml(text))
-    except (OSError, ValueError, AttributeError) as error:
+        then, now = _flat(read_yaml(file)), _flat(load_yaml(text, "the configuration"))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, ConfigurationError) as error:
         raise StateError(f"{file} is missing or damaged: the run cannot go on; start a new one") from error
     differing = [
         f"--{key} was {then.get(key)}, is {now.get(key)}"

@@ -61,6 +61,8 @@ class FederatedDataModule(LightningDataModule):
         audit: look for leaks between splits, absent classes, duplicates and the like before training: `warn` tells a
             headline, `strict` refuses to train on an error, `off` does not look. Duplicates are looked for only with
             verify_images.
+        outside_files: images may lie outside of the folders that the data set names, where a path with `..`, an
+            absolute path or a link leads out of them; without, such an image is an error.
         ordinal: the classes are grades in their order, so that the quadratic weighted kappa has a meaning.
         cache: what to keep on disk of the encoder's answers, so that no image passes it twice: `pooled`, `tokens`
             or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
@@ -89,6 +91,7 @@ class FederatedDataModule(LightningDataModule):
         num_workers: int = 0,
         verify_images: bool = True,
         audit: AuditLevel = "warn",
+        outside_files: bool = False,
         ordinal: bool = False,
         cache: CacheKind = "none",
         cache_dtype: TapDtype = "float32",
@@ -113,6 +116,7 @@ class FederatedDataModule(LightningDataModule):
         self.verify_images = verify_images
         self.audit: AuditLevel = audit
         self.report: AuditReport | None = None
+        self.outside_files = outside_files
         self.ordinal = ordinal
         self.views = views
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
@@ -167,7 +171,7 @@ class FederatedDataModule(LightningDataModule):
         """What `read` gives, checked, with validation cut from train.
 
         Args:
-            files: whether every file must be there; without, the tables alone are read.
+            files: whether every file must be there, and where it may be; without, the tables alone are read.
 
         Raises:
             DataError: naming the site, row or file.
@@ -175,7 +179,7 @@ class FederatedDataModule(LightningDataModule):
         found = self.read()
         found.check_labels()
         if files:
-            found.check_files()
+            found.check_files(self.outside_files)
             found = found.with_patients()
         return found.with_validation(self.validation_fraction, self.split_seed)
 

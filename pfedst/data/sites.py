@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from pfedst.data.sources import FileSource, ImageSource, Record, Subset, absent
+from pfedst.data.files import look, shown, told_outside
+from pfedst.data.sources import FileSource, ImageSource, Record, Subset
 from pfedst.data.splitting import split_sites
 from pfedst.errors import DataError, listed, nearest
 
@@ -74,12 +76,16 @@ class Sites:
         splits: the splits of every site (validation only if it is given).
         complete: what a user does about files that are missing.
         regroup: what a user does about a group that lies in two splits.
+        roots: the folders that the user named: files must lie in one of them; none: they may lie anywhere.
+        rows: where a table lists a file, for errors.
     """
 
     class_names: Sequence[str]
     splits: dict[str, dict[Split, LabelledImages]]
     complete: str = "complete the copy, or correct the paths"
     regroup: str = "give all images of a group to one split"
+    roots: Sequence[Path] = ()
+    rows: Mapping[Path, str] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
         """Every site and split, in the order of SPLITS."""
@@ -112,17 +118,24 @@ class Sites:
                         f"{len(self.class_names) - 1}"
                     )
 
-    def check_files(self) -> None:
-        """Every file is there.
+    def check_files(self, outside_files: bool = False) -> None:
+        """Every file is there, and lies in the roots.
+
+        Args:
+            outside_files: files may lie anywhere.
 
         Raises:
-            DataError: naming the first that are not.
+            DataError: naming the first that are not, or do not.
         """
         paths = [path for _, _, part in self.parts() for path in FileSource.paths_of(part.source)]
-        if missing := absent(paths):
-            raise DataError(
-                f"{len(missing):,} of {len(paths):,} images are missing: {listed(missing, most=3)}; {self.complete}"
-            )
+        missing, outside = look(paths, () if outside_files else self.roots)
+        if outside:
+            remedy = "give --data.root a folder that holds all images, or --data.outside_files true if that is meant"
+            row = self.rows.get(next(iter(outside)))
+            raise DataError(told_outside(outside, self.roots, remedy, f"{row}: " if row else ""))
+        if missing:
+            told = listed([shown(path, why) for path, why in missing.items()], most=3)
+            raise DataError(f"{len(missing):,} of {len(paths):,} images are missing: {told}; {self.complete}")
 
     def with_patients(self) -> Sites:
         """The same, with the patient that a file itself names as the group of an image that has none."""
@@ -156,7 +169,12 @@ class Sites:
 
 def class_order(names: Iterable[str]) -> list[str]:
     """Each name once, sorted, numbers by their value."""
-    return sorted(set(names), key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+    return sorted(set(names), key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
+
+
+def _is_number(text: str) -> bool:
+    """Whether it can be an index: Python refuses to read numbers of thousands of digits."""
+    return text.isdecimal() and len(text) < 20
 
 
 def class_index(where: str, label: str, classes: Sequence[str], given: bool) -> int:
@@ -173,7 +191,7 @@ def class_index(where: str, label: str, classes: Sequence[str], given: bool) -> 
     """
     if label in classes:
         return classes.index(label)
-    if given and label.lstrip("-").isdecimal():
+    if given and _is_number(label.removeprefix("-")):
         if 0 <= int(label) < len(classes):
             return int(label)
         raise DataError(f"{where}: label {label} is out of range 0 to {len(classes) - 1}")

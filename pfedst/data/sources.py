@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -121,10 +121,7 @@ class FileSource:
     @staticmethod
     def paths_of(source: ImageSource) -> list[Path]:
         """The files of a source; none where it holds no files."""
-        if isinstance(source, Subset):
-            paths = FileSource.paths_of(source.source)
-            return [paths[index] for index in source.indices] if paths else []
-        return list(source.paths) if isinstance(source, FileSource) else []
+        return [path for path in _paths(source) if path is not None]
 
     def group(self, index: int) -> str | None:
         """The patient, where the file itself says one (as DICOM does); as a hash, never in clear."""
@@ -139,10 +136,12 @@ class EncodedSource:
     Args:
         read: index -> bytes.
         names: what each is called.
+        files: that `read` reads, None for an image that is in no file of its own; empty: none is.
     """
 
     read: Callable[[int], bytes]
     names: Sequence[str]
+    files: Sequence[Path | None] = ()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -232,6 +231,16 @@ class JoinedSource(Rearranged):
         return self.places[index]
 
 
+def _paths(source: ImageSource) -> Sequence[Path | None]:
+    """Of every image the file, or nothing at all."""
+    if isinstance(source, Subset):
+        paths = _paths(source.source)
+        return [paths[index] for index in source.indices] if paths else []
+    if isinstance(source, EncodedSource):
+        return source.files
+    return source.paths if isinstance(source, FileSource) else []
+
+
 def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
     """An encoded image in RGB, turned as EXIF says.
 
@@ -303,18 +312,3 @@ def unreadable(name: str, error: Exception) -> DataError:
     else:
         reason = str(error) or type(error).__name__
     return DataError(f"{name}: {reason}; remove it, or copy it again")
-
-
-def absent(paths: Iterable[Path]) -> list[Path]:
-    """Those that do not exist; one listing a folder, as asking for each file by itself is slow on network disks."""
-    listings: dict[Path, set[str]] = {}
-    missing = []
-    for path in paths:
-        if path.parent not in listings:
-            try:
-                listings[path.parent] = {found.name for found in path.parent.iterdir()}
-            except OSError:
-                listings[path.parent] = set()
-        if path.name not in listings[path.parent]:
-            missing.append(path)
-    return missing

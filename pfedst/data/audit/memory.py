@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ import PIL
 from pfedst.data.audit.facts import ImageFacts, Seen
 from pfedst.data.sites import Place, Sites
 from pfedst.data.sources import FileSource, ImageHeader, content_digest
+from pfedst.data.tables import read_json
 from pfedst.state import write_json
 
 LOOKS = "looks"
@@ -52,7 +52,7 @@ def forget(folder: Path) -> None:
 def recall(file: Path, places: Sequence[Place]) -> Seen | None:
     """What was kept of these images; None if nothing was, or if it is damaged."""
     try:
-        kept = json.loads(file.read_text())
+        kept = read_json(file)
         facts = {
             place: ImageFacts(ImageHeader(*header) if header else None, digest, error)
             for place, (header, digest, error) in zip(places, kept["facts"], strict=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.files import look
 from pfedst.data.sets.fed_drg import DEFAULT_DOMAINS, DOMAINS, FedDRG
 from pfedst.data.sets.fed_isic import IMAGE_FOLDERS, METADATA, SITE_NAMES, FedISIC2019
-from pfedst.data.sources import FileSource, absent
+from pfedst.data.sources import FileSource
 from pfedst.errors import DataError, listed
 
 FLAMBY_SPLIT = "d0f9d0d0102f60d78b4c5f9f0ef32100881a8e92fe6c38644f980b3eb4e1a86c"
@@ -110,7 +111,7 @@ def _parts(data: FederatedDataModule, site: str, published: tuple[int, int], nee
         return [Check(site, False, str(error), needed)]
     paths = [path for part in splits.values() for path in FileSource.paths_of(part.source)]
     rows = (len(splits["train"].labels) + len(splits["validation"].labels), len(splits["test"].labels))
-    missing = absent(paths)
+    missing = list(look(paths).missing)
     gone = set(missing)
     empty = [path for path in paths if path not in gone and not path.stat().st_size]
     told = [f"{rows[0]:,} train and {rows[1]:,} test rows"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pfedst.data.files import refuse_outside
 from pfedst.data.sets.folder import is_image
 from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
 from pfedst.data.sources import FileSource
@@ -62,17 +63,24 @@ class InitOptions:
         return self.layout.strip("/").split("/") if self.layout is not None else None
 
 
-def make_manifest(folder: Path, options: InitOptions) -> tuple[pd.DataFrame, list[str]]:
+def make_manifest(folder: Path, options: InitOptions, outside_files: bool = False) -> tuple[pd.DataFrame, list[str]]:
     """The table `path, label, site, split, group` of all images below a folder, and what each level was taken for.
 
+    Args:
+        folder: to look into.
+        options: how it is read.
+        outside_files: links to files may lead out of the folder.
+
     Raises:
-        DataError: no image, folders of different depth, or a layout that does not fit.
+        DataError: no image, folders of different depth, a layout that does not fit, or a link that leads out.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder with the images")
     images = _images_below(folder)
     if not images:
         raise DataError(f"{folder}: no image in it or below it; give the folder with the images")
+    if not outside_files:
+        refuse_outside((folder / path for path in images), folder)
     depths = {len(path.parts): path for path in images}
     if len(depths) > 1:
         shallow, deep = depths[min(depths)], depths[max(depths)]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pfedst.data.files import refuse_outside
 from pfedst.data.prepare.partition import PartitionOptions
 from pfedst.data.sets.synthetic import Camera
 from pfedst.data.sites import SPLITS
@@ -47,7 +48,9 @@ def see(image: Image.Image, camera: Camera) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(seen, 0, 1) * 255).astype(np.uint8))
 
 
-def shift_images(table: pd.DataFrame, root: Path, target: Path, options: PartitionOptions) -> pd.DataFrame:
+def shift_images(
+    table: pd.DataFrame, root: Path, target: Path, options: PartitionOptions, outside_files: bool = False
+) -> pd.DataFrame:
     """Write every image as its site's camera sees it; the table with the new paths, relative to `target`.
 
     The digest in a name is of path, strength and seed: an image that is there is not written again, and one of
@@ -55,16 +58,19 @@ def shift_images(table: pd.DataFrame, root: Path, target: Path, options: Partiti
 
     Args:
         table: of `partition` by `features`; paths are relative to `root`.
-        root: folder of the images.
+        root: folder of the images, out of which no path or link may lead.
         target: gets `images/<site>/<stem>-<digest>.png`.
         options: those of the partition.
+        outside_files: paths and links may lead out of the root.
 
     Raises:
         ConfigurationError: the partition is not by `features`.
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or lies outside of the root.
     """
     if options.by != "features":
         raise ConfigurationError(f"--by {options.by}: only --by features changes images")
+    if not outside_files:
+        refuse_outside((root / path for path in table["path"]), root)
 
     def shift(row: tuple[str, str]) -> str:
         path, site = row

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pfedst.data.dicom.reader import is_dicom, load_dicom
+from pfedst.data.files import refuse_outside
 from pfedst.data.sets.folder import IMAGE_SUFFIXES, existing_folder, is_image
 from pfedst.data.sources import FileSource
+from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each
 from pfedst.errors import ConfigurationError, DataError, listed
 from pfedst.state import write_json
@@ -154,27 +156,32 @@ def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image
     return Image.fromarray(colour_constancy(pixels) if options.colour_constancy else pixels)
 
 
-def preprocess_tree(source: Path, target: Path, options: PreprocessingOptions, workers: int = 0) -> PreprocessingReport:
+def preprocess_tree(
+    source: Path, target: Path, options: PreprocessingOptions, workers: int = 0, outside_files: bool = False
+) -> PreprocessingReport:
     """Preprocess every image in a folder and the folders below it; those that are there already are skipped.
 
     Args:
-        source: hidden files and folders are left out, links are followed.
+        source: hidden files and folders are left out; links are followed, unless they lead out of it.
         target: made if need be; has the same relative names.
         options: what is done to each image.
         workers: number of threads, which does not change the results (decoding and resizing hold no lock); 0: as many
             as cores.
+        outside_files: links may lead out of the source.
 
     Raises:
         ConfigurationError: `workers` is negative.
-        DataError: nothing is written if the source holds no image or two that would get one name, if the target is
-            not outside the source, or was made with other options or otherwise. Images that cannot be read are named
-            once all others are done.
+        DataError: nothing is written if the source holds no image or two that would get one name, if a link leads
+            out of it, if the target is not outside the source, or was made with other options or otherwise. Images that
+            cannot be read are named once all others are done.
     """
     started = time.perf_counter()
     if workers < 0:
         raise ConfigurationError(f"--workers {workers}: must be 0 (as many as cores) or more")
     try:
         jobs = _jobs(existing_folder(source, "SOURCE"), target, options.format)
+        if not outside_files:
+            refuse_outside((job.source for job in jobs), source)
         identity = {"rule": RULE, "source": source.resolve().name, **asdict(options)}
         _open_target(target, identity)
         waiting = [job for job in jobs if not job.done]
@@ -221,9 +228,11 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if not path.is_dir():
+        # a link that leads nowhere is told as missing; a pipe is no image
+        if path.is_file() or not path.exists():
             yield path
-        elif not folder.resolve().is_relative_to(path.resolve()):  # a link to a folder above would never end
+        # a link to a folder above would never end
+        elif path.is_dir() and not folder.resolve().is_relative_to(path.resolve()):
             yield from _files(path)
 
 
@@ -243,7 +252,7 @@ def _open_target(target: Path, identity: Mapping[str, Any]) -> None:
 
 def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
         differing = next((key for key, value in wanted.items() if found.get(key) != value), None)
     except (ValueError, AttributeError) as error:
         raise DataError(f"{file} is damaged: remove {file.parent}, or give another TARGET") from error

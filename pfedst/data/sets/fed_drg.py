@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.files import shown
 from pfedst.data.sets.folder import IMAGE_SUFFIXES, existing_folder, folders
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
+from pfedst.data.tables import check_size
 from pfedst.errors import ConfigurationError, DataError, nearest
 
 GRADES = ("nodr", "mild_npdr", "moderate_npdr", "severe_npdr", "pdr")
@@ -75,6 +77,7 @@ class FedDRG(FederatedDataModule):
             f"complete {root / 'images'} (pfedst data prepare fed_drg --root {root} tells what there should be), or "
             f"choose --data.domains that are there",
             "remove the images of these patients from the split file of one side",
+            [root],
         )
 
     def _there(self, root: Path, domain: str) -> bool:
@@ -119,6 +122,7 @@ class FedDRG(FederatedDataModule):
 
 def _lines(file: Path) -> list[str]:
     try:
+        check_size(file)
         return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a readable text file ({error})") from error
@@ -128,7 +132,7 @@ def _parsed(where: str, line: str, domain: str) -> tuple[str, int]:
     """`DOMAIN/grade/file label` -> the path below `images/`, and the label."""
     listed, _, label = line.strip().replace("\\", "/").rpartition(" ")
     if label not in ("0", "1", "2", "3", "4") or not listed.strip():
-        raise DataError(f'{where}: "{line.strip()}" is not a path and a grade 0 to 4')
+        raise DataError(f'{where}: "{shown(PurePosixPath(line.strip()))}" is not a path and a grade 0 to 4')
     relative = PurePosixPath(listed.strip()).as_posix()
     folders_and_name = relative.split("/")
     if ".." in folders_and_name:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.sets.folder import existing_folder
-from pfedst.data.sets.manifest import read_table
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.data.splitting import split_sites
+from pfedst.data.tables import read_table
 from pfedst.errors import ConfigurationError, DataError
 
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
@@ -106,6 +106,7 @@ class FedISIC2019(FederatedDataModule):
             if images.is_dir()
             else f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/: give their parent",
             "--data.split lesion_grouped cuts every centre anew, by lesions",
+            [root] if self.images is None else [root, images],
         )
 
     def _describe(self, images: Path, split_file: Path, lesions: bool) -> str:
@@ -184,7 +185,7 @@ class FedISIC2019(FederatedDataModule):
     def _numbers(where: str, row: dict[Any, Any]) -> tuple[int, int, Split]:
         try:
             center, target = int(float(row["center"])), int(float(row["target"]))
-        except ValueError as error:
+        except (ValueError, OverflowError, TypeError) as error:  # infinity, and the empty cells of parquet
             raise DataError(f"{where}: center and target must be numbers ({error})") from error
         if center not in range(6) or target not in range(len(CLASS_NAMES)):
             raise DataError(f"{where}: center {center} must be 0 to 5, target {target} 0 to 7")

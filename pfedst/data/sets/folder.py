@@ -55,7 +55,7 @@ class FolderSites(FederatedDataModule):
                 raise DataError(f'{root}: no site "{site}".{nearest(site, found)} Found: {", ".join(found)}')
             self._check_site(root / site)
         classes = list(self.wanted_classes or class_order(c for s in sites for c in self._classes(root / s)))
-        return Sites(classes, {site: self._site(root / site, classes) for site in sites})
+        return Sites(classes, {site: self._site(root / site, classes) for site in sites}, roots=[root])
 
     def _check_site(self, folder: Path) -> None:
         for split in ("train", "test"):
@@ -113,10 +113,16 @@ def is_image(path: Path) -> bool:
 
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder, sorted; a warning tells of files that are none."""
-    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "Thumbs.db"))]
+    with os.scandir(folder) as listing:
+        files = [folder / e.name for e in listing if _is_file(e) and not e.name.startswith((".", "Thumbs.db"))]
     images = sorted(path for path in files if is_image(path))
     if len(images) < len(files):
         logging.getLogger("pfedst").warning(
             "%s: %d files are no images of a known kind and are left out", folder, len(files) - len(images)
         )
     return images
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere is one, too: an image that is missing, not one that was never there."""
+    return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not Path(entry.path).is_dir())

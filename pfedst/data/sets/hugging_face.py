@@ -10,6 +10,7 @@ from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.sets.folder import existing_folder, folders
 from pfedst.data.sites import SPLIT_NAMES, SPLITS, LabelledImages, Sites, Split, class_index, class_order
 from pfedst.data.sources import EncodedSource
+from pfedst.data.tables import check_parquet, check_size
 from pfedst.errors import DataError, nearest
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -66,16 +67,16 @@ class HuggingFaceSites(FederatedDataModule):
                 for row, label in enumerate(texts[split]["label"])
             ]
             groups, images = self._groups(where, table), table.cast_column(self.columns["image"], _undecoded())
-            image_names = _names(images, self.columns["image"], where)
+            image_names, files = _names_and_files(images, self.columns["image"], where)
             rows: dict[str, list[int]] = {}
             for row, site in enumerate(texts[split]["site"]):
                 rows.setdefault(site, []).append(row)
             for site, own in rows.items():
                 reader = _Reader(images, self.columns["image"], own)
-                source = EncodedSource(reader, [image_names[row] for row in own])
+                source = EncodedSource(reader, [image_names[row] for row in own], [files[row] for row in own])
                 part = LabelledImages(source, [labels[row] for row in own], [groups[row] for row in own])
                 splits.setdefault(site, {})[split] = part
-        return Sites(names, dict(sorted(splits.items())))
+        return Sites(names, dict(sorted(splits.items())), roots=[root, _unpacked()])
 
     def _check_columns(self, where: str, table: Any) -> None:
         import datasets
@@ -187,25 +188,43 @@ def _patterns(root: Path) -> dict[str, str]:
         if name not in SPLITS and name.lower() in SPLIT_NAMES:
             raise DataError(f"{root / name}: rename it to {SPLIT_NAMES[name.lower()]}")
     found: dict[str, str] = {split: str(root / split / "**") for split in SPLITS if (root / split).is_dir()}
+    for split in found:
+        for file in (root / split).rglob("metadata.*"):
+            check_size(file)
+            if file.suffix == ".parquet":
+                check_parquet(file)
     if not found:
         raise DataError(f"{root} holds neither train/ and test/ nor a data set of save_to_disk")
     return found
 
 
-def _names(images: Any, column: str, where: str) -> list[str]:
-    """Paths where the table has them; asking for rows would read every image."""
-    cells = [cell for chunk in images.data.column(column).chunks for cell in _paths_and_validity(chunk)]
-    for row, (_, there) in enumerate(cells):
-        if not there:
+def _names_and_files(images: Any, column: str, where: str) -> tuple[list[str], list[Path | None]]:
+    """Paths where the table has them, and the files of images that it does not hold itself.
+
+    Asking for rows would read every image.
+    """
+    cells = [cell for chunk in images.data.column(column).chunks for cell in _paths_and_bytes(chunk)]
+    for row, (path, held) in enumerate(cells):
+        if not path and not held:
             raise DataError(f"{where} row {row}: the image is empty; remove the row, or give its file")
-    return [f"{where} row {row}" + (f" ({path})" if path else "") for row, (path, _) in enumerate(cells)]
+        if path and not held and "://" in path:
+            raise DataError(f"{where} row {row}: {path} lies in an archive; unpack it, and remove the archive")
+    names = [f"{where} row {row}" + (f" ({path})" if path else "") for row, (path, _) in enumerate(cells)]
+    return names, [None if held else Path(str(path)) for path, held in cells]
 
 
-def _paths_and_validity(chunk: Any) -> list[tuple[str | None, bool]]:
-    """Of a column of images: each path, and whether there is an image at all."""
+def _paths_and_bytes(chunk: Any) -> list[tuple[str | None, bool]]:
+    """Of a column of images: each path, and whether the table holds the bytes; neither where there is no image."""
     paths, held = chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist()
     valid = chunk.is_valid().to_pylist()
-    return [(path, bool(ok and (path or has))) for path, has, ok in zip(paths, held, valid, strict=True)]
+    return [(path, has) if ok else (None, False) for path, has, ok in zip(paths, held, valid, strict=True)]
+
+
+def _unpacked() -> Path:
+    """Where the library unpacks the archives of an imagefolder."""
+    import datasets
+
+    return Path(datasets.config.EXTRACTED_DATASETS_PATH)
 
 
 def _undecoded() -> Any:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.files import shown
 from pfedst.data.sets.folder import existing_folder
 from pfedst.data.sites import SPLITS, LabelledImages, Sites, class_index, class_order
 from pfedst.data.sources import Record
+from pfedst.data.tables import columns_told, read_table
 from pfedst.errors import DataError, nearest
 
 COLUMNS = ("path", "label", "site", "split")
@@ -23,7 +22,8 @@ class ManifestSites(FederatedDataModule):
 
     Args:
         manifest: the table: .csv (comma, semicolon or tab) or .parquet (needs pfedst[parquet]).
-        root: paths are relative to this folder and may not lead out of it; default: the manifest's folder.
+        root: paths are relative to this folder, and none may lead out of it (see `outside_files`); default: the
+            manifest's folder.
         class_names: in the order of their indices; labels may then be indices as well as names. Default: all names
             found, sorted.
         options: those of FederatedDataModule.
@@ -52,19 +52,21 @@ class ManifestSites(FederatedDataModule):
         for column in COLUMNS:
             if column not in table.columns:
                 raise DataError(
-                    f'{file}: no column "{column}" (found: {", ".join(map(str, table.columns))}); '
+                    f'{file}: no column "{column}" (found: {columns_told(table)}); '
                     f"needed: {', '.join(COLUMNS)}, optional: group"
                 )
         if table.empty:
             raise DataError(f"{file}: no rows")
         classes = list(self.wanted_classes or class_order(str(label) for label in table["label"] if not _empty(label)))
         splits: dict[str, dict[Any, list[Record]]] = {}
-        seen: dict[Path, int] = {}
+        rows: dict[Path, str] = {}
         for line, row in enumerate(table.to_dict("records"), start=2):
-            record, site, split = self._row(f"{file}, line {line}", row, root, classes)
-            if record.path in seen:
-                raise DataError(f"{file}, line {line}: {row['path']} is already on line {seen[record.path]}; keep one")
-            seen[record.path] = line
+            where = f"{file}, line {line}"
+            record, site, split = self._row(where, row, root, classes)
+            if record.path in rows:
+                before = rows[record.path].removeprefix(f"{file}, ")
+                raise DataError(f"{where}: {shown(record.path)} is already on {before}; keep one")
+            rows[record.path] = where
             splits.setdefault(site, {}).setdefault(split, []).append(record)
         parts = {s: {k: LabelledImages.from_records(v) for k, v in p.items()} for s, p in splits.items()}
         return Sites(
@@ -72,6 +74,8 @@ class ManifestSites(FederatedDataModule):
             dict(sorted(parts.items())),
             f"correct the paths in {file}, or set --data.root",
             f"give all rows of a group one split in {file}",
+            [root],
+            rows,
         )
 
     def _row(self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]) -> tuple[Record, str, str]:
@@ -83,44 +87,12 @@ class ManifestSites(FederatedDataModule):
                 f'{where}: split "{row["split"]}" is unknown.{nearest(str(row["split"]), SPLITS)} '
                 f"Use {', '.join(SPLITS)}"
             )
-        path = root / str(row["path"])
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise DataError(f"{where}: {row['path']} leads out of {root}; give --data.root a folder that holds all")
         group = row.get("group")
         known = None if _empty(group) else str(group)
-        return (
-            Record(path, class_index(where, str(row["label"]), classes, self.wanted_classes is not None), known),
-            str(row["site"]),
-            str(row["split"]),
-        )
+        label = class_index(where, str(row["label"]), classes, self.wanted_classes is not None)
+        return Record(root / str(row["path"]), label, known), str(row["site"]), str(row["split"])
 
 
 def _empty(value: Any) -> bool:
     """Whether a cell holds nothing; the text "nan" is a name like any other, a parquet table has real ones."""
     return value is None or value != value or str(value) == ""
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A CSV table (any of comma, semicolon, tab) with all values as text, or a parquet table.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        if file.suffix == ".parquet":
-            return pd.read_parquet(file)
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            header = opened.readline()
-        separator = max(",;\t", key=header.count)
-        return pd.read_csv(
-            file,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            quoting=csv.QUOTE_MINIMAL,
-        )
-    except ImportError as error:
-        raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
-    except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's errors are ValueErrors
-        raise DataError(f"{file}: not a readable table ({error})") from error

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pfedst.data.datasets import Draw, SiteDataset
+from pfedst.data.tables import read_json
 from pfedst.data.taps.layout import Layout
 from pfedst.data.taps.store import TapStore
 from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
@@ -256,7 +257,7 @@ def stores_in(folder: Path) -> dict[str, TapStore]:
     found = {}
     for place in sorted(folder.glob("*/manifest.json")):
         try:
-            manifest = json.loads(place.read_text())
+            manifest = read_json(place)
             found[place.parent.name] = TapStore(place.parent, Layout(**manifest["layout"]), manifest["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{place} is damaged ({error!r}); remove {place.parent}") from error

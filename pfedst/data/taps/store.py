@@ -8,7 +8,6 @@ a file that was cut loses the rows behind the cut and no others.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from pfedst.data.tables import read_json
 from pfedst.data.taps.layout import Layout
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
@@ -113,7 +113,7 @@ class TapStore:
 
     def _is_mine(self) -> bool:
         try:
-            return bool(json.loads((self.folder / "manifest.json").read_text()) == self.manifest)
+            return bool(read_json(self.folder / "manifest.json") == self.manifest)
         except (OSError, ValueError):
             return False
 

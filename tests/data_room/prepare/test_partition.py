@@ -16,7 +16,8 @@ from PIL import Image
 
 from pfedst.data.prepare.partition import PartitionOptions, draw_shares, partition, round_shares
 from pfedst.data.prepare.partition_files import draw_camera, save_partition, see, shift_images
-from pfedst.data.sets.manifest import ManifestSites, read_table
+from pfedst.data.sets.manifest import ManifestSites
+from pfedst.data.tables import read_table
 from pfedst.encoders import Preprocessing
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.seeds import derive_seed

@@ -330,5 +330,5 @@ def test_a_link_to_a_folder_is_followed_but_not_in_a_circle(tmp_path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "site").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "images" / "again").symlink_to(tmp_path / "images")
-    preprocess_tree(tmp_path / "images", tmp_path / "small", SMALL, workers=1)
+    preprocess_tree(tmp_path / "images", tmp_path / "small", SMALL, workers=1, outside_files=True)
     assert set(content(tmp_path / "small")) == {"site/a.png", "preprocessing.json"}

@@ -1,0 +1,171 @@
+"""Tables and JSON that others wrote, read only once it is clear that they fit into memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pfedst.errors import DataError, listed
+
+MOST_BYTES = 1 << 30
+"""Of a table: millions of rows."""
+MOST_CELLS = 100_000_000
+MOST_IN_A_CELL = 100_000
+MOST_IN_A_HEADER = 1 << 16
+STEP = 1 << 20
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A CSV table (any of comma, semicolon, tab) with all values as text, or a parquet table without nested columns.
+
+    Raises:
+        DataError: it cannot be read, or is far larger than a table of images is.
+    """
+    try:
+        check_size(file)
+        table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
+    except ImportError as error:
+        raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
+    except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's errors are ValueErrors
+        raise DataError(f"{file}: not a readable table ({error})") from error
+    for column, cells in table.items():
+        for line, cell in enumerate(cells, start=2):
+            if isinstance(cell, str) and len(cell) > MOST_IN_A_CELL:
+                raise DataError(
+                    f'{file}, line {line}: the column "{column}" holds {len(cell):,} characters; at most '
+                    f"{MOST_IN_A_CELL:,} are read: shorten it"
+                )
+    return table
+
+
+def check_size(file: Path, most: int = MOST_BYTES) -> None:
+    """A file may be read as a whole.
+
+    Raises:
+        DataError: it is larger than `most` bytes.
+        OSError: it is not there.
+    """
+    if (size := file.stat().st_size) > most:
+        raise DataError(f"{file}: {size:,} bytes; at most {most:,} are read: give only the rows that are needed")
+
+
+def check_parquet(file: Path) -> None:
+    """What a parquet file says of itself fits into memory: a few kilobytes may hold terabytes.
+
+    Raises:
+        DataError: it does not.
+        ImportError: without pyarrow.
+        ValueError, OSError: it is none.
+    """
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as opened:
+        about = opened.metadata
+        groups = [about.row_group(index) for index in range(about.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups)
+        cells = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    if size > MOST_BYTES:
+        raise DataError(
+            f"{file}: {size:,} bytes once it is unpacked; at most {MOST_BYTES:,} are read: give only the rows that are "
+            f"needed"
+        )
+    _check_cells(file, cells)
+
+
+def read_json(file: Path) -> Any:
+    """JSON.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, larger than a table may be, or so nested that nobody wrote it.
+    """
+    try:
+        check_size(file)
+        return json.loads(file.read_text())
+    except (RecursionError, DataError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_cells(file: Path, cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise DataError(
+            f"{file}: about {cells:,} cells; at most {MOST_CELLS:,} are read: give only the rows and columns that are "
+            f"needed"
+        )
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    check_parquet(file)
+    import pyarrow.parquet
+
+    flat = [field for field in pyarrow.parquet.read_schema(file) if not pyarrow.types.is_nested(field.type)]
+    texts = [field.name for field in flat if _is_text(field.type)]
+    # a text that many rows repeat is stored once: as a dictionary it is read once, too, and can be counted
+    table = pyarrow.parquet.read_table(file, columns=[field.name for field in flat], read_dictionary=texts)
+    size = 0
+    for name in texts:
+        for chunk in table[name].chunks:
+            size += _text_bytes(file, name, chunk)
+        if size > MOST_BYTES:
+            raise DataError(f"{file}: {size:,} bytes of text; at most {MOST_BYTES:,} are read: give fewer rows")
+        whole = pyarrow.chunked_array(
+            [chunk.dictionary_decode() for chunk in table[name].chunks], table[name].type.value_type
+        )
+        table = table.set_column(table.column_names.index(name), name, whole)
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    tests = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return types.is_dictionary(kind) or any(test(kind) for test in tests)
+
+
+def _text_bytes(file: Path, name: str, chunk: Any) -> int:
+    """Of a column that is a dictionary: the bytes of all its rows, written out."""
+    import pyarrow.compute
+
+    if not _is_text(chunk.type.value_type):
+        return 0
+    lengths = pyarrow.compute.binary_length(chunk.dictionary)
+    if (longest := pyarrow.compute.max(lengths).as_py() or 0) > MOST_IN_A_CELL:
+        raise DataError(
+            f'{file}: the column "{name}" holds {longest:,} characters in one row; at most '
+            f"{MOST_IN_A_CELL:,} are read: shorten it"
+        )
+    return pyarrow.compute.sum(lengths.take(chunk.indices)).as_py() or 0
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        header = opened.readline(MOST_IN_A_HEADER)
+    if len(header) == MOST_IN_A_HEADER:
+        raise DataError(f"{file}: its first line is longer than {MOST_IN_A_HEADER:,} characters; give a .csv table")
+    separator = max(",;\t", key=header.count)
+    lines = 0
+    with file.open("rb") as content:
+        while step := content.read(STEP):
+            if b"\0" in step:  # pandas would cut the cell there
+                raise DataError(f"{file}: holds zero bytes; save it as CSV in UTF-8")
+            lines += step.count(b"\n")
+    # short rows are filled up to the header's length
+    _check_cells(file, lines * (header.count(separator) + 1))
+    return pd.read_csv(
+        file,
+        sep=separator,
+        dtype=str,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+        quoting=csv.QUOTE_MINIMAL,
+    )
+
+
+def columns_told(table: pd.DataFrame) -> str:
+    """The names of columns for an error."""
+    return listed([str(column)[:100] for column in table.columns], most=20)
