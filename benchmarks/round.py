@@ -3,10 +3,11 @@
     python benchmarks/round.py run [--rounds 48] [--fits 1000] [--profile]
     python benchmarks/round.py table
 
-Both run pFedST on taps from a cache, on one thread, and take turns, so that what else the machine does
-meets both. A round of ours is all that `pfedst fit` does between two evaluations: message out, local fits by the
-Trainer, messages in, merge, records, state on disk. The bare loop loads the merged weights, steps AdamW over the same
-batches, and takes the same mean; its milliseconds are the floor. Writes benchmarks/results/round.json.
+Both run pFedST on taps from a cache, on one thread, and take turns, so that what else the machine does meets both. A
+round of ours is all that `pfedst fit` does between two evaluations: message out, local fits by the Trainer, messages
+in, merge, records, state on disk; with and without a save after each fit. The bare loop loads the merged weights,
+steps AdamW over the same batches, and takes the same mean; its milliseconds are the floor. Writes
+benchmarks/results/round.json.
 
 On a machine that is busy with other things, `ratio` (median of blocks side by side) says what a round costs there;
 `fastest` (of all blocks of each) is nearest to what it costs on an idle one.
@@ -23,6 +24,7 @@ import pstats
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +73,13 @@ def federation_of(data: FederatedDataModule) -> Federation:
 
 
 class OurRounds:
-    """Rounds without evaluation, as the coordinator runs them."""
+    """Rounds without evaluation, as the coordinator runs them; with or without saving each fit by itself."""
 
-    def __init__(self, federation: Federation, data: FederatedDataModule, folder: Path) -> None:
+    def __init__(self, federation: Federation, data: FederatedDataModule, folder: Path, save_fits: bool) -> None:
         self.federation = federation
         local = LocalTrainer(trainer())
         summary = RunSummary(describe(federation, data, local.epochs, 1.0, NEVER))
-        options = FederatedCoordinator(rounds=1, evaluate_every=NEVER).options
+        options = FederatedCoordinator(rounds=1, evaluate_every=NEVER, save_fits=save_fits).options
         with local.detached() as hooks:
             run = RunFolder.create(folder, None, "run")
             self.loop = RoundLoop(options, federation, data, local, hooks, run, summary)
@@ -170,11 +172,12 @@ def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str,
     """One setting: medians over the blocks of rounds."""
     data = sites_of(folder, batch_size, steps)
     federation = federation_of(data)
-    bare, ours = BareRounds(federation, data), OurRounds(federation, data, folder)
-    seen: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
+    bare, ours = BareRounds(federation, data), OurRounds(federation, data, folder, save_fits=False)
+    saving = OurRounds(federation_of(data), data, folder, save_fits=True)
+    seen: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": [], "saving": []}
     for block in range(rounds // BLOCK + 1):
-        both = [("bare", bare), ("ours", ours)]
-        for name, side in both if block % 2 else reversed(both):
+        sides = [("saving", saving), ("bare", bare), ("ours", ours)]
+        for name, side in sides if block % 2 else reversed(sides):
             seen[name].append(taken(side, range(block * BLOCK + 1, block * BLOCK + BLOCK + 1)))
     equal = all(torch.equal(value, bare.shared()[key]) for key, value in ours.shared().items())
     wall, cpu = ({name: [pair[clock] for pair in seen[name][1:]] for name in seen} for clock in (0, 1))
@@ -186,15 +189,16 @@ def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str,
         "our_fit_ms": statistics.median(wall["ours"]) / SITES,
         "ratio": median_ratio(wall),
         "ratio_cpu": median_ratio(cpu),
+        "ratio_saving_fits": median_ratio(wall, "saving"),
         "ratio_fastest": min(wall["ours"]) / min(wall["bare"]),
         "rounds": rounds,
         "bits_equal": equal,
     }
 
 
-def median_ratio(clock: dict[str, list[float]]) -> float:
+def median_ratio(clock: dict[str, list[float]], side: str = "ours") -> float:
     """Of ours to the bare block beside it, which the machine treated alike."""
-    return statistics.median(ours / bare for ours, bare in zip(clock["ours"], clock["bare"], strict=True))
+    return statistics.median(ours / bare for ours, bare in zip(clock[side], clock["bare"], strict=True))
 
 
 def resources() -> dict[str, float]:
@@ -207,10 +211,14 @@ def resources() -> dict[str, float]:
     }
 
 
+def _saving_ms(rows: Sequence[dict[str, Any]]) -> float:
+    return statistics.median((row["ratio_saving_fits"] - row["ratio"]) * row["bare_fit_ms"] for row in rows)
+
+
 def endure(fits: int, folder: Path) -> dict[str, Any]:
     """Memory and open files after a fifth of many short fits, and at their end."""
     data = sites_of(folder, 8, 1)
-    ours = OurRounds(federation_of(data), data, folder)
+    ours = OurRounds(federation_of(data), data, folder, save_fits=True)
     points = []
     for number in range(1, fits // SITES + 1):
         ours.round(number)
@@ -228,7 +236,7 @@ def endure(fits: int, folder: Path) -> dict[str, Any]:
 def profile(steps: int, batch_size: int, folder: Path) -> None:
     """Where the time of our rounds goes."""
     data = sites_of(folder, batch_size, steps)
-    ours = OurRounds(federation_of(data), data, folder)
+    ours = OurRounds(federation_of(data), data, folder, save_fits=True)
     ours.round(1)
     profiler = cProfile.Profile()
     profiler.enable()
@@ -261,16 +269,20 @@ def run(rounds: int, fits: int, only_profile: bool) -> None:
 def table() -> None:
     result = json.loads(RESULTS.read_text())
     rows, endurance = result["rounds"], result["endurance"]
-    print("| steps | bare step, ms | bare fit, ms | our fit, ms | ratio | of CPU | of fastest | bound | same bits |")
-    print("|" + "---|" * 9)
+    print(
+        "| steps | bare step, ms | bare fit, ms | our fit, ms | ratio | of CPU | of fastest | bound | saving fits "
+        "| same bits |"
+    )
+    print("|" + "---|" * 10)
     for row in rows:
         cells = [row["steps"], f"{row['bare_step_ms']:.2f}", f"{row['bare_fit_ms']:.1f}", f"{row['our_fit_ms']:.1f}"]
         cells += [f"{row[ratio]:.3f}" for ratio in ("ratio", "ratio_cpu", "ratio_fastest")]
-        cells += [row["bound"], row["bits_equal"]]
+        cells += [row["bound"], f"{row['ratio_saving_fits']:.3f}", row["bits_equal"]]
         print(f"| {' | '.join(map(str, cells))} |")
     print(
         f"\nA nano encoder with RANDOM WEIGHTS, SYNTHETIC images, {SITES} sites, taps from a cache, 1 thread; "
-        f"medians of {rows[0]['rounds']} rounds that take turns with the bare loop."
+        f"medians of {rows[0]['rounds']} rounds that take turns with the bare loop. `saving fits` is the ratio where "
+        f"each fit is saved as it ends (the default): about {_saving_ms(rows):.1f} ms a fit."
     )
     if endurance:
         print(

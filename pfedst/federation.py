@@ -21,6 +21,7 @@ from pfedst.payload import (
     Payload,
     State,
     Uploads,
+    check_finite,
     check_keys,
     check_plain,
     check_tensors,
@@ -221,8 +222,11 @@ class Federation:
                 f"{what}: method {type(self.method).__name__} sends {undeclared}, which its extra_messages do not "
                 f"declare (declared: {sorted(self._allowed)})"
             )
-        if NET in payload:
-            check_tensors(payload[NET], client.shared_tensors(), what)
+        for part, state in payload.items():
+            if part == NET:
+                check_tensors(state, client.shared_tensors(), what)
+            else:
+                check_finite(state, f"{what}, {part}")
 
     def _check_unlabelled(self, client: FederatedClient) -> None:
         place = self.method.unlabelled(client)

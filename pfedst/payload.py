@@ -74,13 +74,12 @@ def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None
 
 
 def check_plain(payload: object, what: str) -> None:
-    """Check that a message is dicts of plain tensors by name, and finite: nothing else can travel with it.
+    """Check that a message is dicts of plain tensors by name: nothing else can travel with it.
 
     A tensor of a class of its own could carry attributes, a sparse or nested one has other memory than its bytes say.
 
     Raises:
         StateError: naming what is no such thing.
-        NotFiniteError: NaN or infinite numbers.
     """
     if not isinstance(payload, dict):
         raise StateError(f"{what} is a {type(payload).__name__}, not dicts of tensors by name")
@@ -91,7 +90,6 @@ def check_plain(payload: object, what: str) -> None:
             plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_quantized
             if not isinstance(key, str) or not plain or value.is_meta or value.is_nested:
                 raise StateError(f"{what}: {part}/{key} is no plain tensor (a {type(value).__name__})")
-        check_finite(state, f"{what}, {part}")
 
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:

@@ -13,7 +13,6 @@ from pfedst.data import FederatedDataModule, Split
 from pfedst.evaluation import Metrics, evaluate
 from pfedst.faults import Fault
 from pfedst.federation import Federation
-from pfedst.payload import check_finite
 from pfedst.seeds import derive_seed, seeded
 from pfedst.tracking import peak_memory_bytes
 from pfedst.trainer import LocalTrainer
@@ -101,7 +100,7 @@ class ClientWork:
                 self.local.fit(client, loader, task.finetune_epochs)
         finally:
             client.unlabelled = None
-        check_finite(client.own_tensors(), f"client {task.name}, round {task.round_number}: what was trained")
+        client.check_trained()
         if task.keep_optimizer:
             client.optimizer_state = self.local.trainer.optimizers[0].state_dict()["state"]
         record: dict[str, Any] = {
