@@ -11,7 +11,7 @@ from pfedst.version import __version__
 USAGE = """\
 usage: pfedst COMMAND [OPTIONS]
 
-  fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume true]
+  fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
   validate  a finished run on validation    pfedst validate --config RUN/config.yaml --ckpt_path RUN
   test      a finished run on test          pfedst test --config RUN/config.yaml --ckpt_path RUN
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
@@ -20,7 +20,7 @@ usage: pfedst COMMAND [OPTIONS]
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
-130 interrupted.
+6 too few clients, 130 interrupted.
 """
 COMMANDS = ("fit", "validate", "test", "data", "cache", "methods")
 

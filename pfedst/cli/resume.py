@@ -87,7 +87,7 @@ class _Interruption(BaseException):
 
 @contextmanager
 def told_when_interrupted(folder: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a block with the state of the last whole round saved, and with how to go on.
+    """Ctrl-C and SIGTERM end a block with what had ended saved, and with how to go on.
 
     Raises:
         InterruptedRunError: in place of what the signal would do.
@@ -100,7 +100,7 @@ def told_when_interrupted(folder: Path) -> Iterator[None]:
         yield
     except _Interruption:
         raise InterruptedRunError(
-            f"interrupted; every whole round is saved. To go on, give the same command with --name {folder.name} "
+            f"interrupted; what had ended is saved. To go on, give the same command with --name {folder.name} "
             f"--resume true"
         ) from None
     finally:
