@@ -1,5 +1,6 @@
 """The tutorial runs as it stands: its files become a wheel, its tests pass, its method is listed and trains."""
 
+import json
 import os
 import re
 import subprocess
@@ -43,16 +44,31 @@ def test_its_tests_pass(installed) -> None:
     assert " passed" in run.stdout
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+from pfedst.cli import main
+
+found = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(arguments)
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+"""One interpreter for all: its imports take seconds."""
+
+
 def test_its_method_is_listed_explained_and_trained_without_touching_pfedst(installed) -> None:
-    cli = "import sys; from pfedst.cli import main; sys.exit(main(sys.argv[1:]))"
-    assert "FedMine" in python(installed, "-c", cli, "methods").stdout
-    page = python(installed, "-c", cli, "methods", "FedMine").stdout
-    for words in ("the tutorial of pfedst", "where a site's own look enters", "mu", "norm_statistics"):
-        assert words in page
-    fit = ["fit", *SMALL, "--method=FedMine", "--method.mu=0.1", "--method.weighting=uniform", "--name=mine"]
-    run = python(installed, "-c", cli, *fit)
+    fit = ["fit", *SMALL, "--method=FedMine"]
+    trained = [*fit, "--method.mu=0.1", "--method.weighting=uniform", "--name=mine"]
+    commands = [["methods"], ["methods", "FedMine"], trained, [*fit, "--method.mu=-1"]]
+    run = python(installed, "-c", COMMANDS, json.dumps(commands))
     assert run.returncode == 0, run.stderr
+    listed, explained, fitted, refused = json.loads(run.stdout)
+    assert "FedMine" in listed[1]
+    for words in ("the tutorial of pfedst", "where a site's own look enters", "mu", "norm_statistics"):
+        assert words in explained[1]
+    assert fitted[0] == 0, fitted[2]
     assert (installed / "runs" / "mine" / "summary.json").is_file()
-    refused = python(installed, "-c", cli, "fit", *SMALL, "--method=FedMine", "--method.mu=-1")
-    assert refused.returncode == 2
-    assert "--method.mu -1.0 of FedMine: must be 0 or more" in refused.stderr
+    assert refused[0] == 2
+    assert "--method.mu -1.0 of FedMine: must be 0 or more" in refused[2]
