@@ -73,7 +73,7 @@ def _check_multiple(image_size: int | None, patch: int | None) -> None:
 
 def load_open_clip(architecture: Any, file: Path, model: str) -> bool:
     """Load a file with the whole model, or the image tower alone; True for the whole model."""
-    state, metadata = read_file(file)
+    state, metadata = read_file(file, architecture)
     if metadata.get("model", model) != model:
         raise WeightsError(
             f"--model.encoder.weights {file}: made for {metadata['model']}; use --model.encoder.model "
@@ -110,7 +110,7 @@ def timm_tower(model: str, weights: str, image_size: int | None) -> tuple[ImageT
     tower = TimmTower(vit, model)
     _check_multiple(image_size, vit.patch_embed.patch_size[0])
     if not pretrained and weights != "random":
-        state, _ = read_file(Path(weights))
+        state, _ = read_file(Path(weights), vit)
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
         if "pos_embed" in state:
             state["pos_embed"] = resample_abs_pos_embed(

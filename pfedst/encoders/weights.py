@@ -19,16 +19,29 @@ from torch import Tensor, nn
 from pfedst.errors import WeightsError
 
 SHOWN = 8
+BYTES_A_NUMBER = 8
+SPARE_BYTES = 2**26
+"""What a file may hold beside the model: a head, positions of a larger image, metadata."""
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_file(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
+    Args:
+        path: of the file.
+        module: that is to be loaded; a file that is far larger is not read.
+
     Raises:
-        WeightsError: the file is missing, damaged, or of another kind.
+        WeightsError: the file is missing, damaged, far too large, or of another kind.
     """
     if not path.is_file():
         raise WeightsError(f"--model.encoder.weights {path}: no such file")
+    size_bytes, numbers = path.stat().st_size, sum(tensor.numel() for tensor in module.state_dict().values())
+    if size_bytes > BYTES_A_NUMBER * numbers + SPARE_BYTES:
+        raise WeightsError(
+            f"--model.encoder.weights {path}: {size_bytes:,} bytes, far more than the model's {numbers:,} numbers; "
+            f"choose the --model.encoder.model that these weights were made for"
+        )
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"--model.encoder.weights {path}: only .safetensors files are read, since a pickled checkpoint can run "

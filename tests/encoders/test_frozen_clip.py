@@ -208,6 +208,13 @@ def test_a_file_that_does_not_fit_is_reported_key_by_key(nano, tmp_path, change,
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize("model", ["vit-nano", "timm/vit_tiny_patch16_224"])
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path, tower_file, model) -> None:
+    os.truncate(tower_file, 2**42)  # a hole: four terabytes that take no room
+    with pytest.raises(WeightsError, match="far more than the model's"):
+        FrozenCLIP(model, str(tower_file))
+
+
 def test_other_wrong_files(tmp_path, tower_file) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         FrozenCLIP("vit-nano", str(tmp_path / "none.safetensors"))
