@@ -10,17 +10,17 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import LBFGS, AdamW, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from pfedst.adapters import Adapter, AdapterFactory
 from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Inputs, Taps, text_anchors
 from pfedst.errors import ConfigurationError, NotFiniteError
 from pfedst.method import Batch, FederatedMethod
-from pfedst.partition import Partition, norm_keys, norm_statistics
+from pfedst.optimizers import grouped_optimizer
+from pfedst.partition import ADAPTER, Partition, norm_statistics
 from pfedst.payload import Payload, State, check_finite, check_tensors
 from pfedst.seeds import derive_seed, seeded
 
-ADAPTER = "adapter."
 STATELESS = ("method", "make_adapter", "make_optimizer", "_trainer", "_fabric")
 T = TypeVar("T")
 
@@ -242,41 +242,11 @@ class FederatedClient(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """One optimiser over groups of (learning-rate scale, weight decay or none)."""
-        no_decay = set(norm_keys(self))
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        parameters = dict(self.named_parameters())
-        for key in self.learnable:
-            decays = key not in no_decay and parameters[key].ndim > 1
-            scale = self.method.learning_rate_scale(key.removeprefix(ADAPTER))
-            groups.setdefault((scale, decays), []).append(parameters[key])
-        try:
-            optimizer = self.make_optimizer(
-                [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
-            )
-        except ValueError as error:
-            raise ConfigurationError(f"--model.optimizer: {error}") from error
-        self._check_optimizer(optimizer)
-        for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] *= scale
-        if self.optimizer_state is not None:
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": self.optimizer_state})
-        return optimizer
-
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        if isinstance(optimizer, LBFGS):
-            raise ConfigurationError(
-                "--model.optimizer LBFGS: it takes several gradients a step, which no method can edit; use AdamW or SGD"
-            )
-        if self._scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # it unscales within its step, after the method has edited gradients
-            raise ConfigurationError(
-                "--model.optimizer: fused optimisers do not go with --trainer.precision 16-mixed; use bf16-mixed, or "
-                "leave fused out"
-            )
+        return grouped_optimizer(self)
 
     @property
-    def _scaler(self) -> Any:
-        """What scales the loss, with 16-mixed precision."""
+    def scaler(self) -> Any:
+        """What scales the loss, with 16-mixed precision; None otherwise."""
         return None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)
 
     def to(self, *target: Any, **options: Any) -> FederatedClient:
@@ -318,7 +288,7 @@ class FederatedClient(LightningModule):
         """
         # to look at all gradients costs a twentieth of a short step: where none is skipped, NaN in them is found in the
         # next loss or in the weights, and the client is put back in any case
-        skips = self.non_finite == "skip" or self._scaler is not None
+        skips = self.non_finite == "skip" or self.scaler is not None
         if skips and not self._gradients_are_finite():
             self.skipped_steps += 1
             # an optimiser leaves alone what has no gradient, and a method may not sum up what is none

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pfedst.client import FederatedClient, require_trainable_anchors
+from pfedst.client_state import client_part, load_client_part, part_name, saved_table
 from pfedst.encoders import Inputs, Need, class_sums, prototypes_from_sums
-from pfedst.errors import ConfigurationError, StateError, listed, nearest
+from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.method import FederatedMethod, ServerState
 from pfedst.payload import (
     NET,
@@ -245,7 +246,7 @@ class Federation:
         """
         anchors = {} if self.anchors is None else {"anchors": {"classes": self.anchors}}
         return {"server": {"method": self.server, "frozen": self._frozen_state(), **anchors}} | {
-            part_name(name): self.client_part(name) for name in self.members
+            part_name(name): client_part(client) for name, client in self.members.items()
         }
 
     def _frozen_state(self) -> State:
@@ -261,14 +262,14 @@ class Federation:
         """
         check_keys(parts, {"server", *map(part_name, self.members)}, "the saved state")
         server = {"method": {}, "frozen": {}} | dict(parts["server"])
-        check_plain({NET: {}} | _table(server, "method"), "the saved server's state")
+        check_plain({NET: {}} | saved_table(server, "method"), "the saved server's state")
         self.server = {NET: {}} | server["method"]
         if self.anchors is not None or "anchors" in server:
-            anchors = _table(server, "anchors")
+            anchors = saved_table(server, "anchors")
             check_keys(anchors, {"classes"}, "the saved class anchors")
             check_plain({"anchors": anchors}, "the saved state")
             self.set_anchors(anchors["classes"])
-        frozen = _table(server, "frozen")
+        frozen = saved_table(server, "frozen")
         check_plain({"frozen": frozen}, "the saved state")
         check_tensors(frozen, self._frozen_state(), "the saved frozen tensors of the adapter")
         for client in (*self.members.values(), self.generic):
@@ -279,34 +280,9 @@ class Federation:
         for name in self.members:
             self.put_back(name, parts[part_name(name)])
 
-    def client_part(self, name: str) -> dict[str, Any]:
-        """All of one client that a run needs: nested dicts of tensors, its own and not copies."""
-        client = self.members[name]
-        return {
-            "model": client.own_tensors(),
-            "memo": client.memo,
-            "optimizer": _saved_optimizer(client.optimizer_state or {}),
-        }
-
-    def load_client_part(self, name: str, part: Mapping[str, Any]) -> None:
-        """Put a client in the state that `client_part` gave.
-
-        Raises:
-            StateError: other keys or shapes than this client's.
-        """
-        client = self.members[name].move_to("cpu")
-        model, kept = _table(part, "model"), _table(part, "optimizer")
-        check_plain({"model": model}, f"the saved state of client {name}")
-        if any(not number.isdecimal() or not isinstance(of_one, dict) for number, of_one in kept.items()):
-            raise StateError(f"the saved state of client {name}: its optimiser kept {listed(sorted(kept))}")
-        client.load_own_state(model)
-        client.memo = _table(part, "memo")
-        client.optimizer_state = _loaded_optimizer(kept) or None
-        client.derived.clear()
-
     def put_back(self, name: str, part: Mapping[str, Any]) -> None:
         """Give a client its personal state as it was, and the server's message as it is now."""
-        self.load_client_part(name, part)
+        load_client_part(self.members[name], part)
         self._current.pop(name, None)
         self.deliver(name)
 
@@ -322,11 +298,6 @@ class Federation:
         return sorted(names[index] for index in order[:count].tolist())
 
 
-def part_name(client: str) -> str:
-    """Under which a client's state is saved."""
-    return f"client {client}"
-
-
 def _checked_sites(held_out: Sequence[str], clients: Mapping[str, FederatedClient]) -> tuple[str, ...]:
     for site in held_out:
         if site not in clients:
@@ -337,31 +308,3 @@ def _checked_sites(held_out: Sequence[str], clients: Mapping[str, FederatedClien
     if len(set(held_out)) == len(clients):
         raise ConfigurationError("--coordinator.held_out_sites: all sites are held out; leave one to train on")
     return tuple(held_out)
-
-
-def _table(part: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What is saved under a name; empty dicts are not saved.
-
-    Raises:
-        StateError: it is a tensor.
-    """
-    found = part.get(key, {})
-    if not isinstance(found, dict):
-        raise StateError(f'the saved state holds a tensor under "{key}", where there are many by name')
-    return found
-
-
-def _saved_optimizer(state: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
-    """What an optimiser keeps, as tensors: a number becomes one, and what is None is what a new optimiser has."""
-    return {
-        str(number): {
-            name: value if isinstance(value, Tensor) else torch.tensor(value)
-            for name, value in kept.items()
-            if value is not None
-        }
-        for number, kept in state.items()
-    }
-
-
-def _loaded_optimizer(saved: Mapping[str, Mapping[str, Tensor]]) -> dict[int, dict[str, Any]]:
-    return {int(number): dict(kept) for number, kept in saved.items()}

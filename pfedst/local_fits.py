@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pfedst.client_state import client_part, load_client_part, part_name
 from pfedst.data import Split
 from pfedst.errors import TooFewClientsError, listed
 from pfedst.executor import Executor
 from pfedst.faults import Fault
-from pfedst.federation import Federation, part_name
+from pfedst.federation import Federation
 from pfedst.payload import Payload, payload_bytes
 from pfedst.screening import odd_messages
 from pfedst.state import RunState, StateSaver
@@ -157,7 +158,7 @@ class LocalFits:
             if self.options.save_fits and isinstance(result, dict):
                 # before the message is made: making it may change what the client keeps
                 about = {"task": _json(done), "record": result}
-                part = {part_name(done.name): self.federation.client_part(done.name)}
+                part = {part_name(done.name): client_part(self.federation.trainees[done.name])}
                 self.saver.save(self._name(done), about, part)
             yield done.name, result
 
@@ -170,7 +171,7 @@ class LocalFits:
         if found is None or found.about["task"] != _json(task):
             return None
         client = self.federation.trainees[task.name]
-        self.federation.load_client_part(task.name, found.parts[part_name(task.name)])
+        load_client_part(client, found.parts[part_name(task.name)])
         client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
         record: Record = found.about["record"]
         return record

@@ -177,6 +177,9 @@ def test_with_no_client_demanded_a_round_without_any_changes_nothing(tmp_path) -
     assert received[1, "site_a"] == received[2, "site_a"] != received[3, "site_a"]
     with pytest.raises(TooFewClientsError):
         fit(tmp_path / "one", NobodyReports(), rounds=3)
+    # the round before was not evaluated, so that what is saved of a client is what it trained, not what was merged
+    stale = fit(tmp_path / "stale", NobodyReports(), rounds=2, evaluate_every=2, min_clients=0)
+    assert stale["personal"] == stale["generic"]
 
 
 @pytest.mark.parametrize(
