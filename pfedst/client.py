@@ -17,10 +17,11 @@ from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Inputs, Taps, text_
 from pfedst.errors import ConfigurationError, NotFiniteError
 from pfedst.method import Batch, FederatedMethod
 from pfedst.optimizers import grouped_optimizer
-from pfedst.partition import ADAPTER, Partition, norm_statistics
+from pfedst.partition import Partition, norm_keys, norm_statistics
 from pfedst.payload import Payload, State, check_finite, check_tensors
 from pfedst.seeds import derive_seed, seeded
 
+ADAPTER = "adapter."
 STATELESS = ("method", "make_adapter", "make_optimizer", "_trainer", "_fabric")
 T = TypeVar("T")
 
@@ -242,7 +243,15 @@ class FederatedClient(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """One optimiser over groups of (learning-rate scale, weight decay or none)."""
-        return grouped_optimizer(self)
+        parameters = dict(self.named_parameters())
+        return grouped_optimizer(
+            self.make_optimizer,
+            {key: parameters[key] for key in self.learnable},
+            norm_keys(self),
+            lambda key: self.method.learning_rate_scale(key.removeprefix(ADAPTER)),
+            self.optimizer_state,
+            scaled=self.scaler is not None,
+        )
 
     @property
     def scaler(self) -> Any:

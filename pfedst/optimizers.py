@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from pfedst.errors import ConfigurationError
-from pfedst.partition import ADAPTER, norm_keys
 
-if TYPE_CHECKING:
-    from pfedst.client import FederatedClient
+NO_DECAY = {"weight_decay": 0.0}
 
 
-def grouped_optimizer(client: FederatedClient) -> Optimizer:
-    """One optimiser over groups of (learning-rate scale, weight decay or none), with what the last fit kept of it.
+def grouped_optimizer(
+    make: Callable[[list[dict[str, Any]]], Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    norms: Collection[str],
+    scale_of: Callable[[str], float],
+    kept: Mapping[int, Mapping[str, Any]] | None,
+    scaled: bool,
+) -> Optimizer:
+    """One optimiser over groups of (learning-rate scale, weight decay or none).
+
+    Args:
+        make: parameter groups -> the optimiser.
+        parameters: those that are trained in some epoch, by name.
+        norms: names of those of normalisation layers: they get no weight decay, nor do biases.
+        scale_of: name -> factor on the learning rate.
+        kept: of each parameter, by its number, what the optimiser kept of the last fit; None for nothing.
+        scaled: whether the loss is scaled, as with 16-mixed precision.
 
     Raises:
         ConfigurationError: its options are out of range, or it cannot work here.
     """
-    no_decay = set(norm_keys(client))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    parameters = dict(client.named_parameters())
-    for key in client.learnable:
-        decays = key not in no_decay and parameters[key].ndim > 1
-        scale = client.method.learning_rate_scale(key.removeprefix(ADAPTER))
-        groups.setdefault((scale, decays), []).append(parameters[key])
+    for key, parameter in parameters.items():
+        decays = key not in norms and parameter.ndim > 1
+        groups.setdefault((scale_of(key), decays), []).append(parameter)
     try:
-        optimizer = client.make_optimizer(
-            [{"params": group} | ({} if decays else {"weight_decay": 0.0}) for (_, decays), group in groups.items()]
-        )
+        optimizer = make([{"params": group} | ({} if key[1] else NO_DECAY) for key, group in groups.items()])
     except ValueError as error:
         raise ConfigurationError(f"--model.optimizer: {error}") from error
-    _check(optimizer, scaled=client.scaler is not None)
+    _check(optimizer, scaled)
     for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
         group["lr"] *= scale
-    if client.optimizer_state is not None:
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": client.optimizer_state})
+    if kept is not None:
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": kept})
     return optimizer
 
 

@@ -17,8 +17,6 @@ Rule = tuple[str, Kind]
 """A glob over state-dict keys, and what the keys that it matches are."""
 
 
-ADAPTER = "adapter."
-"""Before the keys of the adapter, among those of a client."""
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
