@@ -29,6 +29,11 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("The data audit", "audit", ()),
     ("Memory as clients grow", "clients", ()),
     ("Bytes on the wire", "wire", ()),
+    ("Runs that are killed", "faults", ("kills",)),
+    ("Saved state that is damaged", "faults", ("mutations",)),
+    ("Clients that fail", "faults", ("drops",)),
+    ("A hostile site", "faults", ("attackers",)),
+    ("Memory over a thousand rounds", "faults", ("memory",)),
     ("Every method on the four FedISIC centres", "four_sites", ("methods",)),
 ]
 

@@ -53,7 +53,8 @@ class FederatedCoordinator:
         min_clients: a round in which fewer clients report ends the run, with its state saved, >= 0; with 0 such a round
             changes nothing.
         most_norm_ratio: a client is left out of a round whose message changes what it was sent by more than this many
-            times the median over clients, > 1 (a norm over all numbers; from three clients on). Null for no limit.
+            times the median over clients (from three clients on), or than what it was sent, > 1 (norms over all
+            numbers). Null for no limit.
         held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. Their
             images still count in class prototypes.
 

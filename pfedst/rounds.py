@@ -16,7 +16,7 @@ from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.local_fits import FitOptions, LocalFits, Reported
 from pfedst.reporting import RunFolder, RunSummary, percent
-from pfedst.state import RunState, StateSaver
+from pfedst.state import RunState, StateSaver, clear_unfinished
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
 from pfedst.work import ClientWork, Evaluate
@@ -106,7 +106,8 @@ class RoundLoop:
             StateError: rounds are saved, and none of them is whole or goes with the records.
         """
         state, run = self.saver.state, self.run_folder
-        state.clear_unfinished()
+        for folder in (run.path, state.folder):
+            clear_unfinished(folder)
         damage: StateError | None = None
         for snapshot in state.whole_rounds():
             if state.is_finetuned(snapshot.name):  # no start for more rounds, nor for the fine-tuning itself

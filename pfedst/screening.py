@@ -13,7 +13,7 @@ from pfedst.errors import StateError
 from pfedst.payload import Payload
 
 FEWEST_TO_COMPARE = 3
-"""Of two messages that differ nobody can say which one is odd."""
+"""Of two messages whose lengths differ nobody can say which one is odd."""
 
 
 def odd_messages(
@@ -22,13 +22,15 @@ def odd_messages(
     """Clients whose message is not like those of the others, each with what is wrong with it.
 
     All clients of a round send the same names, shapes and dtypes; who differs from most is left out. Of those who do
-    not, so is who has changed what it received a thousand times more than is usual in its round: such a message is
-    the work of a fault. An attacker stays below that, and is what robust merges are for.
+    not, so is who has changed what it received a thousand times more than is usual in its round, or by a thousand
+    times what it received, which can be said of a message that is alone: such a message is the work of a fault. An
+    attacker stays below that, and is what robust merges are for.
 
     Args:
         messages: by client name; each has passed the checks that need no comparison.
         received: what each of these clients was sent.
-        most_norm_ratio: most by which the norm of a change may exceed the median over clients; None for any.
+        most_norm_ratio: most by which the norm of a change may exceed the median over clients, and that of what was
+            received unless it is zero; None for any.
     """
     forms = {name: _form(message) for name, message in messages.items()}
     # names in order, so that of two forms that are equally frequent the same one is taken each time
@@ -38,19 +40,21 @@ def odd_messages(
         for name, form in forms.items()
         if form != usual[0][0]
     }
-    like = [name for name in messages if name not in odd]
-    if most_norm_ratio is None or len(like) < FEWEST_TO_COMPARE:
+    if most_norm_ratio is None:
         return odd
-    norms = {name: change_norm(messages[name], received[name]) for name in like}
-    most = most_norm_ratio * median(norms.values())
-    return odd | {
-        name: StateError(
-            f"the message from client {name} changes what it received by a norm of {norm:.3g}, more than "
-            f"{most_norm_ratio:g} times the median over clients (--coordinator.most_norm_ratio)"
-        )
-        for name, norm in norms.items()
-        if norm > most > 0
-    }
+    norms = {name: change_norm(messages[name], received[name]) for name in messages if name not in odd}
+
+    def leave_out(most: Mapping[str, float], usual: str) -> None:
+        for name in [name for name in norms if norms[name] > most_norm_ratio * most[name] > 0]:
+            odd[name] = StateError(
+                f"the message from client {name} changes what it received by a norm of {norms.pop(name):.3g}, more "
+                f"than {most_norm_ratio:g} times {usual} (--coordinator.most_norm_ratio)"
+            )
+
+    leave_out({name: change_norm(received[name], {}) for name in norms}, "that of what it received")
+    if len(norms) >= FEWEST_TO_COMPARE:
+        leave_out(dict.fromkeys(norms, median(norms.values())), "the median over clients")
+    return odd
 
 
 def change_norm(message: Payload, received: Payload) -> float:

@@ -34,6 +34,13 @@ def test_every_result_says_what_it_was_measured_with() -> None:
             assert '"python"' in environments, file
 
 
+def test_changed_states_are_found_and_runs_go_on_as_in_the_long_form(scripts) -> None:
+    _, result = scripts("faults_mutations").mutations(16)
+    assert result["wrong"] == []
+    assert result["damaged_snapshots"].keys() == {"found"}
+    assert sum(result["resumed"].values()) == 2
+
+
 def test_the_cache_benchmark_measures_a_small_encoder(scripts, tmp_path) -> None:
     from pfedst.testing.small import encoder
 

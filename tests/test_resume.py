@@ -140,9 +140,10 @@ def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]) + lines[-1][:20])  # round 3 is saved, but one of its lines is not whole
     (tmp_path / "cut/run/state/.round-000009.1.part").mkdir()
+    (tmp_path / "cut/run/.rounds.jsonl.1.part").write_text("{")
     assert without_times(go_on(tmp_path / "cut", FedAvg())) == without_times(whole)
     same(left(tmp_path / "cut"), left(tmp_path / "whole"))
-    assert not list((tmp_path / "cut/run/state").glob(".*"))
+    assert not list((tmp_path / "cut/run").rglob(".*"))
 
 
 def test_callbacks_see_the_rounds_that_are_done(tmp_path) -> None:

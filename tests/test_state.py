@@ -118,7 +118,7 @@ def broken_disk(monkeypatch) -> None:
     def refuse(_) -> None:
         raise OSError("broken disk")
 
-    monkeypatch.setattr("pfedst.state.snapshot.sync_folder", refuse)
+    monkeypatch.setattr("pfedst.state.run_state.sync_folder", refuse)
 
 
 def save_rounds(folder, rounds, error=None) -> None:

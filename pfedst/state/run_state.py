@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from pfedst.errors import StateError
-from pfedst.state.files import sync_file, writing
-from pfedst.state.snapshot import Snapshot, publish_snapshot, read_snapshot, remove_folder, write_snapshot
+from pfedst.state.files import sync_file, sync_folder, writing
+from pfedst.state.snapshot import Snapshot, name_snapshot, read_snapshot, remove_folder, sync_snapshot, write_snapshot
 
 FINETUNED = "-finetuned"
 
@@ -102,7 +101,7 @@ class RunState:
 
     def fit(self, name: str) -> Snapshot | None:
         """A saved local fit; None if there is none that is whole, which is told."""
-        if not (self.folder / name).is_dir():
+        if not (self.folder / name).exists():
             return None
         try:
             return read_snapshot(self.folder / name)
@@ -110,15 +109,10 @@ class RunState:
             logging.getLogger("pfedst").warning("%s; the client is fitted again", error)
             return None
 
-    def clear_unfinished(self) -> None:
-        """Remove what a killed process was writing or removing."""
-        for left in self.folder.glob(".*.part"):
-            shutil.rmtree(left, ignore_errors=True)
-
     def drop_fits(self, but_of: Collection[int] = ()) -> None:
         """Remove saved fits, but those of some rounds."""
         for fit in self.folder.glob("fit-*"):
-            if self.round_of(fit.name) not in but_of:
+            if re.fullmatch(r"fit-\d{6,}-\d{5,}", fit.name) and self.round_of(fit.name) not in but_of:
                 remove_folder(fit)
 
 
@@ -163,7 +157,13 @@ class StateSaver:
         final = self.state.folder / name
         with writing(final):
             temporary = write_snapshot(final, about, parts)
-        self._saving = self._thread.submit(self._publish, temporary, final, tuple(first_sync))
+            if name.startswith("fit-"):
+                # at once, so that a kill in the next fit costs that one only; what a machine that loses its power has
+                # not synced is found by its checksum, and fitted again
+                name_snapshot(temporary, final)
+                self._saving = self._thread.submit(self._sync_fit, final)
+            else:
+                self._saving = self._thread.submit(self._publish_round, temporary, final, tuple(first_sync))
 
     def wait(self) -> None:
         """Until the last snapshot is on disk.
@@ -175,14 +175,19 @@ class StateSaver:
         if saving is not None:
             saving.result()
 
-    def _publish(self, temporary: Path, final: Path, first_sync: Sequence[Path]) -> None:
+    def _sync_fit(self, folder: Path) -> None:
+        with writing(folder):
+            sync_snapshot(folder)
+
+    def _publish_round(self, temporary: Path, final: Path, first_sync: Sequence[Path]) -> None:
         with writing(final):
             for path in first_sync:
                 sync_file(path)
-            publish_snapshot(temporary, final)
-        if final.name.startswith("round-"):
-            self.state.drop_fits()
-            self._drop_old()
+            sync_snapshot(temporary)
+            name_snapshot(temporary, final)
+            sync_folder(final.parent)
+        self.state.drop_fits()
+        self._drop_old()
 
     def _drop_old(self) -> None:
         """A fine-tuned state is dropped once its run has gone on; it is none of those that are kept to go on from."""

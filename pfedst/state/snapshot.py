@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pfedst.errors import StateError
 from pfedst.payload import State
-from pfedst.state.files import json_bytes, sync_file, sync_folder
+from pfedst.state.files import discard, json_bytes, sync_file, sync_folder
 
 FORMAT = 2
 SEPARATOR = "|"
@@ -80,7 +80,7 @@ def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Path:
-    """All files of a snapshot, not yet synced, in a folder beside its place; `publish_snapshot` gives it its name.
+    """All files of a snapshot, not yet synced, in a folder beside its place; `name_snapshot` gives it its name.
 
     Raises:
         OSError: the disk refuses; nothing is left.
@@ -103,30 +103,42 @@ def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Ma
     return temporary
 
 
-def publish_snapshot(temporary: Path, final: Path) -> None:
-    """Sync the files, then give the folder its name.
+def name_snapshot(temporary: Path, final: Path) -> None:
+    """Give a folder that `write_snapshot` made its name: a process may be killed now, and it is whole.
 
     Raises:
-        OSError: the disk refuses; nothing is left of it, and what bore the name still does, if anything did.
+        OSError: the disk refuses; nothing is left of it.
     """
     try:
-        for path in temporary.iterdir():
-            sync_file(path)
         remove_folder(final)
         temporary.replace(final)
-        sync_folder(final.parent)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def sync_snapshot(folder: Path) -> None:
+    """Until the files of a snapshot are on the disk: the machine may lose its power now, and they are whole.
+
+    Raises:
+        OSError: the disk refuses; nothing is left of it.
+    """
+    try:
+        for path in folder.iterdir():
+            sync_file(path)
+        sync_folder(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there: its name is gone before its files are."""
+    """Remove a folder, if it is there: its name is gone before its files are. So is a file in its place."""
     leaving = _beside(folder, "old")
-    shutil.rmtree(leaving, ignore_errors=True)
-    if folder.is_dir():
+    discard(leaving)
+    if os.path.lexists(folder):
         folder.replace(leaving)
-        shutil.rmtree(leaving, ignore_errors=True)
+        discard(leaving)
 
 
 def read_snapshot(folder: Path, part: str | None = None) -> Snapshot:

@@ -233,6 +233,30 @@ def test_what_travels_beside_the_model_is_looked_at_too(tmp_path, method) -> Non
     assert list(fit(tmp_path, method(), rounds=3)["left_out"]) == ["site_b"]
 
 
+class OneReportsNonsense(FedAvg):
+    """In a round in which the others fail."""
+
+    def loss(self, client, batch):
+        if client.round == 2 and client.name != "site_b":
+            raise ZeroDivisionError
+        return super().loss(client, batch)
+
+    def upload(self, client):
+        message = super().upload(client)
+        return {NET: {key: value * (1e9 if is_bad(client) else 1) for key, value in message[NET].items()}}
+
+
+def test_nonsense_from_the_only_client_that_reports_is_not_merged(tmp_path) -> None:
+    summary = fit(tmp_path, OneReportsNonsense(), rounds=3, min_clients=0)
+    assert summary["left_out"] == {
+        "site_a": {"ZeroDivisionError": 1},
+        "site_b": {"StateError": 1},
+        "site_c": {"ZeroDivisionError": 1},
+    }
+    received = {(r["round"], r["client"]): r["received"] for r in records_of(tmp_path)}
+    assert received[1, "site_a"] == received[2, "site_a"] != received[3, "site_a"]
+
+
 def test_without_a_limit_an_absurd_norm_is_merged(tmp_path) -> None:
     method = sends(more_of_everything(1e6))
     assert fit(tmp_path, method(), rounds=2, most_norm_ratio=None)["left_out"] == {}

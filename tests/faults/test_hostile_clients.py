@@ -173,6 +173,18 @@ def test_odd_messages(given, odd) -> None:
     assert sorted(odd_messages(given, ZERO, None)) == [name for name in odd if given[name][NET]["w"].numel() == 1]
 
 
+def test_of_few_messages_one_that_changes_all_beyond_measure_is_odd() -> None:
+    """Where most clients are gone, no other says what is usual; merged once, it would spoil the run for good."""
+    received = {name: {NET: {"w": torch.tensor([3.0, 4.0])}} for name in "abc"}
+    alone = messages(a=[3e9, 4e9])
+    assert sorted(odd_messages(alone, received, 1000.0)) == ["a"]
+    assert "times that of what it received" in str(odd_messages(alone, received, 1000.0)["a"])
+    assert not odd_messages(alone, received, None)
+    assert not odd_messages(messages(a=[4e3, 0.0]), received, 1000.0)
+    most_are_odd = messages(a=[3e9, 4e9], b=[3e9, 4e9], c=[3.0, 5.0])
+    assert sorted(odd_messages(most_are_odd, received, 1000.0)) == ["a", "b"]
+
+
 def test_the_norm_is_of_what_changed() -> None:
     message = {NET: {"w": torch.tensor([4.0, 1.0]), "n": torch.tensor(99)}, "control": {"c": torch.tensor([12.0])}}
     received = {NET: {"w": torch.tensor([1.0, 1.0]), "n": torch.tensor(0)}}

@@ -212,6 +212,23 @@ def test_files_and_folders_that_changed_places_are_found(interrupted, tmp_path, 
         RunState(state).last_round()
 
 
+@pytest.mark.parametrize("name", ["round-000002", "fit-000003-00000"])
+def test_a_file_in_the_place_of_a_snapshot_is_told_and_gives_way(interrupted, tmp_path, caplog, name) -> None:
+    whole = fit(tmp_path / "whole", FedAvg(), rounds=3)
+    shutil.copytree(interrupted, tmp_path / "cut")
+    state = tmp_path / "cut/run/state"
+    shutil.rmtree(state / name)
+    (state / name).write_text("x")
+    (state / ".round-000009.1.new.part").write_text("x")
+    (state / "fit-of-someone").mkdir()
+    resumed = go_on(tmp_path / "cut", FedAvg(), rounds=3)
+    assert sum(name in record.getMessage() for record in caplog.records) == 1
+    resumed["protocol"]["method"] = whole["protocol"]["method"]
+    assert without_times(resumed) == without_times(whole)
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    assert sorted(path.name for path in state.iterdir()) == ["fit-of-someone", "round-000002", "round-000003"]
+
+
 def test_a_file_that_was_replaced_by_a_huge_one_is_not_read(interrupted, tmp_path) -> None:
     state = tmp_path / "state"
     shutil.copytree(interrupted / "run/state", state)

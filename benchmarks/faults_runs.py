@@ -1,0 +1,98 @@
+"""Runs for `faults.py`, of a nano encoder with RANDOM WEIGHTS on SYNTHETIC images, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pfedst.coordinator import FederatedCoordinator
+from pfedst.data import FederatedDataModule
+from pfedst.method import FederatedMethod
+from pfedst.reporting import RunFolder
+from pfedst.testing.small import data, template, trainer
+
+TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
+"""What of a summary and of the records differs from run to run; all else must not."""
+
+
+class Left(NamedTuple):
+    """What a run leaves, without times."""
+
+    summary: Any
+    records: Any
+    last_round: str
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def start_or_go_on(
+    folder: Path,
+    method: FederatedMethod,
+    sites: FederatedDataModule | None = None,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    **coordinator: Any,
+) -> dict[str, Any]:
+    """A run in `folder/run`, or the rest of it if it is there; its summary."""
+    place = folder / "run"
+    resume = place.is_dir()
+    run = RunFolder(place) if resume else RunFolder.create(folder, place.name, "run")
+    local = trainer(max_epochs=method.fewest_local_epochs, callbacks=list(callbacks))
+    return FederatedCoordinator(**coordinator).fit(template(), sites or data(), method, local, run, seed, resume)
+
+
+def left_by(folder: Path) -> Left:
+    """Of a run that ended."""
+    run = folder / "run"
+    last = sorted((run / "state").glob("round-*"))[-1]
+    return Left(
+        without_times(json.loads((run / "summary.json").read_text())),
+        without_times([json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]),
+        last.name,
+        {file.name: load_file(file) for file in sorted(last.glob("*.safetensors"))},
+    )
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def differences(one: Left, other: Left) -> list[str]:
+    """What of two runs is not the same, to the bit; nothing if all is."""
+    found = [name for name in ("summary", "records", "last_round") if getattr(one, name) != getattr(other, name)]
+    if one.tensors.keys() != other.tensors.keys():
+        return [*found, "files"]
+    for file, tensors in one.tensors.items():
+        others = other.tensors[file]
+        if tensors.keys() != others.keys() or not all(torch.equal(tensors[key], others[key]) for key in tensors):
+            found.append(file)
+    return found
+
+
+@contextmanager
+def warnings_told() -> Iterator[list[str]]:
+    """What the package warns of within the block, which is not printed."""
+    told: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    logger, handler = logging.getLogger("pfedst"), Handler(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
