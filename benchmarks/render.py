@@ -27,6 +27,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("Averaged patches on real images", "four_sites", ("token_grid",)),
     ("Balanced accuracy by time on real images", "four_sites", ("time",)),
     ("The data audit", "audit", ()),
+    ("Damaged and malicious files", "fuzz", ()),
     ("Memory as clients grow", "clients", ()),
     ("Bytes on the wire", "wire", ()),
     ("Runs that are killed", "faults", ("kills",)),

@@ -28,10 +28,15 @@ def read_table(file: Path) -> pd.DataFrame:
     try:
         check_size(file)
         table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
+        _check_lengths(file, table)  # here: a cell that is no text says so when it is looked at
+        return table
     except ImportError as error:
         raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
     except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's errors are ValueErrors
         raise DataError(f"{file}: not a readable table ({error})") from error
+
+
+def _check_lengths(file: Path, table: pd.DataFrame) -> None:
     for column, cells in table.items():
         for line, cell in enumerate(cells, start=2):
             if isinstance(cell, str) and len(cell) > MOST_IN_A_CELL:
@@ -39,7 +44,6 @@ def read_table(file: Path) -> pd.DataFrame:
                     f'{file}, line {line}: the column "{column}" holds {len(cell):,} characters; at most '
                     f"{MOST_IN_A_CELL:,} are read: shorten it"
                 )
-    return table
 
 
 def check_size(file: Path, most: int = MOST_BYTES) -> None:
@@ -116,7 +120,8 @@ def _read_parquet(file: Path) -> pd.DataFrame:
             [chunk.dictionary_decode() for chunk in table[name].chunks], table[name].type.value_type
         )
         table = table.set_column(table.column_names.index(name), name, whole)
-    frame: pd.DataFrame = table.to_pandas()
+    # what pandas has written about itself into the file is of no use here, and may be anything
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     return frame
 
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from pfedst.encoders.towers import ImageTower, OpenCLIPTower, TimmTower, refused, resized_positions
+from pfedst.encoders.towers import ImageTower, OpenCLIPTower, TimmTower, lie_on_square, refused, resized_positions
 from pfedst.encoders.weights import check_activation, hub_or_cache, load_strictly, read_file, unreachable
 from pfedst.errors import ConfigurationError, WeightsError, nearest
 
@@ -112,12 +112,10 @@ def timm_tower(model: str, weights: str, image_size: int | None) -> tuple[ImageT
     if not pretrained and weights != "random":
         state, _ = read_file(Path(weights), vit)
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
-        if "pos_embed" in state:
-            state["pos_embed"] = resample_abs_pos_embed(
-                state["pos_embed"],
-                list(vit.patch_embed.grid_size),
-                num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
-            )
+        prefix, positions = 0 if vit.no_embed_class else vit.num_prefix_tokens, state.get("pos_embed")
+        if positions is not None and positions.ndim == 3 and lie_on_square(positions, prefix):
+            grid = list(vit.patch_embed.grid_size)
+            state["pos_embed"] = resample_abs_pos_embed(positions, grid, num_prefix_tokens=prefix)
         load_strictly(vit, state, f"--model.encoder.weights {weights}")
     configuration = vit.pretrained_cfg
     return tower, tuple(configuration["mean"]), tuple(configuration["std"])

@@ -5,6 +5,7 @@ Shapes: B images, N tokens (class token first), D width, E embedding, L blocks.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -240,14 +241,23 @@ def pooled_patches(tokens: Tensor, patches: int, grid: int) -> Tensor:
     return torch.cat([prefix, averages], 1)
 
 
+def lie_on_square(positions: Tensor, prefix: int) -> bool:
+    """Whether positions (..., tokens, D), but for those of so many tokens in front, are those of a square grid."""
+    if positions.ndim < 2 or not positions.numel():
+        return False
+    patches = positions.shape[-2] - prefix
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
+
+
 def resized_positions(positions: Tensor, tokens: int) -> Tensor:
     """Position embedding (1 + g*g, D) of a class token and a square grid, resampled to 1 + h*h = `tokens` rows.
 
-    Bicubic with antialiasing, as open_clip does on loading.
+    Bicubic with antialiasing, as open_clip does on loading. Positions that lie on no square are given back as they are:
+    whoever loads them says that they do not fit.
     """
-    if positions.shape[0] == tokens:
+    if positions.shape[0] == tokens or not lie_on_square(positions, 1):
         return positions
-    old, new = round((positions.shape[0] - 1) ** 0.5), round((tokens - 1) ** 0.5)
+    old, new = math.isqrt(positions.shape[0] - 1), math.isqrt(tokens - 1)
     grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([positions[:1].float(), grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
