@@ -259,6 +259,19 @@ def kinds(folder: Path) -> dict[str, Kind]:
 
 
 @contextlib.contextmanager
+def silent(*names: str) -> Iterator[None]:
+    """Loggers that say nothing within a block."""
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
 def alarm() -> Iterator[None]:
     """A TookTooLongError after SECONDS_A_CASE."""
 
@@ -298,10 +311,8 @@ def attempt(kind: Kind, draw: random.Random, folder: Path) -> str:
 def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[str, Any]]:
     """Outcomes by kind."""
     rows: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, silent("pfedst", "pydicom"):
         folder = Path(name)
-        for talker in ("pfedst", "pydicom"):
-            logging.getLogger(talker).setLevel(logging.CRITICAL)
         for kind_name, kind in kinds(folder).items():
             if only not in (None, kind_name):
                 continue
