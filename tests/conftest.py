@@ -7,6 +7,7 @@ import torch
 
 # the models of these tests are too small for two threads, which would spend their time waiting for each other
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # and so are those in processes that tests start
 
 
 @pytest.fixture(autouse=True, scope="session")
