@@ -206,7 +206,7 @@ class ProcessExecutor(Executor):
                 answer = Fault.of(NoAnswerError(f"no answer within {self.timeout_seconds:g} s; it is ended"))
             else:
                 continue
-            if isinstance(answer, Fault) and answer.kind == NoAnswerError.__name__:
+            if isinstance(answer, Fault) and isinstance(answer.error, NoAnswerError):
                 self._replace(worker)
             else:
                 self._idle.append(worker)

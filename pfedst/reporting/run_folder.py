@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError
-from pfedst.state import write_atomically, write_json, writing
+from pfedst.state import json_bytes, write_atomically, writing
 
 
 class RunFolder:
@@ -75,8 +75,7 @@ class RunFolder:
         """
         file = self.path / "identity.json"
         if not resume or not (file.is_file() or not self.is_empty):  # killed before its first round
-            with writing(file):
-                write_json(file, identity)
+            self._write(file, json_bytes(identity))
             return
         try:
             kept = json.loads(file.read_text())
@@ -124,8 +123,7 @@ class RunFolder:
     def keep_records(self, mark: Mapping[str, Any] | None) -> None:
         """Leave alone what was written before a mark; nothing for None."""
         content = self._read(mark["bytes"]) if mark else b""
-        with writing(self.records_file):
-            write_atomically(self.records_file, content)
+        self._write(self.records_file, content)
         self._bytes, self._digest = len(content), hashlib.sha256(content)
 
     def _read(self, size_bytes: int) -> bytes:
@@ -145,10 +143,12 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Keep the resolved configuration; it runs this run again."""
-        with writing(self.path / "config.yaml"):
-            write_atomically(self.path / "config.yaml", text.encode())
+        self._write(self.path / "config.yaml", text.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`."""
-        with writing(self.path / "summary.json"):
-            write_json(self.path / "summary.json", summary)
+        self._write(self.path / "summary.json", json_bytes(summary))
+
+    def _write(self, file: Path, content: bytes) -> None:
+        with writing(file):
+            write_atomically(file, content)
