@@ -109,9 +109,7 @@ class RoundLoop:
         for folder in (run.path, state.folder):
             clear_unfinished(folder)
         damage: StateError | None = None
-        for snapshot in state.whole_rounds():
-            if state.is_finetuned(snapshot.name):  # no start for more rounds, nor for the fine-tuning itself
-                continue
+        for snapshot in state.whole_rounds(finetuned=False):
             try:
                 records = run.records(snapshot.about.get("records", {}))
             except StateError as error:

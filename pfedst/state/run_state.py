@@ -58,8 +58,11 @@ class RunState:
         """Folders of saved rounds, whole or not, oldest first; a fine-tuned one comes behind its round."""
         return sorted(path for path in self.folder.glob("round-*") if re.fullmatch(r"round-\d{6,}(-\w+)?", path.name))
 
-    def whole_rounds(self) -> Iterator[Snapshot]:
+    def whole_rounds(self, finetuned: bool = True) -> Iterator[Snapshot]:
         """Saved rounds that are whole, the newest first; a damaged one is told by a warning and left where it is.
+
+        Args:
+            finetuned: whether fine-tuned ones count: they are no start for more rounds, nor for the fine-tuning.
 
         Raises:
             StateError: there are some, and none is whole.
@@ -67,6 +70,8 @@ class RunState:
         damage: StateError | None = None
         whole = False
         for place in reversed(self.rounds()):
+            if not finetuned and self.is_finetuned(place.name):
+                continue
             try:
                 found = read_snapshot(place)
             except StateError as error:

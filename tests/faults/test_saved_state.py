@@ -362,3 +362,14 @@ def test_three_ways_to_say_it(tmp_path, capsys) -> None:
     capsys.readouterr()
     assert main([*arguments, "--ckpt_path", "some/file.ckpt"]) == 2
     assert "--ckpt_path some/file.ckpt: fit goes on with `last`" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_state_alone_is_no_reason_to_start_anew(tmp_path) -> None:
+    """The round that it was made of is damaged: told, and nothing of the run is thrown away."""
+    fit(tmp_path, PFedST(finetune_epochs=1), keep_states=1)
+    (tmp_path / "run/summary.json").unlink()
+    (tmp_path / "run/state/round-000002/server.safetensors").write_bytes(b"")
+    before = (tmp_path / "run/rounds.jsonl").read_bytes()
+    with pytest.raises(StateError, match=r"round-000002"):
+        go_on(tmp_path, PFedST(finetune_epochs=1), keep_states=1, rounds=2)
+    assert (tmp_path / "run/rounds.jsonl").read_bytes() == before
