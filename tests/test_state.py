@@ -164,3 +164,22 @@ def test_a_process_killed_while_saving_leaves_whole_rounds(tmp_path) -> None:
         process.wait()
     round_number, parts = last(tmp_path)
     assert set(parts["server"]["w"].tolist()) == {round_number}
+
+
+def test_a_signal_while_a_snapshot_is_written_leaves_nothing_of_it(tmp_path, monkeypatch) -> None:
+    class Signal(BaseException):
+        """What the handler of a signal raises, wherever the program is."""
+
+    def interrupt(_) -> None:
+        raise Signal
+
+    def save_two() -> None:
+        with StateSaver(tmp_path, keep=2) as saver:
+            saver.save("round-000001", {}, PARTS)
+            saver.wait()
+            monkeypatch.setattr("pfedst.state.snapshot.save", interrupt)
+            saver.save("round-000002", {}, PARTS)
+
+    with pytest.raises(Signal):
+        save_two()
+    assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]

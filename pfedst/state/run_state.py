@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from pfedst.errors import StateError
-from pfedst.state.files import sync_file, sync_folder, writing
+from pfedst.state.files import clear_unfinished, sync_file, sync_folder, writing
 from pfedst.state.snapshot import Snapshot, name_snapshot, read_snapshot, remove_folder, sync_snapshot, write_snapshot
 
 FINETUNED = "-finetuned"
@@ -209,5 +209,6 @@ class StateSaver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._thread.shutdown()
+        clear_unfinished(self.state.folder)  # a signal may have come while a snapshot was written
         if kind is None:
             self.wait()
