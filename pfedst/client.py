@@ -64,6 +64,7 @@ class FederatedClient(LightningModule):
         twin: a second adapter that stays at home, for a method that attaches one.
         unlabelled: endless batches of images without labels during a fit, for a method that asks for them.
         skipped_steps: of the last fit, those that were left out because a loss or a gradient was not finite.
+        images_seen: of the last fit, over all its epochs.
 
     Args:
         encoder: the frozen encoder.
@@ -107,6 +108,7 @@ class FederatedClient(LightningModule):
         self.unlabelled: Iterator[Inputs] | None = None
         self.non_finite = non_finite
         self.skipped_steps = 0
+        self.images_seen = 0
         self._losses: list[Tensor] = []
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -239,6 +241,7 @@ class FederatedClient(LightningModule):
         other = None if self.unlabelled is None else self.taps_of(next(self.unlabelled).to(targets.device))
         loss = self.method.loss(self, Batch(self.taps_of(inputs), targets, other))
         self._losses.append(loss.detach())
+        self.images_seen += len(targets)
         return loss
 
     def configure_optimizers(self) -> Optimizer:
@@ -252,6 +255,13 @@ class FederatedClient(LightningModule):
             self.optimizer_state,
             scaled=self.scaler is not None,
         )
+
+    @property
+    def optimizer_options(self) -> dict[str, Any]:
+        """Class and main options of the optimiser, for the protocol."""
+        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
+        told = ("lr", "weight_decay", "momentum")
+        return {"class": type(optimizer).__name__} | {n: v for n, v in optimizer.defaults.items() if n in told}
 
     @property
     def scaler(self) -> Any:
@@ -280,7 +290,7 @@ class FederatedClient(LightningModule):
         self.encoder.to(self.device)
         self.move_to(self.device)
         self._losses = []
-        self.skipped_steps = 0
+        self.skipped_steps = self.images_seen = 0
 
     def on_train_epoch_start(self) -> None:
         """Set the mask of this epoch's trainable parameters."""

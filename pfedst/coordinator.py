@@ -14,12 +14,11 @@ from lightning.pytorch import Trainer
 from pfedst.client import FederatedClient
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError
-from pfedst.evaluation import over_clients
 from pfedst.executor import ExecutorKind, SequentialExecutor
 from pfedst.federation import Federation
 from pfedst.local_fits import FitOptions
 from pfedst.method import FederatedMethod
-from pfedst.reporting import RunFolder, RunSummary, describe
+from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.rounds import RoundLoop, RoundOptions, evaluate_received
 from pfedst.state import RunState
 from pfedst.tracking import peak_memory_bytes
@@ -143,13 +142,15 @@ class FederatedCoordinator:
                 f"do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
             )
         federation = build_federation(template, data, method, run_seed, self.held_out_sites, local)
-        summary = RunSummary(describe(federation, data, local.epochs, self.options.participation, self.options.rounds))
+        summary = RunSummary(describe(federation, data, local, self.options.participation, self.options.rounds))
         with local.detached() as hooks:
             loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
             summary.protocol["threads"] = loop.executor.threads
             run.identify(identity(federation, data, loop.executor.threads), resume)
             loop.run(resume)
-        result = summary.result(run.path.name, time.perf_counter() - started, peak_memory_bytes(local.device))
+            peak = peak_memory_bytes(local.device)
+            summary.flops_per_image = loop.flops_per_image()
+        result = summary.result(run.path.name, time.perf_counter() - started, peak)
         run.write_summary(result)
         return result
 
@@ -178,12 +179,12 @@ class FederatedCoordinator:
         saved = RunState(folder / "state").last_round()
         federation.load_state_parts(saved.parts)
         executor = SequentialExecutor(ClientWork(federation, data, local), self.options.threads)
-        metrics = evaluate_received(federation, executor, (split,))[split]
-        protocol = describe(federation, data, local.epochs, self.options.participation, self.options.rounds)
+        models = evaluate_received(federation, executor, (split,))[split]
+        protocol = describe(federation, data, local, self.options.participation, self.options.rounds)
         protocol |= {"split": split, "round": RunState.round_of(saved.name)}
         sizes = {name: data.samples(name, split) for name in federation.clients}
         return {"name": folder.name, "protocol": protocol} | {
-            model: over_clients(clients, sizes) for model, clients in metrics.items()
+            model: of_model(clients, sizes) for model, clients in models.items()
         }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError, StateError, listed
-from pfedst.evaluation import Metrics
+from pfedst.evaluation import Evaluated
 from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.faults import Fault
 from pfedst.federation import Federation
@@ -24,8 +24,8 @@ from pfedst.work import ClientWork, Evaluate
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 MODELS = ("personal", "generic")
 
-Evaluation = dict[str, dict[str, dict[str, Metrics]]]
-"""split -> model (`personal`, `generic`) -> client -> metrics."""
+Evaluation = dict[str, dict[str, dict[str, Evaluated]]]
+"""split -> model (`personal`, `generic`) -> client -> what it reached."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class RoundLoop:
         self.federation = federation
         self.data = data
         self.local = local
+        self.work = ClientWork(federation, data, local)
         self.executor = make_executor(
             options.executor,
-            ClientWork(federation, data, local),
+            self.work,
             options.threads,
             options.workers,
             options.timeout_seconds,
@@ -138,9 +139,11 @@ class RoundLoop:
             rows = {record["client"]: dict(record) for record in lines}
             evaluation: Evaluation = {}
             for name, row in rows.items():
+                counts = row.pop("counts", {})
                 for split, models in row.pop("received", {}).items():
                     for model, metrics in models.items():
-                        evaluation.setdefault(split, {}).setdefault(model, {})[name] = metrics
+                        found = Evaluated(metrics, counts[split][model])
+                        evaluation.setdefault(split, {}).setdefault(model, {})[name] = found
             reported = Reported(
                 {name: row for name, row in rows.items() if row["participated"]},
                 {name: row for name, row in rows.items() if "left_out" in row},
@@ -227,10 +230,11 @@ class RoundLoop:
                 record["finetuned"] = True
             record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
             if evaluation and name in self.federation.clients:
-                record["received"] = {
-                    split: {model: clients[name] for model, clients in models.items()}
-                    for split, models in evaluation.items()
-                }
+                for key, part in (("received", "metrics"), ("counts", "counts")):
+                    record[key] = {
+                        split: {model: getattr(clients[name], part) for model, clients in models.items()}
+                        for split, models in evaluation.items()
+                    }
             records.append(record)
         self.run_folder.add_records(records)
 
@@ -241,6 +245,21 @@ class RoundLoop:
             self.federation.state_parts(),
             first_sync=[self.run_folder.records_file],
         )
+
+    def flops_per_image(self) -> float | None:
+        """Of the trainee with the most images, after the last round; None where nothing is trained.
+
+        A client that cannot be trained then is no reason to lose a run.
+        """
+        if not self.rounds:
+            return None
+        sizes = {name: self.data.samples(name, "train") for name in self.federation.clients}
+        name = max(self.federation.drawable, key=lambda name: sizes.get(name, 0))
+        try:
+            return self.work.flops_per_image(name)
+        except Exception as error:
+            logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, error)
+            return None
 
     def _finetune(self) -> None:
         """Local epochs after the last merge; nothing is sent after them."""

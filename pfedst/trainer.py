@@ -113,6 +113,21 @@ class LocalTrainer:
             self.trainer.callbacks = callbacks  # type: ignore[attr-defined]
             self.trainer.loggers = loggers
 
+    @property
+    def batches(self) -> int | float:
+        """Most batches of an epoch: a number, or as a float a share of all."""
+        most: int | float = self.trainer.limit_train_batches
+        return most
+
+    @contextmanager
+    def one_batch(self) -> Iterator[None]:
+        """Epochs of a single batch."""
+        most, self.trainer.limit_train_batches = self.batches, 1
+        try:
+            yield
+        finally:
+            self.trainer.limit_train_batches = most
+
     def fit(self, client: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
         """Train one client for the local epochs of a round, or for `epochs`."""
         reset_for_fit(self.trainer, self.epochs if epochs is None else epochs)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from pfedst.client import FederatedClient
 from pfedst.data import FederatedDataModule, Split
-from pfedst.evaluation import Metrics, evaluate
+from pfedst.evaluation import Evaluated, evaluate
 from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.seeds import derive_seed, seeded
-from pfedst.tracking import peak_memory_bytes
+from pfedst.tracking import counted_flops, peak_memory_bytes
 from pfedst.trainer import LocalTrainer
 
-Evaluated = dict[str, dict[str, Metrics]]
-"""split -> model (`personal`, `generic`) -> metrics of one client."""
+OfOneClient = dict[str, dict[str, Evaluated]]
+"""split -> model (`personal`, `generic`) -> what it reached."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ClientWork:
         self.local = local
 
     def do(self, task: Task) -> dict[str, Any]:
-        """A fit's record, or the metrics of an evaluation (see `Evaluated`)."""
+        """A fit's record, or an evaluation (see `OfOneClient`)."""
         return self._fit(task) if isinstance(task, Fit) else self._evaluate(task)
 
     def attempt(self, task: Task) -> dict[str, Any] | Fault:
@@ -92,39 +93,56 @@ class ClientWork:
         started = time.perf_counter()
         batches_seed = derive_seed(seed, f"{purpose} batches", task.name, task.round_number)
         loader = self.data.train_loader(self.federation.sites_of(task.name), batches_seed)
-        if place := self.federation.method.unlabelled(client):
-            unlabelled_seed = derive_seed(seed, "unlabelled", task.name, task.round_number)
-            client.unlabelled = self.data.unlabelled(*place, unlabelled_seed)
-        try:
-            with seeded(derive_seed(seed, purpose, task.name, task.round_number)):
-                self.local.fit(client, loader, task.finetune_epochs)
-        finally:
-            client.unlabelled = None
+        with self._unlabelled(client), seeded(derive_seed(seed, purpose, task.name, task.round_number)):
+            self.local.fit(client, loader, task.finetune_epochs)
         client.check_trained()
         if task.keep_optimizer:
             client.optimizer_state = self.local.trainer.optimizers[0].state_dict()["state"]
         record: dict[str, Any] = {
             "train_loss": client.trained_loss(),
             "skipped_steps": client.skipped_steps,
+            "images": client.images_seen,
             "fit_seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self.local.device),
         }
         if task.evaluate and task.name in self.federation.clients:
             models = {"personal": client}
-            record["trained"] = {split: self._metrics(task.name, models, split) for split in task.evaluate}
+            record["trained"] = {
+                split: {model: found.metrics for model, found in self._models(task.name, models, split).items()}
+                for split in task.evaluate
+            }
         return record
+
+    @contextmanager
+    def _unlabelled(self, client: FederatedClient) -> Iterator[None]:
+        """Give a client the batches without labels that its method asks for."""
+        if place := self.federation.method.unlabelled(client):
+            seed = derive_seed(self.federation.run_seed, "unlabelled", client.name, client.round)
+            client.unlabelled = self.data.unlabelled(*place, seed)
+        try:
+            yield
+        finally:
+            client.unlabelled = None
+
+    def flops_per_image(self, name: str) -> float:
+        """FLOPs of training on one image of a trainee, which has its message: of a fit of one batch, on a copy."""
+        client = self.federation.trainees[name].copy_as(name)
+        loader = self.data.train_loader(self.federation.sites_of(name), seed=0)
+        with self._unlabelled(client), seeded(0), self.local.one_batch():
+            flops = counted_flops(lambda: self.local.fit(client, loader))
+        return flops / client.images_seen
 
     def _evaluate(self, task: Evaluate) -> dict[str, Any]:
         models = {"personal": self.federation.clients[task.name]}
         if self.federation.personalises:
             models["generic"] = self.federation.generic
-        found: Evaluated = {}
+        found: OfOneClient = {}
         for split in task.splits:
-            metrics = self._metrics(task.name, models, split)
-            found[split] = {model: metrics.get(model, metrics["personal"]) for model in ("personal", "generic")}
+            of_split = self._models(task.name, models, split)
+            found[split] = {model: of_split.get(model, of_split["personal"]) for model in ("personal", "generic")}
         return found
 
-    def _metrics(self, name: str, models: Mapping[str, FederatedClient], split: Split) -> dict[str, Metrics]:
+    def _models(self, name: str, models: Mapping[str, FederatedClient], split: Split) -> dict[str, Evaluated]:
         self.federation.encoder.to(self.local.device)
         predictors = {}
         for model, client in models.items():

@@ -1,6 +1,17 @@
-"""Evaluation: metrics over present classes, and their summary over clients."""
+"""Evaluation: metrics over present classes, counts of predictions, and their summary over clients."""
 
-from pfedst.evaluation.evaluate import evaluate
-from pfedst.evaluation.metrics import METRICS, Metrics, classification_metrics, over_clients
+from pfedst.evaluation.counts import Counts, prediction_counts
+from pfedst.evaluation.evaluate import Evaluated, evaluate
+from pfedst.evaluation.metrics import CALIBRATION, METRICS, Metrics, classification_metrics, over_clients
 
-__all__ = ["METRICS", "Metrics", "classification_metrics", "evaluate", "over_clients"]
+__all__ = [
+    "CALIBRATION",
+    "METRICS",
+    "Counts",
+    "Evaluated",
+    "Metrics",
+    "classification_metrics",
+    "evaluate",
+    "over_clients",
+    "prediction_counts",
+]

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pfedst.encoders.spec import Taps
 from pfedst.encoders.stored import Inputs
+from pfedst.evaluation.counts import Counts, prediction_counts
 from pfedst.evaluation.metrics import Metrics, classification_metrics
 
 Predictor = Callable[[Taps], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model on one split of one client."""
+
+    metrics: Metrics
+    counts: Counts
 
 
 def evaluate(
@@ -20,8 +30,8 @@ def evaluate(
     batches: Iterable[tuple[Inputs, Tensor]],
     device: torch.device,
     ordinal: bool = False,
-) -> dict[str, Metrics]:
-    """Metrics of every model, by its name.
+) -> dict[str, Evaluated]:
+    """Metrics and counts of every model, by its name.
 
     Args:
         models: name -> function from taps of B images to logits (B, K).
@@ -38,10 +48,10 @@ def evaluate(
             probabilities[name].append(predict(taps).float().softmax(1))
         targets.append(labels)
     if not targets:
-        none = classification_metrics(torch.empty(0, 1), torch.empty(0, dtype=torch.long), ordinal)
-        return {name: dict(none) for name in models}
+        return {name: _evaluated(torch.empty(0, 1), torch.empty(0, dtype=torch.long), ordinal) for name in models}
     all_targets = torch.cat(targets)
-    return {
-        name: classification_metrics(torch.cat(parts).cpu(), all_targets, ordinal)
-        for name, parts in probabilities.items()
-    }
+    return {name: _evaluated(torch.cat(parts).cpu(), all_targets, ordinal) for name, parts in probabilities.items()}
+
+
+def _evaluated(probabilities: Tensor, targets: Tensor, ordinal: bool) -> Evaluated:
+    return Evaluated(classification_metrics(probabilities, targets, ordinal), prediction_counts(probabilities, targets))

@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
+    binary_calibration_error,
     multiclass_auroc,
+    multiclass_calibration_error,
     multiclass_cohen_kappa,
     multiclass_f1_score,
     multiclass_recall,
 )
 
+from pfedst.evaluation.counts import BINS
+
 METRICS = ("balanced_accuracy", "auroc", "macro_f1", "accuracy")
+CALIBRATION = ("ece", "classwise_ece")
+"""Lower is better."""
 GRADING_METRICS = ("auroc_ovo", "quadratic_kappa")
 """Of classes that are grades, as the grading of retinopathy reports them."""
 Metrics = dict[str, float | None]
@@ -38,12 +44,14 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
 
     Returns:
         `balanced_accuracy`: mean recall; `auroc`: mean one-against-rest area, None with fewer than two classes
-        present; `macro_f1`; `accuracy`. Of grades also `auroc_ovo`, the mean area over pairs of classes (Hand and
+        present; `macro_f1`; `accuracy`; `ece`: mean distance between confidence and accuracy in 15 bins (Guo et al.,
+        ICML 2017); `classwise_ece`: the same between the probability of a class and its share, averaged over all K
+        classes (Kull et al., NeurIPS 2019). Of grades also `auroc_ovo`, the mean area over pairs of classes (Hand and
         Till 2001), and `quadratic_kappa` (Cohen 1968), None where all targets and predictions are one class. All None
         without samples.
     """
     if len(targets) == 0:
-        return dict.fromkeys((*METRICS, *GRADING_METRICS) if ordinal else METRICS)
+        return dict.fromkeys((*METRICS, *CALIBRATION, *GRADING_METRICS) if ordinal else (*METRICS, *CALIBRATION))
     # ties and sums in float64: the same predictions give the same number whatever the batch size was
     probabilities, classes = probabilities.double(), probabilities.shape[1]
     present = torch.bincount(targets, minlength=classes) > 0
@@ -60,12 +68,20 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
         "auroc": auroc,
         "macro_f1": float(f1[present].double().mean()),
         "accuracy": float((probabilities.argmax(1) == targets).double().mean()),
+        "ece": float(multiclass_calibration_error(probabilities, targets, classes, BINS)),
+        "classwise_ece": _classwise_calibration_error(probabilities, targets),
     }
     if ordinal:
         kappa = float(multiclass_cohen_kappa(probabilities, targets, classes, weights="quadratic"))
         found["auroc_ovo"] = _one_against_one(probabilities, targets, torch.nonzero(present).flatten().tolist())
         found["quadratic_kappa"] = None if math.isnan(kappa) else kappa
     return found
+
+
+def _classwise_calibration_error(probabilities: Tensor, targets: Tensor) -> float:
+    classes = range(probabilities.shape[1])
+    errors = [float(binary_calibration_error(probabilities[:, c], (targets == c).long(), BINS)) for c in classes]
+    return math.fsum(errors) / len(errors)
 
 
 def _one_against_one(probabilities: Tensor, targets: Tensor, present: list[int]) -> float | None:
@@ -91,7 +107,7 @@ def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> 
     summary: dict[str, object] = {"clients": {name: clients[name] for name in sorted(clients)}}
     columns: dict[str, Metrics] = {"mean": {}, "weighted_mean": {}, "worst": {}, "std": {}}
     graded = [metric for metric in GRADING_METRICS if any(metric in metrics for metrics in clients.values())]
-    for metric in (*METRICS, *graded):
+    for metric in (*METRICS, *CALIBRATION, *graded):
         found = [(clients[n][metric], samples[n]) for n in sorted(clients) if clients[n][metric] is not None]
         values = [float(value) for value, _ in found if value is not None]
         if not values:
@@ -102,6 +118,6 @@ def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> 
         weights = [weight for _, weight in found]
         columns["mean"][metric] = mean
         columns["weighted_mean"][metric] = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-        columns["worst"][metric] = min(values)
+        columns["worst"][metric] = max(values) if metric in CALIBRATION else min(values)
         columns["std"][metric] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
     return summary | columns

@@ -10,15 +10,16 @@ from typing import Any
 
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
-from pfedst.evaluation import Metrics, over_clients
+from pfedst.evaluation import Evaluated, Metrics, over_clients
 from pfedst.federation import Federation
 from pfedst.tracking import parameters_sent, parameters_trained
+from pfedst.trainer import LocalTrainer
 
 SELECTION_METRIC = "balanced_accuracy"
 
 
 def describe(
-    federation: Federation, data: FederatedDataModule, local_epochs: int, participation: float, rounds: int
+    federation: Federation, data: FederatedDataModule, local: LocalTrainer, participation: float, rounds: int
 ) -> dict[str, Any]:
     """The protocol of a run, before its first round."""
     client, method = federation.generic, federation.method
@@ -40,7 +41,10 @@ def describe(
         "seeds": 1,
         "rounds": rounds if federation.trains else 0,
         "round": 0,
-        "local_epochs": local_epochs,
+        "local_epochs": local.epochs,
+        "local_batches": "all" if local.batches == 1.0 and isinstance(local.batches, float) else local.batches,
+        "batch_size": data.batch_size,
+        "optimizer": client.optimizer_options,
         "participation": participation,
         "held_out_sites": list(federation.held_out),
         "weighting": method.weighting,
@@ -73,7 +77,7 @@ class _Evaluated:
         """What best_on_validation selects by; None where no client has validation images."""
         if not self.evaluation:
             return None
-        found = [m[SELECTION_METRIC] for _, m in sorted(self.evaluation["validation"]["personal"].items())]
+        found = [e.metrics[SELECTION_METRIC] for _, e in sorted(self.evaluation["validation"]["personal"].items())]
         values = [value for value in found if value is not None]
         return fmean(values) if values else None
 
@@ -101,6 +105,8 @@ class RunSummary:
         self.upload_bytes = 0
         self.download_bytes = 0
         self.fit_seconds = 0.0
+        self.images_trained = 0
+        self.flops_per_image: float | None = None
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
@@ -147,6 +153,7 @@ class RunSummary:
 
     def _add_cost(self, records: Mapping[str, dict[str, Any]], left_out: Mapping[str, dict[str, Any]]) -> None:
         self.fit_seconds += sum(record["fit_seconds"] for record in records.values())
+        self.images_trained += sum(record["images"] for record in records.values())
         self.skipped_steps += sum(record["skipped_steps"] for record in records.values())
         peaks = [record["peak_memory_bytes"] or 0 for record in records.values()]
         self.peak_memory_bytes = max([self.peak_memory_bytes, *peaks])
@@ -175,6 +182,8 @@ class RunSummary:
                 "download_bytes_per_round": self.download_bytes / rounds,
                 "setup_upload_bytes": self.setup_upload_bytes,
                 "skipped_steps": self.skipped_steps,
+                "images_trained": self.images_trained,
+                "flops_per_image": self.flops_per_image,
                 "fit_seconds": self.fit_seconds,
                 "total_seconds": total_seconds,
                 "resumed_after_round": self.resumed_after_round,
@@ -186,7 +195,7 @@ class RunSummary:
         return {site: counts[split] for site, counts in self.protocol["samples"].items()}
 
     def _models(self, evaluation: Mapping[str, Any], split: str) -> dict[str, Any]:
-        return {model: over_clients(clients, self._sizes(split)) for model, clients in evaluation[split].items()}
+        return {model: of_model(clients, self._sizes(split)) for model, clients in evaluation[split].items()}
 
     def _trained(self, last: _Evaluated) -> dict[str, Any] | None:
         if not last.trained:
@@ -205,9 +214,19 @@ class RunSummary:
         for split, models in evaluation.items():
             for model, clients in models.items():
                 group = "federation" if model == "personal" else model
-                means = over_clients(clients, self._sizes(split))["mean"]
-                assert isinstance(means, dict)
+                means = of_model(clients, self._sizes(split))["mean"]
                 logged |= {f"{group}/{split}/{m}": v for m, v in means.items() if v is not None}
-            for name, metrics in models["personal"].items():
-                logged |= {f"client/{name}/{split}/{m}": v for m, v in metrics.items() if v is not None}
+            for name, found in models["personal"].items():
+                logged |= {f"client/{name}/{split}/{m}": v for m, v in found.metrics.items() if v is not None}
         return logged
+
+
+def of_model(clients: Mapping[str, Evaluated], samples: Mapping[str, int]) -> dict[str, Any]:
+    """Of one model its metrics over clients (see `over_clients`), and `counts` by client.
+
+    Args:
+        clients: what it reached, by client name.
+        samples: number of evaluated samples by client name.
+    """
+    metrics = over_clients({name: found.metrics for name, found in clients.items()}, samples)
+    return metrics | {"counts": {name: clients[name].counts for name in sorted(clients)}}

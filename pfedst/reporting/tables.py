@@ -47,7 +47,7 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"{summary['name']}: personal / generic model on {summary['protocol']['split']}, %")
     table.add_column("client")
     table.add_column("images", justify="right")
-    metrics = list(summary["personal"]["mean"])
+    metrics = [metric for metric in summary["personal"]["mean"] if metric in HEADINGS]
     for metric in metrics:
         table.add_column(HEADINGS[metric], justify="right")
     samples = summary["protocol"]["samples"]

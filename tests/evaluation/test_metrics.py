@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from pfedst.encoders.spec import Taps
-from pfedst.evaluation import classification_metrics, evaluate, over_clients
+from pfedst.evaluation import METRICS, classification_metrics, evaluate, over_clients
 
 
 def random_case(seed, n, classes, present):
@@ -70,7 +70,7 @@ def test_an_absent_class_does_not_count() -> None:
     probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])
     found = classification_metrics(probabilities, torch.tensor([0, 1, 1]))
     # counting class 2 as 0 would give 2/3
-    assert found == {"balanced_accuracy": 1.0, "auroc": 1.0, "macro_f1": 1.0, "accuracy": 1.0}
+    assert [found[name] for name in METRICS] == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_no_samples_no_numbers() -> None:
@@ -78,7 +78,8 @@ def test_no_samples_no_numbers() -> None:
 
 
 def metric(value, auroc=None):
-    return {"balanced_accuracy": value, "auroc": auroc, "macro_f1": value, "accuracy": value}
+    calibration = {"ece": value, "classwise_ece": value}
+    return {"balanced_accuracy": value, "auroc": auroc, "macro_f1": value, "accuracy": value} | calibration
 
 
 def test_over_clients_by_hand() -> None:
@@ -87,6 +88,7 @@ def test_over_clients_by_hand() -> None:
     assert summary["mean"]["accuracy"] == 0.75
     assert summary["weighted_mean"]["accuracy"] == 0.875
     assert summary["worst"]["accuracy"] == 0.5
+    assert summary["worst"]["ece"] == summary["worst"]["classwise_ece"] == 1.0  # of an error the highest is the worst
     assert summary["std"]["accuracy"] == 0.25
     # client a has no AUROC: the summary is over b alone
     assert summary["mean"]["auroc"] == summary["worst"]["auroc"] == summary["weighted_mean"]["auroc"] == 0.9
@@ -111,6 +113,8 @@ def test_evaluate_runs_the_encoder_once_for_all_models() -> None:
     models = {"right": lambda taps: taps.tensors[0] * 9, "wrong": lambda taps: taps.tensors[0].roll(1, 1) * 9}
     found = evaluate(models, taps_of, batches, torch.device("cpu"))
     assert passes == [2, 1]
-    assert found["right"]["accuracy"] == 1.0
-    assert found["wrong"]["accuracy"] == 0.0
-    assert evaluate(models, taps_of, [], torch.device("cpu"))["right"]["accuracy"] is None
+    assert found["right"].metrics["accuracy"] == 1.0
+    assert found["right"].counts["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert found["wrong"].metrics["accuracy"] == 0.0
+    assert found["wrong"].counts["confusion"] == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert evaluate(models, taps_of, [], torch.device("cpu"))["right"].metrics["accuracy"] is None

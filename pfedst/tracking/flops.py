@@ -1,0 +1,40 @@
+"""FLOPs of training: those of matrix products, convolutions and attention, as torch counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+def counted_flops(work: Callable[[], object]) -> int:
+    """FLOPs of what `work` does, backward passes included; a multiplication with its addition is two.
+
+    Elementwise work, norms and optimisers, a few percent of a step, are not counted.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for a whole attention layer, which no formula knows
+    try:
+        with counter:
+            work()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return int(counter.get_total_flops())
+
+
+def _attention(query: Any, key: Any, value: Any, *others: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *others: Any, **options: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+ATTENTION_ON_CPU: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Kernels whose formulas torch lists for GPUs only."""
