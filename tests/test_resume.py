@@ -329,7 +329,10 @@ def test_damaged_files_of_a_run_are_told(tmp_path, capsys) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_becomes_an_error_and_its_handler_comes_back(tmp_path, number) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedRunError, match="--name a --resume true"), told_when_interrupted(tmp_path / "a"):
+    with (
+        pytest.raises(InterruptedRunError, match="--name a --resume true"),
+        told_when_interrupted("give --name a --resume true"),
+    ):
         signal.raise_signal(number)
     assert signal.getsignal(number) == before
 

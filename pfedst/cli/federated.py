@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -135,7 +135,9 @@ class PFedSTCLI(LightningCLI):
             print_summary(finished)
             print(f"{run.path} is finished; with more --coordinator.rounds it would go on")
             return
-        with told_when_interrupted(run.path):
+        with told_when_interrupted(
+            f"what had ended is saved. To go on, give the same command with --name {run.path.name} --resume true"
+        ):
             self.summary = coordinator.fit(model, datamodule, method, self.trainer, run, seed, resume)
         print_summary(self.summary)
         print(f"{run.path / 'summary.json'}")
@@ -192,6 +194,30 @@ def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI
     except SystemExit as end:  # --help and --print_config end this way
         return int(end.code or 0)
     return 0
+
+
+class _ParseCLI(PFedSTCLI):
+    """Parses, and neither builds nor runs anything."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+    def resolved(self, arguments: Sequence[str]) -> str:
+        """The configuration of `fit` with these arguments, as YAML."""
+        config = self.parser.parse_args(["fit", *arguments])
+        text: str = self._parser("fit").dump(config["fit"], skip_none=False)
+        return text
+
+
+def parse_only() -> Callable[[Sequence[str]], str]:
+    """A function from arguments of `fit` to its resolved configuration, as YAML; faster than a new parser each."""
+    _quieten()
+    registered_methods()
+    methods = [f"--method={next(iter(registered_methods()))}"]
+    return _ParseCLI(["fit", *methods, "--data=SyntheticSites"]).resolved
 
 
 class _StandardError(logging.Handler):

@@ -14,6 +14,8 @@ usage: pfedst COMMAND [OPTIONS]
   fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
   validate  a finished run on validation    pfedst validate --config RUN/config.yaml --ckpt_path RUN
   test      a finished run on test          pfedst test --config RUN/config.yaml --ckpt_path RUN
+  compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
+  report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     the encoder's answers on disk   pfedst cache build --config FILE | info | clear
   methods   the methods that are installed
@@ -22,7 +24,7 @@ Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.hel
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
 6 too few clients, 130 interrupted.
 """
-COMMANDS = ("fit", "validate", "test", "data", "cache", "methods")
+COMMANDS = ("fit", "validate", "test", "compare", "report", "data", "cache", "methods")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.methods import list_methods
 
             return list_methods(given[1:])
+        if command == "compare":
+            from pfedst.cli.compare import run_compare
+
+            return run_compare(given[1:])
+        if command == "report":
+            from pfedst.cli.report import run_report
+
+            return run_report(given[1:])
         if command == "data":
             from pfedst.cli.data import run_data
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -65,10 +66,25 @@ def check_same_configuration(folder: Path, text: str) -> None:
         )
 
 
+def results_depend_on(text: str) -> str:
+    """What of a configuration (YAML) results depend on, one key a line.
+
+    Threads, which change last bits only, are left out; where the images lie is not, as nothing is known of them yet.
+    """
+    flat = _flat(load_yaml(text, "the configuration"))
+    left_out = ({*HARMLESS} | {"coordinator.threads"}) - {"data.init_args.root", "data.init_args.manifest"}
+    kept = {key: value for key, value in flat.items() if not _is_of(key, left_out)}
+    return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
+
+
+def _is_of(key: str, groups: Iterable[str]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
 def _harmless(key: str, then: Any, now: Any) -> bool:
     if key == "coordinator.rounds":
         return isinstance(then, int) and isinstance(now, int) and now > then
-    return any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+    return _is_of(key, HARMLESS)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,8 +102,11 @@ class _Interruption(BaseException):
 
 
 @contextmanager
-def told_when_interrupted(folder: Path) -> Iterator[None]:
+def told_when_interrupted(told: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a block with what had ended saved, and with how to go on.
+
+    Args:
+        told: what is kept, and how to go on.
 
     Raises:
         InterruptedRunError: in place of what the signal would do.
@@ -99,10 +118,7 @@ def told_when_interrupted(folder: Path) -> Iterator[None]:
     try:
         yield
     except _Interruption:
-        raise InterruptedRunError(
-            f"interrupted; what had ended is saved. To go on, give the same command with --name {folder.name} "
-            f"--resume true"
-        ) from None
+        raise InterruptedRunError(f"interrupted; {told}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -47,6 +47,7 @@ def describe(
         "optimizer": client.optimizer_options,
         "participation": participation,
         "held_out_sites": list(federation.held_out),
+        "pooled": method.pooled,
         "weighting": method.weighting,
         "split": "test",
         "when": (
@@ -173,6 +174,7 @@ class RunSummary:
             "name": name,
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
+            "validation": self._models(last.evaluation, "validation"),
             "best_on_validation": self._best_on_validation(),
             "trained": self._trained(last),
             "left_out": {name: dict(sorted(kinds.items())) for name, kinds in sorted(self.left_out.items())},

@@ -1,0 +1,87 @@
+"""`pfedst compare` and `pfedst report`: a table of methods, from one command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pfedst.cli.federated import Parser, parse_only
+from pfedst.cli.resume import results_depend_on, told_when_interrupted
+from pfedst.cli.yaml_text import read_yaml
+from pfedst.compare import Comparison, Grid, Plan
+from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
+from pfedst.errors import ConfigurationError, PfedstError, listed
+
+
+class FailedRunsError(PfedstError):
+    """A comparison in which runs failed; the others are done, and reported."""
+
+
+def run_compare(arguments: Sequence[str]) -> int:
+    """Run a comparison, or what is left of it, and write its report; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pfedst compare",
+        allow_abbrev=False,
+        description="Methods x seeds on one data set. Started again it goes on; finished runs are kept.",
+        epilog="Any other option is one of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="rows, seeds and a base: see configs/compare/")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where the folder is made")
+    parser.add_argument("--name", help="of the folder; default: compare- and the name of the file")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of those of the file")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and the reference")
+    given, overrides = parser.parse_known_args(arguments)
+    if given.jobs < 1:
+        raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
+    plan = _plan(given.config, given.seeds, given.only)
+    folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
+    comparison = Comparison(plan, folder, _checked(overrides), resolver(), partial(Grid, jobs=given.jobs))
+    with told_when_interrupted("the runs that had ended are kept; the same command goes on"):
+        failed = comparison.run()
+    from pfedst.cli.report import write_report
+
+    write_report([folder])
+    if failed:
+        told = listed([f"{name}: {words}" for name, words in sorted(failed.items())], "\n  ")
+        raise FailedRunsError(
+            f"{len(failed)} runs failed; the others are done and reported. The same command tries them again:\n  {told}"
+        )
+    return 0
+
+
+def resolver() -> Any:
+    """From arguments of `pfedst fit` to all of their resolved configuration that results depend on, as text."""
+    parse = parse_only()
+
+    def resolve(arguments: Sequence[str]) -> str:
+        Parser.arguments = arguments
+        return results_depend_on(parse(arguments))
+
+    return resolve
+
+
+def _plan(file: Path, seeds: Sequence[int] | None, only: Sequence[str] | None) -> Plan:
+    try:
+        content = read_yaml(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"--config {file}: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and seeds:
+        content = content | {"seeds": list(seeds)}
+    plan = make_plan(content, file)
+    if only is None:
+        return plan
+    return plan.only(only)
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    for argument in overrides:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("-") and key.split(".")[0] in OF_THE_COMPARISON:
+            raise ConfigurationError(f"--{key} is set by the comparison, for every run")
+    return list(overrides)

@@ -1,0 +1,176 @@
+"""Many runs on one machine, each a process of its own: so many at a time, with the time that is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pfedst.state import write_atomically, writing
+
+POLL_SECONDS = 0.1
+END_SECONDS = 30
+LAST_LINES = 5
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """A run: what it is called, of which row, with which arguments of `pfedst fit`."""
+
+    name: str
+    label: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class _Running:
+    run: GridRun
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+
+
+class Grid:
+    """Starts runs as processes that end with this one, and follows them.
+
+    Args:
+        folder: of the runs; the log of each lies beside it.
+        jobs: how many at a time, >= 1.
+        console: for the progress; standard error by default.
+    """
+
+    def __init__(self, folder: Path, jobs: int, console: Console | None = None) -> None:
+        self.folder = folder
+        self.jobs = jobs
+        self.console = console or Console(stderr=True)
+        self._seconds: dict[str, list[float]] = {}
+
+    def is_finished(self, run: GridRun) -> bool:
+        """Whether a run has its summary; its name holds the hash of its configuration."""
+        return (self.folder / run.name / "summary.json").is_file()
+
+    def run(self, runs: Sequence[GridRun], what: str) -> dict[str, str]:
+        """Do those that are not finished.
+
+        Args:
+            runs: in the order in which they are started.
+            what: they are, for the progress.
+
+        Returns:
+            Name of a run that failed -> what it said last.
+        """
+        waiting = [run for run in runs if not self.is_finished(run)]
+        earlier = len(runs) - len(waiting)
+        running: list[_Running] = []
+        failed: dict[str, str] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with ExitStack() as stack:
+            bar = stack.enter_context(Progress(*columns, console=self.console, disable=not self.console.is_terminal))
+            task = bar.add_task(what, total=len(runs), completed=earlier)
+            stack.callback(self._end, running)
+            if earlier:
+                self._say(f"{what}: {earlier} of {len(runs)} runs are there already")
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    running.append(self._start(waiting.pop(0)))
+                for done in [one for one in running if one.process.poll() is not None]:
+                    running.remove(done)
+                    told = self._ended(done, failed)
+                    left = self._seconds_left(waiting, running)
+                    bar.update(task, advance=1, description=f"{what}, {_left(left)}")
+                    number = len(runs) - len(waiting) - len(running)
+                    self._say(f"{what}: {number} of {len(runs)}, {told}, {_left(left)}")
+                time.sleep(POLL_SECONDS)
+        return failed
+
+    def _start(self, run: GridRun) -> _Running:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{run.name}.log"
+        environment = dict(os.environ)
+        if self.jobs > 1:  # as many threads in all as the machine has cores
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pfedst.compare.child", "fit", *run.arguments],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        return _Running(run, process, log, time.monotonic())
+
+    def _ended(self, done: _Running, failed: dict[str, str]) -> str:
+        seconds, name = time.monotonic() - done.started, done.run.name
+        _close(done.process.stdin)
+        if done.process.returncode == 0 and self.is_finished(done.run):
+            self._seconds.setdefault(done.run.label, []).append(seconds)
+            return f"{name} took {seconds:.0f} s"
+        failed[name] = f"exit code {done.process.returncode}: {last_words(done.log)}"
+        return f"{name} FAILED with {failed[name]} (all it said: {done.log})"
+
+    def _seconds_left(self, waiting: Sequence[GridRun], running: Sequence[_Running]) -> float | None:
+        """By the time that runs of the same row took, or where none has ended those of all rows."""
+        if not self._seconds:
+            return None
+        of_all = fmean(seconds for row in self._seconds.values() for seconds in row)
+        now = time.monotonic()
+
+        def expected(label: str) -> float:
+            return fmean(self._seconds.get(label, [of_all]))
+
+        left = sum(expected(run.label) for run in waiting)
+        left += sum(max(0.0, expected(one.run.label) - (now - one.started)) for one in running)
+        return left / self.jobs
+
+    def _end(self, running: Sequence[_Running]) -> None:
+        """Interrupted: let the runs save what they have, and wait for them."""
+        for one in running:
+            one.process.terminate()
+        deadline = time.monotonic() + END_SECONDS
+        for one in running:
+            try:
+                one.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+                one.process.wait()
+            _close(one.process.stdin)
+
+    def _say(self, text: str) -> None:
+        if not self.console.is_terminal or "FAILED" in text:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def last_words(log: Path) -> str:
+    """What a run said of its end: its error if it told one, or else its last lines."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [index for index, line in enumerate(lines) if line.startswith("pfedst: error:")]
+    told = lines[errors[-1] :] if errors else lines[-LAST_LINES:]
+    return " ".join(line.removeprefix("pfedst: error: ").strip() for line in told)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file of a comparison whole or not at all, or say what the disk said."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        stream.close()
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left not known yet"
+    return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"

@@ -1,0 +1,175 @@
+"""What a comparison's file asks for: a base configuration, rows of options, seeds, and what is tuned."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pfedst.errors import ConfigurationError, nearest
+
+Options = dict[str, Any]
+"""Dotted key of an option of `pfedst fit` -> value."""
+KEYS = ("base", "options", "seeds", "reference", "rows", "tune")
+TUNE_KEYS = ("seeds", "grid", "rows")
+OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", "ckpt_path")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        label: its name there.
+        options: of its runs, beyond those of all.
+        grid: options -> values that are tried on validation; empty where nothing is tuned.
+    """
+
+    label: str
+    options: Options
+    grid: Mapping[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[Options]:
+        """Every combination of the grid."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Seeds of the trials; none of them may be a seed of the comparison."""
+
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison.
+
+    Attributes:
+        file: where it was read.
+        base: the configuration of `pfedst fit` that every run starts from.
+        options: of every run.
+        seeds: of the runs of each row.
+        reference: label of the row that the others are tested against.
+        rows: by label, in the order of the table.
+        tuning: None where nothing is tuned.
+    """
+
+    file: Path
+    base: Path
+    options: Options
+    seeds: tuple[int, ...]
+    reference: str
+    rows: dict[str, Row]
+    tuning: Tuning | None
+
+    def only(self, labels: Sequence[str]) -> Plan:
+        """The same with these rows and the reference.
+
+        Raises:
+            ConfigurationError: there is no such row.
+        """
+        for label in labels:
+            if label not in self.rows:
+                raise ConfigurationError(f"--only {label}: there is no such row.{nearest(label, self.rows)}")
+        kept = {label: row for label, row in self.rows.items() if label in labels or label == self.reference}
+        return replace(self, rows=kept)
+
+
+def make_plan(content: Any, file: Path) -> Plan:
+    """The plan that a file's content asks for.
+
+    Raises:
+        ConfigurationError: a key that does not exist, is missing, or has a value that cannot work.
+    """
+    tree = _mapping(content, str(file), KEYS, file)
+    base = file.parent / _text(tree.get("base"), "base", file)
+    if not base.is_file():
+        raise ConfigurationError(f"{file}: base: no file {base}; it is looked for beside {file.name}")
+    seeds = _seeds(tree.get("seeds"), "seeds", file)
+    tuning, common, own = _tuning(tree.get("tune"), seeds, file)
+    rows = {}
+    for label, options in _mapping(tree.get("rows"), "rows", None, file).items():
+        grid = own.pop(label, common)
+        rows[str(label)] = Row(str(label), _options(options, f"rows: {label}", file), grid)
+    if not rows:
+        raise ConfigurationError(f"{file}: rows: none; name what is compared, such as PFedST: {{method: PFedST}}")
+    for label in own:
+        raise ConfigurationError(f"{file}: tune: rows: there is no row {label}.{nearest(label, rows)}")
+    _check_trials(rows.values(), file)
+    reference = str(tree.get("reference", next(iter(rows))))
+    if reference not in rows:
+        raise ConfigurationError(f"{file}: reference: there is no row {reference}.{nearest(reference, rows)}")
+    return Plan(file, base, _options(tree.get("options") or {}, "options", file), seeds, reference, rows, tuning)
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options as `pfedst fit` takes them."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+
+
+def _tuning(
+    tree: Any, seeds: tuple[int, ...], file: Path
+) -> tuple[Tuning | None, dict[str, list[Any]], dict[str, dict[str, list[Any]]]]:
+    """Seeds of the trials, the grid of all rows, and grids of rows' own."""
+    if tree is None:
+        return None, {}, {}
+    given = _mapping(tree, "tune", TUNE_KEYS, file)
+    tuning = Tuning(_seeds(given.get("seeds"), "tune: seeds", file))
+    if both := sorted(set(tuning.seeds) & set(seeds)):
+        raise ConfigurationError(f"{file}: tune: seeds: {both[0]} is a seed of the comparison too; take another")
+    common = _grid(given.get("grid") or {}, "tune: grid", file)
+    of_rows = _mapping(given.get("rows") or {}, "tune: rows", None, file)
+    return tuning, common, {label: _grid(grid or {}, f"tune: rows: {label}", file) for label, grid in of_rows.items()}
+
+
+def _check_trials(rows: Iterable[Row], file: Path) -> None:
+    """All rows that are tuned get the same number of trials."""
+    numbers = {row.label: len(row.trials) for row in rows if row.grid}
+    if len(set(numbers.values())) > 1:
+        told = ", ".join(f"{label} {number}" for label, number in numbers.items())
+        raise ConfigurationError(f"{file}: tune: rows get different numbers of trials ({told}); give all the same")
+
+
+def _grid(tree: Any, what: str, file: Path) -> dict[str, list[Any]]:
+    grid = _options(tree, what, file)
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigurationError(f"{file}: {what}: {key}: give a list of values, not {values}")
+    return grid
+
+
+def _options(tree: Any, what: str, file: Path) -> Options:
+    options = {str(key): value for key, value in _mapping(tree, what, None, file).items()}
+    for key in options:
+        if key.split(".")[0] in OF_THE_COMPARISON:
+            raise ConfigurationError(f"{file}: {what}: {key} is set by the comparison; leave it out")
+    return options
+
+
+def _seeds(value: Any, what: str, file: Path) -> tuple[int, ...]:
+    numbers = isinstance(value, list) and bool(value) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not numbers or len(set(value)) < len(value):
+        raise ConfigurationError(f"{file}: {what}: give a list of different numbers, such as [0, 1, 2], not {value}")
+    return tuple(value)
+
+
+def _mapping(tree: Any, what: str, known: tuple[str, ...] | None, file: Path) -> dict[Any, Any]:
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{file}: {what}: give keys with values, not {tree!r}")
+    for key in tree if known else ():
+        if key not in known:  # type: ignore[operator]
+            raise ConfigurationError(
+                f'{file}: {what}: unknown key "{key}".{nearest(str(key), known or ())} Known: {", ".join(known or ())}'
+            )
+    return tree
+
+
+def _text(value: Any, what: str, file: Path) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{file}: {what}: give the path of a configuration of pfedst fit, not {value!r}")
+    return value

@@ -1,0 +1,150 @@
+"""The whole of a comparison: tune on validation, run the grid, keep what was asked and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pfedst.compare.grid import Grid, GridRun, write_file
+from pfedst.compare.plan import Options, Plan, Row, as_arguments
+from pfedst.errors import ConfigurationError
+from pfedst.reporting.comparison import FILE, FORMAT
+from pfedst.reporting.summary import SELECTION_METRIC
+from pfedst.state import json_bytes
+
+Resolve = Callable[[Sequence[str]], str]
+"""Arguments of `pfedst fit` -> what its resolved configuration is, for all that results depend on."""
+
+
+class Comparison:
+    """A comparison in its folder.
+
+    Args:
+        plan: what is compared.
+        folder: `comparison.json`, `runs/`, `tuning/`.
+        overrides: arguments for every run; a row's own options stand above them.
+        resolve: see there.
+        grid: makes the runners of a folder.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        overrides: Sequence[str],
+        resolve: Resolve,
+        grid: Callable[[Path], Grid],
+    ) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.overrides = tuple(overrides)
+        self.resolve = resolve
+        self.grid = grid
+        self.failed: dict[str, str] = {}
+
+    def run(self) -> dict[str, str]:
+        """All of it; name of a run that failed -> what it said."""
+        trials = {row.label: self._trials(row) for row in self.plan.rows.values() if row.grid}
+        for row in self.plan.rows.values():  # a wrong option of the last row is told before the first one runs
+            self._run(row, row.options, self.plan.seeds[0])
+        chosen = self._tune(trials) if trials else {}
+        runs = {
+            (row.label, seed): self._run(row, row.options | chosen.get(row.label, {}), seed)
+            for seed in self.plan.seeds
+            for row in self.plan.rows.values()
+            if not row.grid or row.label in chosen
+        }
+        self._write(runs, trials, chosen)
+        self.failed |= self.grid(self.folder / "runs").run(list(runs.values()), "comparison")
+        self._write(runs, trials, chosen)
+        return self.failed
+
+    # -- runs --------------------------------------------------------------------------------------------------
+
+    def _run(self, row: Row, options: Options, seed: int, of: str = "runs") -> GridRun:
+        """A run named by its row, its seed and the hash of its resolved configuration."""
+        arguments = [f"--config={self.plan.base}", *as_arguments(self.plan.options), *self.overrides]
+        arguments += [*as_arguments(options), f"--seed_everything={seed}"]
+        digest = hashlib.sha256(self.resolve(arguments).encode()).hexdigest()[:8]
+        name = f"{re.sub(r'[^A-Za-z0-9]+', '-', row.label).strip('-') or 'row'}-seed{seed}-{digest}"
+        own = [f"--runs_dir={self.folder / of}", f"--name={name}", "--resume=true"]
+        return GridRun(name, row.label, (*arguments, *own))
+
+    # -- tuning ------------------------------------------------------------------------------------------------
+
+    def _trials(self, row: Row) -> list[tuple[Options, list[GridRun]]]:
+        assert self.plan.tuning is not None
+        return [
+            (trial, [self._run(row, row.options | trial, seed, "tuning") for seed in self.plan.tuning.seeds])
+            for trial in row.trials
+        ]
+
+    def _tune(self, trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]]) -> dict[str, Options]:
+        """The options of each row whose mean over trial seeds is the highest on validation; the first of equals.
+
+        A trial that failed is out, and a row whose trials all failed is too.
+        """
+        grid = self.grid(self.folder / "tuning")
+        runs = [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]
+        self.failed |= grid.run(runs, "tuning on validation")
+        chosen = {}
+        for label, of_row in trials.items():
+            scores = [(self._score(of_trial), trial) for trial, of_trial in of_row]
+            found = [(score, trial) for score, trial in scores if score is not None]
+            if found:
+                chosen[label] = max(found, key=lambda pair: pair[0])[1]
+        return chosen
+
+    def _score(self, runs: Sequence[GridRun]) -> float | None:
+        """Mean over seeds of the validation score after the last round; None where a run failed."""
+        scores = []
+        for run in runs:
+            file = self.folder / "tuning" / run.name / "summary.json"
+            if not file.is_file():
+                return None
+            score = json.loads(file.read_text())["validation"]["personal"]["mean"][SELECTION_METRIC]
+            if score is None:
+                raise ConfigurationError(f"{self.plan.file}: tune: no site has validation images; leave tune out")
+            scores.append(score)
+        return fmean(scores)
+
+    # -- what is kept ------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        runs: Mapping[tuple[str, int], GridRun],
+        trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]],
+        chosen: Mapping[str, Options],
+    ) -> None:
+        rows = []
+        for row in self.plan.rows.values():
+            tried = [
+                {"options": trial, "validation": self._score(of_trial)} for trial, of_trial in trials.get(row.label, ())
+            ]
+            rows.append(
+                {
+                    "label": row.label,
+                    "options": row.options,
+                    "tuned": {"chosen": chosen.get(row.label), "trials": tried} if tried else None,
+                    "runs": {str(seed): run.name for (label, seed), run in runs.items() if label == row.label},
+                }
+            )
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "name": self.plan.file.stem,
+            "options": self.plan.options,
+            "overrides": list(self.overrides),
+            "seeds": list(self.plan.seeds),
+            "reference": self.plan.reference,
+            "tuning": None
+            if self.plan.tuning is None
+            else {"seeds": list(self.plan.tuning.seeds), "metric": f"{SELECTION_METRIC}, validation, last round"},
+            "rows": rows,
+            "failed": dict(sorted(self.failed.items())),
+        }
+        write_file(self.folder / FILE, json_bytes(content))

@@ -1,0 +1,284 @@
+"""Finished runs side by side: rows (a method and its options) of runs that differ in their seed, from JSON alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pfedst.errors import ConfigurationError, StateError, listed, nearest
+from pfedst.reporting.run_folder import RunFolder
+
+FILE = "comparison.json"
+FORMAT = 1
+SAME = ("classes", "samples", "split")
+"""What runs must have in common to stand in one table."""
+BUDGET = (
+    "encoder",
+    "data",
+    "anchors",
+    "rounds",
+    "local_epochs",
+    "local_batches",
+    "batch_size",
+    "participation",
+    "held_out_sites",
+)
+"""What is told where rows differ in it."""
+OF_A_RUN = ("seed", "threads", "data_audit", "round")
+"""What runs of one row may differ in."""
+MODELS = ("personal", "generic")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run, from its folder."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """What its numbers mean."""
+        protocol: Mapping[str, Any] = self.summary["protocol"]
+        return protocol
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.protocol["seed"])
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """`rounds.jsonl`.
+
+        Raises:
+            StateError: it is missing or damaged.
+        """
+        file = RunFolder(self.folder).records_file
+        try:
+            return [json.loads(line) for line in file.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise StateError(f"{file} is missing or damaged ({error}); run it again") from error
+
+    def value(self, model: str, column: str, metric: str) -> float | None:
+        """A metric of a model: of a site, or its `mean`, `weighted_mean`, `worst` or `std` over sites."""
+        found = self.summary[model]
+        value: float | None = (found["clients"].get(column) or found[column])[metric]
+        return value
+
+
+@dataclass(frozen=True)
+class RunsOfARow:
+    """A row: runs that differ in their seed alone, by seed."""
+
+    label: str
+    runs: tuple[FinishedRun, ...]
+
+    @property
+    def first(self) -> FinishedRun:
+        """For what all of them have in common."""
+        return self.runs[0]
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return bool(self.first.summary["cost"]["parameters_trained"])
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it pools the images of all sites, which no federation can."""
+        return bool(self.first.protocol["pooled"])
+
+    def values(self, model: str, column: str, metric: str) -> list[float]:
+        """Of each seed where it is defined."""
+        found = [run.value(model, column, metric) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def by_pair(self, model: str, sites: Sequence[str], metric: str) -> dict[tuple[str, int], float | None]:
+        """(site, seed) -> value."""
+        return {(site, run.seed): run.value(model, site, metric) for run in self.runs for site in sites}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a report is made of.
+
+    Attributes:
+        name: of the comparison.
+        rows: in the order of the table.
+        reference: label of the row that the others are tested against.
+        notes: what a reader must know: rows that differ in budget, runs that are missing.
+        tuned: label -> `chosen` and `trials`; empty where nothing was tuned.
+        tuning: seeds and metric of the trials; None where nothing was tuned.
+    """
+
+    name: str
+    rows: tuple[RunsOfARow, ...]
+    reference: str
+    notes: tuple[str, ...] = ()
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Mapping[str, Any] | None = None
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """Of the row with most rounds."""
+        return max((row.first.protocol for row in self.rows), key=lambda protocol: protocol["rounds"])
+
+    @property
+    def sites(self) -> list[str]:
+        """In the order of the table."""
+        return list(self.rows[0].first.summary["personal"]["clients"])
+
+    @property
+    def classes(self) -> list[str]:
+        """In the order of a confusion matrix."""
+        return list(self.protocol["classes"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of any run."""
+        return sorted({run.seed for row in self.rows for run in row.runs})
+
+    def test_images(self, site: str) -> int:
+        """Images that a site was evaluated on."""
+        return int(self.protocol["samples"][site][self.protocol["split"]])
+
+    def row(self, label: str) -> RunsOfARow:
+        """By its label."""
+        return next(row for row in self.rows if row.label == label)
+
+
+def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compared:
+    """What lies in folders of runs, or of comparisons.
+
+    Args:
+        paths: folders.
+        reference: a label; by default the comparison's own, or else PFedST, or else the first row.
+
+    Raises:
+        ConfigurationError: no run, a folder that is none, or runs that cannot stand in one table.
+        StateError: a damaged file.
+    """
+    rows: dict[str, list[FinishedRun]] = {}
+    notes: list[str] = []
+    tuned: dict[str, Any] = {}
+    tuning, proposed, name = None, None, ""
+    single: list[FinishedRun] = []
+    for path in paths:
+        asked = _read(path / FILE)
+        if asked is None:
+            single.append(_finished(path))
+            continue
+        name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
+        for row in asked["rows"]:
+            found, missing = _runs_of(path, row["runs"])
+            rows.setdefault(row["label"], []).extend(found)
+            notes += [f"{row['label']}, seed {seed}: missing, as it failed or is not done" for seed in missing]
+            if row["tuned"]:
+                tuned[row["label"]] = row["tuned"]
+    for label, runs in _labelled(single).items():
+        rows.setdefault(label, []).extend(runs)
+    made = tuple(
+        RunsOfARow(label, tuple(sorted(runs, key=lambda run: run.seed))) for label, runs in rows.items() if runs
+    )
+    if not made:
+        raise ConfigurationError(f"no finished run in {listed(paths)}: nothing to report")
+    _check_same(made)
+    labels = [row.label for row in made]
+    chosen = reference or (proposed if proposed in labels else "PFedST" if "PFedST" in labels else labels[0])
+    if chosen not in labels:
+        raise ConfigurationError(
+            f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
+        )
+    return Compared(name or made[0].first.folder.name, made, chosen, (*_differences(made), *notes), tuned, tuning)
+
+
+def _runs_of(path: Path, names: Mapping[str, str]) -> tuple[list[FinishedRun], list[str]]:
+    found, missing = [], []
+    for seed, run in names.items():
+        summary = RunFolder(path / "runs" / run).summary()
+        if summary is None:
+            missing.append(seed)
+        else:
+            found.append(FinishedRun(path / "runs" / run, summary))
+    return found, missing
+
+
+def _finished(path: Path) -> FinishedRun:
+    if not path.is_dir():
+        raise ConfigurationError(f"{path}: no folder; give the folders of finished runs, or of a comparison")
+    summary = RunFolder(path).summary()
+    if summary is None:
+        raise ConfigurationError(f"{path} holds no summary.json: no run, or one that is not finished")
+    if "validation" not in summary:
+        raise ConfigurationError(f"{path}/summary.json is of an older version of pfedst; run it again")
+    return FinishedRun(path, summary)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StateError(f"{file} is damaged ({error}); run pfedst compare again, finished runs are kept") from error
+    if content.get("format") != FORMAT:
+        raise StateError(f"{file} is of another version of pfedst (format {content.get('format')}, this is {FORMAT})")
+    return content
+
+
+def _labelled(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Runs whose protocols differ in their seed alone are a row; rows of one method are told apart by the rest."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        kept = {key: value for key, value in run.protocol.items() if key not in OF_A_RUN}
+        groups.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
+    flat = {key: _flat(json.loads(key)) for key in groups}
+    labelled: dict[str, list[FinishedRun]] = {}
+    for key, of_row in groups.items():
+        method = flat[key]["method"]
+        rivals = [other for other in flat.values() if other["method"] == method]
+        apart = sorted(name for name in flat[key] if any(other.get(name) != flat[key][name] for other in rivals))
+        told = ", ".join(f"{name.split('.')[-1]} {flat[key][name]}" for name in apart)
+        labelled[f"{method}, {told}" if told else method] = of_row
+    return labelled
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _check_same(rows: Sequence[RunsOfARow]) -> None:
+    first = rows[0].first
+    for row in rows:
+        seeds = [run.seed for run in row.runs]
+        if len(set(seeds)) < len(seeds):
+            raise ConfigurationError(f"{row.label}: two runs have the same seed ({listed(seeds)}); give one of them")
+        for run in row.runs:
+            for key in SAME:
+                if run.protocol[key] != first.protocol[key]:
+                    raise ConfigurationError(
+                        f"{run.folder} and {first.folder} cannot stand in one table: they differ in {key}"
+                    )
+
+
+def _differences(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Where rows that train had another budget, another encoder or other data."""
+    notes = []
+    for key in BUDGET:
+        told: dict[str, list[str]] = {}
+        for row in rows:
+            value = row.first.protocol[key]
+            if (row.trains or key in ("encoder", "data")) and value != "none":
+                told.setdefault(str(value), []).append(row.label)
+        if len(told) > 1:
+            parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
+            notes.append(f"rows differ in {key.replace('_', ' ')} ({parts})")
+    return notes
