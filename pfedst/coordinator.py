@@ -142,7 +142,7 @@ class FederatedCoordinator:
                 f"do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
             )
         federation = build_federation(template, data, method, run_seed, self.held_out_sites, local)
-        summary = RunSummary(describe(federation, data, local, self.options.participation, self.options.rounds))
+        summary = RunSummary(self._describe(federation, data, local))
         with local.detached() as hooks:
             loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
             summary.protocol["threads"] = loop.executor.threads
@@ -153,6 +153,10 @@ class FederatedCoordinator:
         result = summary.result(run.path.name, time.perf_counter() - started, peak)
         run.write_summary(result)
         return result
+
+    def _describe(self, federation: Federation, data: FederatedDataModule, local: LocalTrainer) -> dict[str, Any]:
+        options = self.options
+        return describe(federation, data, local, options.rounds, options.participation, options.fits.keep_optimizer)
 
     def evaluate(
         self,
@@ -180,7 +184,7 @@ class FederatedCoordinator:
         federation.load_state_parts(saved.parts)
         executor = SequentialExecutor(ClientWork(federation, data, local), self.options.threads)
         models = evaluate_received(federation, executor, (split,))[split]
-        protocol = describe(federation, data, local, self.options.participation, self.options.rounds)
+        protocol = self._describe(federation, data, local)
         protocol |= {"split": split, "round": RunState.round_of(saved.name)}
         sizes = {name: data.samples(name, split) for name in federation.clients}
         return {"name": folder.name, "protocol": protocol} | {

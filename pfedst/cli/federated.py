@@ -100,7 +100,13 @@ class PFedSTCLI(LightningCLI):
             help="go on with the run of that name, if it is there: it ends as if it had never been interrupted",
         )
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
-        parser.set_defaults({"model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"}})
+        parser.set_defaults(
+            {
+                "model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"},
+                # as a class with options, and not as a function, --model.optimizer.lr alone changes it
+                "model.optimizer": {"class_path": "torch.optim.AdamW"},
+            }
+        )
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; what a class says of its options is told in its own words."""

@@ -19,7 +19,12 @@ SELECTION_METRIC = "balanced_accuracy"
 
 
 def describe(
-    federation: Federation, data: FederatedDataModule, local: LocalTrainer, participation: float, rounds: int
+    federation: Federation,
+    data: FederatedDataModule,
+    local: LocalTrainer,
+    rounds: int,
+    participation: float,
+    keep_optimizer: bool,
 ) -> dict[str, Any]:
     """The protocol of a run, before its first round."""
     client, method = federation.generic, federation.method
@@ -44,7 +49,9 @@ def describe(
         "local_epochs": local.epochs,
         "local_batches": "all" if local.batches == 1.0 and isinstance(local.batches, float) else local.batches,
         "batch_size": data.batch_size,
+        "augmentation": data.augmentation,
         "optimizer": client.optimizer_options,
+        "optimizer_state": "keep" if keep_optimizer else "reset",
         "participation": participation,
         "held_out_sites": list(federation.held_out),
         "pooled": method.pooled,
