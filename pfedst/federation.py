@@ -268,7 +268,10 @@ class Federation:
             anchors = saved_table(server, "anchors")
             check_keys(anchors, {"classes"}, "the saved class anchors")
             check_plain({"anchors": anchors}, "the saved state")
-            self.set_anchors(anchors["classes"])
+            try:
+                self.set_anchors(anchors["classes"])
+            except ConfigurationError as error:
+                raise StateError(f"the saved {error}") from error
         frozen = saved_table(server, "frozen")
         check_plain({"frozen": frozen}, "the saved state")
         check_tensors(frozen, self._frozen_state(), "the saved frozen tensors of the adapter")

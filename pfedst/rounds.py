@@ -15,7 +15,7 @@ from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.local_fits import FitOptions, LocalFits, Reported
-from pfedst.reporting import RunFolder, RunSummary, percent
+from pfedst.reporting import RunFolder, RunSummary, check_records, percent
 from pfedst.state import RunState, StateSaver, clear_unfinished
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
@@ -113,13 +113,14 @@ class RoundLoop:
         for snapshot in state.whole_rounds(finetuned=False):
             try:
                 records = run.records(snapshot.about.get("records", {}))
+                done = state.round_of(snapshot.name)
+                check_records(run.records_file, records, self.federation.members, done)
             except StateError as error:
                 damage = damage or error
                 logging.getLogger("pfedst").warning("%s; an older round is looked for", error)
                 continue
             self.federation.load_state_parts(snapshot.parts)
             run.keep_records(snapshot.about["records"])
-            done = state.round_of(snapshot.name)
             state.drop_fits(but_of=(done, done + 1))
             return records
         if damage is not None:

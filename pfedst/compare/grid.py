@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pfedst.state import write_atomically, writing
 
+COMMAND = (sys.executable, "-m", "pfedst.cli.child", "fit")
 POLL_SECONDS = 0.1
 END_SECONDS = 30
 LAST_LINES = 5
@@ -96,12 +97,12 @@ class Grid:
     def _start(self, run: GridRun) -> _Running:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{run.name}.log"
-        environment = dict(os.environ)
+        environment = {"WANDB_RUN_GROUP": self.folder.parent.name, "WANDB_NAME": run.name} | os.environ
         if self.jobs > 1:  # as many threads in all as the machine has cores
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pfedst.compare.child", "fit", *run.arguments],
+                [*COMMAND, *run.arguments],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

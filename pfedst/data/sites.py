@@ -78,6 +78,7 @@ class Sites:
         regroup: what a user does about a group that lies in two splits.
         roots: the folders that the user named: files must lie in one of them; none: they may lie anywhere.
         rows: where a table lists a file, for errors.
+        read_from: the table or folder that names the sites, for errors.
     """
 
     class_names: Sequence[str]
@@ -86,6 +87,7 @@ class Sites:
     regroup: str = "give all images of a group to one split"
     roots: Sequence[Path] = ()
     rows: Mapping[Path, str] = field(default_factory=dict)
+    read_from: Path | None = None
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
         """Every site and split, in the order of SPLITS."""
@@ -98,23 +100,24 @@ class Sites:
         """Every site can train and be tested, and every label has a class.
 
         Raises:
-            DataError: naming the site.
+            DataError: naming the table or folder, and the site.
         """
+        where = f"{self.read_from}: " if self.read_from else ""
         if twice := [name for name in self.class_names if list(self.class_names).count(name) > 1]:
-            raise DataError(f"the class {twice[0]} is named twice; give each class once")
+            raise DataError(f"{where}the class {twice[0]} is named twice; give each class once")
         needed: tuple[Split, ...] = ("train", "test")
         for site, parts in self.splits.items():
             for split in needed:
                 if split not in parts or not len(parts[split].labels):
                     have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels)) or "nothing"
                     raise DataError(
-                        f'site "{site}" has no {split} image (it has: {have}); add some, or leave the site out'
+                        f'{where}site "{site}" has no {split} image (it has: {have}); add some, or leave the site out'
                     )
         for site, split, part in self.parts():
             for index, label in enumerate(part.labels):
                 if not 0 <= label < len(self.class_names):
                     raise DataError(
-                        f'site "{site}", {split} image {index}: label {label} is out of range 0 to '
+                        f'{where}site "{site}", {split} image {index}: label {label} is out of range 0 to '
                         f"{len(self.class_names) - 1}"
                     )
 

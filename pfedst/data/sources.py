@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pfedst.data.dicom.reader import is_dicom, load_dicom, read_header
+from pfedst.data.jpeg import check_scans
 from pfedst.errors import DataError
 
 FORMATS = (
@@ -22,8 +23,6 @@ FORMATS = (
     "WEBP",
 )
 """What is opened, whatever the file's name says. Left to itself PIL hands PostScript to Ghostscript, an interpreter."""
-MOST_SCANS = 200
-"""Of a JPEG; progressive ones have about ten. Each costs a pass over all pixels, and a few bytes of file."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(opened, formats=known_formats()) as image:
                 if image.format in ("JPEG", "MPO"):
-                    check_scans(image)
+                    check_scans(_content(image))
                 if image.mode.startswith("I;16") or image.mode == "I":
                     # 16-bit grey: PIL's own conversion to RGB clips instead of scaling
                     image = image.point(lambda value: value / 256).convert("L")
@@ -268,19 +267,14 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def check_scans(image: Image.Image) -> None:
-    """Refuse a JPEG that would take minutes: within its pixels no byte that looks like the start of a scan occurs.
-
-    Raises:
-        ValueError: more than MOST_SCANS.
-    """
+def _content(image: Image.Image) -> bytes:
+    """All bytes of an image that is opened and not decoded yet."""
     file = image.fp  # type: ignore[attr-defined]
     place = file.tell()
     file.seek(0)
-    scans = file.read().count(b"\xff\xda")
+    content: bytes = file.read()
     file.seek(place)
-    if scans > MOST_SCANS:
-        raise ValueError(f"a JPEG of {scans:,} scans, which may be an attack")
+    return content
 
 
 def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:

@@ -79,8 +79,8 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
 
 
 def _classwise_calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    classes = range(probabilities.shape[1])
-    errors = [float(binary_calibration_error(probabilities[:, c], (targets == c).long(), BINS)) for c in classes]
+    columns = probabilities.T.contiguous()
+    errors = [float(binary_calibration_error(column, (targets == c).long(), BINS)) for c, column in enumerate(columns)]
     return math.fsum(errors) / len(errors)
 
 

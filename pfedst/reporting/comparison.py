@@ -11,6 +11,7 @@ from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.reporting.run_folder import RunFolder
+from pfedst.reporting.summary import FORMAT as SUMMARY_FORMAT
 
 FILE = "comparison.json"
 FORMAT = 1
@@ -171,7 +172,7 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
     for path in paths:
         asked = _read(path / FILE)
         if asked is None:
-            single.append(_finished(path))
+            single.append(_single(path))
             continue
         name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
         for row in asked["rows"]:
@@ -200,22 +201,30 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
 def _runs_of(path: Path, names: Mapping[str, str]) -> tuple[list[FinishedRun], list[str]]:
     found, missing = [], []
     for seed, run in names.items():
-        summary = RunFolder(path / "runs" / run).summary()
-        if summary is None:
+        finished = _finished(path / "runs" / run)
+        if finished is None:
             missing.append(seed)
         else:
-            found.append(FinishedRun(path / "runs" / run, summary))
+            found.append(finished)
     return found, missing
 
 
-def _finished(path: Path) -> FinishedRun:
+def _single(path: Path) -> FinishedRun:
     if not path.is_dir():
         raise ConfigurationError(f"{path}: no folder; give the folders of finished runs, or of a comparison")
+    run = _finished(path)
+    if run is None:
+        raise ConfigurationError(f"{path} holds no summary.json: no run, or one that is not finished")
+    return run
+
+
+def _finished(path: Path) -> FinishedRun | None:
+    """The run in a folder; None where it has no summary yet."""
     summary = RunFolder(path).summary()
     if summary is None:
-        raise ConfigurationError(f"{path} holds no summary.json: no run, or one that is not finished")
-    if "validation" not in summary:
-        raise ConfigurationError(f"{path}/summary.json is of an older version of pfedst; run it again")
+        return None
+    if summary.get("format") != SUMMARY_FORMAT:
+        raise StateError(f"{path / 'summary.json'} is of another version of pfedst; run it again, under another name")
     return FinishedRun(path, summary)
 
 

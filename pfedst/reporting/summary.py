@@ -16,6 +16,8 @@ from pfedst.tracking import parameters_sent, parameters_trained
 from pfedst.trainer import LocalTrainer
 
 SELECTION_METRIC = "balanced_accuracy"
+FORMAT = 1
+"""Of `summary.json`; another one has other keys."""
 
 
 def describe(
@@ -178,6 +180,7 @@ class RunSummary:
         """
         last, rounds = self._last, max(1, self.trained_rounds)
         return {
+            "format": FORMAT,
             "name": name,
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),

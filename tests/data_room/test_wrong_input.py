@@ -78,8 +78,8 @@ MANIFEST = [
     (changed(label="-1"), {"class_names": ["benign", "malignant", "unclear"]}, ["line 2", "out of range"]),
     (lambda t: [*t, t[0]], {}, ["line 62", "already on line 2", "keep one"]),
     (lambda t: [{k: v for k, v in row.items() if k != "site"} for row in t], {}, ['no column "site"', "path, label"]),
-    (lambda t: [row for row in t if (row["site"], row["split"]) != ("north", "test")], {}, ["north", "no test image"]),
-    (lambda t: [row for row in t if (row["site"], row["split"]) != ("south", "train")], {}, ["south", "no train image"]),
+    (lambda t: [row for row in t if (row["site"], row["split"]) != ("north", "test")], {}, ["manifest.csv", "north", "no test image"]),
+    (lambda t: [row for row in t if (row["site"], row["split"]) != ("south", "train")], {}, ["manifest.csv", "south", "no train image"]),
 ]  # fmt: skip
 
 

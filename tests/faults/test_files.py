@@ -66,6 +66,23 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path) -> None:
         read(tmp_path / "a.jpg", bytes(data[:first]) + scans + b"\xff\xd9")
 
 
+def test_a_dicom_file_of_such_a_jpeg_is_refused(tmp_path) -> None:
+    from pydicom.uid import JPEGBaseline8Bit
+
+    made = io.BytesIO()
+    Image.new("L", (32, 32)).save(made, "jpeg")
+    data = made.getvalue()
+    first = data.index(b"\xff\xda")
+    scans = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00\x00" * 5000
+    pixels = np.zeros((32, 32), np.uint8)
+    many = data[:first] + scans + data[first:]
+    file = make(tmp_path / "a.dcm", pixels, JPEGBaseline8Bit, many)
+    with pytest.raises(DataError, match=r"a.dcm.*5,001 scans"):
+        FileSource([file]).load(0)
+    one = make(tmp_path / "b.dcm", pixels, JPEGBaseline8Bit, data)
+    assert FileSource([one]).load(0).size == (32, 32)
+
+
 @pytest.mark.parametrize("side", [12_000, 2**31 - 1])
 def test_an_image_that_claims_to_be_huge_is_refused(tmp_path, side) -> None:
     made = io.BytesIO()

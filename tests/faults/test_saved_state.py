@@ -16,7 +16,7 @@ from pfedst.errors import StateError
 from pfedst.side_tuning import PFedST
 from pfedst.state import RunState, StateSaver
 from pfedst.state.snapshot import read_snapshot
-from pfedst.testing.small import fit
+from pfedst.testing.small import federation, fit
 from tests.test_resume import CLI, go_on, left, same, without_times
 
 
@@ -373,3 +373,14 @@ def test_a_fine_tuned_state_alone_is_no_reason_to_start_anew(tmp_path) -> None:
     with pytest.raises(StateError, match=r"round-000002"):
         go_on(tmp_path, PFedST(finetune_epochs=1), keep_states=1, rounds=2)
     assert (tmp_path / "run/rounds.jsonl").read_bytes() == before
+
+
+def test_saved_anchors_of_another_shape_are_an_error_of_state(tmp_path) -> None:
+    """Whoever makes their sums right: what is refused is what was saved, and not an option."""
+    fit(tmp_path, FedAvg(), rounds=1)
+    saved = RunState(tmp_path / "run" / "state").last_round()
+    made = federation(FedAvg())
+    made.load_state_parts(saved.parts)
+    saved.parts["server"]["anchors"]["classes"] = torch.zeros(2, 7)
+    with pytest.raises(StateError, match="the saved "):
+        made.load_state_parts(saved.parts)

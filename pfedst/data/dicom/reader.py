@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pfedst.data.dicom.levels import COPY_AGAIN, NamelessError, grey_levels, palette_colours, top_byte
+from pfedst.data.jpeg import check_scans
 from pfedst.errors import DataError
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def _unfold(dataset: Dataset) -> None:
 
 def _decode(dataset: Dataset) -> tuple[NDArray[Any], str]:
     """Stored values, (height, width) or (height, width, 3), and their photometric interpretation: YBR is RGB now."""
+    from pydicom.encaps import get_frame
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.decoders.pylibjpeg import DECODER_DEPENDENCIES
 
@@ -216,6 +218,8 @@ def _decode(dataset: Dataset) -> tuple[NDArray[Any], str]:
         raise NamelessError(f"{syntax.name} cannot be decoded; export the image uncompressed") from error
     if not decoder.is_available:
         raise NamelessError(f"no decoder for {syntax.name} is installed; pip install {packages}")
+    if syntax.is_encapsulated:
+        check_scans(get_frame(dataset.PixelData, 0, number_of_frames=1))
     try:
         stored, found = decoder.as_array(dataset)
     except Exception as error:

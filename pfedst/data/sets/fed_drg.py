@@ -78,6 +78,7 @@ class FedDRG(FederatedDataModule):
             f"choose --data.domains that are there",
             "remove the images of these patients from the split file of one side",
             [root],
+            read_from=root,
         )
 
     def _there(self, root: Path, domain: str) -> bool:

@@ -107,6 +107,7 @@ class FedISIC2019(FederatedDataModule):
             else f"{root} holds neither {IMAGE_FOLDERS[0]}/ nor {IMAGE_FOLDERS[1]}/: give their parent",
             "--data.split lesion_grouped cuts every centre anew, by lesions",
             [root] if self.images is None else [root, images],
+            read_from=split_file,
         )
 
     def _describe(self, images: Path, split_file: Path, lesions: bool) -> str:

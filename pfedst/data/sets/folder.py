@@ -55,7 +55,7 @@ class FolderSites(FederatedDataModule):
                 raise DataError(f'{root}: no site "{site}".{nearest(site, found)} Found: {", ".join(found)}')
             self._check_site(root / site)
         classes = list(self.wanted_classes or class_order(c for s in sites for c in self._classes(root / s)))
-        return Sites(classes, {site: self._site(root / site, classes) for site in sites}, roots=[root])
+        return Sites(classes, {site: self._site(root / site, classes) for site in sites}, roots=[root], read_from=root)
 
     def _check_site(self, folder: Path) -> None:
         for split in ("train", "test"):

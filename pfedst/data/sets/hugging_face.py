@@ -76,7 +76,7 @@ class HuggingFaceSites(FederatedDataModule):
                 source = EncodedSource(reader, [image_names[row] for row in own], [files[row] for row in own])
                 part = LabelledImages(source, [labels[row] for row in own], [groups[row] for row in own])
                 splits.setdefault(site, {})[split] = part
-        return Sites(names, dict(sorted(splits.items())), roots=[root, _unpacked()])
+        return Sites(names, dict(sorted(splits.items())), roots=[root, _unpacked()], read_from=root)
 
     def _check_columns(self, where: str, table: Any) -> None:
         import datasets

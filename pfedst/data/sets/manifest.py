@@ -76,6 +76,7 @@ class ManifestSites(FederatedDataModule):
             f"give all rows of a group one split in {file}",
             [root],
             rows,
+            file,
         )
 
     def _row(self, where: str, row: dict[Any, Any], root: Path, classes: Sequence[str]) -> tuple[Record, str, str]:

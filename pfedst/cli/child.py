@@ -1,4 +1,4 @@
-"""A run of a comparison: `pfedst`, which ends when the process that started it does.
+"""`pfedst` as a comparison starts it: it ends when the process that started it does.
 
 A comparison that is killed may not leave runs behind that write on while it is started again.
 """

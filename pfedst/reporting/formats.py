@@ -1,0 +1,299 @@
+"""A report for the terminal, as Markdown, LaTeX, CSV and JSON; all from the same cells, without a file or a clock."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import unicodedata
+from io import StringIO
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pfedst.reporting.report import Report
+from pfedst.reporting.report_table import Cell, ReportTable
+
+LEGEND = "Best in bold, second best underlined."
+STYLES = {"": "", "best": "bold", "second": "underline"}
+DASHES = ("", "-", "\N{EN DASH}", "\N{EM DASH}")  # what stands where there is nothing to tell
+WORDS = 24  # columns of a terminal that words get before they fold
+BORDER = 3  # of a column of a terminal: a line and two spaces
+LATEX_WIDE = 80  # characters that fit a line of a page, roughly
+
+
+def plain(text: str) -> str:
+    """A text on one line; what cannot be printed (a name of a folder may hold anything) is a question mark."""
+    shown = (c if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs") else "?" for c in text)
+    return " ".join("".join(shown).split())
+
+
+def number(value: float | None) -> str:
+    """A number with all its digits; nothing where it is not defined."""
+    if value is None or math.isnan(value):
+        return ""
+    return repr(value if isinstance(value, int) else float(value))  # float: NumPy's repr names its type
+
+
+def is_numeric(table: ReportTable, column: int) -> bool:
+    """Whether a column holds a number."""
+    return any(number(row[column].value) for row in table.rows)
+
+
+def right_aligned(table: ReportTable) -> list[bool]:
+    """Which columns are: those of numbers, but not the first, which names the row."""
+    return [column > 0 and is_numeric(table, column) for column in range(len(table.headings))]
+
+
+def is_marked(table: ReportTable) -> bool:
+    """Whether it has a best or a second best."""
+    return any(cell.mark for row in table.rows for cell in row)
+
+
+def _captioned(table: ReportTable) -> str:
+    return plain(f"{table.caption} {LEGEND if is_marked(table) else ''}")
+
+
+# the terminal
+
+
+def rich_report(report: Report, width: int = 120) -> RenderableType:
+    """For a terminal of so many columns; a table that is wider continues below, with the names of its rows again."""
+    shown: list[RenderableType] = [Text(plain(report.title), style="bold")]
+    shown += [Text(f"! {plain(note)}", style="bold yellow") for note in report.notes]
+    shown += [Text(plain(line)) for line in report.protocol]
+    for table in report.tables:
+        blocks = _blocks(table, width)
+        shown.append("")
+        shown += [_rich_table(table, block, width, f" ({i} of {len(blocks)})") for i, block in enumerate(blocks, 1)]
+        if caption := _captioned(table):
+            shown.append(Text(caption, style="dim"))
+    return Group(*shown)
+
+
+def _least(table: ReportTable, column: int, width: int) -> int:
+    """Columns of a terminal without which a column of a table is hard to read; two of them always fit."""
+    heading, *texts = _column(table, column)
+    word = max((cell_len(word) for word in heading.split()), default=0)
+    longest = max((cell_len(text) for text in texts), default=0)
+    least = max(word, longest if right_aligned(table)[column] else min(longest, WORDS))
+    return max(1, min(least, (width - 1) // 2 - BORDER))
+
+
+def _blocks(table: ReportTable, width: int) -> list[list[int]]:
+    """Columns of a table that fit beside each other; the first is in every block."""
+    cost = [_least(table, column, width) + BORDER for column in range(len(table.headings))]
+    blocks = [[0]]
+    for column in range(1, len(cost)):
+        if len(blocks[-1]) > 1 and 1 + sum(cost[c] for c in [*blocks[-1], column]) > width:
+            blocks.append([0])
+        blocks[-1].append(column)
+    return blocks
+
+
+def _widths(table: ReportTable, columns: list[int], width: int) -> list[int]:
+    """Of each column its least, and of what is left over as much as it can use."""
+    wanted = [max(cell_len(text) for text in _column(table, column)) for column in columns]
+    widths = [_least(table, column, width) for column in columns]
+    spare = width - 1 - sum(w + BORDER for w in widths)
+    while spare > 0 and (short := [i for i, w in enumerate(widths) if w < wanted[i]]):
+        for i in short[:spare]:
+            widths[i] += 1
+        spare -= len(short)
+    return widths
+
+
+def _column(table: ReportTable, column: int) -> list[str]:
+    return [plain(text) for text in (table.headings[column], *(row[column].text for row in table.rows))]
+
+
+def _rich_table(table: ReportTable, columns: list[int], width: int, part: str) -> Table:
+    part = "" if len(columns) == len(table.headings) else part
+    shown = Table(title=Text(plain(table.title) + part), title_justify="left")
+    for column, its_width in zip(columns, _widths(table, columns, width), strict=True):
+        shown.add_column(
+            Text(plain(table.headings[column])),
+            justify="right" if right_aligned(table)[column] else "left",
+            width=its_width,
+            overflow="fold",  # never an ellipsis: a digit that is cut off is another number
+        )
+    for row in table.rows:
+        cells = (row[column] for column in columns)  # a style of the whole cell would underline its padding too
+        shown.add_row(*(Text.assemble((plain(cell.text), STYLES[cell.mark])) for cell in cells))
+    return shown
+
+
+# Markdown
+
+_MARKDOWN = re.compile(r"[\\`*|~$]|<(?=[A-Za-z/!?])|](?=[(\[:])|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])|(?<!\S)#")
+
+
+def markdown(report: Report) -> str:
+    """Markdown with GitHub's tables."""
+    parts = [f"# {_markdown(report.title)}"]
+    if report.notes:
+        parts.append("\n>\n".join(["> **Notes**", "\n".join(f"> - {_markdown_line(note)}" for note in report.notes)]))
+    if report.protocol:
+        parts.append("\n".join(f"- {_markdown_line(line)}" for line in report.protocol))
+    for table in report.tables:
+        parts += [f"## {_markdown(table.title)}", _markdown_table(table), _markdown_line(_captioned(table))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", plain(text))
+
+
+def _markdown_line(text: str) -> str:
+    """Escaped also where a line begins, so that it does not become a list, a heading or a quotation."""
+    return re.sub(r"^(\d*)([-+#=>.)\[])", r"\1\\\2", _markdown(text))
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = _markdown(cell.text)
+    if not text or not cell.mark:
+        return text
+    return f"**{text}**" if cell.mark == "best" else f"<u>{text}</u>"
+
+
+def _markdown_table(table: ReportTable) -> str:
+    right = right_aligned(table)
+    lines = [[_markdown(heading) for heading in table.headings]]
+    lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(right))]
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    padded = [
+        [text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right, strict=True)]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+# LaTeX
+
+_LATEX = {c: f"\\{c}" for c in "%_&#${}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"`": r"\textasciigrave{}", "|": r"\textbar{}", "–": r"\textendash{}", "—": r"\textemdash{}"}  # noqa: RUF001
+_LATEX |= {"<": "$<$", ">": "$>$", "−": "$-$", "…": r"\ldots{}"}  # noqa: RUF001
+_SYMBOLS = {"±": "pm", "×": "times", "·": "cdot", "≤": "leq", "≥": "geq", "≠": "neq", "≈": "approx"}  # noqa: RUF001
+_SYMBOLS |= {"∞": "infty", "→": "to", "↑": "uparrow", "↓": "downarrow", "∆": "Delta", "Δ": "Delta", "µ": "mu"}
+# pdflatex has no Greek letters of its own
+_SYMBOLS |= {"λ": "lambda"} | {c: unicodedata.name(c).split()[-1].lower() for c in "αβγδεηθκμπρστφχω"}
+_ESCAPES = str.maketrans(_LATEX | {symbol: f"$\\{name}$" for symbol, name in _SYMBOLS.items()})
+
+
+def latex_text(text: str) -> str:
+    """A text that LaTeX sets as it is written; letters of other alphabets are kept."""
+    escaped = plain(text).translate(_ESCAPES)
+    escaped = re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # else two of them are set as one other character
+    return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped  # after \\ these would be an option of it
+
+
+def latex(table: ReportTable) -> str:
+    """One table for a paper; needs booktabs, and graphicx if it is wide."""
+    rows = [" & ".join(_latex_cell(cell) for cell in row) for row in table.rows]
+    lines = [
+        rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in right_aligned(table))}}}",
+        r"\toprule",
+        " & ".join(latex_text(heading) for heading in table.headings) + r" \\",
+        r"\midrule",
+        *(rf"{row} \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    if _latex_width(table) > LATEX_WIDE:  # shrinks it to the line, and never stretches it
+        lines = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", *lines[:-1], lines[-1] + "}"]
+    caption = latex_text(f"{table.title.rstrip('. ')}. {_captioned(table)}")
+    label = re.sub(r"[^A-Za-z0-9]+", "-", table.name).strip("-")
+    begin = [r"\begin{table}[!htbp]", r"\centering", rf"\caption{{{caption}}}"]
+    return "\n".join([*begin, rf"\label{{tab:{label}}}", *lines, r"\end{table}"]) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = latex_text(cell.text)
+    if cell.value is not None:
+        text = re.sub(r"(?<![\w$-])-(?=[\d.])", "$-$", text)  # a minus, not a hyphen
+    if not text or not cell.mark:
+        return text
+    return rf"\textbf{{{text}}}" if cell.mark == "best" else rf"\underline{{{text}}}"
+
+
+def _latex_width(table: ReportTable) -> int:
+    return sum(max(len(text) for text in _column(table, i)) + 2 for i in range(len(table.headings)))
+
+
+def latex_document(report: Report) -> str:
+    """All tables in a document that compiles by itself."""
+    lines = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage[margin=2cm]{geometry}"]
+    lines += [r"\usepackage{booktabs}", r"\usepackage{graphicx}", r"\begin{document}"]
+    lines += [rf"\section*{{{latex_text(report.title)}}}"]
+    for items, style in ((report.notes, r"\textbf{%s}"), (report.protocol, "%s")):
+        if items:
+            shown = [rf"\item {style.replace('%s', latex_text(item))}" for item in items]
+            lines += [r"\begin{itemize}", *shown, r"\end{itemize}"]
+    for table in report.tables:
+        lines += ["", latex(table)]
+    return "\n".join([*lines, r"\end{document}"]) + "\n"
+
+
+# for programs
+
+
+def csv_text(table: ReportTable) -> str:
+    """Every number with all its digits, its deviation over seeds in a column of its own, and nothing where none is.
+
+    A column of numbers holds numbers alone: why one is not defined is told by the other formats.
+    """
+    columns = range(len(table.headings))
+    spread = [any(number(row[column].spread) for row in table.rows) for column in columns]
+    numeric = [is_numeric(table, column) for column in columns]
+    file = StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    headings = [_csv_words(heading) for heading in table.headings]
+    writer.writerow([text for i, h in enumerate(headings) for text in ([h, f"{h} std"] if spread[i] else [h])])
+    for row in table.rows:
+        line: list[str] = []
+        for column, cell in enumerate(row):
+            words = column == 0 or not numeric[column]
+            line.append(number(cell.value) or (_csv_words(cell.text) if words else ""))
+            line += [number(cell.spread)] if spread[column] else []
+        writer.writerow(line)
+    return file.getvalue()
+
+
+def _csv_words(text: str) -> str:
+    """Words that a spreadsheet does not take for a formula; a dash is nothing."""
+    if text.strip() in DASHES:
+        return ""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").encode(errors="replace").decode()
+    formula = text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\n")
+    return f"'{text}" if formula else text
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Everything, for JSON: a number that is not finite is null, and its text tells what it was."""
+    return {
+        "title": report.title,
+        "protocol": list(report.protocol),
+        "notes": list(report.notes),
+        "tables": [
+            {
+                "name": table.name,
+                "title": table.title,
+                "caption": table.caption,
+                "headings": list(table.headings),
+                "rows": [[_cell_json(cell) for cell in row] for row in table.rows],
+            }
+            for table in report.tables
+        ],
+    }
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    def finite(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else float(value)
+
+    return {"text": cell.text, "value": finite(cell.value), "spread": finite(cell.spread), "mark": cell.mark}

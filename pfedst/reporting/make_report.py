@@ -1,0 +1,122 @@
+"""From finished runs to a report: its tables, what the numbers mean, and what they do not allow to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pfedst.errors import listed
+from pfedst.evaluation.statistics import Difference, fewest_differences
+from pfedst.reporting import report_tables as tables
+from pfedst.reporting.comparison import Compared
+from pfedst.reporting.report import Report
+from pfedst.reporting.report_table import ReportTable
+
+
+def make_report(compared: Compared, metric: str) -> Report:
+    """The report.
+
+    Args:
+        compared: the runs.
+        metric: by which rows are compared, such as `balanced_accuracy`.
+    """
+    made: list[ReportTable | None] = [
+        tables.results_table(compared, metric),
+        tables.tests_table(compared, metric) if len(compared.rows) > 1 else None,
+        tables.metrics_table(compared, metric),
+        tables.recall_table(compared),
+        tables.calibration_table(compared),
+        tables.cost_table(compared),
+        tables.tuning_table(compared),
+    ]
+    seeds = len(compared.seeds)
+    title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {seeds} seed{'s'[: seeds != 1]}"
+    return Report(
+        title, protocol_lines(compared), notes(compared, metric), tuple(table for table in made if table is not None)
+    )
+
+
+def protocol_lines(compared: Compared) -> tuple[str, ...]:
+    """What the numbers mean, of the row with most rounds; what others differ in is a note."""
+    protocol = compared.protocol
+    images = {split: sum(site[split] for site in protocol["samples"].values()) for split in ("train", "validation")}
+    images["test"] = sum(compared.test_images(site) for site in compared.sites)
+    counted = ", ".join(f"{number:,} {split}" for split, number in images.items())
+    batches = "all" if protocol["local_batches"] == "all" else f"at most {protocol['local_batches']}"
+    return (
+        f"data: {protocol['data']}; {counted} images; classes {', '.join(compared.classes)}",
+        f"encoder: {protocol['encoder']}; class anchors: {protocol['anchors']}",
+        f"budget of every row that trains: {protocol['rounds']} rounds, {protocol['local_epochs']} local epochs "
+        f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
+        f"{_optimizers(compared)}, augmentation {protocol['augmentation']}",
+        f"evaluation: {protocol['split']} split, {protocol['when']}, last round; all clients; personal: "
+        f"{protocol['personal']}; generic: {protocol['generic']}",
+        f"seeds: {', '.join(str(seed) for seed in compared.seeds)}; validation selects (tuning), test is only reported",
+    )
+
+
+def notes(compared: Compared, metric: str) -> tuple[str, ...]:
+    """What a reader may not miss."""
+    found = []
+    if any(row.first.protocol["random_weights"] for row in compared.rows):
+        found.append("The encoder has RANDOM WEIGHTS: the numbers show that the software works, and no more.")
+    if compared.protocol["data"].startswith("SYNTHETIC"):
+        found.append("The images are SYNTHETIC: the numbers say nothing of medicine.")
+    if len(compared.rows) > 1:
+        found.append(_claims(compared, metric))
+    left_out = {
+        f"{row.label}, seed {run.seed}: {site}"
+        for row in compared.rows
+        for run in row.runs
+        for site in run.summary["left_out"]
+    }
+    if left_out:
+        found.append(f"Sites were left out of rounds: {listed(sorted(left_out), '; ')}")
+    found += [f"Not the same: {note}" if note.startswith("rows differ") else note for note in compared.notes]
+    return tuple(found)
+
+
+def _claims(compared: Compared, metric: str) -> str:
+    """What can be claimed against the reference, and why not more."""
+    differences = tables.differences(compared, metric)
+    least = fewest_differences(len(differences))
+    seeds = max(difference.seeds for difference in differences.values())
+    if seeds < 2:
+        return "One seed: nothing can be claimed of differences between rows."
+    if seeds < least:
+        return (
+            f"Too few seeds to claim a difference between rows: {seeds}, and {len(differences)} comparisons need "
+            f"{least} or more (Wilcoxon over seeds, Holm). Differences and intervals are a description."
+        )
+    parts = [
+        f"{listed(labels, ', ', 20)} {what} than {compared.reference}"
+        for what in ("higher", "lower")
+        if (labels := [label for label, found in differences.items() if _is(found, what)])
+    ]
+    if not parts:
+        return f"No difference to {compared.reference} can be claimed (Wilcoxon over pairs and over seeds, Holm)."
+    return f"Claimed, of these sites and images (Wilcoxon over pairs and over seeds, Holm): {'; '.join(parts)}."
+
+
+def _is(difference: Difference, what: str) -> bool:
+    if not difference.significant or difference.mean is None:
+        return False
+    return (difference.mean > 0) == (what == "higher")
+
+
+def _optimizers(compared: Compared) -> str:
+    """Of the rows that train; what they differ in, each with its rows."""
+    told: dict[str, list[str]] = {}
+    for row in compared.rows:
+        if row.trains:
+            told.setdefault(_optimizer(row.first.protocol), []).append(row.label)
+    if len(told) == 1:
+        return next(iter(told))
+    return "; ".join(f"{optimizer}: {', '.join(labels)}" for optimizer, labels in told.items())
+
+
+def _optimizer(protocol: Mapping[str, Any]) -> str:
+    options = dict(protocol["optimizer"])
+    name = options.pop("class")
+    told = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in options.items())
+    return f"{name} ({told}, state: {protocol['optimizer_state']})"

@@ -1,0 +1,287 @@
+"""The tables of a report: what each row reached at each site, what it cost, and whether differences can be claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from pfedst.evaluation.statistics import LEVEL, Difference, differences_to
+from pfedst.reporting.comparison import Compared, RunsOfARow
+from pfedst.reporting.report_table import Cell, ReportTable, marked
+from pfedst.reporting.tables import HEADINGS, bytes_text
+
+Values = Callable[[RunsOfARow], Sequence[float]]
+"""Of a row, one value a seed."""
+Column = tuple[str, Values, bool | None]
+"""Heading, values of a row, and whether higher is better; None where neither is."""
+SEEDS = "Mean over {} seeds ± their standard deviation (n - 1)."
+ONE_SEED = "One seed: no deviation, and no claim."
+
+
+def results_table(compared: Compared, metric: str) -> ReportTable:
+    """Row by site, personal model; the columns of a summary, and the generic model beside it."""
+    columns: list[Column] = [
+        (f"{site} ({compared.test_images(site)})", _of("personal", site, metric), True) for site in compared.sites
+    ]
+    columns += [
+        ("mean", _of("personal", "mean", metric), True),
+        ("weighted mean", _of("personal", "weighted_mean", metric), True),
+        ("worst site", _of("personal", "worst", metric), True),
+        ("std over sites", _of("personal", "std", metric), None),
+        ("generic mean", _of("generic", "mean", metric), True),
+        ("generic worst", _of("generic", "worst", metric), True),
+    ]
+    caption = (
+        f"{_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
+        f"{compared.protocol['when']}, after the last round. {_over_seeds(compared)} Mean, worst and std over sites "
+        f"are taken in each run. Generic: personal tensors at their start, what a hospital that joins gets."
+        f"{_pooled(compared)}"
+    )
+    return _table("results", f"{_title(metric)} by site", caption, compared, columns, _percent)
+
+
+def metrics_table(compared: Compared, metric: str) -> ReportTable:
+    """The other metrics, mean over sites and worst site."""
+    there = compared.rows[0].first.summary["personal"]["mean"]
+    others = [name for name in HEADINGS if name in there and name != metric]
+    columns = [
+        (f"{HEADINGS[name]}, {heading}", _of("personal", column, name), True)
+        for name in others
+        for column, heading in (("mean", "mean"), ("worst", "worst site"))
+    ]
+    caption = (
+        f"Personal model on {compared.protocol['split']}, %, over the classes that are present at a site. "
+        f"{_over_seeds(compared)}"
+    )
+    return _table("metrics", "Other metrics", caption, compared, columns, _percent)
+
+
+def calibration_table(compared: Compared) -> ReportTable:
+    """Expected calibration errors."""
+    columns = [
+        (f"{heading}, {model} {column}", _of(model, column, name), False)
+        for name, heading in (("ece", "ECE"), ("classwise_ece", "classwise ECE"))
+        for model, column in (("personal", "mean"), ("personal", "worst"), ("generic", "mean"))
+    ]
+    caption = (
+        f"Calibration errors on {compared.protocol['split']}, %, 15 bins, lower is better; worst: the highest of any "
+        f"site. {_over_seeds(compared)}"
+    )
+    return _table("calibration", "Calibration", caption, compared, columns, _percent)
+
+
+def recall_table(compared: Compared) -> ReportTable:
+    """Recall of each class, over the images of all sites together."""
+    first = _pooled_confusion(compared.rows[0].first.summary["personal"]["counts"])
+    columns = [
+        (f"{name} ({sum(first[index])})", _recall(index), True)
+        for index, name in enumerate(compared.classes)
+        if sum(first[index])
+    ]
+    caption = (
+        f"Share of the images of a class that are found, %, over all sites together (images in brackets); personal "
+        f"model on {compared.protocol['split']}. {_over_seeds(compared)}"
+    )
+    return _table("recall", "Recall by class", caption, compared, columns, _percent)
+
+
+def cost_table(compared: Compared) -> ReportTable:
+    """What a row costs."""
+    costs: list[tuple[str, Callable[[dict[str, Any]], float | None], Callable[[float], str]]] = [
+        ("trained a client", lambda run: run["cost"]["parameters_trained"], _count),
+        ("sent a client", lambda run: run["cost"]["parameters_sent"], _count),
+        ("up a round", lambda run: run["cost"]["upload_bytes_per_round"], bytes_text),
+        ("down a round", lambda run: run["cost"]["download_bytes_per_round"], bytes_text),
+        ("bytes in all", total_bytes, bytes_text),
+        ("GFLOP an image", lambda run: _scaled(run["cost"]["flops_per_image"], 1e9), _three_digits),
+        ("TFLOP in all", total_tera_flops, _three_digits),
+        ("peak memory", lambda run: run["cost"]["peak_memory_bytes"], bytes_text),
+        ("seconds of fits", lambda run: run["cost"]["fit_seconds"], _seconds),
+        ("seconds in all", lambda run: run["cost"]["total_seconds"], _seconds),
+    ]
+    rows = []
+    for row in compared.rows:
+        cells = [Cell(row.label)]
+        for _, cost, text in costs:
+            found = [value for run in row.runs if (value := cost(dict(run.summary))) is not None]
+            cells.append(Cell(text(fmean(found)), fmean(found)) if found else Cell("-"))
+        rows.append(tuple(cells))
+    caption = (
+        "Numbers of parameters; bytes over all clients, counted from the messages, class prototypes included in all; "
+        "FLOPs of forward and backward passes of training (matrix products, convolutions, attention; a multiplication "
+        "with its addition is two), what a tap cache holds not included; peak memory of the process; seconds are of "
+        "this machine, and of a run that was resumed since then. Means over seeds."
+    )
+    return ReportTable("cost", "Cost", caption, ("row", *(heading for heading, _, _ in costs)), tuple(rows))
+
+
+def tests_table(compared: Compared, metric: str) -> ReportTable:
+    """Every row against the reference."""
+    found = differences(compared, metric)
+    rows = tuple((Cell(label), *_difference_cells(difference)) for label, difference in found.items())
+    caption = (
+        f"Each row minus {compared.reference}: {_name(metric)} of the personal model on {compared.protocol['split']}, "
+        f"in points, over pairs of (site, seed). Interval: 95 % bootstrap over seeds, on these sites and images. "
+        f"Effect: matched-pairs rank-biserial correlation in [-1, 1]. p: exact two-sided Wilcoxon signed-rank tests "
+        f"with Holm's correction over the {len(found)} rows, over pairs, which overstates as the sites of a seed share "
+        f"their training, and over seeds, which does not. A claim needs both below {LEVEL:g}. Positive: the row is "
+        f"higher."
+    )
+    headings = ("row", "difference", "interval", "effect", "pairs", "seeds", "p, pairs", "p, seeds", "claim")
+    return ReportTable("tests", f"Against {compared.reference}", caption, headings, rows)
+
+
+def tuning_table(compared: Compared) -> ReportTable | None:
+    """What was tried on validation, and chosen; None where nothing was."""
+    if not compared.tuned or compared.tuning is None:
+        return None
+    rows = []
+    for label, tuned in compared.tuned.items():
+        tried = ", ".join(f"{_told(trial['options'])}: {_percent(trial['validation'])}" for trial in tuned["trials"])
+        rows.append((Cell(label), Cell(_told(tuned["chosen"]) if tuned["chosen"] else "-"), Cell(tried)))
+    seeds = ", ".join(str(seed) for seed in compared.tuning["seeds"])
+    caption = (
+        f"Options chosen by {compared.tuning['metric']}, %, of the personal model, with seeds of their own ({seeds}); "
+        f"every row that is listed got as many trials, the others none. Test played no part."
+    )
+    return ReportTable("tuning", "Tuned on validation", caption, ("row", "chosen", "tried"), tuple(rows))
+
+
+def differences(compared: Compared, metric: str) -> dict[str, Difference]:
+    """Every row but the reference against it, over (site, seed) pairs of the personal model."""
+    rows = {row.label: row.by_pair("personal", compared.sites, metric) for row in compared.rows}
+    return differences_to(compared.reference, rows)
+
+
+def total_bytes(summary: dict[str, Any]) -> float:
+    """Bytes that all clients sent and were sent in a run."""
+    cost, rounds = summary["cost"], summary["protocol"]["round"]
+    a_round = cost["upload_bytes_per_round"] + cost["download_bytes_per_round"]
+    return float(a_round * rounds + cost["setup_upload_bytes"])
+
+
+def total_tera_flops(summary: dict[str, Any]) -> float | None:
+    """Of the training of a run."""
+    cost = summary["cost"]
+    return None if cost["flops_per_image"] is None else cost["flops_per_image"] * cost["images_trained"] / 1e12
+
+
+# -- cells -----------------------------------------------------------------------------------------------------------
+
+
+def _table(
+    name: str,
+    title: str,
+    caption: str,
+    compared: Compared,
+    columns: Sequence[Column],
+    text: Callable[[float | None], str],
+) -> ReportTable:
+    """Rows down, columns with their best marked."""
+    ranked = [not row.pooled for row in compared.rows]
+    made = []
+    for _, values, higher in columns:
+        cells = [_cell(values(row), text) for row in compared.rows]
+        made.append(cells if higher is None else marked(cells, higher, ranked))
+    rows = tuple((Cell(row.label), *cells) for row, *cells in zip(compared.rows, *made, strict=True))
+    return ReportTable(name, title, caption, ("row", *(heading for heading, _, _ in columns)), rows)
+
+
+def _cell(values: Sequence[float], text: Callable[[float | None], str]) -> Cell:
+    if not values:
+        return Cell("-")
+    spread = stdev(values) if len(values) > 1 else None
+    mean = fmean(values)
+    return Cell(text(mean) if spread is None else f"{text(mean)} ± {text(spread)}", mean, spread)
+
+
+def _difference_cells(difference: Difference) -> list[Cell]:
+    def points(value: float | None) -> Cell:
+        return Cell("-") if value is None else Cell(f"{100 * value:+.1f}", value)
+
+    low, high = difference.interval or (None, None)
+    interval = Cell("-" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}")
+    effect = Cell("-" if difference.effect is None else f"{difference.effect:+.2f}", difference.effect)
+    claim = "none"
+    if difference.significant and difference.mean is not None:
+        claim = "higher" if difference.mean > 0 else "lower"
+    return [
+        points(difference.mean),
+        interval,
+        effect,
+        Cell(str(difference.pairs), difference.pairs),
+        Cell(str(difference.seeds), difference.seeds),
+        _p_cell(difference.p_holm),
+        _p_cell(difference.p_seeds_holm),
+        Cell(claim),
+    ]
+
+
+def _p_cell(p_value: float | None) -> Cell:
+    if p_value is None:
+        return Cell("-")
+    return Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
+
+
+def _of(model: str, column: str, metric: str) -> Values:
+    return lambda row: row.values(model, column, metric)
+
+
+def _recall(index: int) -> Values:
+    def values(row: RunsOfARow) -> list[float]:
+        found = [_pooled_confusion(run.summary["personal"]["counts"])[index] for run in row.runs]
+        return [counts[index] / sum(counts) for counts in found]
+
+    return values
+
+
+def _pooled_confusion(counts: dict[str, Any]) -> list[list[int]]:
+    """Sum over sites."""
+    matrices = [of_site["confusion"] for of_site in counts.values()]
+    return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def _over_seeds(compared: Compared) -> str:
+    seeds = {len(row.runs) for row in compared.rows}
+    return ONE_SEED if seeds == {1} else SEEDS.format(" to ".join(str(n) for n in sorted({min(seeds), max(seeds)})))
+
+
+def _pooled(compared: Compared) -> str:
+    pooled = ", ".join(row.label for row in compared.rows if row.pooled)
+    return f" {pooled}: the images of all sites in one place, no part in best and second best." if pooled else ""
+
+
+def _name(metric: str) -> str:
+    return HEADINGS.get(metric, metric)
+
+
+def _title(metric: str) -> str:
+    return _name(metric)[0].upper() + _name(metric)[1:]
+
+
+def _told(options: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key.split('.')[-1]} {value:g}" if isinstance(value, float) else f"{key.split('.')[-1]} {value}"
+        for key, value in options.items()
+    )
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"

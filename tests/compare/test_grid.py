@@ -1,0 +1,157 @@
+"""Runs as processes: so many at a time, failures told, nothing left behind. A script stands in for `pfedst fit`."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pfedst.compare import Grid, GridRun
+from pfedst.compare.grid import last_words
+
+SCRIPT = """
+import json, os, pathlib, sys, time
+what, folder, name = sys.argv[1:4]
+out = pathlib.Path(folder)
+(out / f"{name}.started").write_text(f"{time.monotonic()} {os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+if what == "fail":
+    print("a line before"); print("pfedst: error: --data.root x: no folder", file=sys.stderr); print("  a remedy")
+    sys.exit(3)
+if what == "crash":
+    raise RuntimeError("a defect")
+if what == "silent":
+    sys.exit(0)
+time.sleep(float(what))
+(out / name).mkdir(); (out / name / "summary.json").write_text("{}")
+(out / f"{name}.ended").write_text(str(time.monotonic()))
+"""
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    monkeypatch.setattr("pfedst.compare.grid.COMMAND", (sys.executable, "-S", "-c", SCRIPT))
+    monkeypatch.setattr("pfedst.compare.grid.POLL_SECONDS", 0.01)
+
+    def make(jobs):
+        return Grid(tmp_path, jobs, Console(file=StringIO(), width=300))
+
+    return make
+
+
+def runs(folder, *what):
+    return [GridRun(f"run{number}", "row", (str(w), str(folder), f"run{number}")) for number, w in enumerate(what)]
+
+
+def times(folder, name):
+    started = (folder / f"{name}.started").read_text().split()
+    return float(started[0]), float((folder / f"{name}.ended").read_text())
+
+
+def test_so_many_at_a_time_in_order(grid, tmp_path) -> None:
+    made = grid(2)
+    assert made.run(runs(tmp_path, 0.3, 0.3, 0.3, 0.3), "testing") == {}
+    spans = [times(tmp_path, f"run{number}") for number in range(4)]
+    at_once = max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
+    assert at_once == 2
+    assert spans[2][0] > min(spans[0][1], spans[1][1])
+    told = made.console.file.getvalue()
+    assert "testing: 4 of 4, run" in told
+    assert "left" in told
+
+
+def test_finished_runs_are_kept(grid, tmp_path) -> None:
+    grid(1).run(runs(tmp_path, 0, 0), "first")
+    before = (tmp_path / "run0.started").read_text()
+    made = grid(1)
+    assert made.run(runs(tmp_path, "fail", "fail", 0), "again") == {}
+    assert (tmp_path / "run0.started").read_text() == before
+    assert "again: 2 of 3 runs are there already" in made.console.file.getvalue()
+
+
+def test_failures_are_told_and_the_rest_goes_on(grid, tmp_path) -> None:
+    made = grid(1)
+    failed = made.run(runs(tmp_path, "fail", "crash", "silent", 0), "testing")
+    assert set(failed) == {"run0", "run1", "run2"}
+    assert failed["run0"] == "exit code 3: --data.root x: no folder a remedy"
+    assert failed["run1"].endswith("RuntimeError: a defect")
+    assert failed["run2"].startswith("exit code 0")
+    assert (tmp_path / "run3" / "summary.json").is_file()
+    assert f"all it said: {tmp_path / 'run0.log'}" in made.console.file.getvalue()
+
+
+def test_threads_are_divided_unless_they_are_given(grid, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    grid(4).run(runs(tmp_path, 0), "testing")
+    assert (tmp_path / "run0.started").read_text().split()[2] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    grid(4).run(runs(tmp_path, 0, 0), "testing")
+    assert (tmp_path / "run1.started").read_text().split()[2] == "3"
+
+
+def test_an_interruption_ends_the_runs(grid, tmp_path, monkeypatch) -> None:
+    def interrupt(seconds):
+        if (tmp_path / "run0.started").exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pfedst.compare.grid.time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        grid(1).run(runs(tmp_path, 30), "testing")
+    pid = int((tmp_path / "run0.started").read_text().split()[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_run_ends_with_the_process_that_started_it(tmp_path) -> None:
+    """Its standard input closes when that process is gone, whatever killed it."""
+    child = textwrap.dedent(
+        f"""
+        import time
+        from pfedst.cli.child import end_with_parent
+        end_with_parent()
+        open({str(tmp_path / "alive")!r}, "w").close()
+        time.sleep(60)
+        """
+    )
+    parent = textwrap.dedent(
+        f"""
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE)
+        print(child.pid, flush=True)
+        time.sleep(60)
+        """
+    )
+    started = subprocess.Popen([sys.executable, "-S", "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(started.stdout.readline())
+    wait_for(lambda: (tmp_path / "alive").exists())
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    started.stdout.close()
+    wait_for(lambda: not _runs(pid))
+
+
+def wait_for(condition, seconds=60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _runs(pid) -> bool:
+    """Whether a process runs; one that has ended and that nobody asks for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
+def test_last_words_without_an_error_are_the_last_lines(tmp_path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("\n".join(str(number) for number in range(9)) + "\n\n")
+    assert last_words(log) == "4 5 6 7 8"

@@ -1,0 +1,161 @@
+"""A comparison through the real command line: what is run, kept, tuned on validation, and told."""
+
+import json
+
+import pytest
+import yaml
+
+from pfedst.cli import main
+from tests.compare.in_process import InProcessGrid
+
+BASE = {
+    "seed_everything": 0,
+    "method": "PFedST",
+    "model": {"encoder": {"model": "vit-nano", "weights": "random", "image_size": 32}, "anchors": "prototypes"},
+    "data": {
+        "class_path": "SyntheticSites",
+        "init_args": {
+            "samples_per_site": [16, 12],
+            "validation_fraction": 0.4,
+            "test_samples_per_site": [6, 6],
+            "sites": 2,
+            "audit": "off",
+        },
+    },
+    "trainer": {"accelerator": "cpu"},
+    "coordinator": {"rounds": 1},
+}
+PLAN = {
+    "base": "base.yaml",
+    "options": {"data.batch_size": 4},
+    "seeds": [0, 1],
+    "reference": "side",
+    "rows": {
+        "side": {"method": "PFedST"},
+        "average": {"method": "FedAvg", "method.weighting": "uniform"},
+        "none": {"method": "ZeroShot"},
+    },
+}
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """Runs `pfedst compare`; gives the exit code, what was run, and comparison.json."""
+    monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+
+    def run(*options, **changes):
+        plan = {key: value for key, value in (PLAN | changes).items() if value is not None}
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+        InProcessGrid.ran = []
+        code = main(
+            ["compare", "--config", str(tmp_path / "plan.yaml"), "--runs_dir", str(tmp_path / "runs"), *options]
+        )
+        file = tmp_path / "runs" / "compare-plan" / "comparison.json"
+        return code, InProcessGrid.ran, json.loads(file.read_text()) if file.exists() else None
+
+    return run
+
+
+def test_a_grid_is_run_kept_and_extended(compare, tmp_path) -> None:
+    code, ran, content = compare()
+    assert code == 0
+    assert [name.rsplit("-", 1)[0] for name in ran] == [f"{row}-seed{seed}" for seed in (0, 1) for row in PLAN["rows"]]
+    folder = tmp_path / "runs" / "compare-plan"
+    for row in content["rows"]:
+        for seed, name in row["runs"].items():
+            summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+            assert summary["protocol"]["seed"] == int(seed)
+            assert summary["protocol"]["batch_size"] == 4
+            assert summary["protocol"]["method"] == row["options"]["method"]
+    assert (folder / "report" / "report.html").is_file()
+    report = (folder / "report" / "report.json").read_bytes()
+    # again: nothing is left to do, and the report is the same
+    assert compare()[:2] == (0, [])
+    assert (folder / "report" / "report.json").read_bytes() == report
+    # a seed and a row more: what is there is kept
+    code, ran, _ = compare("--seeds", "0", "1", "2", rows=PLAN["rows"] | {"alone": {"method": "Local"}})
+    assert code == 0
+    assert sorted(name.rsplit("-", 1)[0] for name in ran) == sorted(
+        [*(f"alone-seed{seed}" for seed in (0, 1, 2)), *(f"{row}-seed2" for row in PLAN["rows"])]
+    )
+    # an option of all runs changes all of them, a folder and threads none
+    assert len(compare("--seeds", "0", "--data.batch_size=3")[1]) == 3
+    assert len(compare("--seeds", "0", "--coordinator.threads=2", "--data.cache_folder", str(tmp_path))[1]) == 0
+
+
+def test_only_some_rows(compare) -> None:
+    code, ran, content = compare("--only", "none", "--seeds", "4")
+    assert code == 0
+    assert [name.rsplit("-", 1)[0] for name in ran] == ["side-seed4", "none-seed4"]
+    assert [row["label"] for row in content["rows"]] == ["side", "none"]
+
+
+def test_tuning_chooses_on_validation_with_seeds_of_its_own(compare, tmp_path) -> None:
+    rates = [1e-30, 1e-2]
+    code, ran, content = compare(
+        "--seeds", "0", tune={"seeds": [7, 8], "grid": {"model.optimizer.lr": rates}, "rows": {"none": {}}}
+    )
+    assert code == 0
+    assert [name.rsplit("-", 1)[0] for name in ran] == [
+        *("side-seed7", "side-seed8") * 2,
+        *("average-seed7", "average-seed8") * 2,
+        *("side-seed0", "average-seed0", "none-seed0"),
+    ]
+    folder = tmp_path / "runs" / "compare-plan"
+    scores = {}
+    for name in ran[:8]:
+        summary = json.loads((folder / "tuning" / name / "summary.json").read_text())
+        assert summary["validation"]["personal"]["counts"].keys() == summary["protocol"]["samples"].keys()
+        key = (name.split("-")[0], summary["protocol"]["optimizer"]["lr"])
+        scores.setdefault(key, []).append(summary["validation"]["personal"]["mean"]["balanced_accuracy"])
+    for row in content["rows"][:2]:
+        label = row["label"]
+        expected = max(rates, key=lambda rate: sum(scores[label, rate]))  # the first of equals
+        assert row["tuned"]["chosen"] == {"model.optimizer.lr": expected}
+        assert [trial["options"]["model.optimizer.lr"] for trial in row["tuned"]["trials"]] == rates
+        run = json.loads((folder / "runs" / row["runs"]["0"] / "summary.json").read_text())
+        assert run["protocol"]["optimizer"]["lr"] == expected
+    assert content["rows"][2]["tuned"] is None
+    assert "Tuned on validation" in (folder / "report" / "report.md").read_text()
+
+
+def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, capsys) -> None:
+    broken = {"method": "FedAvg", "model.optimizer": "SGD", "model.optimizer.lr": 1e30}
+    code, ran, content = compare(rows=PLAN["rows"] | {"broken": broken})
+    assert code == 1
+    assert len(ran) == 8
+    assert set(content["failed"]) == {name for name in ran if name.startswith("broken")}
+    told = capsys.readouterr()
+    assert "2 runs failed; the others are done and reported" in told.err
+    notes = json.loads((tmp_path / "runs" / "compare-plan" / "report" / "report.json").read_text())["notes"]
+    assert any("broken, seed 0: missing" in note for note in notes)
+    # mended, the rest is not repeated
+    code, ran, content = compare(rows=PLAN["rows"] | {"broken": {"method": "FedAvg"}})
+    assert code == 0
+    assert len(ran) == 2
+    assert content["failed"] == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "told"),
+    [
+        (("--jobs", "0"), {}, "--jobs 0: must be 1 or more"),
+        (("--name=x", "--seed_everything=3"), {}, "--seed_everything is set by the comparison"),
+        (("--data.batchsize=3",), {}, 'unknown option "--data.batchsize"'),
+        ((), {"rows": {"side": {"method": "PFedSTT"}}}, "PFedSTT"),
+        ((), {"rows": {"side": {"method": "PFedST", "method.ranks": 3}}}, "ranks"),
+        ((), {"base": "other.yaml"}, "no file"),
+        (("--only", "sides"), {}, "--only sides: there is no such row"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_first_run(compare, capsys, options, changes, told) -> None:
+    code, ran, _ = compare(*options, **changes)
+    assert code == 2
+    assert ran == []
+    assert told in capsys.readouterr().err
+
+
+def test_no_such_file(capsys, tmp_path) -> None:
+    assert main(["compare", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
