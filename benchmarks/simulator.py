@@ -54,6 +54,7 @@ from pfedst.payload import NET, State, payload_bytes
 from pfedst.reporting import RunFolder, RunSummary, describe
 from pfedst.rounds import RoundLoop, RoundOptions
 from pfedst.seeds import derive_seed, seeded
+from pfedst.tracking import RunLoggers
 from pfedst.trainer import LEAN_TRAINER, LocalTrainer, RoundHooks
 
 RESULT = Path(__file__).resolve().parent / "results" / "simulator.json"
@@ -197,7 +198,7 @@ class TimedRounds(RoundHooks):
     """Tells a stopwatch when rounds begin and end; the end is after records and state have been written."""
 
     def __init__(self, trainer: Trainer, stopwatch: Stopwatch) -> None:
-        super().__init__(trainer, [], [])
+        super().__init__(trainer, [], RunLoggers([]))
         self.stopwatch = stopwatch
 
     def start(self, model: FederatedClient) -> None:

@@ -147,11 +147,13 @@ class FederatedCoordinator:
             loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
             summary.protocol["threads"] = loop.executor.threads
             run.identify(identity(federation, data, loop.executor.threads), resume)
-            loop.run(resume)
-            peak = peak_memory_bytes(local.device)
-            summary.flops_per_image = loop.flops_per_image()
-        result = summary.result(run.path.name, time.perf_counter() - started, peak)
-        run.write_summary(result)
+            with hooks.loggers.recording(run.path):
+                loop.run(resume)
+                peak = peak_memory_bytes(local.device)
+                summary.flops_per_image = loop.flops_per_image()
+                result = summary.result(run.path.name, time.perf_counter() - started, peak)
+                run.write_summary(result)
+                hooks.loggers.conclude(result)
         return result
 
     def _describe(self, federation: Federation, data: FederatedDataModule, local: LocalTrainer) -> dict[str, Any]:

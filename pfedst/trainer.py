@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from pfedst.client import FederatedClient
 from pfedst.errors import ConfigurationError
 from pfedst.lean_loop import LeanEpochLoop
+from pfedst.tracking import RunLoggers
 
 if not torch.cuda.is_available():
     # Lightning has torch look for a GPU through NVML, so that a fork stays possible, and AdamW looks in every step:
@@ -108,7 +108,7 @@ class LocalTrainer:
         self.trainer.callbacks = of_a_fit  # type: ignore[attr-defined]
         self.trainer.loggers = []
         try:
-            yield RoundHooks(self.trainer, [c for c in callbacks if c not in of_a_fit], loggers)
+            yield RoundHooks(self.trainer, [c for c in callbacks if c not in of_a_fit], RunLoggers(loggers))
         finally:
             self.trainer.callbacks = callbacks  # type: ignore[attr-defined]
             self.trainer.loggers = loggers
@@ -147,7 +147,7 @@ class RoundHooks:
     run after a round.
     """
 
-    def __init__(self, trainer: Trainer, callbacks: list[Callback], loggers: list[Logger]) -> None:
+    def __init__(self, trainer: Trainer, callbacks: list[Callback], loggers: RunLoggers) -> None:
         self.trainer = trainer
         self.callbacks = callbacks
         self.loggers = loggers
@@ -165,9 +165,7 @@ class RoundHooks:
 
     def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
         """At the end of every round, evaluated or not."""
-        for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=round_number)
-            logger.save()
+        self.loggers.log(round_number, metrics)
 
     def after_evaluation(self, model: FederatedClient, round_number: int, metrics: Mapping[str, float]) -> bool:
         """After the evaluation of a round; True if a callback asks to stop."""
@@ -185,8 +183,6 @@ class RoundHooks:
         self._call("on_train_end", model)
         self._call("on_fit_end", model)
         self._call("teardown", model, stage="fit")
-        for logger in self.loggers:
-            logger.finalize("success")
 
     def _show_round(self, round_number: int) -> None:
         loop = self.trainer.fit_loop

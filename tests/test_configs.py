@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pfedst.cli import main
-from pfedst.evaluation.metrics import GRADING_METRICS, METRICS
+from pfedst.evaluation.metrics import CALIBRATION, GRADING_METRICS, METRICS
 from tests.data.fed_drg.data import make as make_fed_drg
 from tests.data.fed_isic2019.data import make as make_fed_isic
 from tests.data.folder.data import make as make_folder
@@ -48,9 +48,9 @@ def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys, monkeyp
     run = tmp_path / "runs" / "a"
     summary = json.loads((run / "summary.json").read_text())
     for model in ("personal", "generic"):
-        assert set(summary[model]) == {"clients", "mean", "weighted_mean", "worst", "std"}
+        assert set(summary[model]) == {"clients", "mean", "weighted_mean", "worst", "std", "counts"}
         graded = GRADING_METRICS if name == "fed_drg.yaml" else ()
-        assert list(summary[model]["mean"]) == [*METRICS, *graded]
+        assert list(summary[model]["mean"]) == [*METRICS, *CALIBRATION, *graded]
     assert main(["fit", "--config", str(run / "config.yaml"), *common, "--name=b"]) == 0
     again = json.loads((run.parent / "b" / "summary.json").read_text())
     for key in ("personal", "generic", "best_on_validation", "trained", "protocol"):

@@ -27,6 +27,7 @@ from pfedst.method import FederatedMethod
 from pfedst.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.state import write_json, writing
+from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.trainer import LEAN_TRAINER
 
 ENVIRONMENT = "PFEDST"
@@ -114,10 +115,13 @@ class PFedSTCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # the parser's, which lists every branch of a union, with a class's error as cause
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, PfedstError):
+            while cause is not None and not isinstance(cause, PfedstError | ModuleNotFoundError):
                 cause = cause.__cause__
             if cause is None:
                 raise
+            if isinstance(cause, ModuleNotFoundError):  # of a logger: what pfedst itself needs is there by now
+                extras = "pip install 'pfedst[wandb]' or 'pfedst[tensorboard]'"
+                raise ConfigurationError(f"{cause}; loggers come with {extras}") from error
             raise cause from None
 
     # -- commands ----------------------------------------------------------------------------------------------
@@ -193,6 +197,7 @@ def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI
     """Parse and run `fit`, `validate` or `test` as `interface` does it; the exit code."""
     _quieten()
     check_configurations(arguments, ENVIRONMENT)
+    save_dir_may_be_left_out()
     registered_methods()  # imports them, so that their class names serve as short names
     Parser.arguments = arguments
     try:
@@ -241,7 +246,8 @@ def _quieten() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     handler = _StandardError()
-    handler.setFormatter(logging.Formatter("pfedst: %(levelname)s: %(message)s"))
-    logger = logging.getLogger("pfedst")
-    if not logger.handlers:
-        logger.addHandler(handler)
+    handler.setFormatter(logging.Formatter("%(name)s: %(levelname)s: %(message)s"))
+    # not of `pfedst` alone: a library that finds the root without one adds its own, and all would be told twice
+    root = logging.getLogger()
+    if not any(isinstance(given, _StandardError) for given in root.handlers):
+        root.addHandler(handler)

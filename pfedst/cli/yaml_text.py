@@ -130,7 +130,9 @@ def _values(text: str, name: str) -> int:
 
 
 def _load(text: str) -> Any:
-    """What the parser does with YAML, once it is checked."""
+    """What the parser does with YAML, once it is checked; `None`, as a sweep of W&B writes null, is null."""
+    if text == "None":
+        return None
     _check(text, "the configuration")
     return _made(lambda: get_loader("yaml")(text))
 

@@ -16,8 +16,6 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pfedst.state import write_atomically, writing
-
 COMMAND = (sys.executable, "-m", "pfedst.cli.child", "fit")
 POLL_SECONDS = 0.1
 END_SECONDS = 30
@@ -157,13 +155,6 @@ def last_words(log: Path) -> str:
     errors = [index for index, line in enumerate(lines) if line.startswith("pfedst: error:")]
     told = lines[errors[-1] :] if errors else lines[-LAST_LINES:]
     return " ".join(line.removeprefix("pfedst: error: ").strip() for line in told)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file of a comparison whole or not at all, or say what the disk said."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
 
 
 def _close(stream: IO[bytes] | None) -> None:

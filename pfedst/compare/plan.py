@@ -39,13 +39,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """Seeds of the trials; none of them may be a seed of the comparison."""
-
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """A comparison.
 
@@ -56,7 +49,7 @@ class Plan:
         seeds: of the runs of each row.
         reference: label of the row that the others are tested against.
         rows: by label, in the order of the table.
-        tuning: None where nothing is tuned.
+        trial_seeds: of what is tuned; empty where nothing is.
     """
 
     file: Path
@@ -65,7 +58,7 @@ class Plan:
     seeds: tuple[int, ...]
     reference: str
     rows: dict[str, Row]
-    tuning: Tuning | None
+    trial_seeds: tuple[int, ...]
 
     def only(self, labels: Sequence[str]) -> Plan:
         """The same with these rows and the reference.
@@ -91,7 +84,7 @@ def make_plan(content: Any, file: Path) -> Plan:
     if not base.is_file():
         raise ConfigurationError(f"{file}: base: no file {base}; it is looked for beside {file.name}")
     seeds = _seeds(tree.get("seeds"), "seeds", file)
-    tuning, common, own = _tuning(tree.get("tune"), seeds, file)
+    trial_seeds, common, own = _tuning(tree.get("tune"), seeds, file)
     rows = {}
     for label, options in _mapping(tree.get("rows"), "rows", None, file).items():
         grid = own.pop(label, common)
@@ -104,7 +97,7 @@ def make_plan(content: Any, file: Path) -> Plan:
     reference = str(tree.get("reference", next(iter(rows))))
     if reference not in rows:
         raise ConfigurationError(f"{file}: reference: there is no row {reference}.{nearest(reference, rows)}")
-    return Plan(file, base, _options(tree.get("options") or {}, "options", file), seeds, reference, rows, tuning)
+    return Plan(file, base, _options(tree.get("options") or {}, "options", file), seeds, reference, rows, trial_seeds)
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -114,17 +107,21 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
 
 def _tuning(
     tree: Any, seeds: tuple[int, ...], file: Path
-) -> tuple[Tuning | None, dict[str, list[Any]], dict[str, dict[str, list[Any]]]]:
+) -> tuple[tuple[int, ...], dict[str, list[Any]], dict[str, dict[str, list[Any]]]]:
     """Seeds of the trials, the grid of all rows, and grids of rows' own."""
     if tree is None:
-        return None, {}, {}
+        return (), {}, {}
     given = _mapping(tree, "tune", TUNE_KEYS, file)
-    tuning = Tuning(_seeds(given.get("seeds"), "tune: seeds", file))
-    if both := sorted(set(tuning.seeds) & set(seeds)):
+    trial_seeds = _seeds(given.get("seeds"), "tune: seeds", file)
+    if both := sorted(set(trial_seeds) & set(seeds)):
         raise ConfigurationError(f"{file}: tune: seeds: {both[0]} is a seed of the comparison too; take another")
     common = _grid(given.get("grid") or {}, "tune: grid", file)
     of_rows = _mapping(given.get("rows") or {}, "tune: rows", None, file)
-    return tuning, common, {label: _grid(grid or {}, f"tune: rows: {label}", file) for label, grid in of_rows.items()}
+    return (
+        trial_seeds,
+        common,
+        {label: _grid(grid or {}, f"tune: rows: {label}", file) for label, grid in of_rows.items()},
+    )
 
 
 def _check_trials(rows: Iterable[Row], file: Path) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pfedst.compare.grid import Grid, GridRun, write_file
+from pfedst.compare.grid import Grid, GridRun
 from pfedst.compare.plan import Options, Plan, Row, as_arguments
 from pfedst.errors import ConfigurationError
+from pfedst.reporting import RunFolder
 from pfedst.reporting.comparison import FILE, FORMAT
 from pfedst.reporting.summary import SELECTION_METRIC
-from pfedst.state import json_bytes
+from pfedst.state import write_json, writing
 
 Resolve = Callable[[Sequence[str]], str]
 """Arguments of `pfedst fit` -> what its resolved configuration is, for all that results depend on."""
@@ -78,9 +78,8 @@ class Comparison:
     # -- tuning ------------------------------------------------------------------------------------------------
 
     def _trials(self, row: Row) -> list[tuple[Options, list[GridRun]]]:
-        assert self.plan.tuning is not None
         return [
-            (trial, [self._run(row, row.options | trial, seed, "tuning") for seed in self.plan.tuning.seeds])
+            (trial, [self._run(row, row.options | trial, seed, "tuning") for seed in self.plan.trial_seeds])
             for trial in row.trials
         ]
 
@@ -104,10 +103,10 @@ class Comparison:
         """Mean over seeds of the validation score after the last round; None where a run failed."""
         scores = []
         for run in runs:
-            file = self.folder / "tuning" / run.name / "summary.json"
-            if not file.is_file():
+            summary = RunFolder(self.folder / "tuning" / run.name).summary()
+            if summary is None:
                 return None
-            score = json.loads(file.read_text())["validation"]["personal"]["mean"][SELECTION_METRIC]
+            score = summary["validation"]["personal"]["mean"][SELECTION_METRIC]
             if score is None:
                 raise ConfigurationError(f"{self.plan.file}: tune: no site has validation images; leave tune out")
             scores.append(score)
@@ -142,9 +141,11 @@ class Comparison:
             "seeds": list(self.plan.seeds),
             "reference": self.plan.reference,
             "tuning": None
-            if self.plan.tuning is None
-            else {"seeds": list(self.plan.tuning.seeds), "metric": f"{SELECTION_METRIC}, validation, last round"},
+            if not self.plan.trial_seeds
+            else {"seeds": list(self.plan.trial_seeds), "metric": f"{SELECTION_METRIC}, validation, last round"},
             "rows": rows,
             "failed": dict(sorted(self.failed.items())),
         }
-        write_file(self.folder / FILE, json_bytes(content))
+        with writing(self.folder / FILE):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / FILE, content)

@@ -31,7 +31,6 @@ BUDGET = (
 """What is told where rows differ in it."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round")
 """What runs of one row may differ in."""
-MODELS = ("personal", "generic")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to
 from pfedst.reporting.comparison import Compared, RunsOfARow
 from pfedst.reporting.report_table import Cell, ReportTable, marked
-from pfedst.reporting.tables import HEADINGS, bytes_text
+from pfedst.reporting.tables import HEADINGS, bytes_text, percent
 
 Values = Callable[[RunsOfARow], Sequence[float]]
 """Of a row, one value a seed."""
@@ -38,7 +38,7 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
         f"are taken in each run. Generic: personal tensors at their start, what a hospital that joins gets."
         f"{_pooled(compared)}"
     )
-    return _table("results", f"{_title(metric)} by site", caption, compared, columns, _percent)
+    return _table("results", f"{_title(metric)} by site", caption, compared, columns, percent)
 
 
 def metrics_table(compared: Compared, metric: str) -> ReportTable:
@@ -54,7 +54,7 @@ def metrics_table(compared: Compared, metric: str) -> ReportTable:
         f"Personal model on {compared.protocol['split']}, %, over the classes that are present at a site. "
         f"{_over_seeds(compared)}"
     )
-    return _table("metrics", "Other metrics", caption, compared, columns, _percent)
+    return _table("metrics", "Other metrics", caption, compared, columns, percent)
 
 
 def calibration_table(compared: Compared) -> ReportTable:
@@ -68,7 +68,7 @@ def calibration_table(compared: Compared) -> ReportTable:
         f"Calibration errors on {compared.protocol['split']}, %, 15 bins, lower is better; worst: the highest of any "
         f"site. {_over_seeds(compared)}"
     )
-    return _table("calibration", "Calibration", caption, compared, columns, _percent)
+    return _table("calibration", "Calibration", caption, compared, columns, percent)
 
 
 def recall_table(compared: Compared) -> ReportTable:
@@ -83,7 +83,7 @@ def recall_table(compared: Compared) -> ReportTable:
         f"Share of the images of a class that are found, %, over all sites together (images in brackets); personal "
         f"model on {compared.protocol['split']}. {_over_seeds(compared)}"
     )
-    return _table("recall", "Recall by class", caption, compared, columns, _percent)
+    return _table("recall", "Recall by class", caption, compared, columns, percent)
 
 
 def cost_table(compared: Compared) -> ReportTable:
@@ -97,8 +97,8 @@ def cost_table(compared: Compared) -> ReportTable:
         ("GFLOP an image", lambda run: _scaled(run["cost"]["flops_per_image"], 1e9), _three_digits),
         ("TFLOP in all", total_tera_flops, _three_digits),
         ("peak memory", lambda run: run["cost"]["peak_memory_bytes"], bytes_text),
-        ("seconds of fits", lambda run: run["cost"]["fit_seconds"], _seconds),
-        ("seconds in all", lambda run: run["cost"]["total_seconds"], _seconds),
+        ("seconds of fits", lambda run: run["cost"]["fit_seconds"], _count),
+        ("seconds in all", lambda run: run["cost"]["total_seconds"], _count),
     ]
     rows = []
     for row in compared.rows:
@@ -138,7 +138,7 @@ def tuning_table(compared: Compared) -> ReportTable | None:
         return None
     rows = []
     for label, tuned in compared.tuned.items():
-        tried = ", ".join(f"{_told(trial['options'])}: {_percent(trial['validation'])}" for trial in tuned["trials"])
+        tried = ", ".join(f"{_told(trial['options'])}: {percent(trial['validation'])}" for trial in tuned["trials"])
         rows.append((Cell(label), Cell(_told(tuned["chosen"]) if tuned["chosen"] else "-"), Cell(tried)))
     seeds = ", ".join(str(seed) for seed in compared.tuning["seeds"])
     caption = (
@@ -271,15 +271,7 @@ def _scaled(value: float | None, unit: float) -> float | None:
     return None if value is None else value / unit
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
 def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _seconds(value: float) -> str:
     return f"{value:,.0f}"
 
 

@@ -1,13 +1,18 @@
 """A comparison through the real command line: what is run, kept, tuned on validation, and told."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from pfedst.cli import main
+from pfedst.cli.compare import resolver
+from pfedst.compare import make_plan
+from pfedst.compare.plan import as_arguments
 from tests.compare.in_process import InProcessGrid
 
+ROOT = Path(__file__).parents[2]
 BASE = {
     "seed_everything": 0,
     "method": "PFedST",
@@ -159,3 +164,25 @@ def test_what_is_wrong_is_told_before_the_first_run(compare, capsys, options, ch
 def test_no_such_file(capsys, tmp_path) -> None:
     assert main(["compare", "--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_row_of_a_shipped_file_is_a_configuration(file, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PFEDST_DATA_ROOT", str(tmp_path))
+    monkeypatch.setenv("PFEDST_ENCODER_WEIGHTS", "random")
+    plan, resolve = make_plan(yaml.safe_load(file.read_text()), file), resolver()
+    found = set()
+    for row in plan.rows.values():
+        options = plan.options | row.options | row.trials[0]
+        found.add(resolve([f"--config={plan.base}", *as_arguments(options), "--seed_everything=0"]))
+    assert len(found) == len(plan.rows)
+
+
+def test_the_demo_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
+    small = ["--data.samples_per_site=[12,10,8,8]", "--data.test_samples_per_site=[8,8,8,8]"]
+    small += ["--model.encoder.model=vit-nano", "--model.encoder.image_size=32"]
+    arguments = ["compare", "--config", str(ROOT / "configs/compare/demo.yaml"), "--runs_dir", str(tmp_path), *small]
+    assert main([*arguments, "--seeds", "0", "--only", "ZeroShot", "--coordinator.evaluate_every=12"]) == 0
+    report = json.loads((tmp_path / "compare-demo" / "report" / "report.json").read_text())
+    assert [row[0]["text"] for row in report["tables"][0]["rows"]] == ["ZeroShot", "PFedST"]

@@ -1,0 +1,51 @@
+"""A report on disk: one page, Markdown, LaTeX, CSV, JSON, and each figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pfedst.errors import ConfigurationError, nearest
+from pfedst.reporting.comparison import Compared
+from pfedst.reporting.figures import make_figures, save_figure, svg_text
+from pfedst.reporting.formats import csv_text, latex, latex_document, markdown, report_json
+from pfedst.reporting.make_report import make_report
+from pfedst.reporting.page import html_page
+from pfedst.reporting.report import Report
+from pfedst.reporting.summary import SELECTION_METRIC
+from pfedst.state import json_bytes, write_atomically, writing
+
+
+def write_files(compared: Compared, folder: Path, metric: str = SELECTION_METRIC) -> Report:
+    """Write every format into a folder, and give the report.
+
+    Args:
+        compared: finished runs.
+        folder: made where it is missing; files of an earlier report are replaced.
+        metric: by which rows are compared.
+
+    Raises:
+        ConfigurationError: there is no such metric.
+        StateError: the disk refuses, or the records of a run are damaged.
+    """
+    there = compared.rows[0].first.summary["personal"]["mean"]
+    if metric not in there:
+        raise ConfigurationError(
+            f"--metric {metric}: no such metric.{nearest(metric, there)} There are: {', '.join(there)}"
+        )
+    report = make_report(compared, metric)
+    figures = make_figures(compared, metric)
+    files = {
+        "report.md": markdown(report),
+        "report.tex": latex_document(report),
+        "report.html": html_page(report, [(figure.title, figure.caption, svg_text(figure)) for figure in figures]),
+        **{f"{table.name}.tex": latex(table) for table in report.tables},
+        **{f"{table.name}.csv": csv_text(table) for table in report.tables},
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            write_atomically(folder / name, text.encode())
+        write_atomically(folder / "report.json", json_bytes(report_json(report)))
+        for figure in figures:
+            save_figure(figure, folder)
+    return report

@@ -1,0 +1,62 @@
+"""A comparison that is killed in the middle, with the processes of its runs, and started again, gives the same report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import yaml
+
+from pfedst.cli import main
+from tests.compare.in_process import InProcessGrid
+from tests.compare.test_run import BASE
+
+PLAN = {
+    "base": "base.yaml",
+    "options": {"coordinator.rounds": 25, "coordinator.threads": 1},
+    "seeds": [0],
+    "rows": {"average": {"method": "FedAvg"}, "side": {"method": "PFedST"}},
+}
+OF_TIME = ("peak memory", "seconds of fits", "seconds in all")
+
+
+def without_times(report):
+    """The report but for what a run of the same numbers may take, and the folder's name."""
+    for table in report["tables"]:
+        keep = [index for index, heading in enumerate(table["headings"]) if heading not in OF_TIME]
+        table["rows"] = [[row[index] for index in keep] for row in table["rows"]]
+    return report
+
+
+def test_killed_and_started_again(tmp_path, monkeypatch) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    arguments = ["compare", "--config", str(tmp_path / "plan.yaml"), "--runs_dir"]
+    killed = tmp_path / "killed" / "compare-plan"
+    process = subprocess.Popen([sys.executable, "-m", "pfedst", *arguments, str(tmp_path / "killed")])
+    deadline = time.monotonic() + 120
+    while not any(file.read_text().count("\n") > 5 for file in killed.glob("runs/side-*/rounds.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (first,) = killed.glob("runs/average-*/summary.json")
+    finished = first.stat().st_mtime_ns
+    assert not list(killed.glob("runs/side-*/summary.json"))
+    assert not (killed / "report").exists()
+
+    monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
+    assert main([*arguments, str(tmp_path / "killed")]) == 0
+    assert first.stat().st_mtime_ns == finished
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    reports = [
+        json.loads((tmp_path / name / "compare-plan" / "report" / "report.json").read_text())
+        for name in ("killed", "whole")
+    ]
+    assert without_times(reports[0]) == without_times(reports[1])
+    names = [sorted(path.name for path in (tmp_path / name / "compare-plan" / "runs").iterdir() if path.is_dir())
+             for name in ("killed", "whole")]  # fmt: skip
+    assert names[0] == names[1]
