@@ -28,7 +28,7 @@ bench: $(READY)
 	for name in step round cache clients wire fuzz simulator; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
 	for name in kills mutations drops attackers memory; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py run $$name || exit 1; done
-	$(BIN)/python benchmarks/demo_methods.py
+	$(BIN)/python benchmarks/comparison.py run demo
 	$(BIN)/python benchmarks/render.py
 
 docs: $(READY)

@@ -116,12 +116,8 @@ def _tuning(
     if both := sorted(set(trial_seeds) & set(seeds)):
         raise ConfigurationError(f"{file}: tune: seeds: {both[0]} is a seed of the comparison too; take another")
     common = _grid(given.get("grid") or {}, "tune: grid", file)
-    of_rows = _mapping(given.get("rows") or {}, "tune: rows", None, file)
-    return (
-        trial_seeds,
-        common,
-        {label: _grid(grid or {}, f"tune: rows: {label}", file) for label, grid in of_rows.items()},
-    )
+    own = _mapping(given.get("rows") or {}, "tune: rows", None, file)
+    return trial_seeds, common, {row: _grid(grid or {}, f"tune: rows: {row}", file) for row, grid in own.items()}
 
 
 def _check_trials(rows: Iterable[Row], file: Path) -> None:

@@ -178,6 +178,8 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
             found, missing = _runs_of(path, row["runs"])
             rows.setdefault(row["label"], []).extend(found)
             notes += [f"{row['label']}, seed {seed}: missing, as it failed or is not done" for seed in missing]
+            if not row["runs"]:
+                notes.append(f"{row['label']}: missing, as all of its trials failed")
             if row["tuned"]:
                 tuned[row["label"]] = row["tuned"]
     for label, runs in _labelled(single).items():

@@ -41,7 +41,7 @@ def test_a_row_that_trains_nothing_has_no_budget_to_differ_in(tmp_path) -> None:
 
 def test_a_comparison_has_its_own_labels_reference_and_gaps(tmp_path) -> None:
     folder = write_comparison(
-        tmp_path / "c", {"B": {0: SITES, 1: None}, "A": {0: SITES}, "none": {0: None}}, reference="B"
+        tmp_path / "c", {"B": {0: SITES, 1: None}, "A": {0: SITES}, "none": {0: None}, "gone": {}}, reference="B"
     )
     compared = load_compared([folder])
     assert [row.label for row in compared.rows] == ["B", "A"]
@@ -49,6 +49,7 @@ def test_a_comparison_has_its_own_labels_reference_and_gaps(tmp_path) -> None:
     assert compared.notes == (
         "B, seed 1: missing, as it failed or is not done",
         "none, seed 0: missing, as it failed or is not done",
+        "gone: missing, as all of its trials failed",
     )
     # the reference itself may be what failed
     gone = write_comparison(tmp_path / "d", {"B": {0: None}, "A": {0: SITES}}, reference="B")

@@ -69,8 +69,7 @@ def test_a_change_is_refused_or_can_be_used(run, written, data) -> None:
     records = changed(written, path, data.draw(st.sampled_from(ODD)))
     try:
         check_records(run / "rounds.jsonl", records, names(written), last_round=2)
-    except StateError as error:
-        assert "rounds.jsonl" in str(error)
+    except StateError:
         return
     json.dumps(records, allow_nan=False)
 

@@ -97,8 +97,15 @@ def test_the_summary_and_the_files_of_the_run_are_kept(offline) -> None:
     (artifact,) = found.artifacts
     assert artifact.name == f"pfedst-{found.run.run_id}"
     assert {file.path: file.size for file in artifact.manifest.contents} == {
-        name: (run / name).stat().st_size for name in ("summary.json", "config.yaml", "rounds.jsonl")
+        name: (run / name).stat().st_size
+        for name in (
+            "summary.json",
+            "config.yaml",
+            "rounds.jsonl",
+            *(f"report/{file.name}" for file in (run / "report").iterdir()),
+        )
     }
+    assert (run / "report" / "report.html").is_file()
 
 
 def test_all_of_it_lies_in_the_folder_of_the_run(offline) -> None:

@@ -1,0 +1,99 @@
+"""Comparisons of methods: `python benchmarks/comparison.py run fed_isic_ham4 [--jobs 2] [OPTIONS OF pfedst compare]`.
+
+Runs `pfedst compare --config configs/compare/NAME.yaml` (started again it goes on) and keeps its report.json in
+benchmarks/results/comparison/. `demo` needs nothing; the others need images (--data.root) and weights
+(--model.encoder.weights), see there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from environment import environment
+
+from pfedst.cli import main as pfedst
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/comparison"
+SHOWN = ("results", "tests", "metrics", "recall", "calibration", "cost", "tuning")
+README = (
+    ("results", "mean"),
+    ("results", "worst site"),
+    ("results", "generic mean"),
+    ("metrics", "AUROC, mean"),
+    ("metrics", "accuracy, mean"),
+    ("cost", "sent a client"),
+    ("cost", "GFLOP an image"),
+)
+"""Columns of the table in the README."""
+
+
+def run(name: str, options: list[str]) -> None:
+    runs = ROOT / "runs"
+    code = pfedst(
+        ["compare", "--config", str(ROOT / f"configs/compare/{name}.yaml"), "--runs_dir", str(runs), *options]
+    )
+    if code:
+        raise SystemExit(f"pfedst compare ended with exit code {code}; the same command goes on")
+    keep(name, runs / f"compare-{name}" / "report")
+
+
+def keep(name: str, report: Path) -> None:
+    """A report among the results."""
+    content = {"environment": environment()} | json.loads((report / "report.json").read_text())
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table(name: str, only: tuple[str, ...] = SHOWN) -> None:
+    """The tables of a report as Markdown, with all that their numbers mean."""
+    report = json.loads((RESULTS / f"{name}.json").read_text())
+    for line in report["notes"]:
+        print(f"**{line}**\n")
+    for line in report["protocol"]:
+        print(f"- {line}")
+    for part in report["tables"]:
+        if part["name"] in only:
+            print(f"\n### {part['title']}\n")
+            print(markdown(part["headings"], [[text_of(cell) for cell in row] for row in part["rows"]]))
+            print(f"\n{part['caption']}")
+
+
+def readme_table(name: str) -> str:
+    """The columns that the README shows."""
+    tables = {part["name"]: part for part in json.loads((RESULTS / f"{name}.json").read_text())["tables"]}
+    headings = ["method", *(heading.removesuffix(", mean") for _, heading in README)]
+    rows = [[text_of(row[0])] for row in tables["results"]["rows"]]
+    for part, heading in README:
+        column = tables[part]["headings"].index(heading)
+        for row, of_table in zip(rows, tables[part]["rows"], strict=True):
+            row.append(text_of(of_table[column]))
+    return markdown(headings, rows)
+
+
+def text_of(cell: dict[str, Any]) -> str:
+    return {"best": "**{}**", "second": "<u>{}</u>"}.get(cell["mark"], "{}").format(cell["text"])
+
+
+def markdown(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in (commands.add_parser("run"), commands.add_parser("table")):
+        command.add_argument("name", choices=sorted(file.stem for file in (ROOT / "configs/compare").glob("*.yaml")))
+    given, options = parser.parse_known_args()
+    if given.command == "table":
+        table(given.name)
+    else:
+        run(given.name, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Every row at every site: a dot plot, which reads as well with 16 rows as with two."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from pfedst.reporting.comparison import Compared
+from pfedst.reporting.figures.saving import ReportFigure
+from pfedst.reporting.figures.style import (
+    GUIDE,
+    WIDTH,
+    RowStyle,
+    heading,
+    new_figure,
+    panel_title,
+    protocol_caption,
+    round_text,
+    row_styles,
+    seeds_text,
+    sentence,
+    shortened,
+    text_inches,
+)
+
+LEAST_SPAN = 5.0
+"""Percent across a panel: less would show noise as if it mattered."""
+
+
+def bars(compared: Compared, metric: str) -> ReportFigure:
+    """Rows down, a panel a site; all panels have the same scale, each at its own place."""
+    columns_of = [*compared.sites, "mean"] if len(compared.sites) > 1 else compared.sites
+    lines = -(-len(columns_of) // 5)
+    columns = -(-len(columns_of) // lines)
+    seeds = len(compared.seeds) > 1
+    told = (
+        f"Personal model on {compared.protocol['split']}, {round_text(compared)}, {seeds_text(compared)}"
+        + ("; large mark: mean, open circles: seeds" if seeds else "")
+        + f"; dashed: {compared.reference}"
+    )
+    height = 0.05 + lines * (0.42 + 0.165 * max(2, len(compared.rows)))
+    widest = max(text_inches(shortened(row.label, 28), 7.5, "bold") for row in compared.rows)
+    name = f"{heading(metric)} on {compared.protocol['split']}, %"
+    figure = new_figure(compared, told, height, min(WIDTH, widest + 0.3 + columns * 1.9), axes=(name, ""))
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    styles = row_styles(compared)
+    span = max([LEAST_SPAN, *(high - low for low, high in (_ends(compared, c, metric) for c in columns_of))]) * 1.12
+    for number, (axes, column) in enumerate(zip(grid.flat, columns_of, strict=False)):
+        panel_title(axes, "mean over sites" if column == "mean" else shortened(column, 18), column == "mean")
+        for y, row in enumerate(compared.rows):
+            _draw(axes, y, [100 * value for value in row.values("personal", column, metric)], styles[row.label])
+        _reference(axes, [100 * v for v in compared.row(compared.reference).values("personal", column, metric)])
+        _frame(axes, _ends(compared, column, metric), span, len(compared.rows), left=number % columns == 0)
+    for axes in grid.flat[len(columns_of) :]:
+        axes.remove()
+    _name_rows(grid[0][0], compared, styles)
+    caption = (
+        f"{sentence(metric)} of the personal model on each site's {compared.protocol['split']} images and "
+        f"its mean over sites, {seeds_text(compared)}. A percent is as wide in every panel, and panels start where "
+        f"their values do. {protocol_caption(compared)}"
+    )
+    return ReportFigure("bars", f"Sites: {heading(metric)} on {compared.protocol['split']}", caption, figure)
+
+
+def _ends(compared: Compared, column: str, metric: str) -> tuple[float, float]:
+    values = [100 * value for row in compared.rows for value in row.values("personal", column, metric)]
+    return (min(values), max(values)) if values else (50.0, 50.0)
+
+
+def _draw(axes: Axes, y: int, values: list[float], style: RowStyle) -> None:
+    if not values:
+        return
+    if len(values) > 1:
+        axes.plot([min(values), max(values)], [y, y], color=style.color, linewidth=0.8, zorder=2)
+        seeds: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", "markeredgewidth": 0.7}
+        axes.plot(
+            values, [y] * len(values), linestyle="none", markeredgecolor=style.color, zorder=3, label="seeds", **seeds
+        )
+    axes.plot([fmean(values)], [y], zorder=style.zorder + 1, label="mean", **style.mark)
+
+
+def _reference(axes: Axes, values: list[float]) -> None:
+    if values:
+        axes.axvline(fmean(values), color=GUIDE, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1, label="reference")
+
+
+def _frame(axes: Axes, ends: tuple[float, float], span: float, rows: int, left: bool) -> None:
+    middle = (ends[0] + ends[1]) / 2
+    axes.set_xlim(middle - span / 2, middle + span / 2)
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.grid(axis="y", visible=False)
+    for y in range(0, rows, 2):
+        axes.axhspan(y - 0.5, y + 0.5, color="#F5F5F5", zorder=0, linewidth=0)
+    axes.tick_params(axis="y", length=0, labelleft=left)
+    axes.spines["left"].set_visible(False)
+
+
+def _name_rows(axes: Axes, compared: Compared, styles: dict[str, RowStyle]) -> None:
+    labels = [row.label for row in compared.rows]
+    axes.set_yticks(range(len(labels)), [shortened(label, 28) for label in labels])
+    for line in axes.figure.axes:
+        for tick, label in zip(line.get_yticklabels(), labels, strict=False):
+            tick.set(fontsize=7.5, weight=styles[label].weight)

@@ -1,0 +1,97 @@
+"""What is taken for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from pfedst.reporting.comparison import Compared, RunsOfARow
+from pfedst.reporting.figures.saving import ReportFigure
+from pfedst.reporting.figures.style import (
+    SMALL,
+    WIDTH,
+    best_rows,
+    heading,
+    mean_over_seeds,
+    new_figure,
+    panel_title,
+    protocol_caption,
+    round_text,
+    seeds_text,
+    shortened,
+    text_inches,
+)
+from pfedst.reporting.tables import percent
+
+MOST_PANELS = 6
+CELL = 0.215
+"""Inches that a cell needs for `100` in the smallest letters."""
+LETTERS = 14
+"""Of a class name."""
+
+
+def confusion(compared: Compared, metric: str) -> ReportFigure:
+    """A panel for the reference and for the best of the other rows."""
+    rows = best_rows(compared, metric, MOST_PANELS)
+    names = [shortened(name, LETTERS) for name in compared.classes]
+    of_names = max(text_inches(name, SMALL) for name in names) + 0.3
+    columns = max(1, min(3, len(rows), int((WIDTH - of_names) / (CELL * len(names) + 0.2))))
+    lines = -(-len(rows) // columns)
+    side = min((WIDTH - of_names) / columns - 0.15, max(1.3, 0.32 * len(names)))
+    told = (
+        f"Personal model on {compared.protocol['split']}, {round_text(compared)}; images of all sites and of "
+        f"{seeds_text(compared)} summed; % of a class, a row of cells"
+    )
+    width = min(WIDTH, max(of_names + columns * (side + 0.15), 3.4))
+    height = lines * (side + 0.24) + of_names * 0.72
+    figure = new_figure(compared, told, height, width, axes=("predicted", "target"))
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for number, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
+        mean = percent(mean_over_seeds(row, "mean", metric))
+        panel_title(axes, f"{shortened(row.label, 24)}: {mean} %", row.label == compared.reference)
+        _draw(axes, shares(row), names, numbers=side / len(names) >= CELL * 0.97)
+        axes.tick_params(labelbottom=number >= len(rows) - columns)
+    for axes in grid.flat[len(rows) :]:
+        axes.remove()
+    caption = (
+        f"Images of a class (a row of cells, 100 %) by what the personal model took them for, on "
+        f"{compared.protocol['split']}, summed over sites and {seeds_text(compared)}. {_shown(compared, rows)}"
+        f"Above each panel: {heading(metric)}, mean over sites and seeds. {protocol_caption(compared)}"
+    )
+    return ReportFigure("confusion", f"Confusion on {compared.protocol['split']}", caption, figure)
+
+
+def _shown(compared: Compared, rows: Sequence[RunsOfARow]) -> str:
+    if len(rows) == len(compared.rows):
+        return ""
+    return f"Shown are {compared.reference} and the {len(rows) - 1} best of the other rows. "
+
+
+def shares(row: RunsOfARow) -> list[list[float | None]]:
+    """Percent of a class's images by prediction, over all sites and seeds; None where a class has no image."""
+    matrices = [counts["confusion"] for run in row.runs for counts in run.summary["personal"]["counts"].values()]
+    classes = range(len(matrices[0]))
+    totals = [[sum(matrix[target][column] for matrix in matrices) for column in classes] for target in classes]
+    return [[100 * count / sum(line) if sum(line) else None for count in line] for line in totals]
+
+
+def _draw(axes: Axes, found: list[list[float | None]], names: list[str], numbers: bool) -> None:
+    filled = [[float("nan") if value is None else value for value in line] for line in found]
+    axes.imshow(filled, cmap="Blues", vmin=0, vmax=115)  # the darkest blue is left out: numbers stay readable
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, pad=2)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    if not numbers:
+        return
+    for target, line in enumerate(found):
+        for column, value in enumerate(line):
+            text = "-" if value is None else f"{value:.0f}"
+            color = "white" if (value or 0) > 60 else "black" if value is None or value >= 0.5 else "#707070"
+            axes.text(
+                column, target, text, ha="center", va="center", fontsize=SMALL, color=color,
+                weight="bold" if target == column else "normal",
+            )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Learning curves on validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.figures.saving import ReportFigure
+from pfedst.reporting.figures.style import (
+    WIDTH,
+    RowStyle,
+    heading,
+    new_figure,
+    panel_title,
+    protocol_caption,
+    row_styles,
+    seeds_text,
+    sentence,
+    shortened,
+)
+
+MOST_BANDS = 6
+"""Rows; of more than these only the reference has a band, as nothing is seen through so many."""
+MEAN = "mean over sites"
+MOST_SPARE = 9
+"""Rows of which the legend fits into the place of a panel."""
+Points = dict[int, list[float]]
+"""Round -> a value a seed."""
+
+
+def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
+    """A panel a site and one for their mean; None where no site has validation images."""
+    found = {row.label: _points(row, metric) for row in compared.rows}
+    panels = [site for site in compared.sites if any(site in points for points in found.values())]
+    if not panels:
+        return None
+    panels += [MEAN] if len(compared.sites) > 1 else []
+    figure = _empty(compared, metric, len(panels))
+    last = max([1, *(number for points in found.values() for numbers in points.values() for number in numbers)])
+    for axes, panel in zip(figure.axes, panels, strict=False):
+        panel_title(axes, shortened(panel, 30), panel == MEAN)
+        _panel(axes, compared, {label: points.get(panel, {}) for label, points in found.items()}, last)
+    caption = (
+        f"{sentence(metric)} of the personal model on each site's validation images, after the merge of a round, "
+        f"{seeds_text(compared)}. A row that trains nothing is a horizontal line. {protocol_caption(compared)}"
+    )
+    return ReportFigure("learning_curves", f"Learning curves: {heading(metric)} on validation", caption, figure)
+
+
+def _empty(compared: Compared, metric: str, panels: int) -> Figure:
+    """A grid of panels, and the legend: where the grid has a place to spare it stands there."""
+    columns = panels if panels < 4 else 2 if panels == 4 else 3
+    lines = -(-panels // columns)
+    styles = row_styles(compared)
+    handles = [_handle(row.label, styles[row.label]) for row in compared.rows]
+    spare = lines * columns > panels and len(handles) <= MOST_SPARE
+    told = f"Personal model on validation, {seeds_text(compared)}"
+    if len(compared.seeds) > 1:
+        told += ": mean; band: least and most over seeds"
+        told += "" if _bands(compared) else f", of {compared.reference} alone"
+    height = 0.1 + lines * (2.3 if columns < 3 else 1.65)
+    names = ("round", f"{heading(metric)} on validation, %")
+    width = 4.6 if panels == 1 else WIDTH
+    figure = new_figure(compared, told, height, width, axes=names, legend=[] if spare else handles)
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[panels:]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(0, panels - columns) : panels]:
+        axes.tick_params(labelbottom=True)
+    if spare:
+        names_of = grid.flat[-1].legend(
+            handles=[_handle(shortened(row.label, 24), styles[row.label]) for row in compared.rows],
+            loc="center",
+            frameon=False,
+            handlelength=3,
+            labelspacing=0.6,
+        )
+        for text, row in zip(names_of.get_texts(), compared.rows, strict=True):
+            text.set_fontweight(styles[row.label].weight)
+    return figure
+
+
+def _bands(compared: Compared) -> bool:
+    return len(compared.rows) <= MOST_BANDS
+
+
+def _panel(axes: Axes, compared: Compared, found: Mapping[str, Points], last: int) -> None:
+    styles = row_styles(compared)
+    for number, (label, points) in enumerate(found.items()):
+        if not points:
+            continue
+        rounds = sorted(points)
+        means = [100 * fmean(points[at]) for at in rounds]
+        ends = [(100 * min(points[at]), 100 * max(points[at])) for at in rounds]
+        if len(rounds) == 1:  # it does not train
+            rounds, means, ends = [0, last], means * 2, ends * 2
+        style = styles[label]
+        if len(compared.seeds) > 1 and (_bands(compared) or label == compared.reference):
+            low, high = zip(*ends, strict=True)
+            axes.fill_between(rounds, low, high, color=style.color, alpha=0.12, linewidth=0, zorder=style.zorder - 2)
+        step = max(1, math.ceil(len(rounds) / 5))  # marks of rows are not all at the same rounds
+        marks = style.mark | {"markersize": style.size - 2, "markevery": (number % step, step), "clip_on": False}
+        axes.plot(rounds, means, label=label, zorder=style.zorder, **(marks | style.stroke))
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=2))
+
+
+def _points(row: RunsOfARow, metric: str) -> dict[str, Points]:
+    """Panel -> its points; a panel without any is left out."""
+    panels: dict[str, Points] = {}
+    for run in row.runs:
+        for number, sites in _by_round(run, metric).items():
+            for panel, value in (*sites.items(), (MEAN, fmean(sites.values()))):
+                panels.setdefault(panel, {}).setdefault(number, []).append(value)
+    return panels
+
+
+def _by_round(run: FinishedRun, metric: str) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for number, site, value in _values(run, metric):
+        found.setdefault(number, {})[site] = value
+    return dict(sorted(found.items()))
+
+
+def _values(run: FinishedRun, metric: str) -> Iterator[tuple[int, str, float]]:
+    for record in run.records:
+        # fine-tuning comes after the last round and is none
+        if record.get("finetuned"):
+            continue
+        of_split = record.get("received", {}).get("validation", {})
+        value = of_split.get("personal", {}).get(metric)
+        if value is not None:
+            yield record["round"], record["client"], value
+
+
+def _handle(label: str, style: RowStyle) -> Line2D:
+    return Line2D([], [], label=label, **(style.mark | {"markersize": style.size - 1} | style.stroke))
