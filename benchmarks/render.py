@@ -19,6 +19,9 @@ need their images and the weights of an image tower (each script says how to cal
 cores: trust ratios within a table, which were measured in one run, and not seconds across tables.
 """
 SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
+    ("Methods on the four FedISIC centres", "comparison", ("fed_isic_ham4",)),
+    ("What of pFedST matters there", "comparison", ("pfedst_ham4",)),
+    ("The demo's comparison", "comparison", ("demo",)),
     ("One training step", "step", ()),
     ("A round against a bare loop", "round", ()),
     ("A round against a simulator", "simulator", ()),
@@ -35,7 +38,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("Clients that fail", "faults", ("drops",)),
     ("A hostile site", "faults", ("attackers",)),
     ("Memory over a thousand rounds", "faults", ("memory",)),
-    ("Every method on the four FedISIC centres", "four_sites", ("methods",)),
+    ("Every method on the four FedISIC centres, one seed, LoRA in the tower too", "four_sites", ("methods",)),
 ]
 
 

@@ -1,5 +1,6 @@
 """What the README promises runs: its method, and the test command of the gate."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def test_the_method_of_the_readme_keeps_the_contract_and_trains(tmp_path) -> Non
 def test_the_gate_runs_the_test_command() -> None:
     assert "$ make test" in README
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_table_of_the_readme_is_that_of_the_results(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    comparison = importlib.import_module("comparison")
+    assert comparison.readme_table("fed_isic_ham4") in README
 
 
 def test_files_that_the_readme_links_exist() -> None:

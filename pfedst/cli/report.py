@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfedst.reporting import console_of
-from pfedst.reporting.comparison import load_compared
 from pfedst.reporting.formats import rich_report
+from pfedst.reporting.loading import load_compared
 from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.reporting.write import write_files
 

@@ -13,7 +13,7 @@ from pfedst.compare.grid import Grid, GridRun
 from pfedst.compare.plan import Options, Plan, Row, as_arguments
 from pfedst.errors import ConfigurationError
 from pfedst.reporting import RunFolder
-from pfedst.reporting.comparison import FILE, FORMAT
+from pfedst.reporting.loading import FILE, FORMAT
 from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.state import write_json, writing
 

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to
-from pfedst.reporting.comparison import Compared, RunsOfARow
+from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
 from pfedst.reporting.report_table import Cell, ReportTable, marked
 from pfedst.reporting.tables import HEADINGS, bytes_text, percent
 
@@ -88,23 +88,23 @@ def recall_table(compared: Compared) -> ReportTable:
 
 def cost_table(compared: Compared) -> ReportTable:
     """What a row costs."""
-    costs: list[tuple[str, Callable[[dict[str, Any]], float | None], Callable[[float], str]]] = [
-        ("trained a client", lambda run: run["cost"]["parameters_trained"], _count),
-        ("sent a client", lambda run: run["cost"]["parameters_sent"], _count),
-        ("up a round", lambda run: run["cost"]["upload_bytes_per_round"], bytes_text),
-        ("down a round", lambda run: run["cost"]["download_bytes_per_round"], bytes_text),
-        ("bytes in all", total_bytes, bytes_text),
-        ("GFLOP an image", lambda run: _scaled(run["cost"]["flops_per_image"], 1e9), _three_digits),
-        ("TFLOP in all", total_tera_flops, _three_digits),
-        ("peak memory", lambda run: run["cost"]["peak_memory_bytes"], bytes_text),
-        ("seconds of fits", lambda run: run["cost"]["fit_seconds"], _count),
-        ("seconds in all", lambda run: run["cost"]["total_seconds"], _count),
+    costs: list[tuple[str, Callable[[FinishedRun], float | None], Callable[[float], str]]] = [
+        ("trained a client", lambda run: run.cost["parameters_trained"], _count),
+        ("sent a client", lambda run: run.cost["parameters_sent"], _count),
+        ("up a round", lambda run: run.cost["upload_bytes_per_round"], bytes_text),
+        ("down a round", lambda run: run.cost["download_bytes_per_round"], bytes_text),
+        ("bytes in all", lambda run: run.total_bytes, bytes_text),
+        ("GFLOP an image", lambda run: _scaled(run.cost["flops_per_image"], 1e9), _three_digits),
+        ("TFLOP in all", lambda run: _scaled(run.total_flops, 1e12), _three_digits),
+        ("peak memory", lambda run: run.cost["peak_memory_bytes"], bytes_text),
+        ("seconds of fits", lambda run: run.cost["fit_seconds"], _count),
+        ("seconds in all", lambda run: run.cost["total_seconds"], _count),
     ]
     rows = []
     for row in compared.rows:
         cells = [Cell(row.label)]
         for _, cost, text in costs:
-            found = [value for run in row.runs if (value := cost(dict(run.summary))) is not None]
+            found = [value for run in row.runs if (value := cost(run)) is not None]
             cells.append(Cell(text(fmean(found)), fmean(found)) if found else Cell("-"))
         rows.append(tuple(cells))
     caption = (
@@ -152,19 +152,6 @@ def differences(compared: Compared, metric: str) -> dict[str, Difference]:
     """Every row but the reference against it, over (site, seed) pairs of the personal model."""
     rows = {row.label: row.by_pair("personal", compared.sites, metric) for row in compared.rows}
     return differences_to(compared.reference, rows)
-
-
-def total_bytes(summary: dict[str, Any]) -> float:
-    """Bytes that all clients sent and were sent in a run."""
-    cost, rounds = summary["cost"], summary["protocol"]["round"]
-    a_round = cost["upload_bytes_per_round"] + cost["download_bytes_per_round"]
-    return float(a_round * rounds + cost["setup_upload_bytes"])
-
-
-def total_tera_flops(summary: dict[str, Any]) -> float | None:
-    """Of the training of a run."""
-    cost = summary["cost"]
-    return None if cost["flops_per_image"] is None else cost["flops_per_image"] * cost["images_trained"] / 1e12
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------

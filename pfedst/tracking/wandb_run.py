@@ -73,7 +73,7 @@ class WandbRecorder(Recorder):
     def _keep_files(self, folder: Path) -> None:
         if not self.run.offline and _out_of_reach(wandb.setup().settings):
             return  # W&B asks its server about artifacts at once, and would wait; the files are in the run's folder
-        from pfedst.reporting.comparison import load_compared  # which draws: seconds of imports
+        from pfedst.reporting.loading import load_compared  # which draws: seconds of imports
         from pfedst.reporting.write import write_files
 
         artifact = wandb.Artifact(f"pfedst-{self.run.id}", type="pfedst-run")

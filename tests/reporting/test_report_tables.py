@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 import pytest
 
 from pfedst.reporting import report_tables as tables
-from pfedst.reporting.comparison import load_compared
+from pfedst.reporting.loading import load_compared
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.report_table import Cell, marked
 from tests.reporting.fake_runs import write_comparison, write_run

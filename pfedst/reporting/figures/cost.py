@@ -10,7 +10,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.comparison import Compared, RunsOfARow
 from pfedst.reporting.figures.labels import Labelled, label_points
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
@@ -45,7 +45,7 @@ class _Point:
 
 def cost(compared: Compared, metric: str) -> ReportFigure | None:
     """Two panels: bytes moved in the whole run, and peak memory; None where no row has a value."""
-    moved = _points(compared.rows, metric, {row.label: [bytes_moved(run) for run in row.runs] for row in compared.rows})
+    moved = _points(compared.rows, metric, {row.label: [run.total_bytes for run in row.runs] for row in compared.rows})
     memory = _points(compared.rows, metric, {row.label: _peaks(row) for row in compared.rows})
     panels = [
         (points, name) for points, name in ((moved, "bytes moved in the whole run"), (memory, "peak memory")) if points
@@ -73,15 +73,8 @@ def cost(compared: Compared, metric: str) -> ReportFigure | None:
     return ReportFigure("cost", f"Cost: {heading(metric)} on {split} against bytes and memory", caption, figure)
 
 
-def bytes_moved(run: FinishedRun) -> float:
-    """Up and down, of all clients in all rounds, and before the first."""
-    of = run.summary["cost"]
-    a_round = of["upload_bytes_per_round"] + of["download_bytes_per_round"]
-    return float(a_round * run.protocol["round"] + of["setup_upload_bytes"])
-
-
 def _peaks(row: RunsOfARow) -> list[float]:
-    found = [run.summary["cost"]["peak_memory_bytes"] for run in row.runs]
+    found = [run.cost["peak_memory_bytes"] for run in row.runs]
     return [peak for peak in found if peak is not None]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pfedst.errors import ConfigurationError, StateError
-from pfedst.reporting.comparison import load_compared
+from pfedst.reporting.loading import load_compared
 from tests.reporting.fake_runs import write_comparison, write_run
 
 SITES = {"a": 0.5, "b": 0.7}
