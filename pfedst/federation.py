@@ -254,6 +254,12 @@ class Federation:
         state = self.generic.adapter.state_dict()
         return {key: state[key] for key in self.generic.partition.keys("frozen")}
 
+    def _saved_anchors(self) -> State:
+        """Of the shape of class anchors that are saved: text is embedded anew, and learned ones are the head's."""
+        if self.generic.anchors != "prototypes":
+            return {}
+        return {"classes": torch.empty(len(self.class_names), self.encoder.spec.embedding)}
+
     def load_state_parts(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Put back what `state_parts` gave, and send every client the server's state.
 
@@ -264,14 +270,11 @@ class Federation:
         server = {"method": {}, "frozen": {}} | dict(parts["server"])
         check_plain({NET: {}} | saved_table(server, "method"), "the saved server's state")
         self.server = {NET: {}} | server["method"]
-        if self.anchors is not None or "anchors" in server:
-            anchors = saved_table(server, "anchors")
-            check_keys(anchors, {"classes"}, "the saved class anchors")
-            check_plain({"anchors": anchors}, "the saved state")
-            try:
-                self.set_anchors(anchors["classes"])
-            except ConfigurationError as error:
-                raise StateError(f"the saved {error}") from error
+        anchors = saved_table(server, "anchors")
+        check_plain({"anchors": anchors}, "the saved state")
+        check_tensors(anchors, self._saved_anchors(), "the saved class anchors")
+        if anchors:
+            self.set_anchors(anchors["classes"])
         frozen = saved_table(server, "frozen")
         check_plain({"frozen": frozen}, "the saved state")
         check_tensors(frozen, self._frozen_state(), "the saved frozen tensors of the adapter")

@@ -15,7 +15,8 @@ from pfedst.executor import Executor, ExecutorKind, make_executor
 from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.local_fits import FitOptions, LocalFits, Reported
-from pfedst.reporting import RunFolder, RunSummary, check_records, percent
+from pfedst.reporting import RunFolder, RunSummary, percent
+from pfedst.reporting.records import check_records
 from pfedst.state import RunState, StateSaver, clear_unfinished
 from pfedst.tracking import RunProgress
 from pfedst.trainer import LocalTrainer, RoundHooks
@@ -114,7 +115,8 @@ class RoundLoop:
             try:
                 records = run.records(snapshot.about.get("records", {}))
                 done = state.round_of(snapshot.name)
-                check_records(run.records_file, records, self.federation.members, done)
+                members, samples = list(self.federation.members), self.summary.protocol["samples"]
+                check_records(run.records_file, records, members, samples, done)
             except StateError as error:
                 damage = damage or error
                 logging.getLogger("pfedst").warning("%s; an older round is looked for", error)

@@ -127,6 +127,7 @@ class ClientWork:
     def flops_per_image(self, name: str) -> float:
         """FLOPs of training on one image of a trainee, which has its message: of a fit of one batch, on a copy."""
         client = self.federation.trainees[name].copy_as(name)
+        client.finetuning = False
         loader = self.data.train_loader(self.federation.sites_of(name), seed=0)
         with self._unlabelled(client), seeded(0), self.local.one_batch():
             flops = counted_flops(lambda: self.local.fit(client, loader))

@@ -1,6 +1,5 @@
 """Reporting: the run folder, the summary of a run, and tables from its JSON."""
 
-from pfedst.reporting.records import check_records
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import RunSummary, describe, of_model
 from pfedst.reporting.tables import bytes_text, console_of, percent, print_summary
@@ -9,7 +8,6 @@ __all__ = [
     "RunFolder",
     "RunSummary",
     "bytes_text",
-    "check_records",
     "console_of",
     "describe",
     "of_model",

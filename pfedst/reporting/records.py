@@ -3,84 +3,158 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from pfedst.errors import StateError
 from pfedst.evaluation import METRICS
 
-MOST_INT = 2**63
-FITTED = ("upload_bytes", "download_bytes", "train_loss", "fit_seconds", "images", "skipped_steps")
+Kind = Callable[[Any], bool]
+
+MOST_WHOLE = 2**63
+MOST = 1e100
+"""Of a number with a point: the squares of such, and sums of them, are finite."""
 
 
-def check_records(file: Path, records: Sequence[Any], names: Collection[str], last_round: int) -> None:
-    """Check all that is read again of them by a run that goes on.
-
-    Args:
-        file: of the records, for the error.
-        records: of rounds 0 to `last_round`, a line each.
-        names: of those that there may be records of.
-        last_round: number of the last one.
-
-    Raises:
-        StateError: naming the first line that no run writes.
-    """
-    before, keys = 0, set[tuple[str, ...]]()
-    for line, record in enumerate(records, start=1):
-        try:
-            number = record["round"]
-            whole = type(number) is int and before <= number <= before + 1 and record["client"] in names
-            keys |= {tuple(sorted(metrics)) for metrics in _metrics(record)}
-            whole = whole and all(_is_number(value) for value in _numbers(record))
-            whole = whole and len(keys) < 2 and all(set(METRICS) <= set(found) for found in keys)
-        except (KeyError, TypeError, AttributeError, ValueError):
-            whole = False
-        if not whole:
-            raise StateError(f"{file}, line {line}: not what a run writes; put back what it was, or start a new run")
-        before = number
-    if not records or before != last_round:
-        raise StateError(f"{file}: no record of round {last_round}; put back what it was, or start a new run")
-
-
-def _numbers(record: dict[str, Any]) -> Iterator[Any]:
-    """What must be numbers."""
-    if record["round"] == 0:
-        yield record["setup_upload_bytes"]
-    if type(record["participated"]) is not bool:
-        raise ValueError("who took part")
-    if record["participated"]:
-        yield from (record[key] for key in FITTED)
-        yield record["peak_memory_bytes"] or 0
-    elif "left_out" in record:
-        yield record["download_bytes"]
-        if not isinstance(record["left_out"], str):
-            raise ValueError("the kind of a fault")
-    for metrics in _metrics(record):
-        yield from (value for value in metrics.values() if value is not None)
-
-
-def _metrics(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Of both moments, and every split and model that is asked for."""
-    for moment, models in (("received", ("personal", "generic")), ("trained", ("personal",))):
-        if moment not in record:
-            continue
-        if set(record[moment]) != {"validation", "test"}:
-            raise ValueError("the splits")
-        for split in record[moment].values():
-            if set(split) != set(models):
-                raise ValueError("the models")
-            yield from split.values()
-    if "received" in record and any(
-        not isinstance(record["counts"][split][model], dict)
-        for split, models in record["received"].items()
-        for model in models
-    ):
-        raise ValueError("the counts")
+def _is_whole(value: Any) -> bool:
+    """No bool; one of thousands of digits would be no float."""
+    return type(value) is int and abs(value) < MOST_WHOLE
 
 
 def _is_number(value: Any) -> bool:
-    """Finite; an int of thousands of digits would be no float."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return type(value) is int and abs(value) < MOST_INT
+    return _is_whole(value) or (type(value) is float and math.isfinite(value) and abs(value) < MOST)
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or _is_whole(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+EVERY: dict[str, Kind] = {"participated": _is_bool}
+FIRST: dict[str, Kind] = {"setup_upload_bytes": _is_whole}
+FITTED: dict[str, Kind] = {
+    "upload_bytes": _is_whole,
+    "download_bytes": _is_whole,
+    "train_loss": _is_number,
+    "fit_seconds": _is_number,
+    "images": _is_whole,
+    "skipped_steps": _is_whole,
+    "peak_memory_bytes": _is_size,
+}
+LEFT_OUT: dict[str, Kind] = {"left_out": _is_text, "download_bytes": _is_whole}
+EVALUATED: dict[str, set[str]] = {"received": {"personal", "generic"}, "trained": {"personal"}}
+"""When metrics are taken, and of which models at least."""
+SPLITS = {"validation", "test"}
+
+
+def check_records(
+    file: Path,
+    records: Sequence[Any],
+    members: Sequence[str],
+    samples: Mapping[str, Mapping[str, int]],
+    last_round: int,
+) -> None:
+    """Check all that a run that goes on reads of them: what else they hold is let be.
+
+    Args:
+        file: of the records, for the error.
+        records: a line each; of every round one a member, in their order.
+        members: names of all that there are records of.
+        samples: images of every client, by split: only these are evaluated.
+        last_round: its number.
+
+    Raises:
+        StateError: naming the first line that no run writes, and what of it.
+    """
+    alike: dict[tuple[Any, ...], Any] = {}
+    places = ((number, name) for number in range(last_round + 1) for name in members)
+    for line, (record, place) in enumerate(zip_longest(records, places), start=1):
+        wrong = next(_faults(record, place, samples, alike), None)
+        if wrong is not None:
+            raise StateError(
+                f"{file}, line {line}: {wrong}, which no run writes; put back what it was, or start a new run"
+            )
+
+
+def _faults(
+    record: Any,
+    place: tuple[int, str] | None,
+    samples: Mapping[str, Mapping[str, int]],
+    alike: dict[tuple[Any, ...], Any],
+) -> Iterator[str]:
+    """What of a record is wrong; `alike` is what the records before it say of their rounds."""
+    if place is None:
+        yield "a record after those of the last round"
+        return
+    number, name = place
+    found = (record.get("round"), record.get("client")) if isinstance(record, dict) else None
+    if found != place or not _is_whole(record["round"]):
+        yield f"no record of round {number}, client {name}"
+        return
+    for key, is_kind in _wanted(record).items():
+        if key not in record or not is_kind(record[key]):
+            yield f'"{key}" is missing or of another kind'
+    # the first round is evaluated by every run: there is always an evaluation to tell
+    if number == 0 and name in samples and "received" not in record:
+        yield "no evaluation"
+    if "received" in record and not _are_counts(record.get("counts")):
+        yield '"counts" is missing or of another kind'
+    for moment in (moment for moment in EVALUATED if moment in record):
+        for path, metrics, images in _tables(record[moment], EVALUATED[moment], samples.get(name, {})):
+            if not _are_metrics(metrics, images):
+                yield f'"{moment}" holds no metrics of {path}'
+            # a mean over clients is of metrics that all of them have
+            elif alike.setdefault((number, moment, path), set(metrics)) != set(metrics):
+                yield f'"{moment}" holds other metrics of {path} than the client before'
+
+
+def _wanted(record: Mapping[str, Any]) -> dict[str, Kind]:
+    """Keys that a record must hold, and of which kind."""
+    wanted = dict(EVERY)
+    for holds, keys in (
+        (record["round"] == 0, FIRST),
+        (record.get("participated") is True, FITTED),
+        ("left_out" in record, LEFT_OUT),
+    ):
+        wanted |= keys if holds else {}
+    return wanted
+
+
+def _tables(table: Any, models: set[str], samples: Mapping[str, int]) -> Iterator[tuple[str, Any, int]]:
+    """Of every split and model: where it is, its metrics or what is there instead, and the images they are of."""
+    if not isinstance(table, dict) or set(table) != SPLITS or not set(samples) >= SPLITS:
+        yield "validation and test", None, 0
+        return
+    for split, of_models in table.items():
+        if not isinstance(of_models, dict) or not set(of_models) >= models:
+            yield split, None, 0
+            continue
+        for model, metrics in of_models.items():
+            yield f"{split}, {model}", metrics, samples[split]
+
+
+def _are_metrics(metrics: Any, images: int) -> bool:
+    """Numbers, or None where one is not defined; without images all are None."""
+    return (
+        isinstance(metrics, dict)
+        and set(metrics) >= set(METRICS)
+        and all(value is None or (images > 0 and _is_number(value)) for value in metrics.values())
+    )
+
+
+def _are_counts(table: Any) -> bool:
+    """Of every split and model there are some; they are only shown."""
+    return isinstance(table, dict) and all(
+        isinstance(table.get(split), dict) and isinstance(table[split].get(model), dict)
+        for split in SPLITS
+        for model in EVALUATED["received"]
+    )

@@ -30,7 +30,7 @@ def truncate(path):
 FOLDER = [
     (lambda root: shutil.rmtree(root), {}, ["no such folder", "--data.root"]),
     (lambda root: shutil.rmtree(root / "clinic_a" / "test"), {}, ["clinic_a/test is missing", "train", "SITE/train/CLASS"]),
-    (lambda root: shutil.rmtree(root / "clinic_b" / "test") or (root / "clinic_b" / "test").mkdir(), {}, ["clinic_b", "no test image", "train"]),
+    (lambda root: shutil.rmtree(root / "clinic_b" / "test") or (root / "clinic_b" / "test").mkdir(), {}, ["images: ", "clinic_b", "no test image", "train"]),
     (lambda root: [shutil.rmtree(path) for path in root.iterdir()], {}, ["holds no folder", "SITE/train/CLASS"]),
     (lambda root: None, {"root": "clinic_a"}, ["train/test itself", "folder a site"]),
     (lambda root: None, {"site_names": ["clinic_c"]}, ["clinic_c", "Did you mean", "clinic_a"]),
@@ -78,8 +78,9 @@ MANIFEST = [
     (changed(label="-1"), {"class_names": ["benign", "malignant", "unclear"]}, ["line 2", "out of range"]),
     (lambda t: [*t, t[0]], {}, ["line 62", "already on line 2", "keep one"]),
     (lambda t: [{k: v for k, v in row.items() if k != "site"} for row in t], {}, ['no column "site"', "path, label"]),
-    (lambda t: [row for row in t if (row["site"], row["split"]) != ("north", "test")], {}, ["manifest.csv", "north", "no test image"]),
-    (lambda t: [row for row in t if (row["site"], row["split"]) != ("south", "train")], {}, ["manifest.csv", "south", "no train image"]),
+    (lambda t: [row for row in t if (row["site"], row["split"]) != ("north", "test")], {}, ["manifest.csv: ", "north", "no test image"]),
+    (lambda t: [row for row in t if (row["site"], row["split"]) != ("south", "train")], {}, ["manifest.csv: ", "south", "no train image"]),
+    (lambda t: t, {"class_names": ["benign", "malignant", "unclear", "benign"]}, ["manifest.csv: ", "benign is named twice"]),
 ]  # fmt: skip
 
 
@@ -109,6 +110,11 @@ def replace(old, new):
     return damage
 
 
+def replace_all(root, old, new):
+    file = root / "train_test_split"
+    file.write_text(file.read_text().replace(old, new))
+
+
 FED_ISIC = [
     (lambda root: (root / "train_test_split").unlink(), {}, ["no file train_test_split", "FLamby", "--data.split_file"]),
     (lambda root: shutil.rmtree(root / "ISIC_2019_Training_Input_preprocessed"), {}, ["ISIC_2019_Training_Input_preprocessed", "give their parent"]),
@@ -118,6 +124,7 @@ FED_ISIC = [
     (replace(",0,0,train", ",8,0,train"), {}, ["line 2", "target 8"]),
     (replace(",0,0,train", ",0,7,train"), {}, ["line 2", "center 7"]),
     (replace(",0,0,train", ",x,0,train"), {}, ["line 2", "must be numbers"]),
+    (lambda root: replace_all(root, ",5,test", ",5,train"), {}, ["train_test_split: ", "no test image (it has: train)"]),
     (lambda root: None, {"centers": [6]}, ["[6]", "0 to 5"]),
     (lambda root: None, {"centers": []}, ["0 to 5"]),
     (lambda root: None, {"centers": [1, 1]}, ["different numbers"]),

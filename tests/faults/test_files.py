@@ -55,32 +55,36 @@ def test_postscript_is_never_run(tmp_path) -> None:
         read(tmp_path / "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path) -> None:
+def jpeg_of_scans(side: int, scans: int) -> bytes:
+    """All scans are empty: a few bytes each, and a pass over all pixels."""
     made = io.BytesIO()
     Image.new("RGB", (32, 32)).save(made, "jpeg", progressive=True)
     data = bytearray(made.getvalue())
-    struct.pack_into(">HH", data, data.index(b"\xff\xc2") + 5, 9000, 9000)
+    struct.pack_into(">HH", data, data.index(b"\xff\xc2") + 5, side, side)
     first = data.index(b"\xff\xda")
-    scans = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00\x00" * 5000
+    return bytes(data[:first]) + b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00\x00" * scans + b"\xff\xd9"
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path) -> None:
     with pytest.raises(DataError, match="5,000 scans"):
-        read(tmp_path / "a.jpg", bytes(data[:first]) + scans + b"\xff\xd9")
+        read(tmp_path / "a.jpg", jpeg_of_scans(9000, 5000))
 
 
-def test_a_dicom_file_of_such_a_jpeg_is_refused(tmp_path) -> None:
+@pytest.mark.parametrize("kept", ["whole", "in fragments", "by an extended table"])
+def test_so_is_one_within_a_dicom_file(tmp_path, kept) -> None:
+    from pydicom.encaps import encapsulate, encapsulate_extended
     from pydicom.uid import JPEGBaseline8Bit
 
-    made = io.BytesIO()
-    Image.new("L", (32, 32)).save(made, "jpeg")
-    data = made.getvalue()
-    first = data.index(b"\xff\xda")
-    scans = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00\x00" * 5000
-    pixels = np.zeros((32, 32), np.uint8)
-    many = data[:first] + scans + data[first:]
-    file = make(tmp_path / "a.dcm", pixels, JPEGBaseline8Bit, many)
-    with pytest.raises(DataError, match=r"a.dcm.*5,001 scans"):
+    content = jpeg_of_scans(64, 5000)
+    if kept == "by an extended table":
+        pixels, offsets, lengths = encapsulate_extended([content])
+        elements = {"PixelData": pixels, "ExtendedOffsetTable": offsets, "ExtendedOffsetTableLengths": lengths}
+    else:
+        elements = {"PixelData": encapsulate([content], 999 if kept == "in fragments" else 1)}
+    image = np.zeros((64, 64, 3), np.uint8)
+    file = make(tmp_path / "a.dcm", image, JPEGBaseline8Bit, content, PhotometricInterpretation="YBR_FULL", **elements)
+    with pytest.raises(DataError, match=r"a.dcm: a JPEG of 5,000 scans.*; remove it"):
         FileSource([file]).load(0)
-    one = make(tmp_path / "b.dcm", pixels, JPEGBaseline8Bit, data)
-    assert FileSource([one]).load(0).size == (32, 32)
 
 
 @pytest.mark.parametrize("side", [12_000, 2**31 - 1])

@@ -1,5 +1,6 @@
 """What is on disk: fits are not done again, whatever is changed is found, and a disk that refuses loses nothing."""
 
+import hashlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pfedst.baselines.ditto import Ditto
 from pfedst.baselines.fedavg import FedAvg
@@ -15,8 +17,8 @@ from pfedst.cli import main
 from pfedst.errors import StateError
 from pfedst.side_tuning import PFedST
 from pfedst.state import RunState, StateSaver
-from pfedst.state.snapshot import read_snapshot
-from pfedst.testing.small import federation, fit
+from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
+from pfedst.testing.small import fit, template
 from tests.test_resume import CLI, go_on, left, same, without_times
 
 
@@ -32,7 +34,8 @@ def dying(base, round_number, name):
         alive = False
 
         def loss(self, client, batch):
-            if client.local_epoch == 0 and not client._losses:
+            counting = _get_current_dispatch_mode() is not None  # FLOPs, on a copy: no fit
+            if client.local_epoch == 0 and not client._losses and not counting:
                 type(self).fitted += ((client.round, client.name, client.finetuning),)
             if not self.alive and (client.round, client.name) == (round_number, name):
                 raise StopError
@@ -258,6 +261,131 @@ def test_records_and_state_stay_together(interrupted, tmp_path, caplog) -> None:
             resume(f"first {len(change(before))}", change)
 
 
+# -- whoever can write a run's folder can make its sums right ----------------------------------------------------------
+
+
+def forge(folder, change) -> None:
+    """Change what is said and kept in a snapshot; its sums are right again."""
+    found = read_snapshot(folder)
+    change(found)
+    name_snapshot(write_snapshot(folder, found.about, found.parts), folder)
+
+
+def forge_records(run, change) -> bytes:
+    """Change the records of every round that is saved, and the marks of the states with them; what they are then."""
+    file = run / "rounds.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    change(records)
+    kept = [json.dumps(record) + "\n" for record in records]
+    file.write_text("".join(kept))
+    for folder in RunState(run / "state").rounds():
+        of_round = "".join(
+            line
+            for line, record in zip(kept, records, strict=True)
+            if not isinstance(record, dict) or record.get("round") not in range(int(folder.name[6:]) + 1, 99)
+        ).encode()
+        mark = {"bytes": len(of_round), "sha256": hashlib.sha256(of_round).hexdigest()}
+        forge(folder, lambda found, mark=mark: found.about.update(records=mark))
+    return file.read_bytes()
+
+
+FORGED_RECORDS = {
+    "no object": lambda records: records.__setitem__(3, [1]),
+    "a round of text": lambda records: records[3].update(round="1"),
+    "a client that is not there": lambda records: records[3].update(client="x"),
+    "a client that is a list": lambda records: records[3].update(client=[]),
+    "a client twice": lambda records: records[3].update(client=records[2]["client"]),
+    "no setup": lambda records: records[0].pop("setup_upload_bytes"),
+    "no loss": lambda records: records[3].pop("train_loss"),
+    "a loss beyond any float": lambda records: records[3].update(train_loss=10**400),
+    "a loss of text": lambda records: records[3].update(train_loss="0.1"),
+    "a list of faults": lambda records: records[3].update(left_out=[]),
+    "never evaluated": lambda records: [record.pop("received", None) for record in records],
+    "no test": lambda records: records[3]["received"].pop("test"),
+    "another split": lambda records: records[3]["received"].update(x={}),
+    "no generic model": lambda records: records[3]["received"]["test"].pop("generic"),
+    "no accuracy": lambda records: records[3]["received"]["test"]["personal"].pop("accuracy"),
+    "squares beyond any float": lambda records: records[3]["received"]["test"]["personal"].update(accuracy=1e200),
+    "kappas of one client": lambda records: records[3]["received"]["test"]["personal"].update(quadratic_kappa=1.0),
+    "trained, no metrics": lambda records: records[3].update(trained={"test": {"personal": 3}}),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A run of two rounds by the command line, whose summary was not written any more."""
+    folder = tmp_path_factory.mktemp("ended")
+    assert main([*CLI, f"--runs_dir={folder}", "--coordinator.rounds=2"]) == 0
+    (folder / "a/summary.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("change", FORGED_RECORDS.values(), ids=FORGED_RECORDS)
+def test_records_that_no_run_writes_are_told(ended, tmp_path, capsys, change) -> None:
+    shutil.copytree(ended / "a", tmp_path / "a")
+    before = forge_records(tmp_path / "a", change)
+    capsys.readouterr()
+    assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 5
+    message = capsys.readouterr().err
+    assert "rounds.jsonl, line " in message
+    assert "put back what it was, or start a new run" in message
+    assert "Traceback" not in message
+    assert (tmp_path / "a/rounds.jsonl").read_bytes() == before
+
+
+def test_records_that_are_forged_within_reason_are_read(ended, tmp_path) -> None:
+    """Keys that this version does not know are let be, and so are numbers that could be."""
+
+    def change(records):
+        records[3].update(unknown={"personal": {"confusion": [[1]]}}, train_loss=3)
+        for record, accuracy in zip(records[2:4], (0, None), strict=True):
+            record["received"]["test"]["personal"].update(accuracy=accuracy, ece=0.5)
+
+    shutil.copytree(ended / "a", tmp_path / "a")
+    forge_records(tmp_path / "a", change)
+    assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 0
+
+
+def test_a_round_whose_records_are_forged_is_left_for_the_one_before(ended, tmp_path, caplog) -> None:
+    shutil.copytree(ended / "a", tmp_path / "a")
+    forge_records(tmp_path / "a", lambda records: records[-1].update(client="x"))
+    assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 0
+    assert caplog.text.count("an older round is looked for") == 1
+    assert json.loads((tmp_path / "a/summary.json").read_text())["cost"]["resumed_after_round"] == 1
+
+
+FORGED_ANCHORS = {
+    "more classes": lambda anchors: {"classes": torch.cat([anchors, anchors])},
+    "no table": lambda anchors: {"classes": anchors[0]},
+    "other numbers": lambda anchors: {"classes": anchors.long()},
+    "no numbers": lambda anchors: {"classes": anchors * float("nan")},
+    "another name": lambda anchors: {"x": anchors},
+    "none": lambda anchors: {},
+}
+
+
+@pytest.mark.parametrize("change", FORGED_ANCHORS.values(), ids=FORGED_ANCHORS)
+def test_class_anchors_that_do_not_fit_are_told(interrupted, tmp_path, change) -> None:
+    shutil.copytree(interrupted, tmp_path / "a")
+    for folder in RunState(tmp_path / "a/run/state").rounds():
+        forge(
+            folder,
+            lambda found: found.parts["server"].update(anchors=change(found.parts["server"]["anchors"]["classes"])),
+        )
+    with pytest.raises(StateError, match="the saved class anchors"):
+        go_on(tmp_path / "a", FedAvg(), rounds=3)
+
+
+def test_class_anchors_where_they_are_learned_are_told(tmp_path) -> None:
+    learned = template(anchors="learned")
+    fit(tmp_path, FedAvg(), model=learned)
+    (tmp_path / "run/summary.json").unlink()
+    for folder in RunState(tmp_path / "run/state").rounds():
+        forge(folder, lambda found: found.parts["server"].update(anchors={"classes": torch.zeros(3, 64)}))
+    with pytest.raises(StateError, match="the saved class anchors"):
+        go_on(tmp_path, FedAvg(), rounds=2, model=learned)
+
+
 # -- a disk that refuses -----------------------------------------------------------------------------------------------
 
 
@@ -373,14 +501,3 @@ def test_a_fine_tuned_state_alone_is_no_reason_to_start_anew(tmp_path) -> None:
     with pytest.raises(StateError, match=r"round-000002"):
         go_on(tmp_path, PFedST(finetune_epochs=1), keep_states=1, rounds=2)
     assert (tmp_path / "run/rounds.jsonl").read_bytes() == before
-
-
-def test_saved_anchors_of_another_shape_are_an_error_of_state(tmp_path) -> None:
-    """Whoever makes their sums right: what is refused is what was saved, and not an option."""
-    fit(tmp_path, FedAvg(), rounds=1)
-    saved = RunState(tmp_path / "run" / "state").last_round()
-    made = federation(FedAvg())
-    made.load_state_parts(saved.parts)
-    saved.parts["server"]["anchors"]["classes"] = torch.zeros(2, 7)
-    with pytest.raises(StateError, match="the saved "):
-        made.load_state_parts(saved.parts)

@@ -204,9 +204,19 @@ def _unfold(dataset: Dataset) -> None:
                     dataset.update(item)
 
 
+def _check_frames(dataset: Dataset) -> None:
+    """Refuse what a decoder would take minutes for. Cut as a decoder cuts it: a header cannot hide a part of it."""
+    from pydicom.encaps import generate_frames
+
+    offsets, lengths = (dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
+    # tables of different lengths are no tables to a decoder either
+    tables = (offsets, lengths) if offsets and lengths and len(offsets) == len(lengths) else None
+    for frame in generate_frames(dataset.PixelData, number_of_frames=1, extended_offsets=tables):
+        check_scans(frame)
+
+
 def _decode(dataset: Dataset) -> tuple[NDArray[Any], str]:
     """Stored values, (height, width) or (height, width, 3), and their photometric interpretation: YBR is RGB now."""
-    from pydicom.encaps import get_frame
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.decoders.pylibjpeg import DECODER_DEPENDENCIES
 
@@ -219,7 +229,7 @@ def _decode(dataset: Dataset) -> tuple[NDArray[Any], str]:
     if not decoder.is_available:
         raise NamelessError(f"no decoder for {syntax.name} is installed; pip install {packages}")
     if syntax.is_encapsulated:
-        check_scans(get_frame(dataset.PixelData, 0, number_of_frames=1))
+        _check_frames(dataset)
     try:
         stored, found = decoder.as_array(dataset)
     except Exception as error:

@@ -78,7 +78,7 @@ class FedDRG(FederatedDataModule):
             f"choose --data.domains that are there",
             "remove the images of these patients from the split file of one side",
             [root],
-            read_from=root,
+            read_from=_folder(root, "splits"),
         )
 
     def _there(self, root: Path, domain: str) -> bool:
@@ -118,6 +118,10 @@ class FedDRG(FederatedDataModule):
                     raise DataError(f"{where}: {relative} is already in {seen[path]}; keep one")
                 seen[path] = where
                 records.append(Record(path, label, _patient(domain, path)))
+            if not records:
+                raise DataError(
+                    f'{file} lists no image: site "{domain}" has no {split} image; copy it again, or leave {domain} out'
+                )
         return found
 
 

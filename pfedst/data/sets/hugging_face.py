@@ -121,7 +121,7 @@ class HuggingFaceSites(FederatedDataModule):
             return [None if group in (None, "") else str(group) for group in _values(where, table, column)]
         if self.group_column is not None:
             raise DataError(
-                f'--data.group_column: no column "{column}".{nearest(column, table.column_names)} '
+                f'{where}: --data.group_column: no column "{column}".{nearest(column, table.column_names)} '
                 f"Found: {', '.join(table.column_names)}"
             )
         return [None] * len(table)

@@ -177,7 +177,7 @@ CASES = [
     (lambda root: renamed(".png", "000C1434D8DF.png")(root) or shutil.copy(root / "images/APTOS/pdr/000C1434D8DF.png", root / "images/APTOS/pdr/000C1434D8df.png"), {}, ["line 9", "may be", " or ", "rename or remove one"]),
     (lambda root: renamed(".png", "000c1434d8df.jpg")(root) or renamed(".jpg", "000c1434d8df.tif", keep=True)(root), {}, ["line 9", "may be", "df.tif", "df.jpg"]),
     (line("APTOS", "ä", encoding="latin-1"), {}, ["APTOS_train.txt", "not a readable text file"]),
-    (lambda root: (root / "splits/APTOS_crossval.txt").write_text(""), {}, ["APTOS", "no test image"]),
+    (lambda root: (root / "splits/APTOS_crossval.txt").write_text(""), {}, ["splits/APTOS_crossval.txt lists no image", "APTOS", "no test image"]),
     (lambda root: (root / "splits/APTOS_crossval.txt").unlink(), {}, ["splits/APTOS_crossval.txt missing"]),
     (lambda root: (root / "splits/APTOS_crossval.txt").unlink(), {"domains": None}, ["splits/APTOS_crossval.txt missing"]),
     (lambda root: shutil.rmtree(root / "images"), {}, ["15 of 15 images are missing", "complete ", "--data.domains"]),
