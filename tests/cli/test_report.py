@@ -1,0 +1,78 @@
+"""`pfedst report` from the JSON of finished runs: every format, and what is refused."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from pfedst.cli import main
+from tests.reporting.fake_runs import write_comparison, write_run
+
+ROWS = {
+    "PFedST": {seed: {"a": 0.6 + seed / 50, "b": 0.8} for seed in (0, 1)},
+    "FedAvg": {seed: {"a": 0.5, "b": 0.7 + seed / 50} for seed in (0, 1)},
+}
+FIGURES = ("learning_curves", "bars", "cost", "confusion", "reliability")
+TABLES = ("results", "tests", "metrics", "recall", "calibration", "cost")
+
+
+def test_every_format_is_written_and_tells_the_same(tmp_path, capsys) -> None:
+    folder = write_comparison(tmp_path / "c", ROWS, "PFedST")
+    assert main(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    report = folder / "report"
+    names = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
+    names |= {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
+    assert {file.name for file in report.iterdir()} == names | {
+        f"report.{kind}" for kind in ("md", "tex", "html", "json")
+    }
+    results = pd.read_csv(report / "results.csv", index_col=0)
+    assert results.loc["PFedST", "mean"] == pytest.approx(0.705)
+    for text in (printed, *((report / f"report.{kind}").read_text() for kind in ("md", "tex", "html", "json"))):
+        assert "70.5" in text
+        assert "Too few seeds to claim" in text
+    page = (report / "report.html").read_text()
+    assert page.count("<img") == len(FIGURES)
+    assert (report / "bars.png").read_bytes().startswith(b"\x89PNG")
+    assert (report / "bars.pdf").read_bytes().startswith(b"%PDF")
+    # again: the same bytes, and nothing besides
+    before = {file.name: file.read_bytes() for file in report.iterdir()}
+    assert main(["report", str(folder)]) == 0
+    assert {file.name: file.read_bytes() for file in report.iterdir()} == before
+
+
+def test_runs_that_are_named_by_hand(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [str(write_run(tmp_path / name, {"a": 0.5}, method=name)) for name in ("FedAvg", "Local")]
+    assert main(["report", *paths, "--reference", "Local", "--metric", "auroc"]) == 0
+    assert "Against Local" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["tables"][0]["title"] == "AUROC by site"
+    shutil.rmtree(tmp_path / "report")
+    assert main(["report", paths[0], "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--metric", "balanced_acuracy"], 2, 'no such metric. Did you mean "balanced_accuracy"'),
+        (["--reference", "FedAvgg"], 2, 'no such row. Did you mean "FedAvg"'),
+    ],
+)
+def test_what_is_wrong_is_told_and_nothing_is_written(tmp_path, capsys, options, code, told) -> None:
+    run = write_run(tmp_path / "run", {"a": 0.5})
+    assert main(["report", str(run), *options]) == code
+    assert told in capsys.readouterr().err
+    assert not (run / "report").exists()
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "none: no folder" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_is_told(tmp_path, capsys) -> None:
+    run = write_run(tmp_path / "run", {"a": 0.5})
+    (tmp_path / "file").touch()
+    assert main(["report", str(run), "--output", str(tmp_path / "file" / "x")]) == 5
+    assert "cannot be written" in capsys.readouterr().err
