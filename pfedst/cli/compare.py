@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.errors import ConfigurationError, PfedstError, listed
+
+
+OPEN = ("PFEDST_DATA_ROOT", "PFEDST_ENCODER_WEIGHTS")
 
 
 class FailedRunsError(PfedstError):
@@ -56,12 +60,14 @@ def run_compare(arguments: Sequence[str]) -> int:
 
 
 def resolver() -> Any:
-    """From arguments of `pfedst fit` to all of their resolved configuration that results depend on, as text."""
+    """From arguments of `pfedst fit` to all that results depend on of their resolved configuration, as text."""
     parse = parse_only()
 
     def resolve(arguments: Sequence[str]) -> str:
         Parser.arguments = arguments
-        return results_depend_on(parse(arguments))
+        # what a configuration leaves open and the environment gives
+        given = [f"{name}: {os.environ[name]}\n" for name in OPEN if name in os.environ]
+        return results_depend_on(parse(arguments)) + "".join(given)
 
     return resolve
 

@@ -89,6 +89,16 @@ def test_a_grid_is_run_kept_and_extended(compare, tmp_path) -> None:
     assert len(compare("--seeds", "0", "--coordinator.threads=2", "--data.cache_folder", str(tmp_path))[1]) == 0
 
 
+def test_other_images_or_weights_in_the_environment_are_other_runs(monkeypatch) -> None:
+    resolve = resolver()
+    arguments = [f"--config={ROOT / 'configs/fed_isic_ham4.yaml'}"]
+    found = {resolve(arguments)}
+    for name, value in (("PFEDST_DATA_ROOT", "a"), ("PFEDST_DATA_ROOT", "b"), ("PFEDST_ENCODER_WEIGHTS", "c")):
+        monkeypatch.setenv(name, value)
+        found.add(resolve(arguments))
+    assert len(found) == 4
+
+
 def test_only_some_rows(compare) -> None:
     code, ran, content = compare("--only", "none", "--seeds", "4")
     assert code == 0
