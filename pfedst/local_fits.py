@@ -9,11 +9,12 @@ from typing import Any
 
 from pfedst.client_state import client_part, load_client_part, part_name
 from pfedst.data import Split
-from pfedst.errors import TooFewClientsError, listed
+from pfedst.errors import StateError, TooFewClientsError, listed
 from pfedst.executor import Executor
 from pfedst.faults import Fault
 from pfedst.federation import Federation
 from pfedst.payload import Payload, payload_bytes
+from pfedst.reporting.records import is_fit_record
 from pfedst.screening import odd_messages
 from pfedst.state import RunState, StateSaver
 from pfedst.tracking import RunProgress
@@ -168,12 +169,15 @@ class LocalFits:
     def _on_disk(self, task: Fit) -> Record | None:
         """The record of a fit that an interrupted run has done, its client put where the fit left it."""
         found = self.saver.state.fit(self._name(task)) if self.options.save_fits else None
-        if found is None or found.about["task"] != _json(task):
+        if found is None or found.about.get("task") != _json(task):
             return None
+        record, part = found.about.get("record"), found.parts.get(part_name(task.name))
+        if not is_fit_record(record) or part is None:
+            folder = self.saver.state.folder / found.name
+            raise StateError(f"{folder}: not what a run writes; remove that folder, and the client is fitted again")
         client = self.federation.trainees[task.name]
-        load_client_part(client, found.parts[part_name(task.name)])
+        load_client_part(client, part)
         client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
-        record: Record = found.about["record"]
         return record
 
     def _leave_out(self, name: str, round_number: int, fault: Fault, reported: Reported, before: int) -> None:

@@ -18,7 +18,6 @@ from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.errors import ConfigurationError, PfedstError, listed
 
-
 OPEN = ("PFEDST_DATA_ROOT", "PFEDST_ENCODER_WEIGHTS")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pfedst.errors import StateError
 from pfedst.evaluation import METRICS
@@ -50,6 +50,7 @@ FITTED: dict[str, Kind] = {
     "skipped_steps": _is_whole,
     "peak_memory_bytes": _is_size,
 }
+OF_A_MESSAGE = ("upload_bytes", "download_bytes")
 LEFT_OUT: dict[str, Kind] = {"left_out": _is_text, "download_bytes": _is_whole}
 EVALUATED: dict[str, set[str]] = {"received": {"personal", "generic"}, "trained": {"personal"}}
 """When metrics are taken, and of which models at least."""
@@ -83,6 +84,12 @@ def check_records(
             raise StateError(
                 f"{file}, line {line}: {wrong}, which no run writes; put back what it was, or start a new run"
             )
+
+
+def is_fit_record(record: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether this is what a fit leaves before its message is made."""
+    kinds = {key: kind for key, kind in FITTED.items() if key not in OF_A_MESSAGE}
+    return isinstance(record, dict) and all(key in record and kind(record[key]) for key, kind in kinds.items())
 
 
 def _faults(

@@ -136,7 +136,7 @@ def test_what_an_error_says_is_told_and_not_recorded(tmp_path, caplog) -> None:
     fit(tmp_path, RaisesInLoss(), rounds=2)
     assert "patient 4711" in caplog.text
     assert "Traceback" in caplog.text
-    assert not [file for file in (tmp_path / "run").rglob("*.json*") if "4711" in file.read_text()]
+    assert not [file for file in (tmp_path / "run").rglob("*.json*") if "patient 4711" in file.read_text()]
 
 
 class AlwaysRaises(FedAvg):

@@ -354,6 +354,29 @@ def test_a_round_whose_records_are_forged_is_left_for_the_one_before(ended, tmp_
     assert json.loads((tmp_path / "a/summary.json").read_text())["cost"]["resumed_after_round"] == 1
 
 
+@pytest.mark.parametrize("size", [2**40, 10**30, -1, "x", None])
+def test_a_mark_that_claims_more_than_there_is_is_told(ended, tmp_path, capsys, size) -> None:
+    shutil.copytree(ended / "a", tmp_path / "a")
+    for folder in RunState(tmp_path / "a/state").rounds():
+        forge(folder, lambda found: found.about["records"].update(bytes=size))
+    assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 5
+    assert "was changed after it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"record": 3}, {"record": {"train_loss": 1.0}}, {"task": None}, {"record": None}])
+def test_a_forged_fit_is_told_or_done_again(interrupted, tmp_path, change) -> None:
+    shutil.copytree(interrupted, tmp_path / "a")
+    fits = list((tmp_path / "a/run/state").glob("fit-*"))
+    assert fits
+    for folder in fits:
+        forge(folder, lambda found: found.about.update(change))
+    if "task" in change:  # of another task: the client is fitted again
+        go_on(tmp_path / "a", FedAvg(), rounds=3)
+    else:
+        with pytest.raises(StateError, match=r"fit-.*not what a run writes; remove that folder"):
+            go_on(tmp_path / "a", FedAvg(), rounds=3)
+
+
 FORGED_ANCHORS = {
     "more classes": lambda anchors: {"classes": torch.cat([anchors, anchors])},
     "no table": lambda anchors: {"classes": anchors[0]},
