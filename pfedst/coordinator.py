@@ -19,6 +19,7 @@ from pfedst.federation import Federation
 from pfedst.local_fits import FitOptions
 from pfedst.method import FederatedMethod
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
+from pfedst.reporting.loading import load_compared
 from pfedst.rounds import RoundLoop, RoundOptions, evaluate_received
 from pfedst.state import RunState
 from pfedst.tracking import peak_memory_bytes
@@ -147,7 +148,7 @@ class FederatedCoordinator:
             loop = RoundLoop(self.options, federation, data, local, hooks, run, summary)
             summary.protocol["threads"] = loop.executor.threads
             run.identify(identity(federation, data, loop.executor.threads), resume)
-            with hooks.loggers.recording(run.path):
+            with hooks.loggers.recording(run.path, write_run_report):
                 loop.run(resume)
                 peak = peak_memory_bytes(local.device)
                 summary.flops_per_image = loop.flops_per_image()
@@ -216,6 +217,13 @@ def build_federation(
     with local.evaluating() if local else nullcontext():
         data.cache_taps(federation.encoder, federation.needs, local.device if local else torch.device("cpu"))
     return federation
+
+
+def write_run_report(folder: Path) -> None:
+    """The report of a single run, into its folder."""
+    from pfedst.reporting.write import write_files  # which imports matplotlib: a second that few runs need
+
+    write_files(load_compared([folder]), folder / "report")
 
 
 def identity(federation: Federation, data: FederatedDataModule, threads: int) -> dict[str, Any]:

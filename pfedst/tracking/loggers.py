@@ -11,6 +11,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+WriteReport = Callable[[Path], object]
+"""Takes the folder of a run."""
+
 
 class Recorder:
     """What one logger is told of a run: the configuration, every round, the end.
@@ -31,8 +34,14 @@ class Recorder:
         self.logger.log_metrics(dict(metrics), step=round_number)
         self.logger.save()
 
-    def end(self, folder: Path, summary: Mapping[str, Any] | None) -> None:
-        """After the last round, with what `summary.json` holds, or None where the run did not get there."""
+    def end(self, folder: Path, summary: Mapping[str, Any] | None, write_report: WriteReport) -> None:
+        """After the last round.
+
+        Args:
+            folder: of the run.
+            summary: what `summary.json` holds, or None where the run did not get there.
+            write_report: for a logger that keeps the files of a run.
+        """
         self.logger.finalize("failed" if summary is None else "success")
 
 
@@ -60,13 +69,13 @@ class TensorBoardRecorder(Recorder):
         self._options = flat_options(configuration)
         self.logger.log_hyperparams(self._options, metrics={})
 
-    def end(self, folder: Path, summary: Mapping[str, Any] | None) -> None:
+    def end(self, folder: Path, summary: Mapping[str, Any] | None, write_report: WriteReport) -> None:
         """The row of this run in the table of hyperparameters."""
         try:
             if summary is not None:
                 self.logger.log_hyperparams(self._options, main_numbers(summary), summary["protocol"]["round"])
         finally:
-            super().end(folder, summary)
+            super().end(folder, summary, write_report)
 
 
 class RunLoggers:
@@ -82,11 +91,12 @@ class RunLoggers:
         self._summary: Mapping[str, Any] | None = None
 
     @contextmanager
-    def recording(self, folder: Path) -> Iterator[None]:
+    def recording(self, folder: Path, write_report: WriteReport) -> Iterator[None]:
         """Start them, and end them whatever happens within the block.
 
         Args:
             folder: of the run; `config.yaml` in it is the configuration that is logged.
+            write_report: of the run, into that folder; for loggers that keep files.
         """
         file = folder / "config.yaml"
         configuration = yaml.safe_load(file.read_text()) if self._recorders and file.is_file() else {}
@@ -94,7 +104,7 @@ class RunLoggers:
             self._each(lambda recorder: recorder.start(folder, configuration))
             yield
         finally:
-            self._each(lambda recorder: recorder.end(folder, self._summary))
+            self._each(lambda recorder: recorder.end(folder, self._summary, write_report))
 
     def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
         """What a round came to, evaluated or not."""

@@ -15,7 +15,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from pfedst.state import write_atomically
-from pfedst.tracking.loggers import Recorder, is_working_directory, main_numbers
+from pfedst.tracking.loggers import Recorder, WriteReport, is_working_directory, main_numbers
 
 ANSWER_SECONDS = 5.0
 """Most that a server may take to say that it is there, at the start and at the end of a run."""
@@ -58,29 +58,26 @@ class WandbRecorder(Recorder):
         if self.run is not None:
             self.logger.log_metrics({**metrics, "round": round_number})
 
-    def end(self, folder: Path, summary: Mapping[str, Any] | None) -> None:
+    def end(self, folder: Path, summary: Mapping[str, Any] | None, write_report: WriteReport) -> None:
         """The main numbers and the files of the run; then W&B's run ends too."""
         if self.run is None:
             return
         try:
             if summary is not None and not self.run.disabled:
                 self.run.summary.update(main_numbers(summary))
-                self._keep_files(folder)
+                self._keep_files(folder, write_report)
         finally:
             if self._owned:
                 self._finish(1 if summary is None else 0)
 
-    def _keep_files(self, folder: Path) -> None:
+    def _keep_files(self, folder: Path, write_report: WriteReport) -> None:
         if not self.run.offline and _out_of_reach(wandb.setup().settings):
             return  # W&B asks its server about artifacts at once, and would wait; the files are in the run's folder
-        from pfedst.reporting.loading import load_compared  # which draws: seconds of imports
-        from pfedst.reporting.write import write_files
-
         artifact = wandb.Artifact(f"pfedst-{self.run.id}", type="pfedst-run")
         for file in (folder / name for name in ARTIFACT):
             if file.is_file():
                 artifact.add_file(str(file))
-        write_files(load_compared([folder]), folder / "report")
+        write_report(folder)
         artifact.add_dir(str(folder / "report"), name="report")
         self.run.log_artifact(artifact)
 

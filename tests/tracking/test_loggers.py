@@ -185,7 +185,7 @@ def test_what_is_not_taken_in_time_at_the_end_is_told(tmp_path, caplog) -> None:
 
     recorder = wandb_run.WandbRecorder(WandbLogger(offline=True))
     recorder.run, recorder._owned = Run(), True
-    recorder.end(tmp_path, {})
+    recorder.end(tmp_path, {}, lambda folder: None)
     assert "wandb sync there" in caplog.text
 
 
