@@ -74,14 +74,15 @@ def calibration_table(compared: Compared) -> ReportTable:
 def recall_table(compared: Compared) -> ReportTable:
     """Recall of each class, over the images of all sites together."""
     first = _pooled_confusion(compared.rows[0].first.summary["personal"]["counts"])
-    columns = [
-        (f"{name} ({sum(first[index])})", _recall(index), True)
-        for index, name in enumerate(compared.classes)
-        if sum(first[index])
+    there = [index for index in range(len(compared.classes)) if sum(first[index])]
+    columns: list[Column] = [
+        (f"{compared.classes[index]} ({sum(first[index])})", _recall([index]), True) for index in there
     ]
+    columns.append(("mean of classes", _recall(there), True))
     caption = (
         f"Share of the images of a class that are found, %, over all sites together (images in brackets); personal "
-        f"model on {compared.protocol['split']}. {_over_seeds(compared)}"
+        f"model on {compared.protocol['split']}. A mean over sites weighs a class by the sites that have it, however "
+        f"few its images are there; this one does not. {_over_seeds(compared)}"
     )
     return _table("recall", "Recall by class", caption, compared, columns, percent)
 
@@ -215,10 +216,12 @@ def _of(model: str, column: str, metric: str) -> Values:
     return lambda row: row.values(model, column, metric)
 
 
-def _recall(index: int) -> Values:
+def _recall(classes: Sequence[int]) -> Values:
+    """Mean recall of some classes."""
+
     def values(row: RunsOfARow) -> list[float]:
-        found = [_pooled_confusion(run.summary["personal"]["counts"])[index] for run in row.runs]
-        return [counts[index] / sum(counts) for counts in found]
+        found = [_pooled_confusion(run.summary["personal"]["counts"]) for run in row.runs]
+        return [fmean(counts[c][c] / sum(counts[c]) for c in classes) for counts in found]
 
     return values
 

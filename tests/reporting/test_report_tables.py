@@ -86,7 +86,8 @@ def test_too_few_seeds_are_told(compared) -> None:
 
 def test_recall_over_all_sites_by_hand(compared) -> None:
     table = tables.recall_table(compared)
-    assert table.headings == ("row", "x (10)", "y (10)")
+    assert table.headings == ("row", "x (10)", "y (10)", "mean of classes")
+    assert column(table, "mean of classes")[0].value == pytest.approx(fmean([0.7, 0.8, 1.0, 1.0]))
     # of 5 images of x a site finds round(5 * value): 3 + 4 and 4 + 4 of 10
     assert column(table, "x (10)")[0].value == pytest.approx(fmean([0.7, 0.8]))
     assert column(table, "y (10)")[0].value == 1.0
@@ -96,7 +97,7 @@ def test_a_class_without_images_has_no_column(tmp_path) -> None:
     run = write_run(tmp_path / "r", {"a": 0.6}, classes=["x", "y"])
     compared = load_compared([run])
     compared.rows[0].first.summary["personal"]["counts"]["a"]["confusion"] = [[3, 2], [0, 0]]
-    assert tables.recall_table(compared).headings == ("row", "x (5)")
+    assert tables.recall_table(compared).headings == ("row", "x (5)", "mean of classes")
 
 
 def test_cost_by_hand(compared) -> None:
