@@ -23,10 +23,10 @@ README = (
     ("results", "mean"),
     ("results", "worst site"),
     ("results", "generic mean"),
+    ("recall", "mean of classes"),
     ("metrics", "AUROC, mean"),
     ("metrics", "accuracy, mean"),
     ("cost", "sent a client"),
-    ("cost", "GFLOP an image"),
 )
 """Columns of the table in the README."""
 

@@ -97,7 +97,9 @@ def test_other_images_or_weights_in_the_environment_are_other_runs(monkeypatch) 
     for name, value in (("PFEDST_DATA_ROOT", "a"), ("PFEDST_DATA_ROOT", "b"), ("PFEDST_ENCODER_WEIGHTS", "c")):
         monkeypatch.setenv(name, value)
         found.add(resolve(arguments))
-    assert len(found) == 4
+    for root in "de":
+        found.add(resolve([*arguments, f"--data.root={root}"]))
+    assert len(found) == 6
 
 
 def test_only_some_rows(compare) -> None:

@@ -23,6 +23,12 @@ def test_by_hand() -> None:
     json.dumps(counts, allow_nan=False)
 
 
+def test_a_bin_holds_its_lower_edge() -> None:
+    edge = torch.linspace(0, 1, 16, dtype=torch.float64)[9].item()
+    counts = prediction_counts(torch.tensor([[edge, 1 - edge]], dtype=torch.float64), torch.tensor([0]))
+    assert counts["reliability"]["images"].index(1) == 9
+
+
 def test_no_images() -> None:
     counts = prediction_counts(torch.empty(0, 3), torch.empty(0, dtype=torch.long))
     assert counts["confusion"] == [[0] * 3] * 3
