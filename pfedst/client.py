@@ -257,13 +257,6 @@ class FederatedClient(LightningModule):
         )
 
     @property
-    def optimizer_options(self) -> dict[str, Any]:
-        """Class and main options of the optimiser, for the protocol."""
-        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
-        told = ("lr", "weight_decay", "momentum")
-        return {"class": type(optimizer).__name__} | {n: v for n, v in optimizer.defaults.items() if n in told}
-
-    @property
     def scaler(self) -> Any:
         """What scales the loss, with 16-mixed precision; None otherwise."""
         return None if self._trainer is None else getattr(self.trainer.precision_plugin, "scaler", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
@@ -38,16 +39,31 @@ def grouped_optimizer(
     for key, parameter in parameters.items():
         decays = key not in norms and parameter.ndim > 1
         groups.setdefault((scale_of(key), decays), []).append(parameter)
-    try:
-        optimizer = make([{"params": group} | ({} if key[1] else NO_DECAY) for key, group in groups.items()])
-    except ValueError as error:
-        raise ConfigurationError(f"--model.optimizer: {error}") from error
+    optimizer = _made(make, [{"params": group} | ({} if key[1] else NO_DECAY) for key, group in groups.items()])
     _check(optimizer, scaled)
     for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
         group["lr"] *= scale
     if kept is not None:
         optimizer.load_state_dict(optimizer.state_dict() | {"state": kept})
     return optimizer
+
+
+def optimizer_options(make: Callable[[list[dict[str, Any]]], Optimizer]) -> dict[str, Any]:
+    """Class and main options of an optimiser, for the protocol.
+
+    Raises:
+        ConfigurationError: its options are out of range.
+    """
+    optimizer = _made(make, [{"params": [nn.Parameter(torch.zeros(1))]}])
+    told = ("lr", "weight_decay", "momentum")
+    return {"class": type(optimizer).__name__} | {n: v for n, v in optimizer.defaults.items() if n in told}
+
+
+def _made(make: Callable[[list[dict[str, Any]]], Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
+    try:
+        return make(groups)
+    except ValueError as error:
+        raise ConfigurationError(f"--model.optimizer: {error}") from error
 
 
 def _check(optimizer: Optimizer, scaled: bool) -> None:

@@ -17,7 +17,8 @@ confidence the number of images (`images`), of those predicted rightly (`right`)
 
 def prediction_counts(probabilities: Tensor, targets: Tensor) -> Counts:
     """Counts of (n, K) probabilities and (n,) targets; numbers that JSON can hold."""
-    probabilities, classes = probabilities.double(), probabilities.shape[1]
+    # a model that a fault has ruined may say NaN: no confidence
+    probabilities, classes = probabilities.double().nan_to_num(), probabilities.shape[1]
     confidence, predicted = probabilities.max(1)
     confusion = torch.bincount(targets * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     # a bin holds its lower edge; certainty itself belongs to the last

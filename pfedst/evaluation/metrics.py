@@ -68,14 +68,19 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
         "auroc": auroc,
         "macro_f1": float(f1[present].double().mean()),
         "accuracy": float((probabilities.argmax(1) == targets).double().mean()),
-        "ece": float(multiclass_calibration_error(probabilities, targets, classes, BINS)),
-        "classwise_ece": _classwise_calibration_error(probabilities, targets),
+        "ece": _defined(float(multiclass_calibration_error(probabilities, targets, classes, BINS))),
+        "classwise_ece": _defined(_classwise_calibration_error(probabilities, targets)),
     }
     if ordinal:
         kappa = float(multiclass_cohen_kappa(probabilities, targets, classes, weights="quadratic"))
         found["auroc_ovo"] = _one_against_one(probabilities, targets, torch.nonzero(present).flatten().tolist())
-        found["quadratic_kappa"] = None if math.isnan(kappa) else kappa
+        found["quadratic_kappa"] = _defined(kappa)
     return found
+
+
+def _defined(value: float) -> float | None:
+    """None in place of NaN, which probabilities that are NaN give."""
+    return None if math.isnan(value) else value
 
 
 def _classwise_calibration_error(probabilities: Tensor, targets: Tensor) -> float:

@@ -12,6 +12,7 @@ from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
 from pfedst.evaluation import Evaluated, Metrics, over_clients
 from pfedst.federation import Federation
+from pfedst.optimizers import optimizer_options
 from pfedst.tracking import parameters_sent, parameters_trained
 from pfedst.trainer import LocalTrainer
 
@@ -52,7 +53,7 @@ def describe(
         "local_batches": "all" if local.batches == 1.0 and isinstance(local.batches, float) else local.batches,
         "batch_size": data.batch_size,
         "augmentation": data.augmentation,
-        "optimizer": client.optimizer_options,
+        "optimizer": optimizer_options(client.make_optimizer),
         "optimizer_state": "keep" if keep_optimizer else "reset",
         "participation": participation,
         "held_out_sites": list(federation.held_out),

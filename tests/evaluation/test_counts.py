@@ -29,6 +29,16 @@ def test_a_bin_holds_its_lower_edge() -> None:
     assert counts["reliability"]["images"].index(1) == 9
 
 
+def test_a_ruined_model_is_counted_too() -> None:
+    ruined = torch.full((2, 3), float("nan"))
+    counts = prediction_counts(ruined, torch.tensor([0, 1]))
+    json.dumps(counts, allow_nan=False)
+    assert counts["reliability"]["images"] == [2] + [0] * 14
+    partly = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]])
+    for probabilities in (ruined, partly):
+        json.dumps(classification_metrics(probabilities, torch.tensor([0, 1])), allow_nan=False)
+
+
 def test_no_images() -> None:
     counts = prediction_counts(torch.empty(0, 3), torch.empty(0, dtype=torch.long))
     assert counts["confusion"] == [[0] * 3] * 3

@@ -353,5 +353,5 @@ def test_the_records_of_a_run_hold_no_name_of_a_file(tmp_path) -> None:
     fit(tmp_path, PFedST())
     records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     allowed = {"round", "client", "participated", "setup_upload_bytes", "train_loss", "skipped_steps", "fit_seconds"}
-    allowed |= {"peak_memory_bytes", "trained", "received", "upload_bytes", "download_bytes"}
+    allowed |= {"peak_memory_bytes", "trained", "received", "counts", "images", "upload_bytes", "download_bytes"}
     assert {key for record in records for key in record} <= allowed
