@@ -1,4 +1,4 @@
-"""`pfedst compare` and `pfedst report`: a table of methods, from one command."""
+"""`pfedst compare`: a table of methods, from one command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,6 +15,7 @@ from pfedst.cli.resume import results_depend_on, told_when_interrupted
 from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
+from pfedst.compare.run import Resolve
 from pfedst.errors import ConfigurationError, PfedstError, listed
 
 OPEN = ("PFEDST_DATA_ROOT", "PFEDST_ENCODER_WEIGHTS")
@@ -47,18 +47,20 @@ def run_compare(arguments: Sequence[str]) -> int:
     comparison = Comparison(plan, folder, _checked(overrides), resolver(), partial(Grid, jobs=given.jobs))
     with told_when_interrupted("the runs that had ended are kept; the same command goes on"):
         failed = comparison.run()
-    from pfedst.cli.report import write_report
+    from pfedst.cli.report import write_report  # draws: a second of imports that a wrong option need not wait for
 
-    write_report([folder])
+    if comparison.has_finished:
+        write_report([folder])
     if failed:
         told = listed([f"{name}: {words}" for name, words in sorted(failed.items())], "\n  ")
         raise FailedRunsError(
-            f"{len(failed)} runs failed; the others are done and reported. The same command tries them again:\n  {told}"
+            f"{len(failed)} runs failed; what is done is kept and reported. The same command tries them again:\n"
+            f"  {told}"
         )
     return 0
 
 
-def resolver() -> Any:
+def resolver() -> Resolve:
     """From arguments of `pfedst fit` to all that results depend on of their resolved configuration, as text."""
     parse = parse_only()
 

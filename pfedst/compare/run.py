@@ -30,6 +30,9 @@ class Comparison:
         overrides: arguments for every run; a row's own options stand above them.
         resolve: see there.
         grid: makes the runners of a folder.
+
+    Attributes:
+        has_finished: whether any run of the table is done.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Comparison:
         self.resolve = resolve
         self.grid = grid
         self.failed: dict[str, str] = {}
+        self.has_finished = False
 
     def run(self) -> dict[str, str]:
         """All of it; name of a run that failed -> what it said."""
@@ -60,7 +64,9 @@ class Comparison:
             if not row.grid or row.label in chosen
         }
         self._write(runs, trials, chosen)
-        self.failed |= self.grid(self.folder / "runs").run(list(runs.values()), "comparison")
+        grid = self.grid(self.folder / "runs")
+        self.failed |= grid.run(list(runs.values()), "comparison")
+        self.has_finished = any(grid.is_finished(run) for run in runs.values())
         self._write(runs, trials, chosen)
         return self.failed
 
