@@ -16,6 +16,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pfedst.state import writing
+
 COMMAND = (sys.executable, "-m", "pfedst.cli.child", "fit")
 POLL_SECONDS = 0.1
 END_SECONDS = 30
@@ -93,12 +95,14 @@ class Grid:
         return failed
 
     def _start(self, run: GridRun) -> _Running:
-        self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{run.name}.log"
         environment = {"WANDB_RUN_GROUP": self.folder.parent.name, "WANDB_NAME": run.name} | os.environ
         if self.jobs > 1:  # as many threads in all as the machine has cores
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
-        with log.open("wb") as output:
+        with writing(log):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            output = log.open("wb")
+        with output:
             process = subprocess.Popen(
                 [*COMMAND, *run.arguments],
                 stdin=subprocess.PIPE,

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pfedst.compare import Grid, GridRun
 from pfedst.compare.grid import last_words
+from pfedst.errors import StateError
 
 SCRIPT = """
 import json, os, pathlib, sys, time
@@ -151,6 +152,14 @@ def _runs(pid) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
     except OSError:
         return False
+
+
+def test_a_folder_that_cannot_be_made_is_told(grid, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    made = grid(1)
+    made.folder = tmp_path / "file" / "runs"
+    with pytest.raises(StateError, match="cannot be written"):
+        made.run(runs(tmp_path, 0), "testing")
 
 
 def test_last_words_without_an_error_are_the_last_lines(tmp_path) -> None:
