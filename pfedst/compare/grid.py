@@ -158,7 +158,7 @@ def last_words(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [index for index, line in enumerate(lines) if line.startswith("pfedst: error:")]
     told = lines[errors[-1] :] if errors else lines[-LAST_LINES:]
-    return " ".join(line.removeprefix("pfedst: error: ").strip() for line in told)
+    return " ".join(line.removeprefix("pfedst: error: ").strip() for line in told) or "it said nothing"
 
 
 def _close(stream: IO[bytes] | None) -> None:

@@ -166,3 +166,5 @@ def test_last_words_without_an_error_are_the_last_lines(tmp_path) -> None:
     log = tmp_path / "a.log"
     log.write_text("\n".join(str(number) for number in range(9)) + "\n\n")
     assert last_words(log) == "4 5 6 7 8"
+    log.write_text("")  # a full disk takes the log too
+    assert last_words(log) == "it said nothing"
