@@ -15,10 +15,11 @@ from typing import Any
 from environment import environment
 
 from pfedst.cli import main as pfedst
+from pfedst.reporting.formats import markdown_table
+from pfedst.reporting.report_table import Cell, ReportTable
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/comparison"
-SHOWN = ("results", "tests", "metrics", "recall", "calibration", "cost", "tuning")
 README = (
     ("results", "mean"),
     ("results", "worst site"),
@@ -48,39 +49,40 @@ def keep(name: str, report: Path) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def table(name: str, only: tuple[str, ...] = SHOWN) -> None:
+def table(name: str) -> None:
     """The tables of a report as Markdown, with all that their numbers mean."""
-    report = json.loads((RESULTS / f"{name}.json").read_text())
+    report = kept(name)
     for line in report["notes"]:
         print(f"**{line}**\n")
     for line in report["protocol"]:
         print(f"- {line}")
-    for part in report["tables"]:
-        if part["name"] in only:
-            print(f"\n### {part['title']}\n")
-            print(markdown(part["headings"], [[text_of(cell) for cell in row] for row in part["rows"]]))
-            print(f"\n{part['caption']}")
+    for part in tables(report):
+        print(f"\n### {part.title}\n\n{markdown_table(part)}\n\n{part.caption}")
 
 
 def readme_table(name: str) -> str:
     """The columns that the README shows."""
-    tables = {part["name"]: part for part in json.loads((RESULTS / f"{name}.json").read_text())["tables"]}
-    headings = ["method", *(heading.removesuffix(", mean") for _, heading in README)]
-    rows = [[text_of(row[0])] for row in tables["results"]["rows"]]
-    for part, heading in README:
-        column = tables[part]["headings"].index(heading)
-        for row, of_table in zip(rows, tables[part]["rows"], strict=True):
-            row.append(text_of(of_table[column]))
-    return markdown(headings, rows)
+    found = {part.name: part for part in tables(kept(name))}
+    headings = ("method", *(heading.removesuffix(", mean") for _, heading in README))
+    columns = [(found[part].rows, found[part].headings.index(heading)) for part, heading in README]
+    rows = [
+        (first, *(of_table[number][column] for of_table, column in columns))
+        for number, (first, *_) in enumerate(found["results"].rows)
+    ]
+    return markdown_table(ReportTable("readme", "", "", headings, tuple(rows)))
 
 
-def text_of(cell: dict[str, Any]) -> str:
-    return {"best": "**{}**", "second": "<u>{}</u>"}.get(cell["mark"], "{}").format(cell["text"])
+def kept(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
 
 
-def markdown(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def tables(report: dict[str, Any]) -> list[ReportTable]:
+    """As they were before they became JSON."""
+    return [
+        ReportTable(**part | {"rows": tuple(tuple(Cell(**cell) for cell in row) for row in part["rows"])})
+        for part in report["tables"]
+    ]
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.compare.run import Resolve
+from pfedst.data.sets.folder import ROOT_VARIABLE
+from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
 from pfedst.errors import ConfigurationError, PfedstError, listed
-
-OPEN = ("PFEDST_DATA_ROOT", "PFEDST_ENCODER_WEIGHTS")
 
 
 class FailedRunsError(PfedstError):
@@ -67,7 +67,7 @@ def resolver() -> Resolve:
     def resolve(arguments: Sequence[str]) -> str:
         Parser.arguments = arguments
         # what a configuration leaves open and the environment gives
-        given = [f"{name}: {os.environ[name]}\n" for name in OPEN if name in os.environ]
+        given = [f"{n}: {os.environ[n]}\n" for n in (ROOT_VARIABLE, WEIGHTS_VARIABLE) if n in os.environ]
         return results_depend_on(parse(arguments)) + "".join(given)
 
     return resolve
@@ -81,9 +81,7 @@ def _plan(file: Path, seeds: Sequence[int] | None, only: Sequence[str] | None) -
     if isinstance(content, dict) and seeds:
         content = content | {"seeds": list(seeds)}
     plan = make_plan(content, file)
-    if only is None:
-        return plan
-    return plan.only(only)
+    return plan if only is None else plan.only(only)
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:

@@ -226,9 +226,8 @@ class _ParseCLI(PFedSTCLI):
 def parse_only() -> Callable[[Sequence[str]], str]:
     """A function from arguments of `fit` to its resolved configuration, as YAML; faster than a new parser each."""
     _quieten()
-    registered_methods()
-    methods = [f"--method={next(iter(registered_methods()))}"]
-    return _ParseCLI(["fit", *methods, "--data=SyntheticSites"]).resolved
+    method = next(iter(registered_methods()))  # any will do: what is parsed first is not used
+    return _ParseCLI(["fit", f"--method={method}", "--data=SyntheticSites"]).resolved
 
 
 class _StandardError(logging.Handler):

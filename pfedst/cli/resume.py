@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ import yaml
 
 from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
+from pfedst.reporting.loading import dotted
 
 HARMLESS = (
     "config",
@@ -52,7 +53,7 @@ def check_same_configuration(folder: Path, text: str) -> None:
     """
     file = folder / "config.yaml"
     try:
-        then, now = _flat(read_yaml(file)), _flat(load_yaml(text, "the configuration"))
+        then, now = dotted(read_yaml(file)), dotted(load_yaml(text, "the configuration"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError, ConfigurationError) as error:
         raise StateError(f"{file} is missing or damaged: the run cannot go on; start a new one") from error
     differing = [
@@ -71,7 +72,7 @@ def results_depend_on(text: str) -> str:
 
     Threads, which change last bits only, are left out; where the images lie is not, as nothing is known of them yet.
     """
-    flat = _flat(load_yaml(text, "the configuration"))
+    flat = dotted(load_yaml(text, "the configuration"))
     left_out = ({*HARMLESS} | {"coordinator.threads"}) - {"data.init_args.root", "data.init_args.manifest"}
     kept = {key: value for key, value in flat.items() if not _is_of(key, left_out)}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
@@ -85,16 +86,6 @@ def _harmless(key: str, then: Any, now: Any) -> bool:
     if key == "coordinator.rounds":
         return isinstance(then, int) and isinstance(now, int) and now > then
     return _is_of(key, HARMLESS)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 class _Interruption(BaseException):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,11 @@ from pfedst.state import write_json, writing
 
 Resolve = Callable[[Sequence[str]], str]
 """Arguments of `pfedst fit` -> what its resolved configuration is, for all that results depend on."""
+
+
+Tuned = dict[str, Any]
+"""`trials`: the `options` of each and its `validation`, None where it failed; `chosen`: options, None of no trial."""
+UNTUNED: Tuned = {"chosen": {}, "trials": []}
 
 
 class Comparison:
@@ -53,21 +59,23 @@ class Comparison:
 
     def run(self) -> dict[str, str]:
         """All of it; name of a run that failed -> what it said."""
-        trials = {row.label: self._trials(row) for row in self.plan.rows.values() if row.grid}
-        for row in self.plan.rows.values():  # a wrong option of the last row is told before the first one runs
-            self._run(row, row.options, self.plan.seeds[0])
-        chosen = self._tune(trials) if trials else {}
+        rows = self.plan.rows.values()
+        trials = {row.label: self._trials(row) for row in rows if row.grid}
+        for row in rows:  # a wrong option of the last row is told before the first one runs
+            if row.label not in trials:
+                self._run(row, row.options, self.plan.seeds[0])
+        tuned = self._tune(trials)
         runs = {
-            (row.label, seed): self._run(row, row.options | chosen.get(row.label, {}), seed)
+            (row.label, seed): self._run(row, row.options | tuned.get(row.label, UNTUNED)["chosen"], seed)
             for seed in self.plan.seeds
-            for row in self.plan.rows.values()
-            if not row.grid or row.label in chosen
+            for row in rows
+            if tuned.get(row.label, UNTUNED)["chosen"] is not None
         }
-        self._write(runs, trials, chosen)
+        self._write(runs, tuned)
         grid = self.grid(self.folder / "runs")
         self.failed |= grid.run(list(runs.values()), "comparison")
         self.has_finished = any(grid.is_finished(run) for run in runs.values())
-        self._write(runs, trials, chosen)
+        self._write(runs, tuned)
         return self.failed
 
     # -- runs --------------------------------------------------------------------------------------------------
@@ -89,21 +97,20 @@ class Comparison:
             for trial in row.trials
         ]
 
-    def _tune(self, trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]]) -> dict[str, Options]:
-        """The options of each row whose mean over trial seeds is the highest on validation; the first of equals.
+    def _tune(self, trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]]) -> dict[str, Tuned]:
+        """Run all trials; of each row the options whose mean over trial seeds is the highest, the first of equals.
 
         A trial that failed is out, and a row whose trials all failed is too.
         """
-        grid = self.grid(self.folder / "tuning")
-        runs = [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]
-        self.failed |= grid.run(runs, "tuning on validation")
-        chosen = {}
+        if asked := [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]:
+            self.failed |= self.grid(self.folder / "tuning").run(asked, "tuning on validation")
+        tuned: dict[str, Tuned] = {}
         for label, of_row in trials.items():
-            scores = [(self._score(of_trial), trial) for trial, of_trial in of_row]
-            found = [(score, trial) for score, trial in scores if score is not None]
-            if found:
-                chosen[label] = max(found, key=lambda pair: pair[0])[1]
-        return chosen
+            tried: list[Tuned] = [{"options": trial, "validation": self._score(runs)} for trial, runs in of_row]
+            scored = [trial for trial in tried if trial["validation"] is not None]
+            best = max(scored, key=itemgetter("validation"), default={"options": None})
+            tuned[label] = {"chosen": best["options"], "trials": tried}
+        return tuned
 
     def _score(self, runs: Sequence[GridRun]) -> float | None:
         """Mean over seeds of the validation score after the last round; None where a run failed."""
@@ -120,25 +127,16 @@ class Comparison:
 
     # -- what is kept ------------------------------------------------------------------------------------------
 
-    def _write(
-        self,
-        runs: Mapping[tuple[str, int], GridRun],
-        trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]],
-        chosen: Mapping[str, Options],
-    ) -> None:
-        rows = []
-        for row in self.plan.rows.values():
-            tried = [
-                {"options": trial, "validation": self._score(of_trial)} for trial, of_trial in trials.get(row.label, ())
-            ]
-            rows.append(
-                {
-                    "label": row.label,
-                    "options": row.options,
-                    "tuned": {"chosen": chosen.get(row.label), "trials": tried} if tried else None,
-                    "runs": {str(seed): run.name for (label, seed), run in runs.items() if label == row.label},
-                }
-            )
+    def _write(self, runs: Mapping[tuple[str, int], GridRun], tuned: Mapping[str, Tuned]) -> None:
+        rows = [
+            {
+                "label": row.label,
+                "options": row.options,
+                "tuned": tuned.get(row.label),
+                "runs": {str(seed): run.name for (label, seed), run in runs.items() if label == row.label},
+            }
+            for row in self.plan.rows.values()
+        ]
         content: dict[str, Any] = {
             "format": FORMAT,
             "name": self.plan.file.stem,

@@ -36,6 +36,10 @@ IMAGES_AT_ONCE = 8
 and an image must have the same taps in any batch, read from a cache or not. A larger number is no faster."""
 
 
+WEIGHTS_VARIABLE = "PFEDST_ENCODER_WEIGHTS"
+"""Of the environment: the file where no option names one."""
+
+
 class FrozenCLIP(Encoder):
     """A CLIP model, or the image tower of one alone.
 
@@ -73,7 +77,7 @@ class FrozenCLIP(Encoder):
     ) -> None:
         if logit_scale is not None and not logit_scale > 0:
             raise ConfigurationError(f"--model.encoder.logit_scale {logit_scale}: must be above 0")
-        weights = weights or os.environ.get("PFEDST_ENCODER_WEIGHTS")
+        weights = weights or os.environ.get(WEIGHTS_VARIABLE)
         if not weights:
             raise WeightsError("--model.encoder.weights is not given: name a .safetensors file or a tag")
         self.model = model

@@ -164,15 +164,16 @@ def differences_to(reference: str, rows: Mapping[str, Mapping[Pair, float | None
                 raise ValueError(f"{name!r} has {value} at site {pair[0]!r} with seed {pair[1]}")
     base = rows[reference]
     compared = {name: _paired(row, base) for name, row in rows.items() if name != reference}
-    over_pairs = _tests({name: list(paired.values()) for name, paired in compared.items()}, compared)
-    over_seeds = _tests({name: _seed_means(paired) for name, paired in compared.items()}, compared)
+    seeds = {name: {seed for _, seed in paired} for name, paired in compared.items()}
+    over_pairs = _tests({n: list(paired.values()) if len(seeds[n]) > 1 else [] for n, paired in compared.items()})
+    over_seeds = _tests({n: _seed_means(paired) if len(seeds[n]) > 1 else [] for n, paired in compared.items()})
     least, found = fewest_differences(max(1, len(compared))), dict[str, Difference]()
     for name, paired in compared.items():
-        values, seeds = list(paired.values()), {seed for _, seed in paired}
+        values = list(paired.values())
         adjusted = (over_pairs[name][1], over_seeds[name][1])
         found[name] = Difference(
             pairs=len(values),
-            seeds=len(seeds),
+            seeds=len(seeds[name]),
             mean=math.fsum(values) / len(values) if values else None,
             interval=bootstrap_interval(values, [seed for _, seed in paired]),
             effect=rank_biserial(values),
@@ -181,17 +182,14 @@ def differences_to(reference: str, rows: Mapping[str, Mapping[Pair, float | None
             p_seeds=over_seeds[name][0],
             p_seeds_holm=adjusted[1],
             # Holm alone lets a row with fewer seeds pass once others did; so the least number can be told beforehand
-            significant=len(seeds) >= least and all(p is not None and p < LEVEL for p in adjusted),
+            significant=len(seeds[name]) >= least and all(p is not None and p < LEVEL for p in adjusted),
         )
     return found
 
 
-def _tests(
-    differences: Mapping[str, Sequence[float]], compared: Mapping[str, Mapping[Pair, float]]
-) -> dict[str, tuple[float | None, float | None]]:
-    """p-value of every row and the same after Holm; None with one seed."""
-    several = {name: len({seed for _, seed in paired}) > 1 for name, paired in compared.items()}
-    p_values = {name: wilcoxon(values) if several[name] else None for name, values in differences.items()}
+def _tests(differences: Mapping[str, Sequence[float]]) -> dict[str, tuple[float | None, float | None]]:
+    """p-value of every row and the same after Holm; None without differences."""
+    p_values = {name: wilcoxon(values) for name, values in differences.items()}
     adjusted = holm([1.0 if p is None else p for p in p_values.values()])
     return {
         name: (p, None if p is None else p_holm) for (name, p), p_holm in zip(p_values.items(), adjusted, strict=True)

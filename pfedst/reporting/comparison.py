@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,11 @@ class FinishedRun:
         return None if an_image is None else float(an_image * self.cost["images_trained"])
 
     @cached_property
+    def confusion(self) -> list[list[int]]:
+        """Of the personal model, summed over sites: numbers of images, rows the target."""
+        return summed(counts["confusion"] for counts in self.summary["personal"]["counts"].values())
+
+    @cached_property
     def records(self) -> list[dict[str, Any]]:
         """`rounds.jsonl`.
 
@@ -84,12 +89,22 @@ class RunsOfARow:
     @property
     def trains(self) -> bool:
         """Whether anything is trained."""
-        return bool(self.first.summary["cost"]["parameters_trained"])
+        return bool(self.first.cost["parameters_trained"])
 
     @property
     def pooled(self) -> bool:
         """Whether it pools the images of all sites, which no federation can."""
         return bool(self.first.protocol["pooled"])
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the encoder was never trained."""
+        return bool(self.first.protocol["random_weights"])
+
+    @property
+    def has_synthetic_images(self) -> bool:
+        """Whether the images are made up."""
+        return str(self.first.protocol["data"]).startswith("SYNTHETIC")
 
     def values(self, model: str, column: str, metric: str) -> list[float]:
         """Of each seed where it is defined."""
@@ -148,3 +163,8 @@ class Compared:
     def row(self, label: str) -> RunsOfARow:
         """By its label."""
         return next(row for row in self.rows if row.label == label)
+
+
+def summed(matrices: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:
+    """Of matrices of one shape, cell by cell."""
+    return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]

@@ -139,7 +139,7 @@ def markdown(report: Report) -> str:
     if report.protocol:
         parts.append("\n".join(f"- {_markdown_line(line)}" for line in report.protocol))
     for table in report.tables:
-        parts += [f"## {_markdown(table.title)}", _markdown_table(table), _markdown_line(_captioned(table))]
+        parts += [f"## {_markdown(table.title)}", markdown_table(table), _markdown_line(_captioned(table))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -159,7 +159,8 @@ def _markdown_cell(cell: Cell) -> str:
     return f"**{text}**" if cell.mark == "best" else f"<u>{text}</u>"
 
 
-def _markdown_table(table: ReportTable) -> str:
+def markdown_table(table: ReportTable) -> str:
+    """One table as GitHub shows it, without its title."""
     right = right_aligned(table)
     lines = [[_markdown(heading) for heading in table.headings]]
     lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]

@@ -127,7 +127,7 @@ def _labelled(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     for run in runs:
         kept = {key: value for key, value in run.protocol.items() if key not in OF_A_RUN}
         groups.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
-    flat = {key: _flat(json.loads(key)) for key in groups}
+    flat = {key: dotted(json.loads(key)) for key in groups}
     labelled: dict[str, list[FinishedRun]] = {}
     for key, of_row in groups.items():
         method = flat[key]["method"]
@@ -138,10 +138,14 @@ def _labelled(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     return labelled
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of JSON or YAML with one key a leaf, such as `protocol.optimizer.lr`; an empty table is a leaf."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, Mapping) and value:
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
     return found
 
 

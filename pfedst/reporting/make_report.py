@@ -20,9 +20,10 @@ def make_report(compared: Compared, metric: str) -> Report:
         compared: the runs.
         metric: by which rows are compared, such as `balanced_accuracy`.
     """
+    differences = tables.differences(compared, metric)
     made: list[ReportTable | None] = [
         tables.results_table(compared, metric),
-        tables.tests_table(compared, metric) if len(compared.rows) > 1 else None,
+        tables.tests_table(compared, metric, differences) if differences else None,
         tables.metrics_table(compared, metric),
         tables.recall_table(compared),
         tables.calibration_table(compared),
@@ -32,7 +33,10 @@ def make_report(compared: Compared, metric: str) -> Report:
     seeds = len(compared.seeds)
     title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {seeds} seed{'s'[: seeds != 1]}"
     return Report(
-        title, protocol_lines(compared), notes(compared, metric), tuple(table for table in made if table is not None)
+        title,
+        protocol_lines(compared),
+        notes(compared, differences),
+        tuple(table for table in made if table is not None),
     )
 
 
@@ -55,15 +59,15 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
     )
 
 
-def notes(compared: Compared, metric: str) -> tuple[str, ...]:
+def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[str, ...]:
     """What a reader may not miss."""
     found = []
-    if any(row.first.protocol["random_weights"] for row in compared.rows):
+    if any(row.has_random_weights for row in compared.rows):
         found.append("The encoder has RANDOM WEIGHTS: the numbers show that the software works, and no more.")
-    if compared.protocol["data"].startswith("SYNTHETIC"):
+    if any(row.has_synthetic_images for row in compared.rows):
         found.append("The images are SYNTHETIC: the numbers say nothing of medicine.")
-    if len(compared.rows) > 1:
-        found.append(_claims(compared, metric))
+    if differences:
+        found.append(_claims(compared, differences))
     left_out = {
         f"{row.label}, seed {run.seed}: {site}"
         for row in compared.rows
@@ -76,9 +80,8 @@ def notes(compared: Compared, metric: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _claims(compared: Compared, metric: str) -> str:
+def _claims(compared: Compared, differences: Mapping[str, Difference]) -> str:
     """What can be claimed against the reference, and why not more."""
-    differences = tables.differences(compared, metric)
     least = fewest_differences(len(differences))
     seeds = max(difference.seeds for difference in differences.values())
     if seeds < 2:

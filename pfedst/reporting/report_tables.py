@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
 from pfedst.reporting.report_table import Cell, ReportTable, marked
-from pfedst.reporting.tables import HEADINGS, bytes_text, percent
+from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words, percent
 
 Values = Callable[[RunsOfARow], Sequence[float]]
 """Of a row, one value a seed."""
@@ -33,12 +33,12 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
         ("generic worst", _of("generic", "worst", metric), True),
     ]
     caption = (
-        f"{_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
+        f"{metric_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
         f"{compared.protocol['when']}, after the last round. {_over_seeds(compared)} Mean, worst and std over sites "
         f"are taken in each run. Generic: personal tensors at their start, what a hospital that joins gets."
         f"{_pooled(compared)}"
     )
-    return _table("results", f"{_title(metric)} by site", caption, compared, columns, percent)
+    return _table("results", f"{metric_title(metric)} by site", caption, compared, columns, percent)
 
 
 def metrics_table(compared: Compared, metric: str) -> ReportTable:
@@ -73,7 +73,7 @@ def calibration_table(compared: Compared) -> ReportTable:
 
 def recall_table(compared: Compared) -> ReportTable:
     """Recall of each class, over the images of all sites together."""
-    first = _pooled_confusion(compared.rows[0].first.summary["personal"]["counts"])
+    first = compared.rows[0].first.confusion
     there = [index for index in range(len(compared.classes)) if sum(first[index])]
     columns: list[Column] = [
         (f"{compared.classes[index]} ({sum(first[index])})", _recall([index]), True) for index in there
@@ -117,16 +117,15 @@ def cost_table(compared: Compared) -> ReportTable:
     return ReportTable("cost", "Cost", caption, ("row", *(heading for heading, _, _ in costs)), tuple(rows))
 
 
-def tests_table(compared: Compared, metric: str) -> ReportTable:
-    """Every row against the reference."""
-    found = differences(compared, metric)
+def tests_table(compared: Compared, metric: str, found: Mapping[str, Difference]) -> ReportTable:
+    """Every row against the reference, by what `differences` gave."""
     rows = tuple((Cell(label), *_difference_cells(difference)) for label, difference in found.items())
     caption = (
-        f"Each row minus {compared.reference}: {_name(metric)} of the personal model on {compared.protocol['split']}, "
-        f"in points, over pairs of (site, seed). Interval: 95 % bootstrap over seeds, on these sites and images; of "
-        f"few seeds it is too narrow (with five it covers about 85 %). "
-        f"Effect: matched-pairs rank-biserial correlation in [-1, 1]. p: exact two-sided Wilcoxon signed-rank tests "
-        f"with Holm's correction over the {len(found)} rows, over pairs, which overstates as the sites of a seed share "
+        f"Each row minus {compared.reference}: {metric_words(metric)} of the personal model on "
+        f"{compared.protocol['split']}, in points, over pairs of (site, seed). Interval: 95 % bootstrap over seeds, on "
+        f"these sites and images; of few seeds it is too narrow (with five it covers about 85 %). Effect: "
+        f"matched-pairs rank-biserial correlation in [-1, 1]. p: exact two-sided Wilcoxon signed-rank tests with "
+        f"Holm's correction over the {len(found)} rows, over pairs, which overstates as the sites of a seed share "
         f"their training, and over seeds, which does not. A claim needs both below {LEVEL:g}. Positive: the row is "
         f"higher."
     )
@@ -221,16 +220,10 @@ def _recall(classes: Sequence[int]) -> Values:
     """Mean recall of some classes."""
 
     def values(row: RunsOfARow) -> list[float]:
-        found = [_pooled_confusion(run.summary["personal"]["counts"]) for run in row.runs]
+        found = [run.confusion for run in row.runs]
         return [fmean(counts[c][c] / sum(counts[c]) for c in classes) for counts in found]
 
     return values
-
-
-def _pooled_confusion(counts: dict[str, Any]) -> list[list[int]]:
-    """Sum over sites."""
-    matrices = [of_site["confusion"] for of_site in counts.values()]
-    return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
 
 
 def _over_seeds(compared: Compared) -> str:
@@ -241,14 +234,6 @@ def _over_seeds(compared: Compared) -> str:
 def _pooled(compared: Compared) -> str:
     pooled = ", ".join(row.label for row in compared.rows if row.pooled)
     return f" {pooled}: the images of all sites in one place, no part in best and second best." if pooled else ""
-
-
-def _name(metric: str) -> str:
-    return HEADINGS.get(metric, metric)
-
-
-def _title(metric: str) -> str:
-    return _name(metric)[0].upper() + _name(metric)[1:]
 
 
 def _told(options: dict[str, Any]) -> str:

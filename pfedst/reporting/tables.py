@@ -17,7 +17,20 @@ HEADINGS = {
     "auroc_ovo": "AUROC 1 v 1",
     "quadratic_kappa": "quadratic kappa",
 }
+WORDS = HEADINGS | {"ece": "ECE", "classwise_ece": "classwise ECE"}
+"""Also of what the table of a run has no column for."""
 MODELS = ("personal", "generic")
+
+
+def metric_words(metric: str) -> str:
+    """A metric in words."""
+    return WORDS.get(metric, metric.replace("_", " "))
+
+
+def metric_title(metric: str) -> str:
+    """The same as a title or a sentence begins."""
+    words = metric_words(metric)
+    return words[:1].upper() + words[1:]
 
 
 def percent(value: float | None) -> str:

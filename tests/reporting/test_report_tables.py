@@ -46,7 +46,7 @@ def test_results_by_hand(compared) -> None:
 
 
 def test_differences_by_hand(compared) -> None:
-    (row,) = tables.tests_table(compared, METRIC).rows
+    (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
     texts = [cell.text for cell in row]
     # FedAvg - PFedST: -0.1, 0.1, -0.3, -0.1; ranks of sizes 2, 2, 4, 2, so -8 + 2 of 10
     assert texts[:4] == ["FedAvg", "-10.0", "-20.0 to +0.0", "-0.60"]
@@ -63,7 +63,7 @@ def test_enough_seeds_and_a_clear_difference_are_claimed(tmp_path) -> None:
         "FedAvg": {seed: {"a": 0.5 + seed / 90, "b": 0.6} for seed in range(6)},
     }
     compared = load_compared([write_comparison(tmp_path / "c", rows, "PFedST")])
-    assert tables.tests_table(compared, METRIC).rows[0][8].text == "lower"
+    assert tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows[0][8].text == "lower"
     assert "Claimed, of these sites and images" in " ".join(make_report(compared, METRIC).notes)
     assert "FedAvg lower than PFedST" in " ".join(make_report(compared, METRIC).notes)
 
@@ -71,7 +71,7 @@ def test_enough_seeds_and_a_clear_difference_are_claimed(tmp_path) -> None:
 def test_one_seed_claims_nothing(tmp_path) -> None:
     rows = {label: {0: {f"s{i}": value for i in range(20)}} for label, value in (("PFedST", 0.9), ("FedAvg", 0.1))}
     compared = load_compared([write_comparison(tmp_path / "c", rows, "PFedST")])
-    (row,) = tables.tests_table(compared, METRIC).rows
+    (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
     assert [cell.text for cell in row] == ["FedAvg", "-80.0", "-", "-1.00", "20", "1", "-", "-", "none"]
     report = make_report(compared, METRIC)
     assert "One seed: nothing can be claimed of differences between rows." in report.notes

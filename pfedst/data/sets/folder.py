@@ -18,6 +18,10 @@ IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".t
 LAYOUT = "expected SITE/train/CLASS/*.png and SITE/test/CLASS/*.png (SITE/validation/ is optional)"
 
 
+ROOT_VARIABLE = "PFEDST_DATA_ROOT"
+"""Of the environment: the folder where no option names one."""
+
+
 class FolderSites(FederatedDataModule):
     """Images in `root/SITE/{train,test}/CLASS/`; a `validation` folder beside them is used where there is one.
 
@@ -90,9 +94,9 @@ def existing_folder(path: Path | str | None, option: str) -> Path:
     Raises:
         DataError: not given, or no folder.
     """
-    path = path or os.environ.get("PFEDST_DATA_ROOT")
+    path = path or os.environ.get(ROOT_VARIABLE)
     if path is None:
-        raise DataError(f"{option} is not given: name the folder with the images, or set PFEDST_DATA_ROOT")
+        raise DataError(f"{option} is not given: name the folder with the images, or set {ROOT_VARIABLE}")
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"{option} {folder}: no such folder; give the folder with the images")

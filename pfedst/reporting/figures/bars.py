@@ -14,17 +14,16 @@ from pfedst.reporting.figures.style import (
     GUIDE,
     WIDTH,
     RowStyle,
-    heading,
     new_figure,
     panel_title,
     protocol_caption,
     round_text,
     row_styles,
     seeds_text,
-    sentence,
     shortened,
     text_inches,
 )
+from pfedst.reporting.tables import metric_title, metric_words
 
 LEAST_SPAN = 5.0
 """Percent across a panel: less would show noise as if it mattered."""
@@ -43,7 +42,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     )
     height = 0.05 + lines * (0.42 + 0.165 * max(2, len(compared.rows)))
     widest = max(text_inches(shortened(row.label, 28), 7.5, "bold") for row in compared.rows)
-    name = f"{heading(metric)} on {compared.protocol['split']}, %"
+    name = f"{metric_words(metric)} on {compared.protocol['split']}, %"
     figure = new_figure(compared, told, height, min(WIDTH, widest + 0.3 + columns * 1.9), axes=(name, ""))
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     styles = row_styles(compared)
@@ -58,11 +57,11 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
         axes.remove()
     _name_rows(grid[0][0], compared, styles)
     caption = (
-        f"{sentence(metric)} of the personal model on each site's {compared.protocol['split']} images and "
+        f"{metric_title(metric)} of the personal model on each site's {compared.protocol['split']} images and "
         f"its mean over sites, {seeds_text(compared)}. A percent is as wide in every panel, and panels start where "
         f"their values do. {protocol_caption(compared)}"
     )
-    return ReportFigure("bars", f"Sites: {heading(metric)} on {compared.protocol['split']}", caption, figure)
+    return ReportFigure("bars", f"Sites: {metric_words(metric)} on {compared.protocol['split']}", caption, figure)
 
 
 def _ends(compared: Compared, column: str, metric: str) -> tuple[float, float]:

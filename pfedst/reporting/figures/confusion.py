@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from pfedst.reporting.comparison import Compared, RunsOfARow
+from pfedst.reporting.comparison import Compared, RunsOfARow, summed
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     SMALL,
     WIDTH,
     best_rows,
-    heading,
     mean_over_seeds,
     new_figure,
     panel_title,
@@ -22,7 +21,7 @@ from pfedst.reporting.figures.style import (
     shortened,
     text_inches,
 )
-from pfedst.reporting.tables import percent
+from pfedst.reporting.tables import metric_words, percent
 
 MOST_PANELS = 6
 CELL = 0.215
@@ -57,7 +56,7 @@ def confusion(compared: Compared, metric: str) -> ReportFigure:
     caption = (
         f"Images of a class (a row of cells, 100 %) by what the personal model took them for, on "
         f"{compared.protocol['split']}, summed over sites and {seeds_text(compared)}. {_shown(compared, rows)}"
-        f"Above each panel: {heading(metric)}, mean over sites and seeds. {protocol_caption(compared)}"
+        f"Above each panel: {metric_words(metric)}, mean over sites and seeds. {protocol_caption(compared)}"
     )
     return ReportFigure("confusion", f"Confusion on {compared.protocol['split']}", caption, figure)
 
@@ -70,9 +69,7 @@ def _shown(compared: Compared, rows: Sequence[RunsOfARow]) -> str:
 
 def shares(row: RunsOfARow) -> list[list[float | None]]:
     """Percent of a class's images by prediction, over all sites and seeds; None where a class has no image."""
-    matrices = [counts["confusion"] for run in row.runs for counts in run.summary["personal"]["counts"].values()]
-    classes = range(len(matrices[0]))
-    totals = [[sum(matrix[target][column] for matrix in matrices) for column in classes] for target in classes]
+    totals = summed(run.confusion for run in row.runs)
     return [[100 * count / sum(line) if sum(line) else None for count in line] for line in totals]
 
 

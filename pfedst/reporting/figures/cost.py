@@ -16,16 +16,15 @@ from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     PALE,
     RowStyle,
-    heading,
     new_figure,
     protocol_caption,
     round_text,
     row_styles,
     seeds_text,
-    sentence,
     settle,
     shortened,
 )
+from pfedst.reporting.tables import metric_title, metric_words
 
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
 
@@ -60,17 +59,17 @@ def cost(compared: Compared, metric: str) -> ReportFigure | None:
     styles = row_styles(compared)
     for axes, (points, name) in zip(grid, panels, strict=True):
         _draw(axes, points, styles, name)
-    grid[0].set_ylabel(f"{heading(metric)}, mean over sites, %")
+    grid[0].set_ylabel(f"{metric_words(metric)}, mean over sites, %")
     grid[0].margins(y=0.12)
     settle(figure)  # labels are placed where the layout has put the panels
     for axes, (points, _) in zip(grid, panels, strict=True):
         label_points(axes, [_labelled(point, styles[point.label]) for point in points])
     caption = (
-        f"{sentence(metric)} of the personal model on {split}, mean over sites, {seeds_text(compared)}, "
+        f"{metric_title(metric)} of the personal model on {split}, mean over sites, {seeds_text(compared)}, "
         f"against bytes up and down over all sites, rounds and the setup, and against the peak memory of a process. "
         f"{protocol_caption(compared)}"
     )
-    return ReportFigure("cost", f"Cost: {heading(metric)} on {split} against bytes and memory", caption, figure)
+    return ReportFigure("cost", f"Cost: {metric_words(metric)} on {split} against bytes and memory", caption, figure)
 
 
 def _peaks(row: RunsOfARow) -> list[float]:

@@ -16,15 +16,14 @@ from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     WIDTH,
     RowStyle,
-    heading,
     new_figure,
     panel_title,
     protocol_caption,
     row_styles,
     seeds_text,
-    sentence,
     shortened,
 )
+from pfedst.reporting.tables import metric_title, metric_words
 
 MOST_BANDS = 6
 """Rows; of more than these only the reference has a band, as nothing is seen through so many."""
@@ -48,10 +47,10 @@ def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
         panel_title(axes, shortened(panel, 30), panel == MEAN)
         _panel(axes, compared, {label: points.get(panel, {}) for label, points in found.items()}, last)
     caption = (
-        f"{sentence(metric)} of the personal model on each site's validation images, after the merge of a round, "
+        f"{metric_title(metric)} of the personal model on each site's validation images, after the merge of a round, "
         f"{seeds_text(compared)}. A row that trains nothing is a horizontal line. {protocol_caption(compared)}"
     )
-    return ReportFigure("learning_curves", f"Learning curves: {heading(metric)} on validation", caption, figure)
+    return ReportFigure("learning_curves", f"Learning curves: {metric_words(metric)} on validation", caption, figure)
 
 
 def _empty(compared: Compared, metric: str, panels: int) -> Figure:
@@ -66,7 +65,7 @@ def _empty(compared: Compared, metric: str, panels: int) -> Figure:
         told += ": mean; band: least and most over seeds"
         told += "" if _bands(compared) else f", of {compared.reference} alone"
     height = 0.1 + lines * (2.3 if columns < 3 else 1.65)
-    names = ("round", f"{heading(metric)} on validation, %")
+    names = ("round", f"{metric_words(metric)} on validation, %")
     width = 4.6 if panels == 1 else WIDTH
     figure = new_figure(compared, told, height, width, axes=names, legend=[] if spare else handles)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)

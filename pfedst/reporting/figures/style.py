@@ -20,7 +20,6 @@ from matplotlib.textpath import TextPath
 
 from pfedst.evaluation import CALIBRATION
 from pfedst.reporting.comparison import Compared, RunsOfARow
-from pfedst.reporting.tables import HEADINGS
 
 DPI = 150
 WIDTH = 7.2
@@ -116,17 +115,6 @@ def row_styles(compared: Compared) -> dict[str, RowStyle]:
     return styles
 
 
-def heading(metric: str) -> str:
-    """A metric in words."""
-    return (HEADINGS | {"ece": "ECE", "classwise_ece": "classwise ECE"}).get(metric, metric.replace("_", " "))
-
-
-def sentence(metric: str) -> str:
-    """A metric in words, as a sentence begins."""
-    words = heading(metric)
-    return words[:1].upper() + words[1:]
-
-
 def mean_over_seeds(row: RunsOfARow, column: str, metric: str) -> float | None:
     """Of the personal model on test."""
     values = row.values("personal", column, metric)
@@ -163,11 +151,10 @@ def round_text(compared: Compared) -> str:
 def warnings_text(compared: Compared) -> str:
     """What every picture must say; empty where weights and images are real."""
     told = []
-    for words, holds in (
-        ("RANDOM WEIGHTS", lambda protocol: protocol["random_weights"]),
-        ("SYNTHETIC IMAGES", lambda protocol: str(protocol["data"]).startswith("SYNTHETIC")),
+    for words, found in (
+        ("RANDOM WEIGHTS", [row.has_random_weights for row in compared.rows]),
+        ("SYNTHETIC IMAGES", [row.has_synthetic_images for row in compared.rows]),
     ):
-        found = [bool(holds(row.first.protocol)) for row in compared.rows]
         if any(found):
             told.append(words if all(found) else f"{words} in some rows")
     return f"{', '.join(told)}: a demonstration, no result" if told else ""
