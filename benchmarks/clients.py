@@ -27,19 +27,19 @@ from environment import environment
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from pfedst.client import FederatedClient
-from pfedst.coordinator import FederatedCoordinator, build_federation
+from pfedst.client.client import ClientWork, Fit
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.data.sets.synthetic import ArraySource
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.encoders import FrozenCLIP
-from pfedst.federation import Federation
-from pfedst.payload import NET
-from pfedst.registry import registered_methods
+from pfedst.messages.payload import NET
+from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder
+from pfedst.server.coordinator import FederatedCoordinator, build_federation
+from pfedst.server.server import Federation
 from pfedst.tracking import peak_memory_bytes
-from pfedst.trainer import LEAN_TRAINER, LocalTrainer
-from pfedst.work import ClientWork, Fit
 
 RESULT = Path(__file__).resolve().parent / "results" / "clients.json"
 METHODS = ("PFedST", "FedAvg")

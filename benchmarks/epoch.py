@@ -19,13 +19,13 @@ import torch
 from environment import environment
 from lightning.pytorch import Trainer
 
-from pfedst.client import FederatedClient
-from pfedst.coordinator import build_federation
+from pfedst.client.client import ClientWork, Fit
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FedISIC2019
 from pfedst.encoders import FrozenCLIP
-from pfedst.side_tuning import PFedST
-from pfedst.trainer import LEAN_TRAINER, LocalTrainer
-from pfedst.work import ClientWork, Fit
+from pfedst.methods.pfedst import PFedST
+from pfedst.server.coordinator import build_federation
 
 RESULT = Path(__file__).resolve().parent / "results" / "epoch.json"
 ROWS: dict[str, dict[str, Any]] = {

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from faults_runs import start_or_go_on, warnings_told
 
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.errors import PfedstError
-from pfedst.method import Batch
-from pfedst.payload import NET, Payload, State
-from pfedst.screening import change_norm
+from pfedst.messages.payload import NET, Payload, State
+from pfedst.methods.interface import Batch
+from pfedst.methods.pfedst import PFedST
 from pfedst.seeds import derive_seed
-from pfedst.side_tuning import PFedST
+from pfedst.server.screening import change_norm
 from pfedst.testing.small import data, encoder
 
 SITES, CLASSES, IMAGES, TEST_IMAGES, SEEDS = 6, 3, 24, 120, 3

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from faults_runs import start_or_go_on, warnings_told
 
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.errors import PfedstError
-from pfedst.method import Batch
-from pfedst.payload import NET, Payload
-from pfedst.side_tuning import PFedST
+from pfedst.messages.payload import NET, Payload
+from pfedst.methods.interface import Batch
+from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import data, encoder
 
 SITES, IMAGES, TEST_IMAGES, EVALUATE_EVERY = 6, 24, 120, 10

@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 from faults_runs import Left, differences, left_by, start_or_go_on
+from pfedst_baselines.scaffold import SCAFFOLD
 
-from pfedst.baselines.scaffold import SCAFFOLD
-from pfedst.executor import Executor, ProcessExecutor, SequentialExecutor
-from pfedst.method import FederatedMethod
+from pfedst.client.client import Fit
+from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
-from pfedst.rounds import RoundLoop
-from pfedst.side_tuning import PFedST
-from pfedst.work import Fit
+from pfedst.server.rounds import RoundLoop
+from pfedst.transport.processes import Executor, ProcessExecutor, SequentialExecutor
 
 ROUNDS, MOST_KILLS = 12, 4
 CASES: dict[str, tuple[Callable[[], FederatedMethod], dict[str, Any]]] = {

@@ -16,7 +16,7 @@ import torch
 from faults_runs import start_or_go_on
 from lightning.pytorch import Callback
 
-from pfedst.side_tuning import PFedST
+from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import data, encoder
 
 SITES, IMAGES, TEST_IMAGES = 10, 16, 6

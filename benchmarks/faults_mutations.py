@@ -13,7 +13,7 @@ from typing import Any
 from faults_runs import Left, differences, left_by, start_or_go_on, warnings_told
 
 from pfedst.errors import StateError
-from pfedst.side_tuning import PFedST
+from pfedst.methods.pfedst import PFedST
 from pfedst.state import RunState
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import encoder

@@ -14,10 +14,10 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pfedst.coordinator import FederatedCoordinator
 from pfedst.data import FederatedDataModule
-from pfedst.method import FederatedMethod
+from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
+from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, template, trainer
 
 TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")

@@ -32,18 +32,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from environment import environment
+from pfedst_baselines.fedavg import FedAvg
 from PIL import Image
 from safetensors.torch import save_file
 
-from pfedst.baselines.fedavg import FedAvg
 from pfedst.cli import main as command
 from pfedst.cli.resume import check_same_configuration
 from pfedst.data import ManifestSites
 from pfedst.data.sources import FileSource
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import PfedstError
-from pfedst.federation import Federation
 from pfedst.reporting import RunFolder
+from pfedst.server.server import Federation
 from pfedst.state import RunState
 from pfedst.testing.small import data, encoder, federation, fit
 

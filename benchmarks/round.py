@@ -35,17 +35,17 @@ from environment import environment
 from torch import Tensor
 from torch.optim import AdamW
 
-from pfedst.client import FederatedClient
-from pfedst.coordinator import FederatedCoordinator, build_federation
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
-from pfedst.federation import Federation
-from pfedst.payload import NET
+from pfedst.messages.payload import NET
+from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder, RunSummary, describe
-from pfedst.rounds import RoundLoop
 from pfedst.seeds import derive_seed
-from pfedst.side_tuning import PFedST
+from pfedst.server.coordinator import FederatedCoordinator, build_federation
+from pfedst.server.rounds import RoundLoop
+from pfedst.server.server import Federation
 from pfedst.testing.small import template, trainer
-from pfedst.trainer import LocalTrainer
 
 RESULTS = Path(__file__).resolve().parent / "results/round.json"
 SITES = 2

@@ -40,22 +40,22 @@ import torch
 import torch.nn.functional as F
 from environment import environment
 from lightning.pytorch import Trainer
+from pfedst_baselines.fedavg import FedAvg
 
 import pfedst
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.client import FederatedClient
-from pfedst.coordinator import build_federation
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LEAN_TRAINER, LocalTrainer, RoundHooks
 from pfedst.data import FederatedDataModule, SyntheticSites
 from pfedst.encoders import FrozenCLIP
-from pfedst.executor import ExecutorKind
-from pfedst.federation import Federation
-from pfedst.merging import weighted_mean
-from pfedst.payload import NET, State, payload_bytes
+from pfedst.messages.payload import NET, State, payload_bytes
+from pfedst.methods.merging import weighted_mean
 from pfedst.reporting import RunFolder, RunSummary, describe
-from pfedst.rounds import RoundLoop, RoundOptions
 from pfedst.seeds import derive_seed, seeded
+from pfedst.server.coordinator import build_federation
+from pfedst.server.rounds import RoundLoop, RoundOptions
+from pfedst.server.server import Federation
 from pfedst.tracking import RunLoggers
-from pfedst.trainer import LEAN_TRAINER, LocalTrainer, RoundHooks
+from pfedst.transport.processes import ExecutorKind
 
 RESULT = Path(__file__).resolve().parent / "results" / "simulator.json"
 RUN_SEED = 0

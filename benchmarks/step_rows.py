@@ -14,17 +14,17 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from pfedst_baselines.fedclip import FedCLIP
+from pfedst_baselines.fedlora import FedLoRA
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pfedst.baselines.fedclip import FedCLIP
-from pfedst.baselines.fedlora import FedLoRA
-from pfedst.client import FederatedClient, default_optimizer
+from pfedst.client.module import FederatedClient, default_optimizer
 from pfedst.encoders import FrozenCLIP, Taps
 from pfedst.encoders.frozen_clip import LastBlock
 from pfedst.encoders.towers import ImageTower
-from pfedst.method import Batch, FederatedMethod
-from pfedst.side_tuning import PFedST
+from pfedst.methods.interface import Batch, FederatedMethod
+from pfedst.methods.pfedst import PFedST
 
 CLASSES = 8
 PROMPT_TOKENS = 10

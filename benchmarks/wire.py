@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from environment import environment
 
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import PfedstError
-from pfedst.federation import Federation
-from pfedst.method import FederatedMethod
-from pfedst.payload import payload_bytes
-from pfedst.registry import registered_methods
+from pfedst.messages.payload import payload_bytes
+from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.registry import registered_methods
+from pfedst.server.server import Federation
 from pfedst.tracking import parameters_sent, parameters_trained
 
 RESULT = Path(__file__).resolve().parent / "results" / "wire.json"

@@ -7,12 +7,12 @@ import pytest
 
 from pfedst.cli import main
 from pfedst.evaluation.metrics import CALIBRATION, GRADING_METRICS, METRICS
-from tests.data.fed_drg.data import make as make_fed_drg
-from tests.data.fed_isic2019.data import make as make_fed_isic
-from tests.data.folder.data import make as make_folder
-from tests.data.image_folder.data import make as make_image_folder
-from tests.data.image_folder.data import own_cache
-from tests.data.manifest.data import make as make_manifest
+from tests.fake_data.fed_drg.data import make as make_fed_drg
+from tests.fake_data.fed_isic2019.data import make as make_fed_isic
+from tests.fake_data.folder.data import make as make_folder
+from tests.fake_data.image_folder.data import make as make_image_folder
+from tests.fake_data.image_folder.data import own_cache
+from tests.fake_data.manifest.data import make as make_manifest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NANO = ["--model.encoder.model=vit-nano", "--model.encoder.weights=random", "--model.encoder.image_size=32"]

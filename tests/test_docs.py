@@ -9,7 +9,7 @@ import pytest
 
 from pfedst.cli import main
 from pfedst.cli.methods import SECTIONS
-from pfedst.registry import registered_methods
+from pfedst.methods.registry import registered_methods
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -11,7 +11,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
 from pfedst.cli import main
-from tests.data.fed_isic2019.data import make as make_fed_isic
+from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 from tests.test_configs import NANO, SHORT
 from tests.tracking.runs import TINY, run
 from tests.tracking.wandb_file import files_of, read

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
-from pfedst.adapters.transport import transport_plan
+from pfedst.adapters.optimal_transport import transport_plan
 from pfedst.encoders import AnchorHead, Encoder, Taps
 from pfedst.errors import ConfigurationError
 

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pfedst.cli.federated import PFedSTCLI, run_command
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.data.audit import AuditReport, audit, scan
 from pfedst.data.audit.html import page
@@ -52,7 +52,7 @@ class AuditCLI(PFedSTCLI):
         """Those of fit, which need no method here, and the audit's own."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(AuditOptions, "audit")
-        parser.set_defaults({"method": {"class_path": "pfedst.side_tuning.PFedST"}})
+        parser.set_defaults({"method": {"class_path": "pfedst.methods.pfedst.PFedST"}})
 
     def instantiate_classes(self) -> None:
         """Build what the configuration names; an audit goes on without an encoder that cannot be had."""

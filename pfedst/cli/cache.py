@@ -10,15 +10,15 @@ from typing import Any
 from rich.table import Table
 
 from pfedst.cli.federated import PFedSTCLI, run_command
-from pfedst.client import FederatedClient
-from pfedst.coordinator import build_federation
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.data.audit.memory import forget
 from pfedst.data.taps.cache import default_folder, remove_store, stores_in
 from pfedst.data.taps.store import TapStore
 from pfedst.errors import ConfigurationError, DataError, nearest
 from pfedst.reporting import bytes_text, console_of
-from pfedst.trainer import LocalTrainer
+from pfedst.server.coordinator import build_federation
 
 USAGE = """\
 usage: pfedst cache build OPTIONS OF FIT     compute what the run with these options would cache, and stop

@@ -18,17 +18,17 @@ from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
 from pfedst.cli.resume import check_same_configuration, told_when_interrupted
 from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
-from pfedst.client import FederatedClient
-from pfedst.coordinator import FederatedCoordinator
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LEAN_TRAINER
 from pfedst.data import FederatedDataModule, Split
 from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError, PfedstError
-from pfedst.method import FederatedMethod
-from pfedst.registry import registered_methods
+from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
+from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.state import write_json, writing
 from pfedst.tracking import save_dir_may_be_left_out
-from pfedst.trainer import LEAN_TRAINER
 
 ENVIRONMENT = "PFEDST"
 """Variables that give options begin so."""

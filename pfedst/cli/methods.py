@@ -13,12 +13,12 @@ import torch
 from rich.markdown import Markdown
 from rich.table import Table
 
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, PfedstError, nearest
-from pfedst.method import FederatedMethod, ServerState
-from pfedst.payload import payload_bytes
-from pfedst.registry import registered_methods
+from pfedst.messages.payload import payload_bytes
+from pfedst.methods.interface import FederatedMethod, ServerState
+from pfedst.methods.registry import registered_methods
 from pfedst.reporting import bytes_text, console_of
 from pfedst.tracking import parameters_sent, parameters_trained
 

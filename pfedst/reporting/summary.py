@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from pfedst.client.optimizers import optimizer_options
+from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
 from pfedst.evaluation import Evaluated, Metrics, over_clients
-from pfedst.federation import Federation
-from pfedst.optimizers import optimizer_options
+from pfedst.server.server import Federation
 from pfedst.tracking import parameters_sent, parameters_trained
-from pfedst.trainer import LocalTrainer
 
 SELECTION_METRIC = "balanced_accuracy"
 FORMAT = 1

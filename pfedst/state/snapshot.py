@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pfedst.errors import StateError
-from pfedst.payload import State
+from pfedst.messages.payload import State
 from pfedst.state.files import discard, json_bytes, sync_file, sync_folder
 
 FORMAT = 2

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
-from pfedst.federation import Federation
-from pfedst.method import Batch, FederatedMethod
-from pfedst.payload import NET, State
+from pfedst.messages.payload import NET, State
+from pfedst.methods.interface import Batch, FederatedMethod
+from pfedst.server.server import Federation
 from pfedst.testing.small import data, federation, fit, prepared, template, train
 
 

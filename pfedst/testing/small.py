@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from pfedst.client import FederatedClient
-from pfedst.coordinator import FederatedCoordinator, build_federation
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
 from pfedst.encoders import FrozenCLIP
-from pfedst.federation import Federation
-from pfedst.method import FederatedMethod
+from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
-from pfedst.trainer import LEAN_TRAINER, LocalTrainer
+from pfedst.server.coordinator import FederatedCoordinator, build_federation
+from pfedst.server.server import Federation
 
 LEAN = LEAN_TRAINER | {"accelerator": "cpu"}
 _encoders: dict[str, FrozenCLIP] = {}

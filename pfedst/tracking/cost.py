@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from pfedst_baselines.facmic import FACMIC
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedclip import FedCLIP
+from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.adapters import AttentionAdapter, LinearHead
-from pfedst.baselines.facmic import FACMIC
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.fedclip import FedCLIP
-from pfedst.baselines.zero_shot import ZeroShot
 from pfedst.encoders import AnchorHead, Encoder, EncoderSpec, Taps
 from pfedst.seeds import generator, seeded
 from pfedst.testing import encoder, federation, prepared

@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from pfedst_baselines.fedlora import FedLoRA
 from torch.optim import AdamW
 
 from pfedst.adapters import LoRATower
-from pfedst.baselines.fedlora import FedLoRA
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.encoders import AnchorHead, FrozenCLIP, Taps
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import generator, seeded

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from pfedst_baselines.fedotp import FedOTP
+from pfedst_baselines.fedpgp import FedPGP
+from pfedst_baselines.promptfl import PromptFL
 from safetensors.torch import save_file
 
 from pfedst.adapters import PromptLearner, TransportPrompts
-from pfedst.baselines.fedotp import FedOTP
-from pfedst.baselines.fedpgp import FedPGP
-from pfedst.baselines.promptfl import PromptFL
 from pfedst.encoders import AnchorHead, FrozenCLIP, Taps, text_anchors
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import generator, seeded

@@ -13,14 +13,14 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from pfedst.adapters import Adapter, WholeModel
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
 from pfedst.encoders import AnchorHead, Encoder, Pixels, Taps
-from pfedst.federation import Federation
-from pfedst.method import Batch, FederatedMethod
-from pfedst.payload import NET, State
+from pfedst.messages.payload import NET, State
+from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.seeds import derive_seed, generator
+from pfedst.server.server import Federation
 from pfedst.testing import trainer
-from pfedst.trainer import LocalTrainer
 
 Site = tuple[Tensor, Tensor]
 """Images, and class indices."""

@@ -6,29 +6,29 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from pfedst_baselines.apfl import APFL
+from pfedst_baselines.ditto import Ditto
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedbn import FedBN
+from pfedst_baselines.feddyn import FedDyn
+from pfedst_baselines.fedper import FedPer
+from pfedst_baselines.fedprox import FedProx
+from pfedst_baselines.fedrep import FedRep
+from pfedst_baselines.local import Local
+from pfedst_baselines.pfedme import PFedMe
+from pfedst_baselines.pooled import Pooled
+from pfedst_baselines.scaffold import SCAFFOLD
 from torch import Tensor
 from torch.optim import SGD, AdamW
 from torchvision.models import resnet18
 
-from pfedst.baselines.apfl import APFL
-from pfedst.baselines.ditto import Ditto
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.fedbn import FedBN
-from pfedst.baselines.feddyn import FedDyn
-from pfedst.baselines.fedper import FedPer
-from pfedst.baselines.fedprox import FedProx
-from pfedst.baselines.fedrep import FedRep
-from pfedst.baselines.local import Local
-from pfedst.baselines.pfedme import PFedMe
-from pfedst.baselines.pooled import Pooled
-from pfedst.baselines.scaffold import SCAFFOLD
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
 from pfedst.data import SyntheticSites
 from pfedst.encoders import Pixels
 from pfedst.errors import ConfigurationError
-from pfedst.merging import weighted_mean
-from pfedst.partition import norm_keys, norm_statistics
-from pfedst.payload import State, payload_bytes
+from pfedst.messages.payload import State, payload_bytes
+from pfedst.methods.merging import weighted_mean
+from pfedst.methods.partition import norm_keys, norm_statistics
 from pfedst.state import RunState
 from pfedst.testing import fit
 from tests.baselines.models import (

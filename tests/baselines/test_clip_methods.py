@@ -7,6 +7,17 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from pfedst_baselines.facmic import FACMIC
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedclip import FedCLIP
+from pfedst_baselines.feddpa import FedDPA
+from pfedst_baselines.fedlora import FedLoRA
+from pfedst_baselines.fedotp import FedOTP
+from pfedst_baselines.fedpgp import FedPGP
+from pfedst_baselines.fedsa_lora import FedSALoRA
+from pfedst_baselines.ffa_lora import FFALoRA
+from pfedst_baselines.promptfl import PromptFL
+from pfedst_baselines.zero_shot import ZeroShot
 from safetensors.torch import save_file
 from torch.optim import AdamW
 
@@ -18,28 +29,17 @@ from pfedst.adapters import (
     SideNetwork,
     TransportPrompts,
 )
-from pfedst.baselines.facmic import FACMIC
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.fedclip import FedCLIP
-from pfedst.baselines.feddpa import FedDPA
-from pfedst.baselines.fedlora import FedLoRA
-from pfedst.baselines.fedotp import FedOTP
-from pfedst.baselines.fedpgp import FedPGP
-from pfedst.baselines.fedsa_lora import FedSALoRA
-from pfedst.baselines.ffa_lora import FFALoRA
-from pfedst.baselines.promptfl import PromptFL
-from pfedst.baselines.zero_shot import ZeroShot
 from pfedst.cli.methods import method_cost
-from pfedst.client import FederatedClient
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, DataError, TooFewClientsError
-from pfedst.losses import in_batch_contrastive, local_maximum_mean_discrepancy
-from pfedst.method import Batch
-from pfedst.payload import NET
+from pfedst.messages.payload import NET
+from pfedst.methods.interface import Batch
+from pfedst.methods.losses import in_batch_contrastive, local_maximum_mean_discrepancy
+from pfedst.methods.pfedst import PFedST
 from pfedst.seeds import generator
-from pfedst.side_tuning import PFedST
 from pfedst.testing import data, encoder, federation, fit, prepared, template, train, trainer
-from pfedst.trainer import LocalTrainer
 
 PROMPTS = (PromptFL, FedOTP, FedPGP)
 LORAS = (FedLoRA, FFALoRA, FedSALoRA, FedDPA)

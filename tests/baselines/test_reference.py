@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pfedst_baselines.ditto import Ditto
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedbn import FedBN
+from pfedst_baselines.fedper import FedPer
+from pfedst_baselines.fedprox import FedProx
+from pfedst_baselines.fedrep import FedRep
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.optim import SGD
 
-from pfedst.baselines.ditto import Ditto
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.fedbn import FedBN
-from pfedst.baselines.fedper import FedPer
-from pfedst.baselines.fedprox import FedProx
-from pfedst.baselines.fedrep import FedRep
 from pfedst.encoders import AnchorHead, Pixels, Taps
-from pfedst.merging import weighted_mean
-from pfedst.payload import State
+from pfedst.messages.payload import State
+from pfedst.methods.merging import weighted_mean
 from tests.baselines.models import CNN, Site, Small, copied, parameters
 
 REFERENCE = Path(__file__).parents[2] / ".." / "shared" / "reference"

@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from pfedst.cli import main
 from pfedst.data import FedISIC2019
-from pfedst.registry import registered_methods
+from pfedst.methods.registry import registered_methods
 from pfedst.testing import encoder, fit, template
 from tests.cli.test_main import SMALL
 

@@ -11,13 +11,13 @@ import pytest
 
 import pfedst.data
 from pfedst.cli import main
-from tests.data.fed_drg.data import make as make_fed_drg
-from tests.data.fed_isic2019.data import make as make_fed_isic
-from tests.data.folder.data import make as make_folder
-from tests.data.image_folder.data import make as make_image_folder
-from tests.data.image_folder.data import own_cache, save
-from tests.data.manifest.data import make as make_manifest
-from tests.data_room.prepare.test_init import tree
+from tests.data.prepare.test_init import tree
+from tests.fake_data.fed_drg.data import make as make_fed_drg
+from tests.fake_data.fed_isic2019.data import make as make_fed_isic
+from tests.fake_data.folder.data import make as make_folder
+from tests.fake_data.image_folder.data import make as make_image_folder
+from tests.fake_data.image_folder.data import own_cache, save
+from tests.fake_data.manifest.data import make as make_manifest
 
 RUN = ["fit", "--method=PFedST", "--model.encoder.model=vit-nano", "--model.encoder.weights=random"]
 RUN += ["--model.encoder.image_size=32", "--model.anchors=prototypes", "--coordinator.rounds=1"]

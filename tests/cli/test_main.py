@@ -8,7 +8,7 @@ from pfedst import __version__
 from pfedst.cli import main
 from pfedst.cli.explain import explain
 from pfedst.cli.methods import method_cost
-from pfedst.registry import registered_methods
+from pfedst.methods.registry import registered_methods
 
 SMALL = [
     "--method=PFedST",

@@ -5,14 +5,14 @@ import time
 
 import pytest
 import torch
+from pfedst_baselines.ditto import Ditto
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.scaffold import SCAFFOLD
 
-from pfedst.baselines.ditto import Ditto
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.scaffold import SCAFFOLD
 from pfedst.errors import ConfigurationError, TooFewClientsError
-from pfedst.payload import NET
+from pfedst.messages.payload import NET
+from pfedst.methods.pfedst import PFedST
 from pfedst.reporting.tables import protocol_text
-from pfedst.side_tuning import PFedST
 from pfedst.state import RunState
 from pfedst.testing.small import fit
 from tests.test_resume import go_on, left, same, without_times
@@ -99,7 +99,7 @@ def records_of(folder):
 @pytest.fixture(scope="module")
 def absent_once(tmp_path_factory):
     """A run in which the client simply is not drawn in that round."""
-    from pfedst.federation import Federation
+    from pfedst.server.server import Federation
 
     folder = tmp_path_factory.mktemp("absent")
     draw = Federation.draw

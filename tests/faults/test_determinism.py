@@ -5,12 +5,12 @@ import random
 
 import pytest
 import torch
+from pfedst_baselines.fedavg import FedAvg
 
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.executor import SequentialExecutor
-from pfedst.side_tuning import PFedST
+from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import fit
-from pfedst.workers import TorchSettings
+from pfedst.transport.processes import SequentialExecutor
+from pfedst.transport.workers import TorchSettings
 from tests.test_resume import left, same, without_times
 
 

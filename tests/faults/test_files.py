@@ -18,7 +18,7 @@ from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_table
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import DataError, WeightsError
-from tests.data.dicom.data import make
+from tests.fake_data.dicom.data import make
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

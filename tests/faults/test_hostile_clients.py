@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pfedst_baselines.feddyn import FedDyn
+from pfedst_baselines.scaffold import SCAFFOLD
 
-from pfedst.baselines.feddyn import FedDyn
-from pfedst.baselines.scaffold import SCAFFOLD
 from pfedst.errors import ConfigurationError, StateError
-from pfedst.merging import clipped_mean, trimmed_mean, weighted_mean
-from pfedst.method import FederatedMethod
-from pfedst.payload import NET
-from pfedst.screening import change_norm, odd_messages
-from pfedst.side_tuning import PFedST
+from pfedst.messages.payload import NET
+from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.merging import clipped_mean, trimmed_mean, weighted_mean
+from pfedst.methods.pfedst import PFedST
+from pfedst.server.screening import change_norm, odd_messages
 from pfedst.testing.small import data, federation, fit, train
 
 # -- merge rules, against what was computed by hand --------------------------------------------------------------------

@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.scaffold import SCAFFOLD
 
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.scaffold import SCAFFOLD
+from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, NotFiniteError, TooFewClientsError
 from pfedst.testing.small import federation, fit, prepared, template, train, trainer
-from pfedst.trainer import LocalTrainer
 
 BATCH = 1
 

@@ -8,24 +8,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pfedst_baselines.facmic import FACMIC
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedbn import FedBN
+from pfedst_baselines.fedclip import FedCLIP
+from pfedst_baselines.scaffold import SCAFFOLD
 from torch import nn
 from torch.func import functional_call
 from torch.optim import SGD
 
 from pfedst.adapters import AttentionAdapter, WholeModel
-from pfedst.baselines.facmic import FACMIC
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.fedbn import FedBN
-from pfedst.baselines.fedclip import FedCLIP
-from pfedst.baselines.scaffold import SCAFFOLD
 from pfedst.data import SyntheticSites
 from pfedst.data.sets.synthetic import CLASS_NAMES, ArraySource, Camera
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.encoders import Taps
 from pfedst.errors import DataError
 from pfedst.evaluation import METRICS
-from pfedst.merging import weighted_mean
-from pfedst.registry import registered_methods
+from pfedst.methods.merging import weighted_mean
+from pfedst.methods.registry import registered_methods
 from pfedst.seeds import generator
 from pfedst.state import RunState
 from pfedst.testing import federation, fit, template

@@ -12,14 +12,14 @@ from pfedst.cli import main
 from pfedst.data import FedDRG, FedISIC2019, FolderSites, HuggingFaceSites, ManifestSites
 from pfedst.data.files import look
 from pfedst.errors import DataError
-from tests.data.fed_drg.data import make as make_fed_drg
-from tests.data.fed_isic2019.data import make as make_fed_isic
-from tests.data.folder.data import image
-from tests.data.folder.data import make as make_folder
-from tests.data.image_folder.data import make as make_image_folder
-from tests.data.image_folder.data import own_cache, save
-from tests.data.manifest.data import make as make_manifest
-from tests.data.manifest.data import rows
+from tests.fake_data.fed_drg.data import make as make_fed_drg
+from tests.fake_data.fed_isic2019.data import make as make_fed_isic
+from tests.fake_data.folder.data import image
+from tests.fake_data.folder.data import make as make_folder
+from tests.fake_data.image_folder.data import make as make_image_folder
+from tests.fake_data.image_folder.data import own_cache, save
+from tests.fake_data.manifest.data import make as make_manifest
+from tests.fake_data.manifest.data import rows
 
 ALLOW = "outside_files true"
 

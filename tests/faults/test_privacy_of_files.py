@@ -5,9 +5,9 @@ import logging
 import pytest
 
 from pfedst.cli import main
-from tests.data.folder.data import image
-from tests.data.manifest.data import make as make_manifest
-from tests.data.manifest.data import rows
+from tests.fake_data.folder.data import image
+from tests.fake_data.manifest.data import make as make_manifest
+from tests.fake_data.manifest.data import rows
 
 RUN = ["fit", "--method=PFedST", "--model.encoder.model=vit-nano", "--model.encoder.weights=random"]
 RUN += ["--model.encoder.image_size=32", "--model.anchors=prototypes", "--coordinator.rounds=1"]

@@ -8,14 +8,14 @@ import shutil
 
 import pytest
 import torch
+from pfedst_baselines.ditto import Ditto
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.scaffold import SCAFFOLD
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from pfedst.baselines.ditto import Ditto
-from pfedst.baselines.fedavg import FedAvg
-from pfedst.baselines.scaffold import SCAFFOLD
 from pfedst.cli import main
 from pfedst.errors import StateError
-from pfedst.side_tuning import PFedST
+from pfedst.methods.pfedst import PFedST
 from pfedst.state import RunState, StateSaver
 from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
 from pfedst.testing.small import fit, template
@@ -479,7 +479,7 @@ def test_a_data_folder_that_vanishes_ends_the_run_and_it_goes_on(tmp_path, capsy
     arguments += ["--data.cache_folder", str(tmp_path / "seen"), "--data.validation_fraction=0"]
     assert main([*arguments[:-1], "--data.validation_fraction=0", "--name=whole"]) == 0
 
-    from pfedst.federation import Federation
+    from pfedst.server.server import Federation
 
     merge = Federation.merge
     with pytest.MonkeyPatch.context() as patch:

@@ -17,8 +17,8 @@ from pfedst.data import tables as limits
 from pfedst.data.sites import class_index, class_order
 from pfedst.data.tables import read_json, read_table
 from pfedst.errors import ConfigurationError, DataError, StateError
-from tests.data.fed_drg.data import make as make_fed_drg
-from tests.data.fed_isic2019.data import make as make_fed_isic
+from tests.fake_data.fed_drg.data import make as make_fed_drg
+from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 
 HEADER = "path,label,site,split\n"
 SECONDS = 3

@@ -15,9 +15,9 @@ import pytest
 import wandb
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
+from pfedst_baselines.fedavg import FedAvg
 
 import pfedst
-from pfedst.baselines.fedavg import FedAvg
 from pfedst.testing.small import fit as small_fit
 from pfedst.tracking import wandb_run
 from pfedst.tracking.loggers import flat_options

@@ -26,7 +26,7 @@ from pfedst.data.taps.layout import Layout
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
-from pfedst.payload import raw_bytes
+from pfedst.messages.payload import raw_bytes
 from pfedst.state import write_json
 
 FORMAT = 1

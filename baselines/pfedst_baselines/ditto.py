@@ -1,0 +1,51 @@
+"""Ditto: a personal twin beside the global model."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pfedst.client.module import FederatedClient
+from pfedst.encoders import Taps
+from pfedst.messages.payload import NET
+from pfedst.methods.interface import Batch, FederatedMethod, pull_towards
+
+
+class Ditto(FederatedMethod):
+    """A global model by FedAvg, and for each client a twin of it that stays at home, pulled to what was received.
+
+    Why: one number, lambda, leads from purely local (0) to the global model (large).
+    Method: w by FedAvg; v_k minimises f_k(v) + lambda / 2 * ||v - w_t||^2 (Algorithm 1). The two share no parameter,
+        so one fit trains both by adding their losses, and the path of w is FedAvg's, bit for bit.
+    When to use: enough memory and time for two adapters; fairness between sites matters.
+    Differs from the paper in: both see the same batches, weights n_k / n. Clipping by global norm couples the two.
+
+    Args:
+        lam: lambda, strength of the pull of the twin to the received model, >= 0.
+        options: see FederatedMethod.
+    """
+
+    source = "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021"
+
+    def __init__(self, lam: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        self.lam = lam
+        self.require("lam", lam >= 0, "must be 0 or more")
+
+    def build(self, client: FederatedClient) -> None:
+        """Attach the twin."""
+        client.attach_twin()
+
+    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+        """Cross-entropy of both models."""
+        return super().loss(client, batch) + F.cross_entropy(client.twin(batch.taps), batch.targets)
+
+    def edit_gradients(self, client: FederatedClient) -> None:
+        """The twin's pull: lambda (v - w_t)."""
+        anchor = client.received[NET]
+        pull_towards({k: p for k, p in client.twin.named_parameters() if k in anchor}, anchor, self.lam)
+
+    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
+        """The twin's logits."""
+        logits: Tensor = client.twin(taps)
+        return logits

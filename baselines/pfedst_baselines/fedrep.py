@@ -1,0 +1,36 @@
+"""FedRep: a personal head first, then the shared body."""
+
+from typing import Any
+
+from pfedst.client.module import FederatedClient
+from pfedst_baselines.fedper import FedPer
+
+
+class FedRep(FedPer):
+    """FedPer in turns: in each round first the personal head with the body fixed, then the body with the head fixed.
+
+    Why: a body that learns under a head fitted to its site learns what sites have in common.
+    Method: head epochs h_k = argmin f_k(w_t, h), then body epochs on w with h_k fixed; w is merged (Algorithm 1).
+    When to use: as FedPer, with two or more local epochs a round. FedPer is its joint form.
+    Differs from the paper in: no extra fine-tuning of heads after the last round.
+
+    Args:
+        head_epochs: local epochs of the head, >= 1; the rest of a round's local epochs trains the body.
+        options: see FederatedMethod.
+    """
+
+    source = "Collins et al., Exploiting Shared Representations for Personalized Federated Learning, ICML 2021"
+
+    def __init__(self, head_epochs: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.head_epochs = head_epochs
+        self.require("head_epochs", head_epochs >= 1, "must be 1 or more")
+
+    @property
+    def fewest_local_epochs(self) -> int:
+        """Both parts need an epoch."""
+        return self.head_epochs + 1
+
+    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
+        """Head first, then body; fine-tuning trains the head."""
+        return (client.partition.kinds[key] == "personal") == (client.finetuning or epoch < self.head_epochs)

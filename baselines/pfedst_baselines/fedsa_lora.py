@@ -1,0 +1,25 @@
+"""FedSA-LoRA: of LoRA's factors only A is shared."""
+
+from pfedst.client.module import FederatedClient
+from pfedst.methods.partition import Rule
+from pfedst_baselines.fedlora import FedLoRA
+
+
+class FedSALoRA(FedLoRA):
+    """LoRA in the image tower whose A is averaged, while B and a linear head stay at home.
+
+    Why: A is found to learn what sites have in common, B what is their own.
+    Method: W = W0 + alpha / r * B_k A; mean of A, n_k / n.
+    When to use: as FedLoRA, where sites differ.
+    Differs from the paper in: an image tower in place of a language model; the head starts at the class anchors.
+    """
+
+    source = "Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025"
+
+    def build(self, client: FederatedClient) -> None:
+        """Make the classifier trainable."""
+        client.adapter.learn_head()
+
+    def partition(self, client: FederatedClient) -> list[Rule]:
+        """A is shared, the rest personal."""
+        return [("*.A", "shared"), ("*", "personal")]

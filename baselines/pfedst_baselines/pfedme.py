@@ -1,0 +1,86 @@
+"""pFedMe: personal models as Moreau envelopes of the global one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.optim import SGD
+
+from pfedst.client.module import FederatedClient
+from pfedst.encoders import Taps
+from pfedst.errors import ConfigurationError
+from pfedst.messages.payload import NET, Payload
+from pfedst.methods.interface import Batch, FederatedMethod, ServerState
+
+
+class PFedMe(FederatedMethod):
+    """Each client keeps a model close to the global one; the global model moves towards those.
+
+    Why: separates the personal problem from the federated one, with a rate of convergence.
+    Method: theta ~ argmin f_k(theta) + lambda / 2 * ||theta - w_k||^2 by a few inner steps on the batch, then w_k goes
+        along lambda (w_k - theta); w = (1 - beta) w + beta * mean of w_k (Algorithm 1).
+    When to use: when time allows `inner_steps` times the computation.
+    Differs from the paper in: weights n_k / n; theta goes on from the client's last theta, not from w. It needs plain
+        SGD: Adam's steps do not shrink with the pull.
+
+    Args:
+        lam: lambda, how close theta stays to w_k, > 0.
+        inner_steps: gradient steps for theta a batch, >= 1.
+        inner_learning_rate: of those steps, > 0.
+        beta: share of the new mean in the server's model, in (0, 1].
+        options: see FederatedMethod.
+    """
+
+    source = "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020"
+
+    def __init__(
+        self,
+        lam: float = 15.0,
+        inner_steps: int = 5,
+        inner_learning_rate: float = 0.01,
+        beta: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.lam, self.inner_steps, self.inner_learning_rate, self.beta = lam, inner_steps, inner_learning_rate, beta
+        self.require("lam", lam > 0, "must be above 0")
+        self.require("inner_steps", inner_steps >= 1, "must be 1 or more")
+        self.require("beta", 0 < beta <= 1, "must be in (0, 1]")
+
+    def receive(self, client: FederatedClient, payload: Payload) -> None:
+        """Load w; theta starts there once and then stays the client's own."""
+        super().receive(client, payload)
+        client.memo.setdefault("theta", {k: p.detach().clone() for k, p in client.shared_parameters().items()})
+
+    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+        """lambda / 2 * ||w - theta||^2 with theta after its inner steps: the gradient is lambda (w - theta)."""
+        own, theta = client.shared_parameters(), client.memo["theta"]
+        for _ in range(self.inner_steps):
+            theta = {k: t.detach().requires_grad_() for k, t in theta.items()}
+            logits = functional_call(client.adapter, theta, (batch.taps,))
+            gradients = torch.autograd.grad(F.cross_entropy(logits, batch.targets), list(theta.values()))
+            with torch.no_grad():
+                pulls = [g + self.lam * (t - own[k]) for (k, t), g in zip(theta.items(), gradients, strict=True)]
+                theta = {k: t - self.inner_learning_rate * p for (k, t), p in zip(theta.items(), pulls, strict=True)}
+        client.memo["theta"] = theta
+        return self.lam / 2 * torch.stack([(p - theta[k]).square().sum() for k, p in own.items()]).sum()
+
+    def edit_gradients(self, client: FederatedClient) -> None:
+        """Refuse an optimiser whose steps do not follow the size of lambda (w - theta)."""
+        if not any(isinstance(optimizer, SGD) for optimizer in client.trainer.optimizers):
+            raise ConfigurationError("PFedMe needs SGD: add --model.optimizer SGD --model.optimizer.lr 0.005")
+
+    def merge(self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]) -> None:
+        """Go a share beta of the way to the mean."""
+        old = server[NET]
+        super().merge(server, uploads, weights)
+        new = server[NET]
+        server[NET] = {k: old[k].lerp(v, self.beta) if v.is_floating_point() else v for k, v in new.items()}
+
+    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
+        """Logits of theta."""
+        logits: Tensor = functional_call(client.adapter, client.memo["theta"], (taps,))
+        return logits

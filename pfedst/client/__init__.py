@@ -1,0 +1,1 @@
+"""The client's half of a run: its model, local fits, evaluations and personal state."""

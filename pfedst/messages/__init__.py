@@ -1,0 +1,1 @@
+"""What travels between server and client, and the checks at that border."""

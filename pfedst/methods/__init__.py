@@ -1,0 +1,1 @@
+"""The plugin interface of federated methods, what it is made of, and pFedST."""

@@ -1,0 +1,1 @@
+"""How requests reach clients and replies come back."""

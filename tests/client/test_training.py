@@ -1,0 +1,290 @@
+"""One Trainer for many fits equals a fresh Trainer a fit; callbacks and loggers see rounds as steps."""
+
+import copy
+import os
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedprox import FedProx
+
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
+from pfedst.errors import ConfigurationError
+from pfedst.methods.pfedst import PFedST
+from pfedst.seeds import seeded
+from pfedst.testing.small import data, federation, fit, prepared, trainer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_epochs": 2},
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+        {"limit_train_batches": 2, "max_epochs": 2},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=str,
+)
+def test_a_reused_trainer_equals_a_fresh_one(options) -> None:
+    made, sites = federation(FedAvg()), data()
+    sites.prepare(made.encoder.preprocessing)
+    states = []
+    for reuse in (False, True):
+        clients = copy.deepcopy(made.clients)
+        local = LocalTrainer(trainer(**options))
+        for round_number in range(3):
+            for name, client in clients.items():
+                if not reuse:
+                    local = LocalTrainer(trainer(**options))
+                with seeded(round_number):
+                    local.fit(client, sites.train_loader(name, round_number))
+        states.append([client.own_state() for client in clients.values()])
+    for one, other in zip(*states, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_fit_equals_a_bare_loop() -> None:
+    made, sites = federation(FedAvg()), data()
+    sites.prepare(made.encoder.preprocessing)
+    name, client = next(iter(made.clients.items()))
+    bare = copy.deepcopy(client)
+    LocalTrainer(trainer(max_epochs=2)).fit(client, sites.train_loader(name, 7))
+    optimizer, loader = bare.configure_optimizers(), sites.train_loader(name, 7)
+    bare.train()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            optimizer.zero_grad()
+            bare.training_step(batch, 0).backward()
+            optimizer.step()
+    assert all(torch.equal(value, bare.own_state()[key]) for key, value in client.own_state().items())
+
+
+def test_a_failed_fit_leaves_the_trainer_usable() -> None:
+    made, sites = federation(FedAvg()), data()
+    sites.prepare(made.encoder.preprocessing)
+    (first, bad), (second, good) = list(made.clients.items())[:2]
+    local = LocalTrainer(trainer())
+    bad.training_step = lambda *_: (_ for _ in ()).throw(ValueError("bad client"))
+    with pytest.raises(ValueError, match="bad client"):
+        local.fit(bad, sites.train_loader(first, 0))
+    before = good.own_state()
+    local.fit(good, sites.train_loader(second, 0))
+    assert any(not torch.equal(before[key], value) for key, value in good.own_state().items())
+
+
+class Watcher(Callback):
+    def __init__(self) -> None:
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.seen.append("start")
+
+    def on_train_batch_end(self, *_) -> None:
+        self.seen.append("batch of a local fit")
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        self.seen.append(f"round after {trainer.global_step}")
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        found = trainer.callback_metrics["federation/validation/balanced_accuracy"]
+        self.seen.append((trainer.global_step, trainer.current_epoch, 0 <= float(found) <= 1))
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self.seen.append("end")
+
+
+def fits(client, sites, name, own_way, **options):
+    """Three fits of a copy: its trained state, and the Trainer."""
+    client, local = copy.deepcopy(client), LocalTrainer(trainer(**options))
+    if not own_way:
+        local.trainer.fit_loop.epoch_loop = _TrainingEpochLoop(local.trainer)
+    for round_number in range(3):
+        with seeded(round_number):
+            local.fit(client, sites.train_loader(name, round_number))
+    return client, local.trainer
+
+
+def counters(trainer):
+    loop = trainer.fit_loop.epoch_loop
+    steps = loop.automatic_optimization.optim_progress.optimizer.step
+    return trainer.global_step, trainer.current_epoch, loop.batch_progress, steps, loop._batches_that_stepped
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_epochs": 2, "accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+        {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2},
+        {"limit_train_batches": 2, "max_epochs": 2},
+        {"precision": "bf16-mixed", "gradient_clip_val": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", [FedProx(mu=0.5), PFedST(schedule="alternate")], ids=lambda m: type(m).__name__)
+def test_lean_steps_equal_those_of_lightning(options, method) -> None:
+    made, sites = federation(method), prepared()
+    name, client = next(iter(made.clients.items()))
+    made.deliver(name)
+    (lean, ours), (plain, lightnings) = (fits(client, sites, name, own_way, **options) for own_way in (True, False))
+    assert ours.fit_loop.epoch_loop.lean
+    state = plain.own_state()
+    assert all(torch.equal(value, state[key]) for key, value in lean.own_state().items())
+    assert any(not torch.equal(value, state[key]) for key, value in client.own_state().items())
+    assert lean.trained_loss() == plain.trained_loss()
+    assert counters(ours) == counters(lightnings)
+
+
+class Hooked(FederatedClient):
+    """A client that fills a hook which the lean way does not ask."""
+
+    def on_after_backward(self) -> None:
+        self.memo["asked"] = torch.tensor(1)
+
+
+@pytest.mark.parametrize("listener", ["callback", "profiler", "hook", "training_step"])
+def test_where_somebody_listens_the_steps_are_lightnings(listener) -> None:
+    made, sites = federation(FedAvg()), prepared()
+    name, client = next(iter(made.clients.items()))
+    watcher = Watcher()
+    options = {"callback": {"callbacks": [watcher]}, "profiler": {"profiler": "simple"}}.get(listener, {})
+    if listener == "hook":
+        client.__class__ = Hooked
+    if listener == "training_step":
+        client.training_step = lambda batch, batch_idx: {
+            "loss": FederatedClient.training_step(client, batch, batch_idx)
+        }
+    loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(**options))
+    local.fit(client, loader)
+    assert not local.trainer.fit_loop.epoch_loop.lean
+    assert len(client._losses) == len(loader)
+    assert watcher.seen.count("batch of a local fit") == (len(loader) if listener == "callback" else 0)
+    assert ("asked" in client.memo) == (listener == "hook")
+
+
+class Loud(FedAvg):
+    """Logs in both hooks, and counts optimiser steps."""
+
+    def loss(self, client, batch):
+        loss = super().loss(client, batch)
+        client.log("loss", loss, on_epoch=True)
+        return loss
+
+    def edit_gradients(self, client) -> None:
+        client.log("edited", 1.0)
+        client.memo["steps"] = client.memo.get("steps", torch.tensor(0)) + 1
+
+
+def test_a_method_may_log_and_edits_gradients_once_a_step() -> None:
+    made, sites = federation(Loud()), prepared()
+    name, client = next(iter(made.clients.items()))
+    loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(accumulate_grad_batches=2))
+    local.fit(client, loader)
+    assert local.trainer.fit_loop.epoch_loop.lean
+    assert client.memo["steps"] == local.trainer.global_step == -(-len(loader) // 2)
+    assert local.trainer.callback_metrics["loss_epoch"] > 0
+
+
+class Stopped(FedAvg):
+    """Is told to end in its first step."""
+
+    def loss(self, client, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().loss(client, batch)
+
+
+def test_sigterm_ends_a_fit_after_the_step() -> None:
+    made, sites = federation(Stopped()), prepared()
+    name, client = next(iter(made.clients.items()))
+    with pytest.raises(SIGTERMException):
+        LocalTrainer(trainer()).fit(client, sites.train_loader(name, 0))
+    assert len(client._losses) == 1
+
+
+def test_a_client_that_is_there_is_not_moved_and_still_casts() -> None:
+    client = next(iter(federation(FedAvg()).clients.values()))
+    assert client.to(torch.device("cpu")) is client.cpu() is client
+    client.to(torch.float64)
+    assert {parameter.dtype for parameter in client.parameters()} == {torch.float64}
+    assert {parameter.device.type for parameter in client.to("meta").parameters()} == {"meta"}
+    assert client.device.type == "meta"
+
+
+class MemoryLogger(Logger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = []
+
+    name = "memory"
+    version = 0
+
+    def log_hyperparams(self, *_, **__) -> None: ...
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows.append((step, metrics))
+
+
+def test_callbacks_and_loggers_see_rounds_as_steps(tmp_path) -> None:
+    watcher, logger = Watcher(), MemoryLogger()
+    fit(
+        tmp_path,
+        FedAvg(),
+        trainer_options={"callbacks": [watcher], "logger": logger},
+        rounds=3,
+        evaluate_every=2,
+    )
+    assert watcher.seen == [
+        "start",
+        "round after 0",
+        "round after 1",
+        (2, 2, True),
+        "round after 2",
+        (3, 3, True),
+        "end",
+    ]
+    assert [step for step, _ in logger.rows] == [0, 1, 2, 3]
+    assert set(logger.rows[1][1]) == {f"client/site_{s}/train_loss" for s in "abc"}
+    for name in ("client/site_a/test/auroc", "federation/validation/accuracy", "generic/test/macro_f1"):
+        assert name in logger.rows[2][1]
+
+
+def test_a_csv_logger_writes_a_row_a_round(tmp_path) -> None:
+    logger = CSVLogger(tmp_path / "csv")
+    fit(tmp_path, FedAvg(), trainer_options={"logger": logger}, rounds=2)
+    rows = next((tmp_path / "csv").rglob("metrics.csv")).read_text().splitlines()
+    assert len(rows) == 1 + 3
+    assert "federation/test/balanced_accuracy" in rows[0]
+
+
+def test_early_stopping_ends_the_run_after_a_round(tmp_path) -> None:
+    stopping = EarlyStopping("federation/validation/balanced_accuracy", mode="min", patience=1, min_delta=1.0)
+    summary = fit(tmp_path, FedAvg(), trainer_options={"callbacks": [stopping]}, rounds=9)
+    assert summary["protocol"]["round"] == 2
+    assert summary["protocol"]["rounds"] == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"max_steps": 3}, "max_steps"),
+        ({"max_epochs": 0}, "max_epochs 0"),
+        ({"max_epochs": -1}, "max_epochs -1"),
+        ({"enable_checkpointing": True}, "enable_checkpointing"),
+        ({"callbacks": [ModelCheckpoint()], "enable_checkpointing": True}, "ModelCheckpoint"),
+        ({"devices": 2}, "devices 1"),
+    ],
+)
+def test_options_that_contradict_a_federated_run_are_refused(options, word) -> None:
+    with pytest.raises(ConfigurationError, match=word):
+        LocalTrainer(trainer(**options))

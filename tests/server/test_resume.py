@@ -1,0 +1,365 @@
+"""A run that was interrupted goes on, and ends as if it never had been: same numbers, same records, same state."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from pfedst_baselines.ditto import Ditto
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.fedprox import FedProx
+from pfedst_baselines.pooled import Pooled
+from pfedst_baselines.scaffold import SCAFFOLD
+from pfedst_baselines.zero_shot import ZeroShot
+from safetensors.torch import load_file
+
+from pfedst.cli import main
+from pfedst.cli.resume import told_when_interrupted
+from pfedst.errors import InterruptedRunError, StateError
+from pfedst.methods.pfedst import PFedST
+from pfedst.reporting import RunFolder
+from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.testing.small import data, fit, template, trainer
+
+TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAfter(Callback):
+    """Ends a run with an error after a round's evaluation, when its state is being saved."""
+
+    def __init__(self, round_number: int) -> None:
+        self.round_number = round_number
+
+    def on_validation_end(self, trainer, model) -> None:
+        if trainer.global_step == self.round_number:
+            raise StopError
+
+
+def go_on(folder, method, sites=None, seed=0, callbacks=(), model=None, **coordinator):
+    run = RunFolder(folder / "run")
+    options = {"max_epochs": method.fewest_local_epochs, "callbacks": list(callbacks)}
+    return FederatedCoordinator(**({"rounds": 4} | coordinator)).fit(
+        model or template(), sites or data(), method, trainer(**options), run, seed, resume=True
+    )
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def left(folder):
+    """Records and last state of a run."""
+    run = folder / "run"
+    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    last = sorted((run / "state").glob("round-*"))[-1]
+    return (
+        without_times(records),
+        last.name,
+        {file.name: load_file(file) for file in sorted(last.glob("*.safetensors"))},
+    )
+
+
+def same(one, other) -> None:
+    assert one[:2] == other[:2]
+    assert one[2].keys() == other[2].keys()
+    for name, tensors in one[2].items():
+        assert tensors.keys() == other[2][name].keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, other[2][name][key]), (name, key)
+
+
+def interrupted(folder, method, round_number, **options) -> None:
+    with pytest.raises(StopError):
+        fit(folder, method, trainer_options={"callbacks": [StopAfter(round_number)]}, **({"rounds": 4} | options))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (PFedST, {}),
+        (PFedST, {"optimizer_state": "keep"}),
+        (lambda: PFedST(finetune_epochs=1), {}),
+        (FedAvg, {"participation": 0.4, "evaluate_every": 2}),
+        (SCAFFOLD, {"optimizer_state": "keep"}),
+        (Ditto, {}),
+        (Pooled, {}),
+    ],
+    ids=["PFedST", "kept optimiser", "fine-tuning", "some clients", "SCAFFOLD", "Ditto", "Pooled"],
+)
+def test_it_ends_as_if_it_had_never_been_interrupted(tmp_path, make, options) -> None:
+    whole = fit(tmp_path / "whole", make(), rounds=4, **options)
+    interrupted(tmp_path / "cut", make(), 2, **options)
+    assert RunFolder(tmp_path / "cut/run").summary() is None
+    resumed = go_on(tmp_path / "cut", make(), **options)
+    assert without_times(resumed) == without_times(whole)
+    assert (whole["cost"]["resumed_after_round"], resumed["cost"]["resumed_after_round"]) in ((None, 1), (None, 2))
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+
+
+def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_one_round(tmp_path, caplog) -> None:
+    whole = fit(tmp_path / "whole", FedAvg(), rounds=2)
+    interrupted(tmp_path / "cut", FedAvg(), 1, rounds=2)
+    shutil.rmtree(tmp_path / "cut/run/state")
+    assert without_times(go_on(tmp_path / "cut", FedAvg(), rounds=2)) == without_times(whole)
+    assert "starts anew" in caplog.text
+    zero = fit(tmp_path / "zero", ZeroShot())
+    assert without_times(go_on(tmp_path / "zero", ZeroShot(), rounds=2)) == without_times(zero)
+
+
+def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, caplog) -> None:
+    whole = fit(tmp_path / "whole", PFedST(), rounds=4)
+    interrupted(tmp_path / "cut", PFedST(), 3)
+    newest = sorted((tmp_path / "cut/run/state").glob("round-*"))[-1]
+    file = newest / "client-1.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert without_times(go_on(tmp_path / "cut", PFedST())) == without_times(whole)
+    assert caplog.text.count("is damaged") == 1
+    for file in (tmp_path / "cut/run/state").rglob("manifest.json"):
+        file.write_text("{")
+    with pytest.raises(StateError, match=r"manifest.json"):
+        go_on(tmp_path / "cut", PFedST(), rounds=5)
+
+
+def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path) -> None:
+    whole = fit(tmp_path / "whole", FedAvg(), rounds=4)
+    interrupted(tmp_path / "cut", FedAvg(), 3)
+    file = tmp_path / "cut/run/rounds.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]) + lines[-1][:20])  # round 3 is saved, but one of its lines is not whole
+    (tmp_path / "cut/run/state/.round-000009.1.part").mkdir()
+    (tmp_path / "cut/run/.rounds.jsonl.1.part").write_text("{")
+    assert without_times(go_on(tmp_path / "cut", FedAvg())) == without_times(whole)
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    assert not list((tmp_path / "cut/run").rglob(".*"))
+
+
+def test_callbacks_see_the_rounds_that_are_done(tmp_path) -> None:
+    class Seen(Callback):
+        def __init__(self) -> None:
+            self.found = []
+
+        def on_validation_end(self, trainer, model) -> None:
+            self.found.append((trainer.global_step, trainer.callback_metrics["federation/test/accuracy"].item()))
+
+    whole, again = Seen(), Seen()
+    fit(tmp_path / "whole", FedAvg(), rounds=4, trainer_options={"callbacks": [whole]})
+    interrupted(tmp_path / "cut", FedAvg(), 2)
+    go_on(tmp_path / "cut", FedAvg(), callbacks=[again])
+    assert again.found == whole.found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sites": lambda: data(seed=1)}, ["data was"]),
+        ({"sites": lambda: data(split_seed=1)}, ["data was"]),
+        ({"threads": 2}, ["threads was 1, is 2"]),
+    ],
+)
+def test_what_the_run_is_made_of_may_not_change(tmp_path, change, words) -> None:
+    interrupted(tmp_path, FedAvg(), 2)
+    before = left(tmp_path)
+    sites = change.pop("sites", data)()
+    with pytest.raises(StateError) as caught:
+        go_on(tmp_path, FedAvg(), sites=sites, **change)
+    assert [word for word in [*words, "start a new run"] if word not in str(caught.value)] == []
+    same(left(tmp_path), before)
+
+
+def test_a_method_of_other_tensors_is_refused(tmp_path) -> None:
+    interrupted(tmp_path, PFedST(), 2)
+    with pytest.raises(StateError):
+        go_on(tmp_path, PFedST(rank=2))
+
+
+def test_more_rounds_go_on_from_a_finished_run(tmp_path) -> None:
+    whole = fit(tmp_path / "whole", FedProx(), rounds=4)
+    fit(tmp_path / "short", FedProx(), rounds=2)
+    longer = go_on(tmp_path / "short", FedProx())
+    assert without_times(longer) == without_times(whole)
+
+
+def test_what_was_fine_tuned_is_no_start_for_fine_tuning(tmp_path) -> None:
+    whole = fit(tmp_path, PFedST(finetune_epochs=1), rounds=3)
+    before = left(tmp_path)
+    (tmp_path / "run/summary.json").unlink()
+    assert without_times(go_on(tmp_path, PFedST(finetune_epochs=1), rounds=3)) == without_times(whole)
+    same(left(tmp_path), before)
+
+
+def test_a_run_that_a_callback_ended_stays_ended(tmp_path) -> None:
+    class Enough(Callback):
+        def on_validation_end(self, trainer, model) -> None:
+            trainer.should_stop = trainer.global_step == 2
+
+    whole = fit(tmp_path, FedAvg(), rounds=4, trainer_options={"callbacks": [Enough()]})
+    (tmp_path / "run/summary.json").unlink()
+    assert without_times(go_on(tmp_path, FedAvg(), callbacks=[Enough()])) == without_times(whole)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from pfedst.methods.pfedst import PFedST
+import torch
+torch.set_num_threads(1)
+from pfedst.testing.small import data, fit
+sys.path.insert(0, sys.argv[2])
+from tests.test_resume import go_on
+folder = Path(sys.argv[1])
+if (folder / "run").exists():
+    go_on(folder, PFedST(), rounds=24)
+else:
+    fit(folder, PFedST(), rounds=24)
+"""
+
+
+def saved(folder) -> str:
+    """The newest round."""
+    return max((path.name for path in (folder / "run/state").glob("round-*")), default="")
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path) -> None:
+    whole = fit(tmp_path / "whole", PFedST(), rounds=24)
+    folder, root = tmp_path / "killed", Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    for wait in (0.05, 0.2):
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(root)], env=environment, stderr=-3)
+        before = saved(folder)
+        while process.poll() is None and saved(folder) == before:
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert RunFolder(folder / "run").summary() is None
+    resumed = go_on(folder, PFedST(), rounds=24)
+    assert without_times(resumed) == without_times(whole)
+    same(left(folder), left(tmp_path / "whole"))
+
+
+CLI = [
+    "fit",
+    "--method=PFedST",
+    "--model.encoder.model=vit-nano",
+    "--model.encoder.weights=random",
+    "--model.encoder.image_size=32",
+    "--model.anchors=prototypes",
+    "--data=SyntheticSites",
+    "--data.sites=2",
+    "--data.samples_per_site=[12,10]",
+    "--data.test_samples_per_site=[8,8]",
+    "--trainer.accelerator=cpu",
+    "--coordinator.threads=1",  # as many in a process of its own as in the tests'
+    "--name=a",
+]
+
+
+def command(tmp_path, *more):
+    return main([*CLI, f"--runs_dir={tmp_path}", *more])
+
+
+def test_the_command_starts_goes_on_and_says_when_there_is_nothing_to_do(tmp_path, capsys) -> None:
+    assert command(tmp_path, "--coordinator.rounds=2", "--resume=true") == 0
+    assert command(tmp_path, "--coordinator.rounds=2") == 2
+    assert "never overwritten" in capsys.readouterr().err
+    summary = (tmp_path / "a/summary.json").read_bytes()
+    assert command(tmp_path, "--coordinator.rounds=2", "--resume=true", "--coordinator.keep_states=3") == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (tmp_path / "a/summary.json").read_bytes() == summary
+    assert command(tmp_path, "--coordinator.rounds=3", "--resume=true") == 0
+    assert json.loads((tmp_path / "a/summary.json").read_text())["cost"]["resumed_after_round"] == 2
+    whole = main([*CLI[:-1], "--name=b", f"--runs_dir={tmp_path}", "--coordinator.rounds=3"])
+    assert whole == 0
+    numbers = [json.loads((tmp_path / name / "summary.json").read_text())["personal"] for name in "ab"]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--coordinator.rounds=1"], 2, ["--coordinator.rounds was 2, is 1", "new --name"]),
+        (["--data.batch_size=3"], 2, ["--data.init_args.batch_size was 32, is 3"]),
+        (["--method.rank=2", "--seed_everything=4"], 2, ["rank was 8, is 2", "seed_everything was 0, is 4"]),
+        (["--data.seed=1"], 2, ["--data.init_args.seed was 0, is 1"]),
+    ],
+)
+def test_what_may_not_change_is_told_key_by_key(tmp_path, capsys, options, code, words) -> None:
+    assert command(tmp_path, "--coordinator.rounds=2") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert command(tmp_path, "--coordinator.rounds=2", "--resume=true", *options) == code
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == [], message
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_damaged_files_of_a_run_are_told(tmp_path, capsys) -> None:
+    assert command(tmp_path, "--coordinator.rounds=2") == 0
+    for name, words in (
+        ("summary.json", "remove it"),
+        ("identity.json", "start a new one"),
+        ("config.yaml", "start a"),
+    ):
+        kept = (tmp_path / "a" / name).read_bytes()
+        (tmp_path / "a" / name).write_text("{[")
+        more = [] if name == "summary.json" else ["--coordinator.rounds=3"]
+        capsys.readouterr()
+        assert command(tmp_path, *(more or ["--coordinator.rounds=2"]), "--resume=true") == 5
+        message = capsys.readouterr().err
+        assert name in message
+        assert words in message
+        (tmp_path / "a" / name).write_bytes(kept)
+    assert main(["fit", *CLI[1:-1], "--resume=true", f"--runs_dir={tmp_path}"]) == 2
+    assert "give the --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_becomes_an_error_and_its_handler_comes_back(tmp_path, number) -> None:
+    before = signal.getsignal(number)
+    with (
+        pytest.raises(InterruptedRunError, match="--name a --resume true"),
+        told_when_interrupted("give --name a --resume true"),
+    ):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_ends_a_run_with_how_to_go_on(tmp_path) -> None:
+    arguments = [
+        sys.executable,
+        "-c",
+        "import sys; from pfedst.cli import main; sys.exit(main())",
+        *CLI,
+        f"--runs_dir={tmp_path}",
+        "--resume=true",
+    ]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(
+        [*arguments, "--coordinator.rounds=500"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    while process.poll() is None and not list((tmp_path / "a/state").glob("round-*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--name a --resume true" in err.decode()
+    assert "Traceback" not in err.decode()
+    assert not list((tmp_path / "a/state").glob(".*"))
+    rounds = int(max((tmp_path / "a/state").glob("round-*")).name[-6:])
+    file = tmp_path / "a/config.yaml"
+    file.write_text(file.read_text().replace("rounds: 500", f"rounds: {rounds}"))
+    assert command(tmp_path, f"--coordinator.rounds={rounds + 1}", "--resume=true") == 0
