@@ -1,5 +1,6 @@
 """APFL: a learned mixture of a global and a local model."""
 
+import copy
 from typing import Any
 
 import torch
@@ -7,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pfedst.client.module import FederatedClient
-from pfedst.encoders import Taps
-from pfedst.methods.interface import Batch, FederatedMethod
+from pfedst.adapters import Adapter
+from pfedst.methods.interface import Batch, FederatedMethod, LocalModel
 
 
 class APFL(FederatedMethod):
@@ -33,20 +33,27 @@ class APFL(FederatedMethod):
         self.alpha = alpha
         self.require("alpha", 0 <= alpha <= 1, "must be in [0, 1]")
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Attach the local model and its share."""
         client.attach_twin()
-        client.share = nn.Parameter(torch.tensor(float(self.alpha)))
+        client.register_parameter("share", nn.Parameter(torch.tensor(float(self.alpha))))
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy of the global model and of the mixture."""
-        return super().loss(client, batch) + F.cross_entropy(self.predict(client, batch.taps), batch.targets)
-
-    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
-        """Logits of the mixed weights; no gradient passes to the global model."""
-        share, own = client.get_parameter("share"), dict(client.adapter.named_parameters())
-        with torch.no_grad():  # within the graph a share at 0 or 1 would have no gradient and stay there
+        share = client.get_parameter("share")
+        with torch.no_grad():  # the projection after the last step; in the graph a share at 0 or 1 would stay there
             share.clamp_(0, 1)
-        mixed = {k: share * v + (1 - share) * own[k].detach() for k, v in client.twin.named_parameters()}
-        logits: Tensor = functional_call(client.twin, mixed, (taps,))
-        return logits
+        mixed = functional_call(client.twin, self._mixture(client, share), (batch.taps,))
+        return super().loss(client, batch) + F.cross_entropy(mixed, batch.targets)
+
+    def personal_model(self, client: LocalModel) -> Adapter:
+        """Return a copy of the local model with the mixed weights."""
+        mixed = copy.deepcopy(client.twin)
+        weights = self._mixture(client, client.get_parameter("share").detach().clamp(0, 1))
+        mixed.load_state_dict({key: value.detach() for key, value in weights.items()}, strict=False)
+        return mixed
+
+    def _mixture(self, client: LocalModel, share: Tensor) -> dict[str, Tensor]:
+        """Mix the weights of both models; no gradient passes to the global model."""
+        own = dict(client.adapter.named_parameters())
+        return {k: share * v + (1 - share) * own[k].detach() for k, v in client.twin.named_parameters()}

@@ -5,10 +5,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfedst.client.module import FederatedClient
-from pfedst.encoders import Taps
+from pfedst.adapters import Adapter
 from pfedst.messages.payload import NET
-from pfedst.methods.interface import Batch, FederatedMethod, pull_towards
+from pfedst.methods.interface import Batch, FederatedMethod, LocalModel, pull_towards
 
 
 class Ditto(FederatedMethod):
@@ -32,20 +31,19 @@ class Ditto(FederatedMethod):
         self.lam = lam
         self.require("lam", lam >= 0, "must be 0 or more")
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Attach the twin."""
         client.attach_twin()
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy of both models."""
         return super().loss(client, batch) + F.cross_entropy(client.twin(batch.taps), batch.targets)
 
-    def edit_gradients(self, client: FederatedClient) -> None:
+    def edit_gradients(self, client: LocalModel) -> None:
         """The twin's pull: lambda (v - w_t)."""
         anchor = client.received[NET]
         pull_towards({k: p for k, p in client.twin.named_parameters() if k in anchor}, anchor, self.lam)
 
-    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
-        """The twin's logits."""
-        logits: Tensor = client.twin(taps)
-        return logits
+    def personal_model(self, client: LocalModel) -> Adapter:
+        """Return the twin."""
+        return client.twin

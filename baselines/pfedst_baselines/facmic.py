@@ -5,9 +5,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pfedst.adapters import Adapter, AttentionAdapter
-from pfedst.client.module import FederatedClient
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.methods.interface import Batch, Weighting
+from pfedst.methods.interface import Batch, LocalModel, Weighting
 from pfedst.methods.losses import local_maximum_mean_discrepancy
 from pfedst_baselines.fedclip import FedCLIP
 
@@ -50,13 +49,13 @@ class FACMIC(FedCLIP):
         """Attention with BatchNorm and LeakyReLU."""
         return AttentionAdapter(encoder, head, batch_norm=True)
 
-    def unlabelled(self, client: FederatedClient) -> tuple[str, Literal["train", "validation"]] | None:
+    def unlabelled(self, client: LocalModel) -> tuple[str, Literal["train", "validation"]] | None:
         """Images to align to; never of the test split."""
         if self.target_site is not None:
             return self.target_site, "train"
         return (client.name, "validation") if self.target == "own_unlabelled" else None
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Classification, and alignment where there is a target."""
         adapter = client.adapter
         source = adapter.embed(batch.taps)

@@ -1,8 +1,7 @@
 """FedBN: normalisation layers stay at home."""
 
-from pfedst.client.module import FederatedClient
 from pfedst.errors import ConfigurationError
-from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule, norm_keys
 
 
@@ -17,7 +16,7 @@ class FedBN(FederatedMethod):
 
     source = "Li et al., FedBN: Federated Learning on Non-IID Features via Local Batch Normalization, ICLR 2021"
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """Norm layers are personal."""
         if not (keys := norm_keys(client.adapter)):
             raise ConfigurationError(f"FedBN: {type(client.adapter).__name__} has no norm layer; that would be FedAvg")

@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfedst.adapters import Adapter, AttentionAdapter
-from pfedst.client.module import FederatedClient
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.methods.interface import Batch, FederatedMethod, Weighting
+from pfedst.methods.interface import Batch, FederatedMethod, LocalModel, Weighting
 from pfedst.methods.losses import in_batch_contrastive
 
 Objective = Literal["class_ce", "infonce"]
@@ -42,7 +41,7 @@ class FedCLIP(FederatedMethod):
         """Attention with tanh."""
         return AttentionAdapter(encoder, head)
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy over the classes, or both ways over the batch."""
         return self.objective_of(client.adapter, client.adapter.embed(batch.taps), batch.targets)
 

@@ -1,14 +1,13 @@
 """FedDPA: a shared and a personal LoRA in the image tower."""
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from torch import Tensor
 
-from pfedst.adapters import LoRATower
-from pfedst.client.module import FederatedClient
-from pfedst.encoders import Taps
-from pfedst.methods.interface import Batch, Weighting
+from pfedst.adapters import Adapter, LoRATower
+from pfedst.methods.interface import Batch, LocalModel, Weighting
 from pfedst.methods.partition import Rule
 from pfedst_baselines.fedlora import FedLoRA
 
@@ -48,30 +47,34 @@ class FedDPA(FedLoRA):
         """`alternate` needs an epoch for each part."""
         return self.personal_epochs + 1 if self.schedule == "alternate" else 1
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Attach the personal updates."""
         assert isinstance(client.adapter, LoRATower)
         client.adapter.add_branch("personal")
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """The second set is personal."""
         return [("personal.*", "personal"), ("*", "shared")]
 
-    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
+    def trainable(self, client: LocalModel, key: str, epoch: int) -> bool:
         """Both at once, or personal first, then shared."""
         return self.schedule == "joint" or key.startswith("personal.") == (epoch < self.personal_epochs)
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy; of the shared part alone while `alternate` trains it."""
         alone = client.local_epoch >= self.personal_epochs
         with self._mix(client, lora=1.0, personal=0.0) if alone else self._mix(client, lora=0.5, personal=0.5):
             return super().loss(client, batch)
 
-    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
-        """Logits with both parts; in `alternate` half of each."""
-        with self._mix(client, lora=0.5, personal=0.5):
-            return super().predict(client, taps)
+    def personal_model(self, client: LocalModel) -> Adapter:
+        """Return the adapter with both parts; in `alternate` a copy with half of each."""
+        if self.schedule == "joint":
+            return client.adapter
+        mixed = copy.deepcopy(client.adapter)
+        assert isinstance(mixed, LoRATower)
+        mixed.strengths = mixed.strengths | {"lora": 0.5, "personal": 0.5}
+        return mixed
 
-    def _mix(self, client: FederatedClient, **strengths: float) -> AbstractContextManager[None]:
+    def _mix(self, client: LocalModel, **strengths: float) -> AbstractContextManager[None]:
         assert isinstance(client.adapter, LoRATower)
         return client.adapter.strength(**strengths) if self.schedule == "alternate" else nullcontext()

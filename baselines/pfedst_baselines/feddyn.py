@@ -1,13 +1,12 @@
 """FedDyn: dynamic regularisation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pfedst.client.module import FederatedClient
 from pfedst.messages.payload import NET, Payload
-from pfedst.methods.interface import FederatedMethod, ServerState, Weighting, pull_towards
+from pfedst.methods.interface import FederatedMethod, LocalModel, ServerState, Start, Weighting, pull_towards
 
 
 class FedDyn(FederatedMethod):
@@ -32,25 +31,24 @@ class FedDyn(FederatedMethod):
         self.alpha = alpha
         self.require("alpha", alpha > 0, "must be above 0")
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """g_k starts at zero."""
         client.memo["g"] = {key: torch.zeros_like(p.detach()) for key, p in client.adapter.named_parameters()}
 
-    def setup(self, server: ServerState, clients: Mapping[str, FederatedClient]) -> None:
-        """So does h; N is kept beside it."""
-        super().setup(server, clients)
-        client = next(iter(clients.values()))
-        server["h"] = {key: torch.zeros_like(p.detach()) for key, p in client.shared_parameters().items()}
-        server["clients"] = {"number": torch.tensor(len(clients))}
+    def setup(self, server: ServerState, start: Start, names: Sequence[str]) -> None:
+        """Start h at zero, for parameters alone; keep N beside it."""
+        super().setup(server, start, names)
+        server["h"] = {key: torch.zeros_like(start.state[key]) for key in start.parameter_keys}
+        server["clients"] = {"number": torch.tensor(len(names))}
 
-    def edit_gradients(self, client: FederatedClient) -> None:
+    def edit_gradients(self, client: LocalModel) -> None:
         """alpha (w - w_t) - g_k."""
         pull_towards(client.shared_parameters(), client.received[NET], self.alpha)
         for key, p in client.shared_parameters().items():
             if p.grad is not None:
                 p.grad.sub_(client.memo["g"][key])
 
-    def upload(self, client: FederatedClient) -> Payload:
+    def upload(self, client: LocalModel) -> Payload:
         """Move g_k, send w_k."""
         for key, p in client.shared_parameters().items():
             client.memo["g"][key] = client.memo["g"][key] - self.alpha * (p.detach() - client.received[NET][key])

@@ -1,9 +1,8 @@
 """FedOTP: a shared and a personal prompt, matched with image patches by optimal transport."""
 
 from pfedst.adapters import Adapter, TransportPrompts
-from pfedst.client.module import FederatedClient
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 
@@ -25,6 +24,6 @@ class FedOTP(FederatedMethod):
         """Two prompts of 16 words."""
         return TransportPrompts(encoder, head)
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """The second prompt is personal."""
         return [("contexts.1", "personal"), ("*", "shared")]

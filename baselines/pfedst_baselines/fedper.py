@@ -1,7 +1,6 @@
 """FedPer: a personal head on a shared body."""
 
-from pfedst.client.module import FederatedClient
-from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 
@@ -16,10 +15,10 @@ class FedPer(FederatedMethod):
 
     source = "Arivazhagan et al., Federated Learning with Personalization Layers, arXiv 1912.00818, 2019"
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Make the classifier trainable."""
         client.adapter.learn_head()
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """The head is personal."""
         return [(client.adapter.head_keys, "personal"), ("*", "shared")]

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfedst.adapters import Adapter, PromptLearner
-from pfedst.client.module import FederatedClient
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.methods.interface import Batch, FederatedMethod
+from pfedst.methods.interface import Batch, FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 
@@ -43,16 +42,16 @@ class FedPGP(FederatedMethod):
         """A prompt of 16 words."""
         return PromptLearner(encoder, head)
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Attach U V."""
         assert isinstance(client.adapter, PromptLearner)
         client.adapter.attach_low_rank(self.rank)
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """U and V are personal."""
         return [("left", "personal"), ("right", "personal"), ("*", "shared")]
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy of the personal prompt, and the contrast."""
         adapter = client.adapter
         assert isinstance(adapter, PromptLearner)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from pfedst.client.module import FederatedClient
 from pfedst.messages.payload import NET
-from pfedst.methods.interface import FederatedMethod, pull_towards
+from pfedst.methods.interface import FederatedMethod, LocalModel, pull_towards
 
 
 class FedProx(FederatedMethod):
@@ -27,7 +26,7 @@ class FedProx(FederatedMethod):
         self.mu = mu
         self.require("mu", mu >= 0, "must be 0 or more")
 
-    def edit_gradients(self, client: FederatedClient) -> None:
+    def edit_gradients(self, client: LocalModel) -> None:
         """Gradient of the proximal term: mu (w - w_t)."""
         if self.mu:
             pull_towards(client.shared_parameters(), client.received[NET], self.mu)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pfedst.client.module import FederatedClient
+from pfedst.methods.interface import LocalModel
 from pfedst_baselines.fedper import FedPer
 
 
@@ -31,6 +31,6 @@ class FedRep(FedPer):
         """Both parts need an epoch."""
         return self.head_epochs + 1
 
-    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
+    def trainable(self, client: LocalModel, key: str, epoch: int) -> bool:
         """Head first, then body; fine-tuning trains the head."""
         return (client.partition.kinds[key] == "personal") == (client.finetuning or epoch < self.head_epochs)

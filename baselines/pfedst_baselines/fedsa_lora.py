@@ -1,6 +1,6 @@
 """FedSA-LoRA: of LoRA's factors only A is shared."""
 
-from pfedst.client.module import FederatedClient
+from pfedst.methods.interface import LocalModel
 from pfedst.methods.partition import Rule
 from pfedst_baselines.fedlora import FedLoRA
 
@@ -16,10 +16,10 @@ class FedSALoRA(FedLoRA):
 
     source = "Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025"
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Make the classifier trainable."""
         client.adapter.learn_head()
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """A is shared, the rest personal."""
         return [("*.A", "shared"), ("*", "personal")]

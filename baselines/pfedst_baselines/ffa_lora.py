@@ -1,6 +1,6 @@
 """FFA-LoRA: averaged LoRA with the first factor frozen."""
 
-from pfedst.client.module import FederatedClient
+from pfedst.methods.interface import LocalModel
 from pfedst.methods.partition import Rule
 from pfedst_baselines.fedlora import FedLoRA
 
@@ -16,6 +16,6 @@ class FFALoRA(FedLoRA):
 
     source = "Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024"
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """A is frozen."""
         return [("*.A", "frozen"), ("*", "shared")]

@@ -1,7 +1,6 @@
 """Local: every client on its own."""
 
-from pfedst.client.module import FederatedClient
-from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 
@@ -15,6 +14,6 @@ class Local(FederatedMethod):
 
     source = "reference row: no communication"
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """Everything is personal."""
         return [("*", "personal")]

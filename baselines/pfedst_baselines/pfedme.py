@@ -1,5 +1,6 @@
 """pFedMe: personal models as Moreau envelopes of the global one."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.optim import SGD
 
-from pfedst.client.module import FederatedClient
-from pfedst.encoders import Taps
+from pfedst.adapters import Adapter
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, Payload
-from pfedst.methods.interface import Batch, FederatedMethod, ServerState
+from pfedst.methods.interface import Batch, FederatedMethod, LocalModel, ServerState
 
 
 class PFedMe(FederatedMethod):
@@ -23,7 +23,7 @@ class PFedMe(FederatedMethod):
     Method: theta ~ argmin f_k(theta) + lambda / 2 * ||theta - w_k||^2 by a few inner steps on the batch, then w_k goes
         along lambda (w_k - theta); w = (1 - beta) w + beta * mean of w_k (Algorithm 1).
     When to use: when time allows `inner_steps` times the computation.
-    Differs from the paper in: weights n_k / n; theta goes on from the client's last theta, not from w. It needs plain
+    Differs from the paper in: weights n_k / n; theta continues from the client's last theta, not from w. It needs plain
         SGD: Adam's steps do not shrink with the pull.
 
     Args:
@@ -50,14 +50,9 @@ class PFedMe(FederatedMethod):
         self.require("inner_steps", inner_steps >= 1, "must be 1 or more")
         self.require("beta", 0 < beta <= 1, "must be in (0, 1]")
 
-    def receive(self, client: FederatedClient, payload: Payload) -> None:
-        """Load w; theta starts there once and then stays the client's own."""
-        super().receive(client, payload)
-        client.memo.setdefault("theta", {k: p.detach().clone() for k, p in client.shared_parameters().items()})
-
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """lambda / 2 * ||w - theta||^2 with theta after its inner steps: the gradient is lambda (w - theta)."""
-        own, theta = client.shared_parameters(), client.memo["theta"]
+        own, theta = client.shared_parameters(), self._theta(client)
         for _ in range(self.inner_steps):
             theta = {k: t.detach().requires_grad_() for k, t in theta.items()}
             logits = functional_call(client.adapter, theta, (batch.taps,))
@@ -68,9 +63,9 @@ class PFedMe(FederatedMethod):
         client.memo["theta"] = theta
         return self.lam / 2 * torch.stack([(p - theta[k]).square().sum() for k, p in own.items()]).sum()
 
-    def edit_gradients(self, client: FederatedClient) -> None:
+    def edit_gradients(self, client: LocalModel) -> None:
         """Refuse an optimiser whose steps do not follow the size of lambda (w - theta)."""
-        if not any(isinstance(optimizer, SGD) for optimizer in client.trainer.optimizers):
+        if not isinstance(client.optimizer, SGD):
             raise ConfigurationError("PFedMe needs SGD: add --model.optimizer SGD --model.optimizer.lr 0.005")
 
     def merge(self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]) -> None:
@@ -80,7 +75,14 @@ class PFedMe(FederatedMethod):
         new = server[NET]
         server[NET] = {k: old[k].lerp(v, self.beta) if v.is_floating_point() else v for k, v in new.items()}
 
-    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
-        """Logits of theta."""
-        logits: Tensor = functional_call(client.adapter, client.memo["theta"], (taps,))
-        return logits
+    def personal_model(self, client: LocalModel) -> Adapter:
+        """Return a copy of the adapter with theta."""
+        model = copy.deepcopy(client.adapter)
+        model.load_state_dict({key: tensor.detach() for key, tensor in self._theta(client).items()}, strict=False)
+        return model
+
+    def _theta(self, client: LocalModel) -> dict[str, Tensor]:
+        """Return theta: the client's own, or before its first fit the w that it received."""
+        w = client.received[NET]
+        own: dict[str, Tensor] = client.memo.get("theta") or {key: w[key] for key in client.shared_parameters()}
+        return own

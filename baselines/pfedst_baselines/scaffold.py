@@ -1,13 +1,12 @@
 """SCAFFOLD: control variates against client drift."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pfedst.client.module import FederatedClient
 from pfedst.messages.payload import NET, Payload
-from pfedst.methods.interface import FederatedMethod, ServerState, Weighting
+from pfedst.methods.interface import FederatedMethod, LocalModel, ServerState, Start, Weighting
 
 
 class SCAFFOLD(FederatedMethod):
@@ -33,23 +32,22 @@ class SCAFFOLD(FederatedMethod):
         self.server_learning_rate = server_learning_rate
         self.require("server_learning_rate", 0 < server_learning_rate <= 1, "must be in (0, 1]")
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """c_k starts at zero."""
         zeros = {key: torch.zeros_like(parameter.detach()) for key, parameter in client.adapter.named_parameters()}
         client.memo |= {"control": zeros, "gradients": dict(zeros), "steps": torch.zeros(())}
 
-    def setup(self, server: ServerState, clients: Mapping[str, FederatedClient]) -> None:
-        """So does c; N is kept beside it."""
-        super().setup(server, clients)
-        client = next(iter(clients.values()))
-        server["control"] = {key: torch.zeros_like(p.detach()) for key, p in client.shared_parameters().items()}
-        server["clients"] = {"number": torch.tensor(len(clients))}
+    def setup(self, server: ServerState, start: Start, names: Sequence[str]) -> None:
+        """Start c at zero, for parameters alone; keep N beside it."""
+        super().setup(server, start, names)
+        server["control"] = {key: torch.zeros_like(start.state[key]) for key in start.parameter_keys}
+        server["clients"] = {"number": torch.tensor(len(names))}
 
-    def broadcast(self, server: ServerState, client: FederatedClient) -> Payload:
-        """w and c."""
-        return super().broadcast(server, client) | {"control": server["control"]}
+    def broadcast(self, server: ServerState, name: str) -> Payload:
+        """Send w and c."""
+        return super().broadcast(server, name) | {"control": server["control"]}
 
-    def edit_gradients(self, client: FederatedClient) -> None:
+    def edit_gradients(self, client: LocalModel) -> None:
         """Sum up g, then correct it."""
         memo = client.memo
         memo["steps"] = memo["steps"] + 1
@@ -58,7 +56,7 @@ class SCAFFOLD(FederatedMethod):
                 memo["gradients"][key] = memo["gradients"][key] + p.grad
                 p.grad.add_(client.received["control"][key] - memo["control"][key])
 
-    def upload(self, client: FederatedClient) -> Payload:
+    def upload(self, client: LocalModel) -> Payload:
         """w_k and the change of c_k."""
         memo, keys = client.memo, list(client.received["control"])
         new = {key: memo["gradients"][key] / memo["steps"].clamp_min(1) for key in keys}

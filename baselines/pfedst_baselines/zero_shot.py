@@ -1,9 +1,8 @@
 """ZeroShot: the encoder as it comes."""
 
 from pfedst.adapters import Adapter, LinearHead
-from pfedst.client.module import FederatedClient
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 
@@ -22,6 +21,6 @@ class ZeroShot(FederatedMethod):
         """The cosine to the anchors alone."""
         return LinearHead(encoder, head, "cosine")
 
-    def partition(self, client: FederatedClient) -> list[Rule]:
+    def partition(self, client: LocalModel) -> list[Rule]:
         """Everything is frozen."""
         return [("*", "frozen")]

@@ -18,7 +18,7 @@ from pfedst.data.taps.cache import default_folder, remove_store, stores_in
 from pfedst.data.taps.store import TapStore
 from pfedst.errors import ConfigurationError, DataError, nearest
 from pfedst.reporting import bytes_text, console_of
-from pfedst.server.coordinator import build_federation
+from pfedst.simulation import make_client
 
 USAGE = """\
 usage: pfedst cache build OPTIONS OF FIT     compute what the run with these options would cache, and stop
@@ -52,11 +52,11 @@ class BuildCLI(PFedSTCLI):
         if datamodule.cache.kind == "none":
             raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
         method = self._get(self.config_init, "method")
-        federation = build_federation(model, datamodule, method, self._seed(), local=LocalTrainer(self.trainer))
+        client = make_client(model, datamodule, method, self._seed(), LocalTrainer(self.trainer), sites=None)
         if datamodule.store is None:
             raise ConfigurationError(
-                f"nothing was cached: method {type(method).__name__} needs {federation.needs} of the encoder, or the "
-                f"cache would pass --data.cache_max_bytes {datamodule.cache.max_bytes}"
+                f"nothing was cached: method {type(method).__name__} needs {client.model.adapter.needs} of the "
+                f"encoder, or the cache would pass --data.cache_max_bytes {datamodule.cache.max_bytes}"
             )
         print(f"{datamodule.store.folder}: {_size(datamodule.store)}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from pfedst.cli.federated import Parser, parse_only
-from pfedst.cli.resume import results_depend_on, told_when_interrupted
+from pfedst.cli.resume import resumable
 from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
@@ -45,7 +45,7 @@ def run_compare(arguments: Sequence[str]) -> int:
     plan = _plan(given.config, given.seeds, given.only)
     folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
     comparison = Comparison(plan, folder, _checked(overrides), resolver(), partial(Grid, jobs=given.jobs))
-    with told_when_interrupted("the runs that had ended are kept; the same command goes on"):
+    with resumable("the runs that had ended are kept; the same command goes on"):
         failed = comparison.run()
     from pfedst.cli.report import write_report  # draws: a second of imports that a wrong option need not wait for
 
@@ -68,7 +68,7 @@ def resolver() -> Resolve:
         Parser.arguments = arguments
         # what a configuration leaves open and the environment gives
         given = [f"{n}: {os.environ[n]}\n" for n in (ROOT_VARIABLE, WEIGHTS_VARIABLE) if n in os.environ]
-        return results_depend_on(parse(arguments)) + "".join(given)
+        return parse(arguments) + "".join(given)
 
     return resolve
 

@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
-from pfedst.cli.resume import check_same_configuration, told_when_interrupted
+from pfedst.cli.renamed_options import present_arguments
+from pfedst.cli.resume import check_same_configuration, resumable
+from pfedst.cli.study import CONFIG_FORMAT, results_depend_on, study_options
 from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER
@@ -27,8 +29,10 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.simulation import evaluate, fit
 from pfedst.state import write_json, writing
 from pfedst.tracking import save_dir_may_be_left_out
+from pfedst.version import __version__
 
 ENVIRONMENT = "PFEDST"
 """Variables that give options begin so."""
@@ -100,6 +104,8 @@ class PFedSTCLI(LightningCLI):
             default=False,
             help="go on with the run of that name, if it is there: it ends as if it had never been interrupted",
         )
+        parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
+        parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
         parser.set_defaults(
             {
@@ -137,7 +143,8 @@ class PFedSTCLI(LightningCLI):
         if datamodule.report is not None:
             print(datamodule.report.headline() + "; pfedst data audit with the same options tells all")
         default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
-        run, resume = self._run_folder(default_name, ckpt_path == "last" or self._get(self.config, "resume"))
+        text = self._resolved()
+        run, resume = self._run_folder(default_name, text, ckpt_path == "last" or self._get(self.config, "resume"))
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         finished = run.summary() if resume else None
         if finished is not None and finished["protocol"]["rounds"] >= coordinator.options.rounds:
@@ -145,17 +152,28 @@ class PFedSTCLI(LightningCLI):
             print_summary(finished)
             print(f"{run.path} is finished; with more --coordinator.rounds it would go on")
             return
-        with told_when_interrupted(
-            f"what had ended is saved. To go on, give the same command with --name {run.path.name} --resume true"
+        with resumable(
+            f"what had ended is saved. To continue, give the same command with --name {run.path.name} --resume true"
         ):
-            self.summary = coordinator.fit(model, datamodule, method, self.trainer, run, seed, resume)
+            study = study_options(text, self.defaults())
+            self.summary = fit(coordinator, model, datamodule, method, self.trainer, run, seed, resume, study)
         print_summary(self.summary)
         print(f"{run.path / 'summary.json'}")
 
-    def _run_folder(self, default_name: str, resume: bool) -> tuple[RunFolder, bool]:
-        """A new folder, or the one to go on with; whether it is the latter."""
+    def _resolved(self) -> str:
+        """Return the resolved configuration as YAML, with the versions that wrote it."""
+        config = self.config["fit"]
+        config["pfedst_version"], config["config_format"] = __version__, CONFIG_FORMAT
+        text: str = self._parser("fit").dump(config, skip_none=False)
+        return text
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the defaults of all options of `fit` that belong to no class of the configuration."""
+        return dict(self._parser("fit").get_defaults().items(nested=True))
+
+    def _run_folder(self, default_name: str, text: str, resume: bool) -> tuple[RunFolder, bool]:
+        """Return a new folder, or the folder to continue with; and which of the two it is."""
         runs_dir, name = Path(self._get(self.config, "runs_dir")), self._get(self.config, "name")
-        text = self._parser("fit").dump(self.config["fit"], skip_none=False)
         if resume and name is None:
             raise ConfigurationError("--resume: give the --name of the run to go on with")
         resume = resume and (runs_dir / name / "config.yaml").is_file()
@@ -180,7 +198,8 @@ class PFedSTCLI(LightningCLI):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
-        self.summary = coordinator.evaluate(model, datamodule, method, self.trainer, folder, split, self._seed())
+        seed = self._seed()
+        self.summary = evaluate(coordinator, model, datamodule, method, self.trainer, folder, split, seed)
         with writing(folder / f"{split}.json"):
             write_json(folder / f"{split}.json", self.summary)
         print_summary(self.summary)
@@ -196,6 +215,7 @@ class PFedSTCLI(LightningCLI):
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` as `interface` does it; the exit code."""
     _quieten()
+    arguments = present_arguments(arguments)
     check_configurations(arguments, ENVIRONMENT)
     save_dir_may_be_left_out()
     registered_methods()  # imports them, so that their class names serve as short names
@@ -216,18 +236,17 @@ class _ParseCLI(PFedSTCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing."""
 
-    def resolved(self, arguments: Sequence[str]) -> str:
-        """The configuration of `fit` with these arguments, as YAML."""
-        config = self.parser.parse_args(["fit", *arguments])
-        text: str = self._parser("fit").dump(config["fit"], skip_none=False)
-        return text
+    def results_depend_on(self, arguments: Sequence[str]) -> str:
+        """Return all that results depend on of the configuration of `fit` with these arguments."""
+        config = self.parser.parse_args(["fit", *present_arguments(arguments)])
+        return results_depend_on(self._parser("fit").dump(config["fit"], skip_none=False), self.defaults())
 
 
 def parse_only() -> Callable[[Sequence[str]], str]:
-    """A function from arguments of `fit` to its resolved configuration, as YAML; faster than a new parser each."""
+    """Return a function from arguments of `fit` to all that results depend on; faster than a new parser each."""
     _quieten()
-    method = next(iter(registered_methods()))  # any will do: what is parsed first is not used
-    return _ParseCLI(["fit", f"--method={method}", "--data=SyntheticSites"]).resolved
+    method = next(iter(registered_methods()))  # any will do: the first parse is not used
+    return _ParseCLI(["fit", f"--method={method}", "--data=SyntheticSites"]).results_depend_on
 
 
 class _StandardError(logging.Handler):

@@ -20,7 +20,6 @@ from pfedst.messages.payload import payload_bytes
 from pfedst.methods.interface import FederatedMethod, ServerState
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import bytes_text, console_of
-from pfedst.tracking import parameters_sent, parameters_trained
 
 MODEL, CLASSES = "ViT-B-16-quickgelu", 8
 PROTOCOL = f"defaults on {MODEL}, {CLASSES} classes, frozen anchors"
@@ -78,18 +77,19 @@ def method_cost(method: FederatedMethod) -> MethodCost:
     with torch.device("meta"):
         encoder = FrozenCLIP(MODEL, weights="random")
         names = [f"class {index}" for index in range(CLASSES)]
-        client = FederatedClient(encoder, anchors="prototypes").with_classes(names, method, 0)
+        client = FederatedClient(encoder, anchors="prototypes").build(names, method, 0).model
+        start = client.start()
         server: ServerState = {}
-        method.setup(server, {"client": client})
-        client.received = method.broadcast(server, client)
+        method.setup(server, start, ["client"])
+        client.received = method.broadcast(server, "client")
         upload = method.upload(client)
     return MethodCost(
         type(client.adapter).__name__,
         client.adapter.needs,
         _groups(client.partition.keys("shared")),
         _groups([key for key in client.own_keys() if client.kind(key) == "personal"]),
-        parameters_trained(client),
-        parameters_sent(client),
+        start.parameters_trained,
+        start.parameters_sent,
         payload_bytes(upload),
         payload_bytes(client.received),
     )

@@ -1,11 +1,10 @@
-"""Going on with a run: whether the configuration is still its own, and how an interrupted run ends."""
+"""Resuming: checks that the configuration is the run's own, and ends an interrupted run with a message."""
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,79 +12,50 @@ from typing import Any
 
 import yaml
 
+from pfedst.cli.study import CONFIG_FORMAT
 from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
+from pfedst.options import Effect, effect_of
 from pfedst.reporting.loading import dotted
-
-HARMLESS = (
-    "config",
-    "name",
-    "runs_dir",
-    "resume",
-    "ckpt_path",
-    "coordinator.keep_states",
-    "coordinator.save_fits",
-    "coordinator.min_clients",
-    "coordinator.executor",
-    "coordinator.workers",
-    "coordinator.timeout_seconds",
-    "data.init_args.root",
-    "data.init_args.manifest",
-    "data.init_args.num_workers",
-    "data.init_args.cache_folder",
-    "data.init_args.cache_max_bytes",
-    "data.init_args.audit",
-    "trainer.logger",
-)
-"""Options that change no bit of a result, or whose effect the run's identity holds (the content of images)."""
 
 
 def check_same_configuration(folder: Path, text: str) -> None:
-    """Compare the configuration that a run was started with and the one at hand; more rounds are welcome.
+    """Compare the configuration that a run was started with and the present one; more rounds are allowed.
 
     Args:
         folder: of the run.
-        text: the configuration now, as YAML.
+        text: the present configuration, as YAML.
 
     Raises:
-        ConfigurationError: an option that results depend on has changed; every such key is told.
-        StateError: the saved configuration is missing or damaged.
+        ConfigurationError: an option that results depend on has changed; the message lists all such keys.
+        StateError: the saved configuration is missing or damaged, or made by another version of pfedst.
     """
     file = folder / "config.yaml"
     try:
         then, now = dotted(read_yaml(file)), dotted(load_yaml(text, "the configuration"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError, ConfigurationError) as error:
-        raise StateError(f"{file} is missing or damaged: the run cannot go on; start a new one") from error
+        raise StateError(f"{file} is missing or damaged: the run cannot be continued; start a new one") from error
+    if then.get("config_format") != CONFIG_FORMAT:
+        raise StateError(
+            f"{folder} was made by an older version of pfedst and cannot be continued by this one: finish it with the "
+            f"version that identity.json names, or start a new run with --config {file}"
+        )
     differing = [
         f"--{key} was {then.get(key)}, is {now.get(key)}"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not _harmless(key, then.get(key), now.get(key))
+        if then.get(key) != now.get(key) and not _may_change(key, then.get(key), now.get(key))
     ]
     if differing:
         raise ConfigurationError(
-            f"{folder} was started otherwise: {listed(differing, '; ')}; give what it was started with, or a new --name"
+            f"{folder} was started with other options: {listed(differing, '; ')}; give what it was started with, or a "
+            f"new --name"
         )
 
 
-def results_depend_on(text: str) -> str:
-    """What of a configuration (YAML) results depend on, one key a line.
-
-    Threads, which change last bits only, are left out; where the images lie is not, as nothing is known of them yet.
-    """
-    flat = dotted(load_yaml(text, "the configuration"))
-    left_out = ({*HARMLESS} | {"coordinator.threads"}) - {"data.init_args.root", "data.init_args.manifest"}
-    kept = {key: value for key, value in flat.items() if not _is_of(key, left_out)}
-    return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
-
-
-def _is_of(key: str, groups: Iterable[str]) -> bool:
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
-
-
-def _harmless(key: str, then: Any, now: Any) -> bool:
+def _may_change(key: str, then: Any, now: Any) -> bool:
     if key == "coordinator.rounds":
         return isinstance(then, int) and isinstance(now, int) and now > then
-    return _is_of(key, HARMLESS)
+    return effect_of(key) in (Effect.NONE, Effect.LOCAL)
 
 
 class _Interruption(BaseException):
@@ -93,11 +63,11 @@ class _Interruption(BaseException):
 
 
 @contextmanager
-def told_when_interrupted(told: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a block with what had ended saved, and with how to go on.
+def resumable(remedy: str) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a block with one error that says how to continue.
 
     Args:
-        told: what is kept, and how to go on.
+        remedy: what is saved, and how to continue.
 
     Raises:
         InterruptedRunError: in place of what the signal would do.
@@ -109,7 +79,7 @@ def told_when_interrupted(told: str) -> Iterator[None]:
     try:
         yield
     except _Interruption:
-        raise InterruptedRunError(f"interrupted; {told}") from None
+        raise InterruptedRunError(f"interrupted; {remedy}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

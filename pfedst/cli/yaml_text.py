@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from pfedst.cli.renamed_options import with_present_names
 from pfedst.errors import ConfigurationError
 
 CHECKED_YAML = "checked_yaml"
@@ -134,7 +135,7 @@ def _load(text: str) -> Any:
     if text == "None":
         return None
     _check(text, "the configuration")
-    return _made(lambda: get_loader("yaml")(text))
+    return with_present_names(_made(lambda: get_loader("yaml")(text)))
 
 
 def _made(make: Callable[[], Any]) -> Any:

@@ -1,164 +1,347 @@
-"""What is done for one client: a local fit, an evaluation. The same code runs in this process and in workers."""
+"""The client: answers the requests of the server for the sites whose images this process can read."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
+from pfedst.client.optimizers import optimizer_options
+from pfedst.client.predictions import Predictions
+from pfedst.client.state import CLIENT, SiteState, load_client_part
 from pfedst.client.training import LocalTrainer
-from pfedst.data import FederatedDataModule, Split
+from pfedst.data import FederatedDataModule
+from pfedst.data.sites import SPLITS
+from pfedst.encoders import class_sums
+from pfedst.errors import ConfigurationError
 from pfedst.evaluation import Evaluated, evaluate
-from pfedst.messages.faults import Fault
+from pfedst.messages.payload import NET, Payload, State, check_message, copy_payload
+from pfedst.messages.requests import POOLED, PROTOTYPES, Reply, Request
+from pfedst.methods.interface import FederatedMethod
 from pfedst.seeds import derive_seed, seeded
-from pfedst.server.server import Federation
 from pfedst.tracking import counted_flops, peak_memory_bytes
 
-OfOneClient = dict[str, dict[str, Evaluated]]
-"""split -> model (`personal`, `generic`) -> what it reached."""
 
+class Client:
+    """One model for all sites of this process: the state of a site is loaded into it when a request comes.
 
-@dataclass(frozen=True)
-class Fit:
-    """A local fit of a trainee, which has its message.
+    At a hospital there is one site; a simulation has many. Memory does not grow with the number of sites.
 
     Attributes:
-        name: of the trainee.
-        round_number: from 1.
-        finetune_epochs: epochs of the fine-tuning after the last round; None in a round.
-        keep_optimizer: keep the optimiser's state for the next fit.
-        evaluate: splits on which the trained model is evaluated afterwards.
-    """
-
-    name: str
-    round_number: int
-    finetune_epochs: int | None
-    keep_optimizer: bool
-    evaluate: tuple[Split, ...]
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """An evaluation of a client's personal and the generic model, as they are.
-
-    Attributes:
-        name: of the client.
-        splits: on which.
-    """
-
-    name: str
-    splits: tuple[Split, ...]
-
-
-Task = Fit | Evaluate
-
-
-class ClientWork:
-    """Does tasks on the clients of a federation.
+        module: the LightningModule around the model.
+        generic: the model whose personal tensors stay at their start: with the merged shared tensors it is the model
+            that a newly joined hospital gets.
+        threads: threads of torch within a request; the last bits of a sum depend on their number.
+        keeps_predictions: save the predictions of each evaluation in the folder of the site.
 
     Args:
-        federation: whose clients are trained in place.
-        data: the images, or what is cached of them.
+        module: built for the classes of the data and the method.
+        data: the images of the sites; prepared.
         local: runs the fits.
+        run_seed: the seed of the run.
+        sites: the folder for the state of all sites; None keeps no state, for requests that change none.
+        held_out: sites that never train.
+        study: the options of the study, as this client is configured.
     """
 
-    def __init__(self, federation: Federation, data: FederatedDataModule, local: LocalTrainer) -> None:
-        self.federation = federation
+    def __init__(
+        self,
+        module: FederatedClient,
+        data: FederatedDataModule,
+        local: LocalTrainer,
+        run_seed: int,
+        sites: Path | None,
+        held_out: Sequence[str] = (),
+        study: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.module = module
+        self.generic = copy.deepcopy(module.model)
         self.data = data
         self.local = local
+        self.run_seed = run_seed
+        self.sites = sites
+        self.held_out = tuple(held_out)
+        self.study = dict(study or {})
+        self.threads = torch.get_num_threads()
+        self.keeps_predictions = sites is not None
+        self._start_tensors: State = module.model.own_state()
+        self._start_memo = copy.deepcopy(module.model.memo)
+        if self.method.pooled and POOLED in data.sites:
+            raise ConfigurationError(
+                f'method {type(self.method).__name__}: no site may be called "{POOLED}"; rename it'
+            )
+        for name in self.names:
+            self._check_unlabelled(name)
 
-    def do(self, task: Task) -> dict[str, Any]:
-        """A fit's record, or an evaluation (see `OfOneClient`)."""
-        return self._fit(task) if isinstance(task, Fit) else self._evaluate(task)
+    @property
+    def method(self) -> FederatedMethod:
+        """The plugin."""
+        return self.module.method
 
-    def attempt(self, task: Task) -> dict[str, Any] | Fault:
-        """The same, or what went wrong; the client of a fit is then left as it was at that moment.
+    @property
+    def model(self) -> ClientModel:
+        """The model, in the state of the site of the last request."""
+        return self.module.model
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all clients that this process can answer for."""
+        return [*self.data.sites, *([POOLED] if self.method.pooled else [])]
+
+    def sites_of(self, name: str) -> list[str]:
+        """Return the sites whose training images a client sees: its own; for a pooled method all that train."""
+        return [name] if name in self.data.sites else [site for site in self.data.sites if site not in self.held_out]
+
+    def own_memory(self) -> None:
+        """Copy the tensors of both models: in a worker process they arrive in memory shared with other workers."""
+        self.module.model = copy.deepcopy(self.module.model)
+        self.generic = copy.deepcopy(self.generic)
+
+    def load_frozen(self, frozen: State) -> None:
+        """Load the frozen tensors of the adapter that a run was made with."""
+        for model in (self.model, self.generic):
+            model.adapter.load_state_dict(frozen, strict=False)
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def answer(self, name: str, request: Request) -> Reply:
+        """Answer one request for one client.
 
         Raises:
-            ConfigurationError: see `Fault.of`.
+            Exception: whatever goes wrong; the transport decides how much of it leaves this machine.
         """
-        try:
-            return self.do(task)
-        except Exception as error:
-            return Fault.of(error)
+        answers: dict[str, Callable[[str, Request], Reply]] = {
+            "hello": self._hello,
+            "prototypes": self._prototypes,
+            "fit": self._fit,
+            "evaluate": self._evaluate,
+            "cost": self._cost,
+        }
+        with torch_threads(self.threads):
+            return answers[request.kind](name, request)
 
-    def _fit(self, task: Fit) -> dict[str, Any]:
-        client, seed = self.federation.trainees[task.name], self.federation.run_seed
-        client.round, client.finetuning = task.round_number, task.finetune_epochs is not None
-        purpose = "finetune" if client.finetuning else "fit"
+    def _hello(self, name: str, request: Request) -> Reply:
+        data, encoder, trainer = self.data, self.module.encoder, self.local
+        most = trainer.batches
+        return Reply(
+            {
+                "samples": {split: data.samples(name, split) for split in SPLITS},
+                "classes": list(data.class_names),
+                "study": self.study,
+                "fingerprint": data.fingerprint,
+                "encoder_weights": encoder.compute_hash(),
+                "threads": self.threads,
+                "protocol": {
+                    "encoder": encoder.label,
+                    "random_weights": encoder.random_weights,
+                    "data": data.label,
+                    "data_audit": data.report.summary() if data.report else None,
+                    "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
+                    "local_epochs": trainer.epochs,
+                    "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
+                    "batch_size": data.batch_size,
+                    "augmentation": data.augmentation,
+                    "optimizer": optimizer_options(self.module.make_optimizer),
+                },
+            }
+        )
+
+    def _prototypes(self, name: str, request: Request) -> Reply:
+        """Sum the embeddings of the training images by class: K sums and K counts, sent once."""
+        encoder, device = self.module.encoder.to(self.local.device), self.local.device
+        embeddings, targets = [], []
+        with self.local.evaluating():
+            for inputs, labels in self.data.evaluation_loader(name, "train", need="pooled"):
+                embeddings.append(encoder.taps_of(inputs.to(device), "pooled").tensors[0].cpu())
+                targets.append(labels)
+        sums, counts = class_sums(torch.cat(embeddings), torch.cat(targets), len(self.data.class_names))
+        return Reply({}, {PROTOTYPES: {"sums": sums, "counts": counts}})
+
+    def _fit(self, name: str, request: Request) -> Reply:
+        state = self._state(name)
+        digest = self._digest(request)
+        repeated = state.answered(request.fit_number, digest)
+        if repeated is not None:
+            return repeated
+        self._restore(name, request)
+        record = self._train(name, request)
+        message = {} if request.finetune_epochs else make_upload(self.model, self.method)
+        about = {"request": digest, "record": record, "finetune_epochs": request.finetune_epochs}
+        state.save(request.fit_number, about, self.model, message)
+        state.drop({*request.pinned, request.after})
+        return Reply({"record": record, "repeated": False}, message)
+
+    def _evaluate(self, name: str, request: Request) -> Reply:
+        self._restore(name, request)
+        models = {"personal": self.method.personal_model(self.model)}
+        if self._personalises:
+            # the generic model is the adapter itself: a personal model may use private modules, which are not trained
+            models["generic"] = self.generic.adapter
+        evaluated = {}
+        for split in request.evaluate:
+            found, predictions = self._evaluated(name, models, split)
+            both = {model: found.get(model, found["personal"]) for model in ("personal", "generic")}
+            evaluated[split] = {model: vars(of_model) for model, of_model in both.items()}
+            if self.keeps_predictions:
+                predictions.save(self._state(name).folder, split, request.round)
+        return Reply({"evaluated": evaluated})
+
+    def _cost(self, name: str, request: Request) -> Reply:
+        """Count the FLOPs of training on one image, in a fit of one batch whose result is thrown away."""
+        self._restore(name, request)
+        loader = self.data.train_loader(self.sites_of(name), seed=0)
+        with self._unlabelled(name), seeded(0), self.local.one_batch():
+            flops = counted_flops(lambda: self.local.fit(self.module, loader))
+        return Reply({"flops_per_image": flops / self.module.images_seen})
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def _digest(self, request: Request) -> str:
+        """Return a hash of all that the reply to a fit depends on but for the images."""
+        return f"{request.digest()} {hashlib.sha256(json.dumps([self.run_seed, self.study]).encode()).hexdigest()}"
+
+    def _state(self, name: str) -> SiteState:
+        assert self.sites is not None
+        return SiteState(self.sites, name)
+
+    def _restore(self, name: str, request: Request) -> None:
+        """Put the model in the state after the fit that the server counts, and receive its message.
+
+        Raises:
+            StateError: that state is not on disk, or the message does not fit what is declared shared.
+        """
+        model = self.model.move_to("cpu")
+        self.generic.move_to("cpu")
+        model.name, model.round, model.finetuning = name, request.round, request.finetune_epochs > 0
+        saved = self._state(name).read(request.after) if request.after else None
+        model.load_own_state(self._start_tensors)
+        model.memo, model.optimizer_state = copy.deepcopy(self._start_memo), None
+        if request.anchors is not None:
+            # before the saved state: a head that is learned starts at the anchors
+            model.set_anchors(request.anchors)
+            self.generic.set_anchors(request.anchors)
+        if saved is not None:
+            load_client_part(model, saved.parts[CLIENT])
+        receive_message(model, self.method, request.message)
+        self.generic.load_shared(request.message[NET])
+        if saved is not None and saved.about.get("finetune_epochs"):
+            # after fine-tuning nothing is merged: the client predicts with its own tensors
+            load_client_part(model, saved.parts[CLIENT])
+
+    def _check_unlabelled(self, name: str) -> None:
+        self.model.name = name
+        place = self.method.unlabelled(self.model)
+        if place is None:
+            return
+        if place[0] != name and place[0] not in self.held_out:
+            raise ConfigurationError(
+                f'method {type(self.method).__name__} shows images of site "{place[0]}" to client {name}: only a site '
+                f"that is held out may give its images away; add --coordinator.held_out_sites [{place[0]}]"
+            )
+        self.data.unlabelled(*place, seed=0)  # a missing site or split is reported before the first round
+
+    # -- training and evaluation -------------------------------------------------------------------------------
+
+    def _train(self, name: str, request: Request) -> dict[str, Any]:
+        """Run a local fit; return its record."""
+        model, module = self.model, self.module
+        purpose = "finetune" if model.finetuning else "fit"
         started = time.perf_counter()
-        batches_seed = derive_seed(seed, f"{purpose} batches", task.name, task.round_number)
-        loader = self.data.train_loader(self.federation.sites_of(task.name), batches_seed)
-        with self._unlabelled(client), seeded(derive_seed(seed, purpose, task.name, task.round_number)):
-            self.local.fit(client, loader, task.finetune_epochs)
-        client.check_trained()
-        if task.keep_optimizer:
-            client.optimizer_state = self.local.trainer.optimizers[0].state_dict()["state"]
+        batches_seed = derive_seed(self.run_seed, f"{purpose} batches", name, request.round)
+        loader = self.data.train_loader(self.sites_of(name), batches_seed)
+        with self._unlabelled(name), seeded(derive_seed(self.run_seed, purpose, name, request.round)):
+            self.local.fit(module, loader, request.finetune_epochs or None)
+        module.check_trained()
+        if request.keep_optimizer:
+            model.optimizer_state = self.local.trainer.optimizers[0].state_dict()["state"]
         record: dict[str, Any] = {
-            "train_loss": client.trained_loss(),
-            "skipped_steps": client.skipped_steps,
-            "images": client.images_seen,
+            "train_loss": module.trained_loss(),
+            "skipped_steps": module.skipped_steps,
+            "images": module.images_seen,
             "fit_seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(self.local.device),
         }
-        if task.evaluate and task.name in self.federation.clients:
-            models = {"personal": client}
+        if request.evaluate and name in self.data.sites:
+            models = {"personal": self.method.personal_model(model)}
             record["trained"] = {
-                split: {model: found.metrics for model, found in self._models(task.name, models, split).items()}
-                for split in task.evaluate
+                split: {model: found.metrics for model, found in self._evaluated(name, models, split)[0].items()}
+                for split in request.evaluate
             }
         return record
 
     @contextmanager
-    def _unlabelled(self, client: FederatedClient) -> Iterator[None]:
-        """Give a client the batches without labels that its method asks for."""
-        if place := self.federation.method.unlabelled(client):
-            seed = derive_seed(self.federation.run_seed, "unlabelled", client.name, client.round)
-            client.unlabelled = self.data.unlabelled(*place, seed)
+    def _unlabelled(self, name: str) -> Iterator[None]:
+        """Give the module the batches without labels that its method asks for."""
+        if place := self.method.unlabelled(self.model):
+            seed = derive_seed(self.run_seed, "unlabelled", name, self.model.round)
+            self.module.unlabelled = self.data.unlabelled(*place, seed)
         try:
             yield
         finally:
-            client.unlabelled = None
+            self.module.unlabelled = None
 
-    def flops_per_image(self, name: str) -> float:
-        """FLOPs of training on one image of a trainee, which has its message: of a fit of one batch, on a copy."""
-        client = self.federation.trainees[name].copy_as(name)
-        client.finetuning = False
-        loader = self.data.train_loader(self.federation.sites_of(name), seed=0)
-        with self._unlabelled(client), seeded(0), self.local.one_batch():
-            flops = counted_flops(lambda: self.local.fit(client, loader))
-        return flops / client.images_seen
+    @property
+    def _personalises(self) -> bool:
+        """True if a client may predict otherwise than the merged model alone."""
+        overridden = type(self.method).personal_model is not FederatedMethod.personal_model
+        return self.generic.has_personal_tensors or self.method.finetune_epochs > 0 or overridden
 
-    def _evaluate(self, task: Evaluate) -> dict[str, Any]:
-        models = {"personal": self.federation.clients[task.name]}
-        if self.federation.personalises:
-            models["generic"] = self.federation.generic
-        found: OfOneClient = {}
-        for split in task.splits:
-            of_split = self._models(task.name, models, split)
-            found[split] = {model: of_split.get(model, of_split["personal"]) for model in ("personal", "generic")}
-        return found
-
-    def _models(self, name: str, models: Mapping[str, FederatedClient], split: Split) -> dict[str, Evaluated]:
-        self.federation.encoder.to(self.local.device)
-        predictors = {}
-        for model, client in models.items():
-            client.move_to(self.local.device).eval()
-            # the generic model is the adapter itself: a method's predict may use private modules, which it has not
-            # trained
-            predictors[model] = (
-                client.adapter if model == "generic" else partial(self.federation.method.predict, client)
-            )
+    def _evaluated(self, name: str, models: Mapping[str, Any], split: Any) -> tuple[dict[str, Evaluated], Predictions]:
+        """Evaluate models on one split of a site, with one pass of the encoder for all of them."""
+        device = self.local.device
+        self.module.encoder.to(device)
+        self.model.move_to(device)
+        self.generic.move_to(device)
+        for model in models.values():
+            model.to(device).eval()
         batches = self.data.evaluation_loader(name, split)
         with self.local.evaluating():
-            taps_of, device = self.federation.clients[name].taps_of, self.local.device
-            return evaluate(predictors, taps_of, batches, device, self.data.ordinal)
+            found, logits, targets = evaluate(models, self.model.taps_of, batches, device, self.data.ordinal)
+        return found, Predictions.of(self.data, name, split, logits, targets)
 
 
-def longest_first(tasks: Sequence[Task], samples: Mapping[str, int]) -> list[Task]:
-    """The order in which workers that are free take tasks, so that none ends long after the others."""
-    return sorted(tasks, key=lambda task: -samples.get(task.name, 0))
+def receive_message(model: ClientModel, method: FederatedMethod, message: Payload) -> None:
+    """Check a message from the server and let the method receive it.
+
+    Raises:
+        StateError: it does not fit what is declared shared, or a number is not finite.
+    """
+    what = f"the message to client {model.name}"
+    check_message(message, model.shared_tensors(), method.extra_messages, type(method).__name__, what)
+    model.received = message
+    method.receive(model, message)
+
+
+def make_upload(model: ClientModel, method: FederatedMethod) -> Payload:
+    """Make the message of a client after its fit, checked and copied.
+
+    Raises:
+        StateError: a tensor that is not declared shared is about to leave the client, or a number is not finite.
+    """
+    message = method.upload(model.move_to("cpu"))
+    what = f"the message from client {model.name}"
+    check_message(message, model.shared_tensors(), method.extra_messages, type(method).__name__, what)
+    return copy_payload(message)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run a block with so many threads within one operation of torch."""
+    before = torch.get_num_threads()
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -118,7 +118,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             closure()
 
     def _open_results(self, batch: Any) -> None:
-        """What a method logs (`client.log`) in a local fit goes nowhere, and must not fail."""
+        """A module may log in a local fit: it goes nowhere, and must not fail."""
         connector, results = self.trainer._logger_connector, self._results
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None

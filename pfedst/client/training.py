@@ -1,4 +1,4 @@
-"""One Lightning Trainer for many short fits, and rounds as the steps that its callbacks and loggers see.
+"""One Lightning Trainer for many short fits.
 
 A fresh Trainer a fit costs five times more and leaks through reference cycles; raising `max_epochs` instead of
 resetting opens every loader twice from the second fit on and changes the bits. This file and `lean_loop.py` alone touch
@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from pfedst.client.lean_loop import LeanEpochLoop
 from pfedst.client.module import FederatedClient
 from pfedst.errors import ConfigurationError
-from pfedst.tracking import RunLoggers
 
 if not torch.cuda.is_available():
     # Lightning has torch look for a GPU through NVML, so that a fork stays possible, and AdamW looks in every step:
@@ -60,10 +58,16 @@ def reset_for_fit(trainer: Trainer, epochs: int) -> None:
 
 
 class LocalTrainer:
-    """Runs local fits on the Trainer that the configuration describes.
+    """Runs local fits on a copy of the Trainer that the configuration describes.
+
+    The copy has no loggers, and of the callbacks only those that show a single fit (progress bars, model summaries).
+    The callbacks and loggers of the run see rounds instead (`RoundHooks`).
+
+    Args:
+        trainer: the configured Trainer; it stays as it is.
 
     Raises:
-        ConfigurationError: options of the Trainer that contradict a federated run.
+        ConfigurationError: an option of the Trainer contradicts a federated run.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -77,18 +81,18 @@ class LocalTrainer:
             )
         if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
             raise ConfigurationError(
-                f"--trainer.precision {trainer.precision}: the encoder's answers and the merge are float32; use "
-                f"32-true, or bf16-mixed or 16-mixed"
+                f"--trainer.precision {trainer.precision}: taps and merges are float32; use 32-true, or bf16-mixed or "
+                f"16-mixed"
             )
-        if any(isinstance(callback, Checkpoint) for callback in _callbacks(trainer)):
+        if any(isinstance(callback, Checkpoint) for callback in callbacks_of(trainer)):
             raise ConfigurationError(
                 "--trainer.enable_checkpointing or a ModelCheckpoint: the run folder's state/ holds every round; "
                 "leave Lightning's checkpoints off"
             )
-        self.trainer = trainer
+        self.trainer = _without_run_callbacks(trainer)
         self.epochs: int = trainer.max_epochs
-        self._scaler = copy.deepcopy(getattr(trainer.precision_plugin, "scaler", None))
-        trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, trainer.min_steps, trainer.max_steps)
+        self._scaler = copy.deepcopy(getattr(self.trainer.precision_plugin, "scaler", None))
+        self.trainer.fit_loop.epoch_loop = LeanEpochLoop(self.trainer, trainer.min_steps, trainer.max_steps)
 
     @property
     def device(self) -> torch.device:
@@ -101,22 +105,9 @@ class LocalTrainer:
         with torch.no_grad(), self.trainer.strategy.precision_plugin.val_step_context():
             yield
 
-    @contextmanager
-    def detached(self) -> Iterator[RoundHooks]:
-        """Take the run's callbacks and loggers off the Trainer for a block of local fits."""
-        callbacks, loggers = _callbacks(self.trainer), list(self.trainer.loggers)
-        of_a_fit = [callback for callback in callbacks if isinstance(callback, ProgressBar | ModelSummary)]
-        self.trainer.callbacks = of_a_fit  # type: ignore[attr-defined]
-        self.trainer.loggers = []
-        try:
-            yield RoundHooks(self.trainer, [c for c in callbacks if c not in of_a_fit], RunLoggers(loggers))
-        finally:
-            self.trainer.callbacks = callbacks  # type: ignore[attr-defined]
-            self.trainer.loggers = loggers
-
     @property
     def batches(self) -> int | float:
-        """Most batches of an epoch: a number, or as a float a share of all."""
+        """The largest number of batches of an epoch, or as a float a share of all."""
         most: int | float = self.trainer.limit_train_batches
         return most
 
@@ -129,73 +120,40 @@ class LocalTrainer:
         finally:
             self.trainer.limit_train_batches = most
 
-    def fit(self, client: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
-        """Train one client for the local epochs of a round, or for `epochs`."""
+    def fit(self, module: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
+        """Train the client in a module for the local epochs of a round, or for `epochs`."""
         reset_for_fit(self.trainer, self.epochs if epochs is None else epochs)
-        if self._scaler is not None:  # a loss scale is of one fit: it may not depend on which client came before
+        if self._scaler is not None:  # a loss scale belongs to one fit: it may not depend on the client before
             self.trainer.precision_plugin.scaler = copy.deepcopy(self._scaler)  # type: ignore[attr-defined]
-        client.train()
-        self.trainer.fit(client, train_dataloaders=loader)
-        client.eval()
+        module.train()
+        try:
+            self.trainer.fit(module, train_dataloaders=loader)
+        except BaseException:
+            module.reset()  # the next client trains in the same module
+            raise
+        finally:
+            module.eval()
 
 
-class RoundHooks:
-    """Lets Lightning callbacks and loggers see the federated run: one epoch, and one step, is one round.
-
-    Callbacks get the hooks around training once, the start of an epoch once a round, and its end and that of
-    validation after each evaluated round, with `trainer.global_step` at the round and `trainer.callback_metrics`
-    holding that round's metrics; an EarlyStopping on `federation/validation/balanced_accuracy` therefore ends the
-    run after a round.
-    """
-
-    def __init__(self, trainer: Trainer, callbacks: list[Callback], loggers: RunLoggers) -> None:
-        self.trainer = trainer
-        self.callbacks = callbacks
-        self.loggers = loggers
-
-    def start(self, model: FederatedClient) -> None:
-        """Before the first round."""
-        self._call("setup", model, stage="fit")
-        self._call("on_fit_start", model)
-        self._call("on_train_start", model)
-
-    def before_round(self, model: FederatedClient, round_number: int) -> None:
-        """At the start of a round."""
-        self._show_round(round_number - 1)
-        self._call("on_train_epoch_start", model)
-
-    def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
-        """At the end of every round, evaluated or not."""
-        self.loggers.log(round_number, metrics)
-
-    def after_evaluation(self, model: FederatedClient, round_number: int, metrics: Mapping[str, float]) -> bool:
-        """After the evaluation of a round; True if a callback asks to stop."""
-        self._show_round(round_number)
-        shown = self.trainer._logger_connector._callback_metrics
-        shown.clear()
-        shown.update({name: torch.tensor(value) for name, value in metrics.items()})
-        self.trainer.should_stop = False
-        self._call("on_validation_end", model)
-        self._call("on_train_epoch_end", model)
-        return bool(self.trainer.should_stop)
-
-    def end(self, model: FederatedClient) -> None:
-        """After the last round."""
-        self._call("on_train_end", model)
-        self._call("on_fit_end", model)
-        self._call("teardown", model, stage="fit")
-
-    def _show_round(self, round_number: int) -> None:
-        loop = self.trainer.fit_loop
-        self.trainer.state.fn = TrainerFn.FITTING
-        loop.epoch_progress.current.processed = round_number  # type: ignore[attr-defined]
-        loop.epoch_progress.current.completed = round_number
-        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = round_number
-
-    def _call(self, hook: str, model: FederatedClient, **arguments: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, hook)(self.trainer, model, **arguments)
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of a Trainer."""
     return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def shows_a_fit(callback: Callback) -> bool:
+    """Return True for a callback that shows a single local fit; all others see rounds."""
+    return isinstance(callback, ProgressBar | ModelSummary)
+
+
+def _without_run_callbacks(trainer: Trainer) -> Trainer:
+    """Copy a Trainer without its loggers and without the callbacks that see rounds."""
+    callbacks, loggers = callbacks_of(trainer), list(trainer.loggers)
+    trainer.callbacks = []  # type: ignore[attr-defined]
+    trainer.loggers = []
+    try:
+        copied = copy.deepcopy(trainer)
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        trainer.loggers = loggers
+    copied.callbacks = [callback for callback in callbacks if shows_a_fit(callback)]  # type: ignore[attr-defined]
+    return copied

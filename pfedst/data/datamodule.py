@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pfedst.data.audit import AuditReport, audit, fingerprint, scan
+from pfedst.data.audit import AuditReport, audit, fingerprint, image_digests, scan
 from pfedst.data.datasets import (
     Augmentation,
     Draw,
@@ -122,6 +122,7 @@ class FederatedDataModule(LightningDataModule):
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
         self._preprocessing: Preprocessing | None = None
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
+        self._identities: dict[tuple[str, Split], tuple[list[str], list[str | None]]] = {}
         self.store: TapStore | None = None
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
@@ -162,6 +163,7 @@ class FederatedDataModule(LightningDataModule):
         plain = evaluation_transform(preprocessing)
         augmented = training_transform(preprocessing, self.augmentation)
         for site, split, part in found.parts():
+            self._identities[site, split] = image_digests(site, split, part, seen), list(part.groups)
             train = split == "train"
             self._datasets[site, split] = SiteDataset(
                 part.source, part.labels, plain, augmented if train else plain, self.views if train else 0
@@ -239,12 +241,22 @@ class FederatedDataModule(LightningDataModule):
 
     def _loader(self, dataset: SiteDataset | CachedDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
         if isinstance(dataset, CachedDataset):  # a batch comes whole, and there is nothing for other processes to do
-            return DataLoader(dataset, batch_size, collate_fn=_as_it_is, **options)
+            return DataLoader(dataset, batch_size, collate_fn=_unchanged, **options)
         return DataLoader(dataset, batch_size, num_workers=self.num_workers, **options)
 
     def samples(self, site: str, split: Split) -> int:
         """Number of images."""
         return len(self._datasets[site, split])
+
+    def identities(self, site: str, split: Split) -> tuple[Tensor, Tensor]:
+        """Return hashes (N, 16) uint8 of the images of a split, and of their patients or lesions.
+
+        An image is hashed by its content, or by its name if images are not verified. The hash of a group that is not
+        known is zero.
+        """
+        digests, groups = self._identities[site, split]
+        hashes = [content_digest(group.encode()) if group is not None else "00" * 16 for group in groups]
+        return _as_bytes(digests), _as_bytes(hashes)
 
     def class_counts(self, site: str, split: Split) -> list[int]:
         """Number of images a class."""
@@ -289,5 +301,10 @@ class FederatedDataModule(LightningDataModule):
 T = TypeVar("T")
 
 
-def _as_it_is(batch: T) -> T:
+def _unchanged(batch: T) -> T:
     return batch
+
+
+def _as_bytes(digests: Sequence[str]) -> Tensor:
+    """Hexadecimal digests -> (N, 16) uint8."""
+    return torch.tensor(list(bytes.fromhex("".join(digests))), dtype=torch.uint8).reshape(-1, 16)

@@ -1,4 +1,4 @@
-"""Evaluation of one or more models on one data split, with one pass of the encoder for all of them."""
+"""Evaluates one or more models on one data split, with one pass of the encoder for all of them."""
 
 from __future__ import annotations
 
@@ -30,27 +30,35 @@ def evaluate(
     batches: Iterable[tuple[Inputs, Tensor]],
     device: torch.device,
     ordinal: bool = False,
-) -> dict[str, Evaluated]:
-    """Metrics and counts of every model, by its name.
+) -> tuple[dict[str, Evaluated], dict[str, Tensor], Tensor]:
+    """Evaluate models on one data split.
 
     Args:
         models: name -> function from taps of B images to logits (B, K).
-        taps_of: images (B, 3, H, W), or what a cache kept of them -> what the models need of the encoder.
+        taps_of: images (B, 3, H, W), or what a cache holds of them -> what the models need of the encoder.
         batches: (images or cached taps, targets), in a fixed order.
         device: where the models are. Predictions stay there until the end.
-        ordinal: whether the classes are grades in their order.
+        ordinal: True if the classes are grades in their order.
+
+    Returns:
+        Metrics and counts of every model by its name; logits (N, K) of every model on the CPU; targets (N,).
     """
-    probabilities: dict[str, list[Tensor]] = {name: [] for name in models}
+    logits: dict[str, list[Tensor]] = {name: [] for name in models}
     targets = []
     for inputs, labels in batches:
         taps = taps_of(inputs.to(device))
         for name, predict in models.items():
-            probabilities[name].append(predict(taps).float().softmax(1))
+            logits[name].append(predict(taps).float())
         targets.append(labels)
     if not targets:
-        return {name: _evaluated(torch.empty(0, 1), torch.empty(0, dtype=torch.long), ordinal) for name in models}
+        empty, none = torch.empty(0, 1), torch.empty(0, dtype=torch.long)
+        return {name: _evaluated(empty, none, ordinal) for name in models}, dict.fromkeys(models, empty), none
     all_targets = torch.cat(targets)
-    return {name: _evaluated(torch.cat(parts).cpu(), all_targets, ordinal) for name, parts in probabilities.items()}
+    found = {
+        name: _evaluated(torch.cat([part.softmax(1) for part in parts]).cpu(), all_targets, ordinal)
+        for name, parts in logits.items()
+    }
+    return found, {name: torch.cat(parts).cpu() for name, parts in logits.items()}, all_targets
 
 
 def _evaluated(probabilities: Tensor, targets: Tensor, ordinal: bool) -> Evaluated:

@@ -1,4 +1,4 @@
-"""Why a client is left out of a round."""
+"""Faults: why a client is excluded from a round."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pfedst.errors import ConfigurationError, PfedstError
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong in a client's task; it travels between processes.
+    """The reason for which a request has no reply. Faults travel between the processes of one machine.
 
     Attributes:
-        kind: the class of the error. It goes into the records, and so says nothing of images or patients.
-        told: what a person at this machine is told: the message, or for a defect its trace.
-        error: the error, where it is one with a remedy.
+        kind: class name of the error. Records keep the kind, because it says nothing about images or patients.
+        text: the text for the person at this machine: the message of the error, or the traceback of a defect.
+        error: the error, if it has a remedy.
     """
 
     kind: str
-    told: str
+    text: str
     error: PfedstError | None = None
 
     @classmethod
     def of(cls, error: Exception) -> Fault:
-        """The fault that an error is.
+        """Return the fault that an error is.
 
         Raises:
-            ConfigurationError: an option that cannot work, which is nobody's fault and would fail on each client.
+            ConfigurationError: an option that cannot work. It is no client's fault and would fail at every client.
         """
         if isinstance(error, ConfigurationError):
             raise error
@@ -37,5 +37,5 @@ class Fault:
         return cls(type(error).__name__, "".join(traceback.format_exception(error)).rstrip())
 
     def stop(self) -> NoReturn:
-        """End the run with it, where it concerns no single client."""
-        raise self.error or RuntimeError(self.told)
+        """End the run with this fault, if it concerns no single client."""
+        raise self.error or RuntimeError(self.text)

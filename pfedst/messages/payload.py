@@ -1,9 +1,9 @@
-"""What travels between client and server, and the checks at that border."""
+"""Payloads: named states of plain tensors, and the checks that every payload passes at the border."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,29 +32,6 @@ def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payloa
     }
 
 
-class Uploads(Mapping[str, Payload]):
-    """The messages of the clients that reported, by name and in the order of names, in which merges sum.
-
-    Each is copied when it is read, and the copy is not kept: a message may hold its client's own tensors, and the
-    messages of many clients are never in memory together.
-
-    Args:
-        messages: by client name; their clients must not train before the merge.
-    """
-
-    def __init__(self, messages: Mapping[str, Payload]) -> None:
-        self._messages = messages
-
-    def __getitem__(self, name: str) -> Payload:
-        return copy_payload(self._messages[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._messages))
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The memory of a tensor on the CPU, not copied if it is contiguous."""
     return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
@@ -74,12 +51,12 @@ def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None
 
 
 def check_plain(payload: object, what: str) -> None:
-    """Check that a message is dicts of plain tensors by name: nothing else can travel with it.
+    """Check that a message consists of dicts of plain tensors by name, so that nothing else can travel with it.
 
-    A tensor of a class of its own could carry attributes, a sparse or nested one has other memory than its bytes say.
+    A tensor subclass could carry attributes; a sparse or nested tensor has other memory than its bytes say.
 
     Raises:
-        StateError: naming what is no such thing.
+        StateError: naming the first entry that is not a plain tensor.
     """
     if not isinstance(payload, dict):
         raise StateError(f"{what} is a {type(payload).__name__}, not dicts of tensors by name")
@@ -117,6 +94,36 @@ def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
     if faults:
         raise StateError("\n".join([f"{what} holds tensors that do not fit:", *faults[:8]]))
     check_finite(state, what)
+
+
+def check_message(
+    payload: Payload, shared: Mapping[str, Tensor], extra_messages: Collection[str], method: str, what: str
+) -> None:
+    """Check a message of either direction against what the method declares.
+
+    Args:
+        payload: the message.
+        shared: tensors of the keys, shapes and dtypes that are declared shared.
+        extra_messages: names that the method declares beside `net`.
+        method: its name, for errors.
+        what: the message, for errors.
+
+    Raises:
+        StateError: an undeclared name or key, another shape or dtype, or an entry that is not a plain tensor.
+        NotFiniteError: NaN or infinite numbers.
+    """
+    check_plain(payload, what)
+    allowed = {NET, *extra_messages}
+    if undeclared := sorted(set(payload) - allowed):
+        raise StateError(
+            f"{what}: method {method} sends {undeclared}, which its extra_messages do not declare "
+            f"(declared: {sorted(allowed)})"
+        )
+    for part, state in payload.items():
+        if part == NET:
+            check_tensors(state, shared, what)
+        else:
+            check_finite(state, f"{what}, {part}")
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -1,33 +1,118 @@
-"""The one plugin interface: what a federated method declares; everything else is enforced by the framework.
+"""The plugin interface: a federated method declares what it shares and trains; the framework enforces the rest.
 
-A method overrides only what it changes; as it stands the base class is FedAvg. It holds hyperparameters and nothing
-else. State has three homes, all tensors, all saved by the coordinator: the server's state, a client's `memo`, and the
-client's own parameters and buffers. There is no epoch loop, no device code and no I/O in a method.
+A method overrides only what it changes; the base class is FedAvg. A method holds hyperparameters and nothing else.
+State has three homes, all tensors, all saved by the framework: the server's state, a client's `memo`, and the client's
+own parameters and buffers. A method has no epoch loop, no device code and no I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter, SideNetwork
 from pfedst.encoders import AnchorHead, Encoder, Taps
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, Payload, State
 from pfedst.methods.merging import MergeRule, clipped_mean, trimmed_mean, weighted_mean
-from pfedst.methods.partition import Rule
-
-if TYPE_CHECKING:
-    from pfedst.client.module import FederatedClient
+from pfedst.methods.partition import Partition, Rule
 
 Weighting = Literal["samples", "uniform"]
 NormStatistics = Literal["merged", "private"]
 ServerState = dict[str, State]
-"""What the server keeps between rounds, by name; `net` is the merged shared part of the model."""
+"""Tensors that the server keeps between rounds, by name; `net` is the merged shared part of the model."""
+
+
+class LocalModel(Protocol):
+    """The model of one client, as a method sees it.
+
+    Attributes:
+        name: the client.
+        adapter: the trainable module.
+        twin: a second adapter that stays at the client; present after `attach_twin`.
+        partition: the kind of every adapter tensor.
+        memo: tensors that the method keeps at this client between rounds, by name; saved, never sent by themselves.
+        received: the last message from the server; read only.
+        round: the current round, from 1; 0 before the first.
+        local_epoch: the epoch of the current local fit, from 0.
+        finetuning: True in the local epochs after the last round.
+        optimizer: the optimiser of the current local fit; None outside of a fit.
+    """
+
+    name: str
+    adapter: Adapter
+    twin: Adapter
+    memo: dict[str, Any]
+    received: Payload
+    round: int
+    local_epoch: int
+    finetuning: bool
+    optimizer: Optimizer | None
+
+    @property
+    def partition(self) -> Partition:
+        """The kind of every adapter tensor."""
+        ...
+
+    def attach_twin(self) -> None:
+        """Add a second adapter, equal to the first: trained in the same fit, personal, never sent."""
+        ...
+
+    def shared_tensors(self) -> State:
+        """Return the shared tensors themselves, detached, by their key in the adapter."""
+        ...
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the shared parameters themselves (no buffers), by their key in the adapter."""
+        ...
+
+    def load_shared(self, state: State) -> None:
+        """Overwrite the shared tensors."""
+        ...
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter that is trained here and never sent."""
+        ...
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return a parameter by name."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Iterate over all modules of this client."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that every client starts from, as far as the server may know it.
+
+    Attributes:
+        state: all shared tensors, by their key in the adapter.
+        parameter_keys: the keys of `state` that are parameters; the others are buffers, which have no gradient.
+        frozen: the frozen tensors of the adapter, the same at all clients; never the encoder's.
+        trains: True if the method trains anything.
+        adapter: class name of the adapter.
+        anchors: where the class anchors come from; None for an adapter without class anchors.
+        anchors_shape: (K, E).
+        parameters_trained: number of values that a client trains in some epoch.
+        parameters_sent: number of values of the shared part.
+    """
+
+    state: State
+    parameter_keys: tuple[str, ...]
+    frozen: State
+    trains: bool
+    adapter: str
+    anchors: str | None
+    anchors_shape: tuple[int, int]
+    parameters_trained: int
+    parameters_sent: int
 
 
 @dataclass(frozen=True)
@@ -53,8 +138,8 @@ class FederatedMethod:
     """Federated averaging, and the hooks by which another method differs from it.
 
     A client is built once (`build`), the server once (`setup`). In a round the server sends (`broadcast`), a client
-    takes (`receive`), fits (`trainable`, `loss`, `edit_gradients`) and answers (`upload`), and the server joins the
-    answers (`merge`). `predict` is used for evaluation and deployment.
+    loads the message (`receive`), trains (`trainable`, `loss`, `edit_gradients`) and replies (`upload`), and the server
+    merges the replies (`merge`). Evaluation and deployment use `personal_model`.
 
     Attributes:
         source: paper, venue and year: where the method comes from.
@@ -117,11 +202,11 @@ class FederatedMethod:
         """The adapter where a configuration names none: the side network, so that only the sharing rule differs."""
         return SideNetwork(encoder, head)
 
-    def partition(self, client: FederatedClient) -> Sequence[Rule]:
+    def partition(self, client: LocalModel) -> Sequence[Rule]:
         """Ordered rules that make every adapter tensor shared, personal or frozen (see `Partition`)."""
         return [("*", "shared")]
 
-    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
+    def trainable(self, client: LocalModel, key: str, epoch: int) -> bool:
         """Whether the parameter `key` is trained in local epoch `epoch` (from 0); never asked for frozen ones.
 
         `client.finetuning` tells the epochs after the last round.
@@ -137,26 +222,28 @@ class FederatedMethod:
         """Local epochs a round that the method needs at least, where it trains parts in turns; fewer are refused."""
         return 1
 
-    def unlabelled(self, client: FederatedClient) -> tuple[str, Literal["train", "validation"]] | None:
+    def unlabelled(self, client: LocalModel) -> tuple[str, Literal["train", "validation"]] | None:
         """Site and split whose images, without labels, join each training batch; None for none."""
         return None
 
     # -- server ------------------------------------------------------------------------------------------------
 
-    def setup(self, server: ServerState, clients: Mapping[str, FederatedClient]) -> None:
-        """Give the server its first state; all clients start from the same tensors."""
-        server[NET] = next(iter(clients.values())).shared_state()
+    def setup(self, server: ServerState, start: Start, names: Sequence[str]) -> None:
+        """Make the server's first state.
 
-    def broadcast(self, server: ServerState, client: FederatedClient) -> Payload:
-        """The message to one client."""
+        Args:
+            server: empty; filled in place.
+            start: the model that all clients start from.
+            names: of the clients that may take part in rounds.
+        """
+        server[NET] = {key: tensor.clone() for key, tensor in start.state.items()}
+
+    def broadcast(self, server: ServerState, name: str) -> Payload:
+        """Return the message to the client `name`."""
         return {NET: server[NET]}
 
     def merge(self, server: ServerState, uploads: Mapping[str, Payload], weights: Mapping[str, float]) -> None:
-        """Join the messages of the clients that reported, by client name, into the server's state.
-
-        A message is copied each time it is taken from `uploads`: go through them once, and all clients' messages are
-        never in memory together.
-        """
+        """Merge the messages of the clients that reported, by client name, into the server's state."""
         server[NET] = self.average((upload[NET] for upload in uploads.values()), weights, server[NET])
 
     def average(self, states: Iterable[State], weights: Mapping[str, float], around: State | None = None) -> State:
@@ -175,31 +262,34 @@ class FederatedMethod:
 
     # -- client ------------------------------------------------------------------------------------------------
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Once, before anything is sent: attach private modules, create entries of `client.memo`.
 
         Runs with the random generator at the same seed for every client, so that all start alike.
         """
 
-    def receive(self, client: FederatedClient, payload: Payload) -> None:
+    def receive(self, client: LocalModel, payload: Payload) -> None:
         """Take the server's message; it stays readable as `client.received` until the next one."""
         client.load_shared(payload[NET])
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """The scalar that is minimised; by default the cross-entropy of the adapter's logits."""
         return F.cross_entropy(client.adapter(batch.taps), batch.targets)
 
-    def edit_gradients(self, client: FederatedClient) -> None:
+    def edit_gradients(self, client: LocalModel) -> None:
         """Change gradients after backward and unscaling, before clipping: proximal pulls, control variates.
 
         Called in fine-tuning too (`client.finetuning`), when what was received last still stands.
         """
 
-    def upload(self, client: FederatedClient) -> Payload:
+    def upload(self, client: LocalModel) -> Payload:
         """The message to the server. It may hold the client's own tensors: what the server gets is a copy."""
         return {NET: client.shared_tensors()}
 
-    def predict(self, client: FederatedClient, taps: Taps) -> Tensor:
-        """Logits (B, K) of the client's personal model."""
-        logits: Tensor = client.adapter(taps)
-        return logits
+    def personal_model(self, client: LocalModel) -> Adapter:
+        """Return the client's personal model as an adapter that maps taps of B images to logits (B, K).
+
+        Nothing that the client keeps may change. Where the personal model is not one of the client's own modules,
+        return a new module. Evaluation, prediction and export use this model, without gradients.
+        """
+        return client.adapter

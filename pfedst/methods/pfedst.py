@@ -9,9 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pfedst.adapters import lora_layers, switches_open
-from pfedst.client.module import FederatedClient
 from pfedst.errors import ConfigurationError
-from pfedst.methods.interface import Batch, FederatedMethod
+from pfedst.methods.interface import Batch, FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 Schedule = Literal["joint", "alternate"]
@@ -62,7 +61,7 @@ class PFedST(FederatedMethod):
         self.require("shared_epochs", shared_epochs >= 1, "must be 1 or more")
         self.require("lora_learning_rate_scale", lora_learning_rate_scale > 0, "must be above 0")
 
-    def partition(self, client: FederatedClient) -> Sequence[Rule]:
+    def partition(self, client: LocalModel) -> Sequence[Rule]:
         """LoRA is personal, the rest shared."""
         return [("*.lora_[AB]", "personal"), ("*", "shared")]
 
@@ -71,7 +70,7 @@ class PFedST(FederatedMethod):
         """`alternate` needs an epoch for each of the two parts."""
         return self.shared_epochs + 1 if self.schedule == "alternate" else 1
 
-    def trainable(self, client: FederatedClient, key: str, epoch: int) -> bool:
+    def trainable(self, client: LocalModel, key: str, epoch: int) -> bool:
         """All at once (joint), or shared first, then personal (alternate)."""
         return self.schedule == "joint" or _is_lora(key) == (epoch >= self.shared_epochs)
 
@@ -79,7 +78,7 @@ class PFedST(FederatedMethod):
         """The LoRA may have a learning rate of its own."""
         return self.lora_learning_rate_scale if _is_lora(key) else 1.0
 
-    def build(self, client: FederatedClient) -> None:
+    def build(self, client: LocalModel) -> None:
         """Attach the personal LoRA; it starts at zero."""
         layers = lora_layers(client.adapter)
         if not layers:
@@ -90,7 +89,7 @@ class PFedST(FederatedMethod):
         for _, layer in layers:
             layer.attach_lora(self.rank, self.alpha)
 
-    def loss(self, client: FederatedClient, batch: Batch) -> Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy; with the LoRA switched off while `alternate` trains the shared part."""
         shared_phase = self.schedule == "alternate" and client.local_epoch < self.shared_epochs
         with switches_open(client.adapter) if shared_phase else nullcontext():

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from pfedst.errors import StateError
 from pfedst.evaluation import METRICS
+from pfedst.messages.records import FIT_RECORD, is_integer, is_number
 
 Kind = Callable[[Any], bool]
-
-MOST_WHOLE = 2**63
-MOST = 1e100
-"""Of a number with a point: the squares of such, and sums of them, are finite."""
-
-
-def _is_whole(value: Any) -> bool:
-    """No bool; one of thousands of digits would be no float."""
-    return type(value) is int and abs(value) < MOST_WHOLE
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (type(value) is float and math.isfinite(value) and abs(value) < MOST)
-
-
-def _is_size(value: Any) -> bool:
-    return value is None or _is_whole(value)
 
 
 def _is_bool(value: Any) -> bool:
@@ -40,18 +23,9 @@ def _is_text(value: Any) -> bool:
 
 
 EVERY: dict[str, Kind] = {"participated": _is_bool}
-FIRST: dict[str, Kind] = {"setup_upload_bytes": _is_whole}
-FITTED: dict[str, Kind] = {
-    "upload_bytes": _is_whole,
-    "download_bytes": _is_whole,
-    "train_loss": _is_number,
-    "fit_seconds": _is_number,
-    "images": _is_whole,
-    "skipped_steps": _is_whole,
-    "peak_memory_bytes": _is_size,
-}
-OF_A_MESSAGE = ("upload_bytes", "download_bytes")
-LEFT_OUT: dict[str, Kind] = {"left_out": _is_text, "download_bytes": _is_whole}
+FIRST: dict[str, Kind] = {"setup_upload_bytes": is_integer}
+FITTED: dict[str, Kind] = {"upload_bytes": is_integer, "download_bytes": is_integer, **FIT_RECORD}
+LEFT_OUT: dict[str, Kind] = {"left_out": _is_text, "download_bytes": is_integer}
 EVALUATED: dict[str, set[str]] = {"received": {"personal", "generic"}, "trained": {"personal"}}
 """When metrics are taken, and of which models at least."""
 SPLITS = {"validation", "test"}
@@ -86,12 +60,6 @@ def check_records(
             )
 
 
-def is_fit_record(record: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether this is what a fit leaves before its message is made."""
-    kinds = {key: kind for key, kind in FITTED.items() if key not in OF_A_MESSAGE}
-    return isinstance(record, dict) and all(key in record and kind(record[key]) for key, kind in kinds.items())
-
-
 def _faults(
     record: Any,
     place: tuple[int, str] | None,
@@ -104,7 +72,7 @@ def _faults(
         return
     number, name = place
     found = (record.get("round"), record.get("client")) if isinstance(record, dict) else None
-    if found != place or not _is_whole(record["round"]):
+    if found != place or not is_integer(record["round"]):
         yield f"no record of round {number}, client {name}"
         return
     for key, is_kind in _wanted(record).items():
@@ -154,7 +122,7 @@ def _are_metrics(metrics: Any, images: int) -> bool:
     return (
         isinstance(metrics, dict)
         and set(metrics) >= set(METRICS)
-        and all(value is None or (images > 0 and _is_number(value)) for value in metrics.values())
+        and all(value is None or (images > 0 and is_number(value)) for value in metrics.values())
     )
 
 

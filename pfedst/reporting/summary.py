@@ -3,60 +3,60 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from pfedst.client.optimizers import optimizer_options
-from pfedst.client.training import LocalTrainer
-from pfedst.data import FederatedDataModule
-from pfedst.data.sites import SPLITS
 from pfedst.evaluation import Evaluated, Metrics, over_clients
-from pfedst.server.server import Federation
-from pfedst.tracking import parameters_sent, parameters_trained
+from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.version import __version__
 
 SELECTION_METRIC = "balanced_accuracy"
-FORMAT = 1
-"""Of `summary.json`; another one has other keys."""
+FORMAT = 2
+"""Of `summary.json` and of the whole run folder. Format 1 had no `study` and kept all state in `state/`."""
 
 
 def describe(
-    federation: Federation,
-    data: FederatedDataModule,
-    local: LocalTrainer,
+    method: FederatedMethod,
+    start: Start,
+    sites: Mapping[str, Mapping[str, Any]],
+    run_seed: int,
+    held_out: Sequence[str],
     rounds: int,
     participation: float,
     keep_optimizer: bool,
 ) -> dict[str, Any]:
-    """The protocol of a run, before its first round."""
-    client, method = federation.generic, federation.method
-    finetuning = method.finetune_epochs if federation.trains else 0
+    """Return the protocol of a run, before its first round.
+
+    Args:
+        method: the plugin.
+        start: the model that all clients start from.
+        sites: by name, the values of each site's reply to `hello`.
+        run_seed: the seed of the run.
+        held_out: sites that never train.
+        rounds: number of rounds.
+        participation: share of the clients drawn in a round.
+        keep_optimizer: whether optimisers keep their state over rounds.
+    """
+    first = next(iter(sites.values()))
+    finetuning = method.finetune_epochs if start.trains else 0
     return {
         "method": type(method).__name__,
         "method_options": method.options,
-        "adapter": type(client.adapter).__name__,
-        "anchors": client.anchors or "none",
-        "encoder": federation.encoder.label,
-        "random_weights": federation.encoder.random_weights,
-        "data": data.label,
-        "data_audit": data.report.summary() if data.report else None,
-        "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
-        "classes": list(federation.class_names),
+        "adapter": start.adapter,
+        "anchors": start.anchors or "none",
+        **first["protocol"],
+        "classes": list(first["classes"]),
         "clients": "all",
-        "samples": {site: {split: data.samples(site, split) for split in SPLITS} for site in federation.clients},
-        "seed": federation.run_seed,
+        "samples": {name: dict(sites[name]["samples"]) for name in sorted(sites)},
+        "seed": run_seed,
         "seeds": 1,
-        "rounds": rounds if federation.trains else 0,
+        "rounds": rounds if start.trains else 0,
         "round": 0,
-        "local_epochs": local.epochs,
-        "local_batches": "all" if local.batches == 1.0 and isinstance(local.batches, float) else local.batches,
-        "batch_size": data.batch_size,
-        "augmentation": data.augmentation,
-        "optimizer": optimizer_options(client.make_optimizer),
         "optimizer_state": "keep" if keep_optimizer else "reset",
         "participation": participation,
-        "held_out_sites": list(federation.held_out),
+        "held_out_sites": list(held_out),
         "pooled": method.pooled,
         "weighting": method.weighting,
         "split": "test",
@@ -70,8 +70,9 @@ def describe(
         "selection": f"none: the last round; best_on_validation takes the round with the highest mean validation "
         f"{SELECTION_METRIC} of the personal model, and its test metrics are only reported",
         "averaging": "macro metrics over the classes present in a client's targets; std is the population's",
-        "parameters_trained": parameters_trained(client),
-        "parameters_sent": parameters_sent(client),
+        "threads": first["threads"],
+        "parameters_trained": start.parameters_trained,
+        "parameters_sent": start.parameters_sent,
     }
 
 
@@ -100,13 +101,15 @@ class _Evaluated:
 
 
 class RunSummary:
-    """Collects what `summary.json` holds, round by round; of evaluations the last and the best are kept.
+    """Collects the content of `summary.json`, round by round; of evaluations the last and the best are kept.
 
     Args:
-        protocol: what `describe` gave.
+        protocol: the return value of `describe`.
+        study: the options of the study that differ from their defaults.
     """
 
-    def __init__(self, protocol: dict[str, Any]) -> None:
+    def __init__(self, protocol: dict[str, Any], study: Mapping[str, Any]) -> None:
+        self.study = dict(study)
         self.cost = {key: protocol.pop(key) for key in ("parameters_trained", "parameters_sent")}
         self.protocol = protocol
         self.last_round = 0
@@ -152,6 +155,12 @@ class RunSummary:
         self._last = _Evaluated(round_number, evaluation, trained)
         return logged | self._logged(evaluation)
 
+    @property
+    def best_round(self) -> int | None:
+        """The round with the best validation so far; None where no client has validation images."""
+        best = self._last.or_better(self._best_before)
+        return None if best.score is None else best.round
+
     def add_finetuned(
         self,
         evaluation: Mapping[str, Any],
@@ -182,7 +191,10 @@ class RunSummary:
         last, rounds = self._last, max(1, self.trained_rounds)
         return {
             "format": FORMAT,
+            "pfedst_version": __version__,
             "name": name,
+            "study": self.study,
+            "evaluated": {"round": last.round, "split": "test", "prior": "none: logits as the model gives them"},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
             "validation": self._models(last.evaluation, "validation"),

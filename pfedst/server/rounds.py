@@ -1,4 +1,4 @@
-"""The loop over rounds: broadcast, local fit, upload, merge, evaluate."""
+"""The loop over rounds: request, merge, evaluate, record, save."""
 
 from __future__ import annotations
 
@@ -8,104 +8,144 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfedst.client.client import ClientWork, Evaluate
-from pfedst.client.training import LocalTrainer, RoundHooks
-from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.evaluation import Evaluated
 from pfedst.messages.faults import Fault
+from pfedst.messages.payload import State
+from pfedst.messages.requests import PROTOTYPES, Kind, Reply, Request, SplitName
+from pfedst.messages.transport import Transport
 from pfedst.reporting import RunFolder, RunSummary, percent
 from pfedst.reporting.records import check_records
-from pfedst.server.local_fits import FitOptions, LocalFits, Reported
-from pfedst.server.server import Federation
+from pfedst.server.fits import FitOptions, Fits, Reported
+from pfedst.server.server import Server
 from pfedst.state import RunState, StateSaver, clear_unfinished
-from pfedst.tracking import RunProgress
-from pfedst.transport.processes import Executor, ExecutorKind, make_executor
+from pfedst.tracking import RoundHooks, RunProgress
 
-EVALUATED: tuple[Split, ...] = ("validation", "test")
+EVALUATED: tuple[SplitName, ...] = ("validation", "test")
 MODELS = ("personal", "generic")
 
 Evaluation = dict[str, dict[str, dict[str, Evaluated]]]
-"""split -> model (`personal`, `generic`) -> client -> what it reached."""
+"""split -> model (`personal`, `generic`) -> client -> metrics and counts."""
 
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """What the coordinator is told about rounds; ranges and meaning are its own."""
+    """Options of the coordinator for rounds; `FederatedCoordinator` documents and checks them."""
 
     rounds: int
     participation: float
     evaluate_every: int
     keep_states: int
-    executor: ExecutorKind
-    workers: int | None
-    threads: int | None
-    timeout_seconds: float | None
     fits: FitOptions
 
 
+@dataclass
+class Merged:
+    """Which fits the server has merged: all that it must know of the state of its clients.
+
+    Attributes:
+        after: number of the last merged fit of each client; 0 before the first.
+        best_round: the round with the best validation so far; None before the first evaluation.
+        best_after: `after` at that round.
+        kept: `after` at each round that is kept on disk, the newest last: the server may resume any of them.
+    """
+
+    after: dict[str, int]
+    best_round: int | None
+    best_after: dict[str, int]
+    kept: list[dict[str, int]]
+
+    @classmethod
+    def none_of(cls, names: Sequence[str]) -> Merged:
+        """No fit is merged yet."""
+        return cls(dict.fromkeys(names, 0), None, {}, [])
+
+    def pinned(self, name: str) -> tuple[int, ...]:
+        """Return the numbers of the fits of a client that must not be lost."""
+        found = {self.best_after.get(name, 0), *(after.get(name, 0) for after in self.kept)}
+        return tuple(sorted(found - {0}))
+
+    def about(self) -> dict[str, Any]:
+        """Return what is saved with a round."""
+        return {"after": self.after, "best": {"round": self.best_round, "after": self.best_after}, "kept": self.kept}
+
+    @classmethod
+    def from_about(cls, about: Mapping[str, Any], names: Sequence[str]) -> Merged:
+        """The inverse of `about`.
+
+        Raises:
+            StateError: the saved values are not what a server saves.
+        """
+        try:
+            after, best, kept = about["after"], about["best"], about["kept"]
+            tables = [after, best["after"], *kept]
+            number = best["round"]
+            whole = all(isinstance(n, int) and n >= 0 for table in tables for n in table.values())
+            if set(after) == set(names) and whole and (number is None or isinstance(number, int)):
+                return cls(dict(after), number, dict(best["after"]), [dict(table) for table in kept])
+        except (KeyError, TypeError, AttributeError):
+            pass
+        raise StateError("the saved round does not say which fits are merged, or is of other clients than this run's")
+
+
 class RoundLoop:
-    """One run of a federation."""
+    """One run.
+
+    Args:
+        options: the options.
+        server: the server.
+        transport: the way to the clients, open.
+        hooks: callbacks and loggers.
+        run: where to write.
+        summary: collects the summary.
+    """
 
     def __init__(
         self,
         options: RoundOptions,
-        federation: Federation,
-        data: FederatedDataModule,
-        local: LocalTrainer,
+        server: Server,
+        transport: Transport,
         hooks: RoundHooks,
         run: RunFolder,
         summary: RunSummary,
     ) -> None:
         self.options = options
-        self.federation = federation
-        self.data = data
-        self.local = local
-        self.work = ClientWork(federation, data, local)
-        self.executor = make_executor(
-            options.executor,
-            self.work,
-            options.threads,
-            options.workers,
-            options.timeout_seconds,
-        )
+        self.server = server
+        self.transport = transport
         self.hooks = hooks
         self.run_folder = run
         self.saver = StateSaver(run.state, options.keep_states)
         self.summary = summary
-        self.rounds = options.rounds if federation.trains else 0
-        self.finetune_epochs = federation.method.finetune_epochs if federation.trains else 0
-        asked = [len(self._drawn(round_number)) for round_number in range(1, self.rounds + 1)]
-        if asked and not federation.method.pooled and options.fits.min_clients > min(asked):
+        self.merged = Merged.none_of(server.members)
+        self.rounds = options.rounds if server.trains else 0
+        self.finetune_epochs = server.method.finetune_epochs if server.trains else 0
+        fewest = min((len(self._drawn(number)) for number in range(1, self.rounds + 1)), default=None)
+        if fewest is not None and not server.method.pooled and options.fits.min_clients > fewest:
             raise ConfigurationError(
-                f"--coordinator.min_clients {options.fits.min_clients}: a round asks {min(asked)} clients only; raise "
+                f"--coordinator.min_clients {options.fits.min_clients}: a round asks {fewest} clients only; raise "
                 f"--coordinator.participation, or lower it"
             )
-        self.progress = RunProgress(sum(asked) + len(federation.drawable) * bool(self.finetune_epochs))
-        self.local_fits = LocalFits(options.fits, federation, self.executor, self.saver, self.progress)
+        fits = sum(len(self._drawn(number)) for number in range(1, self.rounds + 1))
+        self.progress = RunProgress(fits + len(server.drawable) * bool(self.finetune_epochs))
+        self.fits = Fits(options.fits, server, transport, self._request, self.progress)
+        self._resumed: list[dict[str, Any]] | None = None
 
-    def run(self, resume: bool = False) -> None:
-        """All rounds, the fine-tuning after them, and an evaluation after the last.
-
-        Args:
-            resume: go on after the last round that is saved and recorded, if there is one.
-
-        Raises:
-            StateError: what is saved is damaged, or of another federation.
-        """
-        done = self._restore() if resume else None
+    def run(self) -> None:
+        """Run all rounds that `restore` has not found, the fine-tuning after them, and an evaluation after the last."""
         with self.progress, self.saver:
-            if done is None:
+            if self._resumed is None:
                 self._gather_prototypes()
-                self.federation.start()
-            with self.executor:
-                self._run_rounds(done)
+                self.server.begin()
+            self._run_rounds(self._resumed)
 
-    def _restore(self) -> list[dict[str, Any]] | None:
-        """Put the federation in the state of the newest round that is saved and recorded; the records up to it.
+    def restore(self) -> State | None:
+        """Load the newest round that is saved and recorded.
+
+        Returns:
+            The frozen tensors of the adapter that the run was made with; None if no round is saved.
 
         Raises:
-            StateError: rounds are saved, and none of them is whole or goes with the records.
+            StateError: rounds are saved, and none of them is whole or belongs to the records.
         """
         state, run = self.saver.state, self.run_folder
         for folder in (run.path, state.folder):
@@ -115,26 +155,27 @@ class RoundLoop:
             try:
                 records = run.records(snapshot.about.get("records", {}))
                 done = state.round_of(snapshot.name)
-                members, samples = list(self.federation.members), self.summary.protocol["samples"]
+                members, samples = self.server.members, self.summary.protocol["samples"]
                 check_records(run.records_file, records, members, samples, done)
+                merged = Merged.from_about(snapshot.about, members)
             except StateError as error:
                 damage = damage or error
                 logging.getLogger("pfedst").warning("%s; an older round is looked for", error)
                 continue
-            self.federation.load_state_parts(snapshot.parts)
+            frozen = self.server.load_state_parts(snapshot.parts)
+            self.merged = merged
             run.keep_records(snapshot.about["records"])
-            state.drop_fits(but_of=(done, done + 1))
-            return records
+            self._resumed = records
+            return frozen
         if damage is not None:
             raise damage
         if not run.is_empty:
-            logging.getLogger("pfedst").warning("%s: no round is saved; it starts anew", run.path)
+            logging.getLogger("pfedst").warning("%s: no round is saved; the run starts anew", run.path)
         run.keep_records(None)
-        state.drop_fits()
         return None
 
     def _replay(self, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
-        """Show the summary and the callbacks the rounds that are done; the last of them, and if one asked to stop."""
+        """Show finished rounds to the summary and the callbacks; return the last one, and if a callback stops."""
         last, stop = records[-1]["round"], False
         self.summary.resumed_after_round = last
         self.summary.setup_upload_bytes = records[0]["setup_upload_bytes"]
@@ -152,64 +193,85 @@ class RoundLoop:
                 {name: row for name, row in rows.items() if "left_out" in row},
             )
             if round_number:
-                self.hooks.before_round(self.federation.generic, round_number)
+                self.hooks.before_round(round_number)
             metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
             for row in rows.values():
                 if row["participated"] or "left_out" in row:
                     self.progress.fitted(earlier=True)
             if evaluation and round_number:
-                stop = self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
+                stop = self._after_evaluation(round_number, metrics)
         return last, stop
 
     def _run_rounds(self, done: Sequence[Mapping[str, Any]] | None) -> None:
-        self.hooks.start(self.federation.generic)
+        self.hooks.start()
         last, stop = 0, False
         if done is None:
             self._end_round(0, Reported())
         else:
             last, stop = self._replay(done)
         for round_number in () if stop else range(last + 1, self.rounds + 1):
-            self.hooks.before_round(self.federation.generic, round_number)
+            self.hooks.before_round(round_number)
             if self._end_round(round_number, self._train_round(round_number)):
                 break
         if self.finetune_epochs:
             self._finetune()
-        self.hooks.end(self.federation.generic)
+        self.hooks.end()
 
     def _drawn(self, round_number: int) -> list[str]:
-        return self.federation.draw(round_number, self.options.participation)
+        return self.server.draw(round_number, self.options.participation)
+
+    def _request(self, kind: Kind, name: str, **fields: Any) -> Request:
+        """Make a request with the current message to a client, and the state that it continues from."""
+        merged = self.merged
+        return Request(
+            kind,
+            self.run_folder.path.name,
+            after=merged.after[name],
+            pinned=merged.pinned(name),
+            parts=self.server.parts_for(name),
+            **fields,
+        )
 
     def _gather_prototypes(self) -> None:
-        if self.federation.generic.anchors != "prototypes":
+        """Merge the class prototypes, for which each site sends sums and counts once.
+
+        Raises:
+            PfedstError: a site does not reply: without its classes the anchors would be others.
+        """
+        if not self.server.needs_prototypes:
             return
         self.progress.say("class prototypes")
-
-        def batches(name: str) -> Any:
-            return self.data.evaluation_loader(name, "train", need="pooled")
-
-        with self.local.evaluating():
-            self.federation.gather_prototypes(batches, self.local.device)
-        self.summary.setup_upload_bytes = self.federation.setup_upload_bytes
+        requests = {name: Request("prototypes", self.run_folder.path.name) for name in self.server.sites}
+        parts: dict[str, State] = {}
+        for name, reply in self.transport.ask(requests, lambda name: None):
+            if isinstance(reply, Fault):
+                reply.stop()
+            parts[name] = reply.parts[PROTOTYPES]
+        in_order = [parts[name] for name in self.server.sites]
+        self.server.merge_prototypes([part["sums"] for part in in_order], [part["counts"] for part in in_order])
+        self.summary.setup_upload_bytes = self.server.setup_upload_bytes
 
     # -- one round ---------------------------------------------------------------------------------------------
 
     def _train_round(self, round_number: int) -> Reported:
         evaluate = EVALUATED if self._is_evaluated(round_number) else ()
-        doing = f"round {round_number}/{self.rounds}"
-        return self.local_fits.run_round(round_number, self._drawn(round_number), doing, evaluate)
+        activity = f"round {round_number}/{self.rounds}"
+        reported = self.fits.run_round(round_number, self._drawn(round_number), activity, evaluate)
+        self.merged.after |= dict.fromkeys(reported.records, round_number)
+        return reported
 
     def _is_evaluated(self, round_number: int) -> bool:
         return round_number % self.options.evaluate_every == 0 or round_number == self.rounds
 
     def _end_round(self, round_number: int, reported: Reported) -> bool:
-        """Evaluate if it is time, write the records, save the state; True if a callback asks to stop."""
+        """Evaluate if it is time, write the records, save the state; return True if a callback asks to stop."""
         evaluation: Evaluation = {}
         if self._is_evaluated(round_number):
             self.progress.say(f"round {round_number}/{self.rounds}, evaluation")
-            evaluation = evaluate_received(self.federation, self.executor)
+            evaluation = self._evaluate(round_number)
         self._write_records(round_number, reported, evaluation)
-        self._save(round_number)
         metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
+        self._save(round_number, self.summary.best_round == round_number)
         self.hooks.log(round_number, metrics)
         if not evaluation:
             return False
@@ -219,20 +281,29 @@ class RoundLoop:
             f"{percent(metrics.get('generic/validation/balanced_accuracy'))} % generic"
             + (f", {listed(list(reported.left_out))} left out" if reported.left_out else "")
         )
-        return round_number > 0 and self.hooks.after_evaluation(self.federation.generic, round_number, metrics)
+        return round_number > 0 and self._after_evaluation(round_number, metrics)
+
+    def _after_evaluation(self, round_number: int, metrics: Mapping[str, float]) -> bool:
+        return self.hooks.after_evaluation(round_number, metrics, self.server.state.get("net", {}))
+
+    def _evaluate(self, round_number: int) -> Evaluation:
+        requests = {
+            name: self._request("evaluate", name, round=round_number, evaluate=EVALUATED) for name in self.server.sites
+        }
+        return evaluate_sites(self.transport, requests, EVALUATED)
 
     def _write_records(
         self, round_number: int, reported: Reported, evaluation: Evaluation, finetuned: bool = False
     ) -> None:
         records = []
-        for name in self.federation.members:
+        for name in self.server.members:
             record = {"round": round_number, "client": name, "participated": name in reported.records}
             if round_number == 0:
                 record["setup_upload_bytes"] = self.summary.setup_upload_bytes
             if finetuned:
                 record["finetuned"] = True
             record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
-            if evaluation and name in self.federation.clients:
+            if evaluation and name in self.server.sites:
                 for key, part in (("received", "metrics"), ("counts", "counts")):
                     record[key] = {
                         split: {model: getattr(clients[name], part) for model, clients in models.items()}
@@ -241,54 +312,59 @@ class RoundLoop:
             records.append(record)
         self.run_folder.add_records(records)
 
-    def _save(self, round_number: int, finetuned: bool = False) -> None:
-        self.saver.save(
-            RunState.round_name(round_number, finetuned),
-            {"records": self.run_folder.mark},
-            self.federation.state_parts(),
-            first_sync=[self.run_folder.records_file],
-        )
+    def _save(self, round_number: int, is_best: bool, finetuned: bool = False) -> None:
+        """Save the round, and the best round once more under its own name."""
+        merged = self.merged
+        if not finetuned:
+            merged.kept = [*merged.kept, dict(merged.after)][-self.options.keep_states :]
+        if is_best:
+            merged.best_round, merged.best_after = round_number, dict(merged.after)
+        about, parts = {"records": self.run_folder.mark, **merged.about()}, self.server.state_parts()
+        files = [self.run_folder.records_file]
+        self.saver.save(RunState.round_name(round_number, finetuned), about, parts, first_sync=files)
+        if is_best:
+            self.saver.save(RunState.BEST, about | {"round": round_number}, parts)
 
     def flops_per_image(self) -> float | None:
-        """Of the trainee with the most images, after the last round; None where nothing is trained.
+        """Return the FLOPs of training on one image, of the client with the most images; None if nothing is trained.
 
-        A client that cannot be trained then is no reason to lose a run.
+        A client that cannot count them is no reason to lose a run.
         """
         if not self.rounds:
             return None
-        sizes = {name: self.data.samples(name, "train") for name in self.federation.clients}
-        name = max(self.federation.drawable, key=lambda name: sizes.get(name, 0))
-        try:
-            return self.work.flops_per_image(name)
-        except Exception as error:
-            logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, error)
-            return None
+        samples = self.summary.protocol["samples"]
+        name = max(self.server.drawable, key=lambda name: samples[name]["train"] if name in samples else 0)
+        ((_, reply),) = self.transport.ask({name: self._request("cost", name)}, lambda name: None)
+        if isinstance(reply, Reply):
+            return float(reply.values["flops_per_image"])
+        logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, reply.text)
+        return None
 
     def _finetune(self) -> None:
-        """Local epochs after the last merge; nothing is sent after them."""
-        last, names = self.summary.last_round, self.federation.drawable
-        reported = self.local_fits.finetune(last, names, self.finetune_epochs)
-        evaluation = evaluate_received(self.federation, self.executor)
+        """Run local epochs after the last merge; nothing is sent after them."""
+        last, names = self.summary.last_round, self.server.drawable
+        reported = self.fits.finetune(last, names, self.finetune_epochs)
+        before = dict(self.merged.after)
+        self.merged.after |= dict.fromkeys(reported.records, last + 1)
+        evaluation = self._evaluate(last)
         self._write_records(last, reported, evaluation, finetuned=True)
-        self._save(last, finetuned=True)
+        self._save(last, is_best=False, finetuned=True)
+        self.merged.after = before
         self.summary.add_finetuned(evaluation, reported.records, reported.left_out)
 
 
-def evaluate_received(federation: Federation, executor: Executor, splits: tuple[Split, ...] = EVALUATED) -> Evaluation:
-    """Send every client the server's state, then evaluate its personal and the generic model.
+def evaluate_sites(transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName]) -> Evaluation:
+    """Evaluate the personal and the generic model of every site.
 
     Raises:
-        PfedstError: a client could not be evaluated: a mean over the others would say something else each round.
+        PfedstError: a site could not be evaluated: a mean over the others would mean something else each round.
     """
-    for name in federation.clients:
-        federation.deliver(name)
-    tasks = [Evaluate(name, splits) for name in federation.clients]
     found: dict[str, Any] = {}
-    for task, result in executor.run(tasks, started=lambda task: None):
-        if isinstance(result, Fault):
-            result.stop()
-        found[task.name] = result
+    for name, reply in transport.ask(requests, lambda name: None):
+        if isinstance(reply, Fault):
+            reply.stop()
+        found[name] = reply.values["evaluated"]
     return {
-        split: {model: {name: found[name][split][model] for name in federation.clients} for model in MODELS}
+        split: {model: {name: Evaluated(**found[name][split][model]) for name in requests} for model in MODELS}
         for split in splits
     }

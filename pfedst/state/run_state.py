@@ -1,17 +1,17 @@
-"""What of a run is on disk: the last rounds, the local fits of the round under way, and the fine-tuned clients.
+"""The server's state of a run on disk: the last rounds, and the best one.
 
 | folder | holds |
 |---|---|
-| `round-000012` | server and all clients after round 12 |
+| `round-000012` | the server after round 12, and which fits it has merged |
 | `round-000012-finetuned` | the same after the fine-tuning that ends a run |
-| `fit-000013-00002` | client number 2 after its fit of round 13, until that round is saved |
+| `best` | the server after the round with the best validation |
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +28,11 @@ class RunState:
     """Reads a run's `state/`.
 
     Args:
-        folder: of the state; it may not be there.
+        folder: of the state; it may be absent.
     """
+
+    BEST = "best"
+    """The name of the snapshot of the best round on validation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,11 +41,6 @@ class RunState:
     def round_name(round_number: int, finetuned: bool = False) -> str:
         """Of the folder of a round."""
         return f"round-{round_number:06d}" + (FINETUNED if finetuned else "")
-
-    @staticmethod
-    def fit_name(round_number: int, client_number: int) -> str:
-        """Of the folder of one local fit."""
-        return f"fit-{round_number:06d}-{client_number:05d}"
 
     @staticmethod
     def round_of(name: str) -> int:
@@ -96,38 +94,13 @@ class RunState:
             )
         return found
 
-    def part(self, name: str, part: str) -> dict[str, Any]:
-        """One part of one snapshot.
-
-        Raises:
-            StateError: it is missing or damaged.
-        """
-        return read_snapshot(self.folder / name, part).parts.get(part, {})
-
-    def fit(self, name: str) -> Snapshot | None:
-        """A saved local fit; None if there is none that is whole, which is told."""
-        if not (self.folder / name).exists():
-            return None
-        try:
-            return read_snapshot(self.folder / name)
-        except StateError as error:
-            logging.getLogger("pfedst").warning("%s; the client is fitted again", error)
-            return None
-
-    def drop_fits(self, but_of: Collection[int] = ()) -> None:
-        """Remove saved fits, but those of some rounds."""
-        for fit in self.folder.glob("fit-*"):
-            if re.fullmatch(r"fit-\d{6,}-\d{5,}", fit.name) and self.round_of(fit.name) not in but_of:
-                remove_folder(fit)
-
 
 class StateSaver:
-    """Saves rounds and fits, and lets the training go on while the disk is waited for.
+    """Saves rounds, and lets the training continue while the disk is busy.
 
-    Parts are written one after another, so that the state of many clients is never in memory twice. One snapshot is
-    under way at most: the next one, and the end of the block, wait for it, and raise what it raised. A process that is
-    killed loses a snapshot that is not whole. The thread does nothing but wait: one that computes would take Python's
-    lock from the training in every step.
+    One snapshot is under way at most: the next one, and the end of the block, wait for it and raise what it raised. A
+    process that is killed loses a snapshot that is not whole. The thread does nothing but wait: one that computes would
+    take Python's lock from the training in every step.
 
     Args:
         folder: the run's `state/`; made if absent.
@@ -150,10 +123,10 @@ class StateSaver:
         """Begin to save; `parts` may change afterwards.
 
         Args:
-            name: as `RunState` makes it; with that of a round, older rounds and the fits that led to it are dropped.
-            about: what to say about it, as JSON takes it.
-            parts: nested dicts of tensors by name: `server`, one a client.
-            first_sync: files that must be on the disk before the snapshot is.
+            name: as `RunState` makes it; older rounds are dropped.
+            about: facts about the snapshot, as JSON takes them.
+            parts: nested dicts of tensors by name.
+            first_sync: files that must be on the disk before the snapshot.
 
         Raises:
             StateError: the disk refuses this snapshot, or refused the one before.
@@ -162,13 +135,7 @@ class StateSaver:
         final = self.state.folder / name
         with writing(final):
             temporary = write_snapshot(final, about, parts)
-            if name.startswith("fit-"):
-                # at once, so that a kill in the next fit costs that one only; what a machine that loses its power has
-                # not synced is found by its checksum, and fitted again
-                name_snapshot(temporary, final)
-                self._saving = self._thread.submit(self._sync_fit, final)
-            else:
-                self._saving = self._thread.submit(self._publish_round, temporary, final, tuple(first_sync))
+            self._saving = self._thread.submit(self._publish, temporary, final, tuple(first_sync))
 
     def wait(self) -> None:
         """Until the last snapshot is on disk.
@@ -180,22 +147,17 @@ class StateSaver:
         if saving is not None:
             saving.result()
 
-    def _sync_fit(self, folder: Path) -> None:
-        with writing(folder):
-            sync_snapshot(folder)
-
-    def _publish_round(self, temporary: Path, final: Path, first_sync: Sequence[Path]) -> None:
+    def _publish(self, temporary: Path, final: Path, first_sync: Sequence[Path]) -> None:
         with writing(final):
             for path in first_sync:
                 sync_file(path)
             sync_snapshot(temporary)
             name_snapshot(temporary, final)
             sync_folder(final.parent)
-        self.state.drop_fits()
         self._drop_old()
 
     def _drop_old(self) -> None:
-        """A fine-tuned state is dropped once its run has gone on; it is none of those that are kept to go on from."""
+        """Drop old rounds, and a fine-tuned state once its run has continued: no run continues from it."""
         rounds = self.state.rounds()
         plain = [path for path in rounds if not self.state.is_finetuned(path.name)]
         finetuned = [path for path in rounds[:-1] if self.state.is_finetuned(path.name)]

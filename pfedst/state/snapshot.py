@@ -1,8 +1,8 @@
 """A snapshot: a folder of safetensors files and a manifest, which is whole or does not bear its name.
 
-It holds `server.safetensors` or `client-<n>.safetensors` for each part, and `manifest.json` with the snapshot's name,
-what is said about it, the size and SHA-256 of each file, and the manifest's own. It is written beside its place and
-renamed. Anything that is changed afterwards, be it one bit, is found on reading.
+It holds a safetensors file for each part, and `manifest.json` with the snapshot's name, what is said about it, the size
+and SHA-256 of each file, and the manifest's own SHA-256. It is written beside its place and renamed. A later change, be
+it of one bit, is found on reading.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from pfedst.errors import StateError
 from pfedst.messages.payload import State
 from pfedst.state.files import discard, json_bytes, sync_file, sync_folder
 
-FORMAT = 2
+FORMAT = 3
+"""Of a snapshot. In format 2 a snapshot of the server held the personal state of all clients."""
 SEPARATOR = "|"
 MANIFEST = "manifest.json"
-PART_FILE = r"server\.safetensors|client-\d+\.safetensors"
+PART_FILE = r"[a-z]+\.safetensors"
 MOST_MANIFEST_BYTES = 2**26
-"""More than a federation of 100,000 clients needs; what is larger is not read."""
+"""More than a federation of 100,000 clients needs; a larger manifest is not read."""
 
 
 class Snapshot(NamedTuple):
-    """What is saved at one moment.
+    """The state that is saved at one moment.
 
     Attributes:
         name: of its folder.
-        about: what was said about it, as JSON takes it.
-        parts: nested dicts of tensors by name: `server`, one a client.
+        about: facts about it, as JSON takes them.
+        parts: nested dicts of tensors by name: `server`; or `client` and `message`.
     """
 
     name: str
@@ -79,6 +80,18 @@ def unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
+def saved_table(saved: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the dict that is saved under a name; empty dicts are not saved.
+
+    Raises:
+        StateError: there is a tensor instead.
+    """
+    found = saved.get(key, {})
+    if not isinstance(found, dict):
+        raise StateError(f'the saved state holds a tensor under "{key}", where a dict of tensors belongs')
+    return found
+
+
 def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Path:
     """All files of a snapshot, not yet synced, in a folder beside its place; `name_snapshot` gives it its name.
 
@@ -90,9 +103,9 @@ def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Ma
     try:
         temporary.mkdir(parents=True)
         files: dict[str, dict[str, Any]] = {}
-        for index, (name, tree) in enumerate(parts.items()):
+        for name, tree in parts.items():
             content = save(flatten(tree))
-            file = "server.safetensors" if name == "server" else f"client-{index}.safetensors"
+            file = f"{name}.safetensors"
             (temporary / file).write_bytes(content)
             files[name] = {"file": file, "bytes": len(content), "sha256": _sha256(content)}
         manifest = {"format": FORMAT, "name": final.name, "about": about, "parts": files}
@@ -179,7 +192,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         content = place.read_bytes()
         manifest: dict[str, Any] = json.loads(content)
         if manifest["format"] != FORMAT:
-            raise StateError(f"{place}: format {manifest['format']}, this version of pfedst reads {FORMAT}")
+            raise StateError(
+                f"{place}: format {manifest['format']}, this version of pfedst reads {FORMAT}. A run can be continued, "
+                f"tested and exported by the version that made it (identity.json names it); this version reads its "
+                f"summary and its tables"
+            )
         manifest.pop("sha256", None)
         changed = (
             content != _sealed(manifest) or manifest["name"] != folder.name or not isinstance(manifest["about"], dict)

@@ -26,11 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
-from pfedst.client.module import FederatedClient
+from pfedst.client.model import ClientModel
+from pfedst.client.state import CLIENT, client_part, load_client_part
 from pfedst.data import FederatedDataModule
 from pfedst.messages.payload import NET, State
 from pfedst.methods.interface import Batch, FederatedMethod
-from pfedst.server.server import Federation
+from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
+from pfedst.testing.federation import Federation
 from pfedst.testing.small import data, federation, fit, prepared, template, train
 
 
@@ -108,10 +110,11 @@ def frozen_tensors_do_not_change(subject: Subject) -> None:
 def encoder_is_untouched(subject: Subject) -> None:
     """The encoder's hash is the same before and after a run, and none of its tensors is in state or messages."""
     made = subject.federation()
-    before = made.encoder.compute_hash()
+    encoder = made.generic.encoder
+    before = encoder.compute_hash()
     subject.run()
-    assert made.encoder.compute_hash() == before, "the frozen encoder changed"
-    encoders = {p.data_ptr() for p in made.encoder.tower.parameters()} if hasattr(made.encoder, "tower") else set()
+    assert encoder.compute_hash() == before, "the frozen encoder changed"
+    encoders = {p.data_ptr() for p in encoder.tower.parameters()} if hasattr(encoder, "tower") else set()
     for client in made.members.values():
         assert not encoders & {t.data_ptr() for t in client.state_dict().values()}, "the encoder is in a client's state"
 
@@ -121,12 +124,12 @@ def messages_alias_nothing(subject: Subject) -> None:
     made = subject.federation()
     name = next(iter(made.trainees))
     made.deliver(name)
-    server, received = copy.deepcopy(made.server), copy.deepcopy(made.trainees[name].received)
+    server, received = copy.deepcopy(made.state), copy.deepcopy(made.trainees[name].received)
     train(made, name)
     upload = made.collect(name)
     sent = copy.deepcopy(upload)
     train(made, name)
-    assert _same(made.server, server), "the server changed before the merge"
+    assert _same(made.state, server), "the server changed before the merge"
     assert _same(made.trainees[name].received, received), "what was received changed"
     assert _same(upload, sent), "a message changed after it was sent"
 
@@ -158,7 +161,7 @@ def one_client_is_local_training(subject: Subject) -> None:
     train(made, name, sites)
     trained = made.trainees[name].shared_state()
     made.merge({name: made.collect(name)})
-    assert _equal(made.server[NET], trained), "merging one client is not the identity"
+    assert _equal(made.state[NET], trained), "merging one client is not the identity"
 
 
 def identical_clients_are_one(subject: Subject) -> None:
@@ -171,26 +174,73 @@ def identical_clients_are_one(subject: Subject) -> None:
     one.deliver(name)
     train(one, name, sites)
     upload = one.collect(name)
-    three.server = copy.deepcopy(one.server) | {k: v for k, v in three.server.items() if k == "clients"}
+    three.server.state = copy.deepcopy(one.state) | {k: v for k, v in three.state.items() if k == "clients"}
     one.merge({name: upload})
     three.merge({client: copy.deepcopy(upload) for client in three.trainees})
-    for key, value in one.server[NET].items():
-        assert torch.allclose(value, three.server[NET][key], atol=1e-6), f"{key}: three alike are not one"
+    for key, value in one.state[NET].items():
+        assert torch.allclose(value, three.state[NET][key], atol=1e-6), f"{key}: three alike are not one"
 
 
 def state_round_trips(subject: Subject) -> None:
-    """Saved and loaded, a federation holds the same tensors."""
+    """Saved and loaded, server and clients hold the same tensors."""
     made = subject.federation()
     _round(made, list(made.trainees))
     for name in made.members:
         made.deliver(name)
     other = subject.federation(seed=1)
-    other.load_state_parts(copy.deepcopy(made.state_parts()))
-    assert _same(other.server, made.server), "the server's state does not come back"
-    for name, client in made.members.items():
-        assert _equal(other.members[name].own_state(), client.own_state()), "a client's state does not come back"
-        assert _same(other.members[name].memo, client.memo), "a memo does not come back"
-    assert _equal(other.generic.shared_state(), made.generic.shared_state()), "the generic model does not come back"
+    with tempfile.TemporaryDirectory() as folder:
+        other.server.load_state_parts(_saved(Path(folder) / "server", made.server.state_parts()))
+        assert _same(other.state, made.state), "the server's state does not come back"
+        for name, model in made.members.items():
+            part = _saved(Path(folder) / name, {CLIENT: client_part(model)})[CLIENT]
+            load_client_part(other.members[name], part)
+            assert _equal(other.members[name].own_state(), model.own_state()), "a client's state does not come back"
+            assert _same(other.members[name].memo, model.memo), "a memo does not come back"
+
+
+def receive_changes_nothing_that_is_kept(subject: Subject) -> None:
+    """Receiving a message changes the shared tensors and nothing else that the client keeps."""
+    made = subject.federation()
+    name = next(iter(made.trainees))
+    for trained in (False, True):
+        if trained:
+            made.deliver(name)
+            train(made, name)
+            made.merge({name: made.collect(name)})
+        client = made.trainees[name]
+        personal, memo = _personal(client), copy.deepcopy(client.memo)
+        made.deliver(name)
+        assert _equal(_personal(client), personal), "receive changes personal tensors"
+        assert _same(client.memo, memo), "receive changes the memo"
+
+
+def personal_model_changes_nothing(subject: Subject) -> None:
+    """Making the personal model and predicting with it change nothing of the client, and repeat bit for bit."""
+    made = subject.federation()
+    name = next(iter(made.trainees))
+    made.deliver(name)
+    train(made, name)
+    client = made.trainees[name].eval()
+    own, memo = client.own_state(), copy.deepcopy(client.memo)
+    taps = _batch(client, made.sites_of(name)).taps
+    with torch.no_grad():
+        one = made.method.personal_model(client).eval()(taps)
+        again = made.method.personal_model(client).eval()(taps)
+    assert torch.equal(one, again), "the personal model of one state gives two predictions"
+    assert _equal(client.own_state(), own), "personal_model changes tensors"
+    assert _same(client.memo, memo), "personal_model changes the memo"
+
+
+def server_knows_no_personal_tensor(subject: Subject) -> None:
+    """The server's start and state hold no tensor that is personal."""
+    made = subject.federation()
+    _round(made, list(made.trainees))
+    for client in made.trainees.values():
+        personal = set(client.partition.keys("personal"))
+        assert not personal & (set(made.server.start.state) | set(made.state[NET])), "the server holds a personal key"
+        own = {tensor.data_ptr() for tensor in client.own_tensors().values() if tensor.numel()}
+        held = {tensor.data_ptr() for state in made.state.values() for tensor in state.values() if tensor.numel()}
+        assert not own & held, "the server holds a tensor of a client"
 
 
 def a_client_that_never_takes_part_still_evaluates(subject: Subject) -> None:
@@ -204,9 +254,9 @@ def a_client_that_never_takes_part_still_evaluates(subject: Subject) -> None:
 def buffers_keep_their_dtype(subject: Subject) -> None:
     """After a merge every tensor has the dtype and shape that it had; counters stay integers."""
     made = subject.federation()
-    before = {key: (value.dtype, value.shape) for key, value in made.server[NET].items()}
+    before = {key: (value.dtype, value.shape) for key, value in made.state[NET].items()}
     _round(made, list(made.trainees))
-    assert {key: (value.dtype, value.shape) for key, value in made.server[NET].items()} == before
+    assert {key: (value.dtype, value.shape) for key, value in made.state[NET].items()} == before
 
 
 def loss_and_gradients_are_finite(subject: Subject) -> None:
@@ -237,7 +287,7 @@ def it_learns(subject: Subject) -> None:
         for name, client in made.clients.items():
             made.deliver(name)
             with torch.no_grad():
-                logits = made.method.predict(client.eval(), batches[name].taps)
+                logits = made.method.personal_model(client).eval()(batches[name].taps)
             total += float(F.cross_entropy(logits, batches[name].targets, reduction="sum"))
         return total
 
@@ -270,6 +320,9 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
         one_client_is_local_training,
         identical_clients_are_one,
         state_round_trips,
+        receive_changes_nothing_that_is_kept,
+        personal_model_changes_nothing,
+        server_knows_no_personal_tensor,
         a_client_that_never_takes_part_still_evaluates,
         buffers_keep_their_dtype,
         loss_and_gradients_are_finite,
@@ -279,6 +332,12 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
 }
 CHECKS = tuple(CONTRACT)
 """Names of all checks."""
+
+
+def _saved(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
+    """Write parts to disk and read them back."""
+    name_snapshot(write_snapshot(folder, {}, parts), folder)
+    return read_snapshot(folder).parts
 
 
 def _one_site() -> Any:
@@ -294,14 +353,14 @@ def _round(made: Federation, names: list[str]) -> None:
         made.merge({name: made.collect(name) for name in group})
 
 
-def _batch(client: FederatedClient, sites: Sequence[str], size: Literal["one", "all"] = "one") -> Batch:
+def _batch(client: ClientModel, sites: Sequence[str], size: Literal["one", "all"] = "one") -> Batch:
     """The first training batch, or all training images at once."""
     batches = list(prepared().train_loader(sites, 0))[: 1 if size == "one" else None]
     images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return Batch(client.taps_of(images), targets)
 
 
-def _personal(client: FederatedClient) -> State:
+def _personal(client: ClientModel) -> State:
     return {key: value for key, value in client.own_state().items() if client.kind(key) == "personal"}
 
 

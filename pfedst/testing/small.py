@@ -6,17 +6,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
+from pfedst import simulation
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
 from pfedst.encoders import FrozenCLIP
 from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
-from pfedst.server.coordinator import FederatedCoordinator, build_federation
-from pfedst.server.server import Federation
+from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.simulation import make_client
+from pfedst.testing.federation import Federation
 
 LEAN = LEAN_TRAINER | {"accelerator": "cpu"}
 _encoders: dict[str, FrozenCLIP] = {}
@@ -58,10 +59,9 @@ def federation(
 ) -> Federation:
     """Server and clients with their prototypes, ready for the first round."""
     sites = sites or data()
-    made = build_federation(template(**options), sites, method, seed)
-    if made.generic.anchors == "prototypes":
-        made.gather_prototypes(lambda name: sites.evaluation_loader(name, "train", need="pooled"), torch.device("cpu"))
-    made.start()
+    local = LocalTrainer(trainer(max_epochs=method.fewest_local_epochs))
+    made = Federation(make_client(template(**options), sites, method, seed, local, sites=None), seed)
+    made.begin()
     return made
 
 
@@ -79,7 +79,7 @@ def train(made: Federation, name: str, sites: FederatedDataModule | None = None,
     if made.trains:
         sites = sites or prepared()
         local = LocalTrainer(trainer(max_epochs=made.method.fewest_local_epochs))
-        local.fit(made.trainees[name], sites.train_loader(made.sites_of(name), 1), epochs)
+        local.fit(made.modules[name], sites.train_loader(made.sites_of(name), 1), epochs)
 
 
 def fit(
@@ -94,6 +94,5 @@ def fit(
     """A whole run of two rounds into `folder/run`; its summary."""
     run = RunFolder.create(folder, "run", "run")
     options = {"max_epochs": method.fewest_local_epochs} | (trainer_options or {})
-    return FederatedCoordinator(**({"rounds": 2} | coordinator)).fit(
-        model or template(), sites or data(), method, trainer(**options), run, seed
-    )
+    rounds = FederatedCoordinator(**({"rounds": 2} | coordinator))
+    return simulation.fit(rounds, model or template(), sites or data(), method, trainer(**options), run, seed)

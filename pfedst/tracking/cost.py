@@ -1,12 +1,10 @@
-"""What a run costs: peak memory, counted parameters."""
+"""The peak memory of a run."""
 
 from __future__ import annotations
 
 import sys
 
 import torch
-
-from pfedst.client.module import FederatedClient
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
@@ -22,14 +20,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def parameters_trained(client: FederatedClient) -> int:
-    """Numbers that a client trains in some epoch."""
-    parameters = dict(client.named_parameters())
-    return sum(parameters[key].numel() for key in client.learnable)
-
-
-def parameters_sent(client: FederatedClient) -> int:
-    """Numbers of the shared part of the model: what a client uploads as `net` in a round."""
-    return sum(tensor.numel() for tensor in client.shared_state().values())

@@ -1,71 +1,34 @@
-"""Where tasks run: one after another in this process, or in worker processes side by side.
+"""Clients side by side, in worker processes of this machine.
 
-Workers keep nothing between tasks: with each goes the state of its client, and back comes the state after it. Hence
-any worker may do any task, the server side knows no workers, and since every random number is derived from the task
-itself, the bits are those of a sequential run with as many threads a fit.
+Workers keep nothing between requests: the state of a site lies in its folder. Hence any worker may answer any request,
+and since every random number is derived from the request itself, the bits are those of a run in one process with as
+many threads a request.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
 
-from pfedst.client.client import ClientWork, Fit, Task, longest_first
+from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError
 from pfedst.messages.faults import Fault
-from pfedst.server.server import Federation
-from pfedst.transport.workers import TorchSettings, load, serve, state_for
-
-ExecutorKind = Literal["sequential", "processes"]
-Started = Callable[[Task], None]
+from pfedst.messages.requests import Reply, Request
+from pfedst.messages.transport import Started
+from pfedst.transport.in_process import all_hellos
+from pfedst.transport.workers import TorchSettings, from_bytes, serve, to_bytes
 
 GPU_BYTES_A_WORKER = 3 * 10**9
-"""What a worker takes of a GPU beside the encoder: a CUDA context and the activations of a step, rounded up."""
-
-
-class Executor(ABC):
-    """Does the tasks of a round; a context, within which it may hold processes.
-
-    Args:
-        work: the federation of this process, its data and its Trainer.
-        threads: of torch, for each task; None for those that are set, divided over workers.
-    """
-
-    def __init__(self, work: ClientWork, threads: int | None) -> None:
-        self.work = work
-        self.threads = threads or torch.get_num_threads()
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    @abstractmethod
-    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any] | Fault]]:
-        """Do tasks of different clients; yields each with its result when it is done, in any order.
-
-        Where a task failed its result is a Fault, and the client of a fit may be left in any state.
-
-        Args:
-            tasks: at most one a client.
-            started: is told each task when it begins.
-
-        Raises:
-            ConfigurationError: an option that cannot work, told by a task.
-        """
+"""Memory of a GPU that a worker takes beside the encoder: a CUDA context and the activations of a step, rounded up."""
 
 
 @dataclass(eq=False)
@@ -76,50 +39,41 @@ class _Worker:
     deadline: float = float("inf")
 
 
-class SequentialExecutor(Executor):
-    """In this process, one after another, in the order given."""
-
-    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any] | Fault]]:
-        """See there."""
-        for task in tasks:
-            started(task)
-            with torch_threads(self.threads):
-                result = self.work.attempt(task)
-            yield task, result
-
-
-class ProcessExecutor(Executor):
-    """In worker processes that live as long as the run.
+class Processes:
+    """Worker processes that live as long as the run.
 
     On a CPU they share one encoder in memory with this process; with several GPUs they are spread over them.
 
     Args:
-        work: see there.
-        threads: of each worker.
+        client: answers for all sites; each worker gets a copy.
+        threads: threads of torch of each worker; None divides those that are set over the workers.
         workers: number of processes; None for one a thread, or on GPUs as many as should fit in their memory.
-        timeout_seconds: most that a task may take; its worker is then ended, and another takes its place. None for
+        timeout_seconds: the longest time of a request; its worker is then ended, and another takes its place. None for
             any time.
 
     Raises:
-        ConfigurationError: what the run is made of cannot be sent to another process.
+        ConfigurationError: the run cannot be sent to another process.
     """
 
     def __init__(
-        self, work: ClientWork, threads: int | None, workers: int | None, timeout_seconds: float | None = None
+        self, client: Client, threads: int | None, workers: int | None, timeout_seconds: float | None = None
     ) -> None:
-        super().__init__(work, threads)
-        clients = len(work.federation.trainees)
-        self.workers = min(clients, workers or fitting_workers(work.local.device, work.federation))
+        self.client = client
+        clients = 1 if client.method.pooled else len(client.names)
+        self.workers = min(clients, workers or fitting_workers(client.local.device, client.module.encoder.nbytes))
         self.timeout_seconds = float("inf") if timeout_seconds is None else timeout_seconds
-        if threads is None:
-            self.threads = max(1, torch.get_num_threads() // self.workers)
+        client.threads = threads or max(1, torch.get_num_threads() // self.workers)
         self._idle: list[_Worker] = []
         self._all: list[_Worker] = []
 
-    def __enter__(self) -> ProcessExecutor:
+    def hello(self, run: str) -> dict[str, Reply]:
+        """Return what every client has; this process knows it itself."""
+        return all_hellos(self.client, run)
+
+    def __enter__(self) -> Processes:
         """Start the workers; their imports take some seconds."""
         try:
-            self.work.federation.encoder.to("cpu")
+            self.client.module.encoder.to("cpu")
             for index in range(self.workers):
                 self._start(index)
             for worker in self._all:
@@ -130,18 +84,17 @@ class ProcessExecutor(Executor):
                 raise
             # what cannot be sent says so in many ways
             raise ConfigurationError(
-                f"--coordinator.executor processes: this run cannot be sent to another process ({error}). Methods, "
+                f"--coordinator.transport processes: this run cannot be sent to another process ({error}). Methods, "
                 f"adapters and data must be classes of a module, a script must start under if __name__ == "
-                f'"__main__", and shared memory (/dev/shm) must hold the encoder; or use --coordinator.executor '
-                f"sequential"
+                f'"__main__", and shared memory (/dev/shm) must hold the encoder; or use --coordinator.transport '
+                f"in_process"
             ) from error
         return self
 
     def _start(self, index: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
         own_end, other_end = context.Pipe()
-        arguments = (other_end, self.work, TorchSettings.here(self.threads))
-        process = context.Process(target=serve, args=arguments, daemon=False)
+        process = context.Process(target=serve, args=(other_end, self.client, TorchSettings.here()), daemon=False)
         with visible_gpu(index):
             process.start()
         other_end.close()
@@ -150,13 +103,13 @@ class ProcessExecutor(Executor):
         return worker
 
     def _await_ready(self, worker: _Worker) -> None:
-        answer = self._answer(worker)
+        answer = self._receive(worker)
         if isinstance(answer, Fault):
             answer.stop()
         self._idle.append(worker)
 
     def _replace(self, worker: _Worker) -> None:
-        """Another process in the place of one that has ended, or must."""
+        """Start another process in the place of one that has ended, or must end."""
         worker.process.kill()
         worker.process.join()
         worker.connection.close()
@@ -168,40 +121,35 @@ class ProcessExecutor(Executor):
     ) -> None:
         self._stop()
 
-    def run(self, tasks: Sequence[Task], started: Started) -> Iterator[tuple[Task, dict[str, Any] | Fault]]:
-        """See there."""
-        federation = self.work.federation
-        sizes = {name: self.work.data.samples(name, "train") for name in federation.clients}
-        waiting, running = longest_first(tasks, sizes), dict[_Worker, Task]()
+    def ask(self, requests: Mapping[str, Request], started: Started) -> Iterator[tuple[str, Reply | Fault]]:
+        """Hand requests to free workers, the client with most images first, so that none ends long after the others."""
+        data = self.client.data
+        sizes = {name: data.samples(name, "train") if name in data.sites else 0 for name in requests}
+        waiting, running = sorted(requests, key=lambda name: -sizes[name]), dict[_Worker, str]()
         while waiting or running:
             while waiting and self._idle:
-                worker, task = self._idle.pop(0), waiting.pop(0)
-                started(task)
+                worker, name = self._idle.pop(0), waiting.pop(0)
+                started(name)
                 worker.deadline = time.monotonic() + self.timeout_seconds
+                request = requests[name]
                 try:
-                    worker.connection.send((task, state_for(federation, task)))
+                    worker.connection.send((name, request.values(), to_bytes(request.parts)))
                 except ConnectionError:  # it has ended while it was idle
                     self._replace(worker)
-                    waiting.insert(0, task)
+                    waiting.insert(0, name)
                     continue
-                running[worker] = task
+                running[worker] = name
             for worker, answer in self._answers(list(running)):
-                task = running.pop(worker)
-                if isinstance(answer, Fault):
-                    yield task, answer
-                    continue
-                result, state = answer
-                if isinstance(task, Fit):
-                    load(federation.trainees[task.name], state)
-                yield task, result
+                name = running.pop(worker)
+                yield name, answer if isinstance(answer, Fault) else Reply(answer[0], from_bytes(answer[1]))
 
     def _answers(self, running: Sequence[_Worker]) -> Iterator[tuple[_Worker, Any]]:
-        """Of the workers that answer next; in place of one that is late or has ended another stands by."""
+        """Yield the workers that answer next; a worker that is late or has ended is replaced."""
         soonest = min(worker.deadline for worker in running) - time.monotonic()
         ready = wait([worker.connection for worker in running], None if soonest == float("inf") else max(0.0, soonest))
         for worker in running:
             if worker.connection in ready:
-                answer = self._answer(worker)
+                answer = self._receive(worker)
             elif time.monotonic() >= worker.deadline:
                 answer = Fault.of(NoAnswerError(f"no answer within {self.timeout_seconds:g} s; it is ended"))
             else:
@@ -212,8 +160,8 @@ class ProcessExecutor(Executor):
                 self._idle.append(worker)
             yield worker, answer
 
-    def _answer(self, worker: _Worker) -> Any:
-        """What a worker says: a result, or a Fault; what cannot work on any client is raised."""
+    def _receive(self, worker: _Worker) -> Any:
+        """Return a worker's packed reply, or a Fault; raise what cannot work at any client."""
         try:
             answer = worker.connection.recv()
         except (EOFError, ConnectionError):
@@ -221,7 +169,7 @@ class ProcessExecutor(Executor):
             return Fault.of(
                 NoAnswerError(
                     f"worker {worker.index} ended (exit code {worker.process.exitcode}; -9 is a lack of memory as a "
-                    f"rule): use fewer --coordinator.workers, or --coordinator.executor sequential"
+                    f"rule): use fewer --coordinator.workers, or --coordinator.transport in_process"
                 )
             )
         if isinstance(answer, ConfigurationError):
@@ -239,41 +187,17 @@ class ProcessExecutor(Executor):
         self._all, self._idle = [], []
 
 
-def make_executor(
-    kind: ExecutorKind, work: ClientWork, threads: int | None, workers: int | None, timeout_seconds: float | None
-) -> Executor:
-    """The executor of a configuration."""
-    if kind == "sequential":
-        return SequentialExecutor(work, threads)
-    return ProcessExecutor(work, threads, workers, timeout_seconds)
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """So many threads within one operation: the last bits of a sum depend on their number."""
-    before = torch.get_num_threads()
-    if threads == before:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def fitting_workers(device: torch.device, federation: Federation) -> int:
-    """One a thread on a CPU; on GPUs as many as have room beside each other, at least one each."""
+def fitting_workers(device: torch.device, encoder_bytes: int) -> int:
+    """Return one worker a thread on a CPU; on GPUs as many as fit beside each other, at least one each."""
     if device.type != "cuda":
         return torch.get_num_threads()
-    encoder_bytes = federation.encoder.nbytes
-    rooms = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
-    return sum(max(1, room // (encoder_bytes + GPU_BYTES_A_WORKER)) for room in rooms)
+    free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    return sum(max(1, free_bytes // (encoder_bytes + GPU_BYTES_A_WORKER)) for free_bytes in free)
 
 
 @contextmanager
 def visible_gpu(index: int) -> Iterator[None]:
-    """Processes started within see one GPU, in turns; without GPUs nothing changes."""
+    """Let processes that are started within see one GPU, in turns; without GPUs nothing changes."""
     name = "CUDA_VISIBLE_DEVICES"
     given = os.environ.get(name)
     if given is None:

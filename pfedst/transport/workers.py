@@ -1,8 +1,7 @@
-"""The other end of a ProcessExecutor: what a worker process does, and what travels to it and back."""
+"""The other end of `Processes`: a worker process, and how messages travel through its pipe."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import signal
 import warnings
@@ -11,97 +10,45 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from safetensors.torch import load, save
 
-from pfedst.client.client import ClientWork, Fit, Task
-from pfedst.client.module import FederatedClient
+from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError
 from pfedst.messages.faults import Fault
-from pfedst.messages.payload import raw_bytes
-from pfedst.server.server import Federation
+from pfedst.messages.payload import Payload
+from pfedst.messages.requests import Reply, Request
+from pfedst.transport.in_process import attempt
+
+READY = "ready"
 
 
-class _Bytes(NamedTuple):
-    """A tensor by value. Sent as it is, a tensor would be shared memory that both sides write to."""
-
-    content: bytes
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-def packed(value: Any) -> Any:
-    """Nested dicts, lists and tuples with their tensors by value."""
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu()
-        return _Bytes(bytes(raw_bytes(plain)), plain.dtype, tuple(plain.shape))
-    if isinstance(value, dict):
-        return {key: packed(part) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(packed(part) for part in value)
-    return value
-
-
-def unpacked(value: Any) -> Any:
-    """The inverse of `packed`, with tensors of their own."""
-    if isinstance(value, _Bytes):
-        if not value.content:
-            return torch.empty(value.shape, dtype=value.dtype)
-        return torch.frombuffer(bytearray(value.content), dtype=value.dtype).reshape(value.shape)
-    if isinstance(value, dict):
-        return {key: unpacked(part) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(unpacked(part) for part in value)
-    return value
-
-
-def _state(client: FederatedClient) -> dict[str, Any]:
-    """All of a client that a task may change."""
-    client.move_to("cpu")
+def to_bytes(parts: Payload) -> dict[str, bytes]:
+    """Pack named states by value: a tensor sent as it is would be memory that both sides write to."""
     return {
-        "own": client.own_tensors(),
-        "memo": client.memo,
-        "optimizer_state": client.optimizer_state,
-        "round": client.round,
-        "finetuning": client.finetuning,
+        part: save(
+            {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in s.items()}
+        )
+        for part, s in parts.items()
     }
 
 
-def state_for(federation: Federation, task: Task) -> list[dict[str, Any]]:
-    """What a worker needs to know for a task, packed: the client, and for an evaluation the generic model."""
-    clients = [federation.members[task.name]]
-    if not isinstance(task, Fit) and federation.personalises:
-        clients.append(federation.generic)
-    return [packed(_state(client) | {"received": client.received}) for client in clients]
-
-
-def load(client: FederatedClient, sent: dict[str, Any]) -> None:
-    """Put a client in the state that the other side sent."""
-    state = unpacked(sent)
-    client.move_to("cpu").load_own_state(state.pop("own"))
-    for name, value in state.items():
-        setattr(client, name, value)
-    client.derived.clear()
-
-
-def refusal(error: Exception) -> Fault | ConfigurationError:
-    """An answer that is none."""
-    return error if isinstance(error, ConfigurationError) else Fault.of(error)
+def from_bytes(parts: dict[str, bytes]) -> Payload:
+    """The inverse of `to_bytes`."""
+    return {part: load(content) for part, content in parts.items()}
 
 
 class TorchSettings(NamedTuple):
-    """What of torch holds for a whole process, was chosen in the run's, and decides over bits."""
+    """Settings of torch that hold for a whole process and decide over bits, as chosen in the process of the run."""
 
-    threads: int
     deterministic: bool
     warn_only: bool
     cudnn_benchmark: bool
     matmul_precision: str
 
     @classmethod
-    def here(cls, threads: int) -> TorchSettings:
-        """Those of this process, but for the number of threads."""
+    def here(cls) -> TorchSettings:
+        """Return the settings of this process."""
         return cls(
-            threads,
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
             torch.backends.cudnn.benchmark,
@@ -109,44 +56,40 @@ class TorchSettings(NamedTuple):
         )
 
     def adopt(self) -> None:
-        """Have them hold in this process."""
-        torch.set_num_threads(self.threads)
+        """Apply the settings to this process."""
         torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         torch.set_float32_matmul_precision(self.matmul_precision)
 
 
-def serve(connection: Connection, shared: ClientWork, settings: TorchSettings) -> None:
-    """The life of a worker: tasks until the other end closes."""
+def serve(connection: Connection, client: Client, settings: TorchSettings) -> None:
+    """Run a worker: answer requests until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the run
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     with suppress(EOFError, ConnectionError):
         try:
             settings.adopt()
-            # what came is shared memory; the encoder may stay so, clients are trained in place
-            work = ClientWork(copy.deepcopy(shared.federation), shared.data, shared.local)
-            connection.send("ready")
+            torch.set_num_threads(client.threads)
+            client.own_memory()
+            connection.send(READY)
         except Exception as error:
             connection.send(refusal(error))
             return
         while True:
-            task, state = connection.recv()
-            try:
-                connection.send(answer(work, task, state))
-            except Exception as error:
-                connection.send(refusal(error))
+            name, values, parts = connection.recv()
+            connection.send(answer(client, name, values, parts))
 
 
-def answer(work: ClientWork, task: Task, sent: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """A task's result, and for a fit the client after it.
+def answer(client: Client, name: str, values: dict[str, Any], parts: dict[str, bytes]) -> Any:
+    """Return the packed reply, a Fault, or the ConfigurationError that ends the run."""
+    try:
+        reply = attempt(client, name, Request.from_values(values, from_bytes(parts)))
+    except ConfigurationError as error:
+        return error
+    return (reply.values, to_bytes(reply.parts)) if isinstance(reply, Reply) else reply
 
-    Raises:
-        Exception: whatever the task does.
-    """
-    federation = work.federation
-    client = federation.members[task.name]
-    for target, state in zip((client, federation.generic), sent, strict=False):
-        load(target, state)
-    result = work.do(task)
-    return result, packed(_state(client)) if isinstance(task, Fit) else None
+
+def refusal(error: Exception) -> Fault | ConfigurationError:
+    """Return what a worker sends in place of a reply."""
+    return error if isinstance(error, ConfigurationError) else Fault.of(error)

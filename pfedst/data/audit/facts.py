@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from pfedst.data.sites import Place, Sites
+from pfedst.data.sites import LabelledImages, Place, Sites, Split
 from pfedst.data.sources import ImageHeader, content_digest
 from pfedst.errors import DataError, listed
 
@@ -45,6 +45,20 @@ class Seen:
                 + listed(faults, "\n  ")
                 + "\nRemove them (and their rows), or copy them again; nothing was trained."
             )
+
+
+def image_digests(site: str, split: Split, part: LabelledImages, seen: Seen | None) -> list[str]:
+    """Return 32 hexadecimal digits of each image of a split.
+
+    Args:
+        site: the site.
+        split: the split.
+        part: its images.
+        seen: of `scan`: images are hashed by their content; without, by the last part of their names.
+    """
+    if seen is not None:
+        return [seen.facts[Place(site, split, row)].digest for row in range(len(part.labels))]
+    return [content_digest(PurePath(part.source.name(row)).name.encode()) for row in range(len(part.labels))]
 
 
 def fingerprint(sites: Sites, seen: Seen | None) -> str:

@@ -1,0 +1,59 @@
+"""Options of older versions: configurations that name them still load, with a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+GROUP = "coordinator"
+EXECUTOR, TRANSPORT, SAVE_FITS = "executor", "transport", "save_fits"
+TRANSPORTS = {"sequential": "in_process", "processes": "processes"}
+"""Values of `executor` by their present name as `transport`."""
+
+
+def with_present_names(configuration: Any) -> Any:
+    """Return a configuration with the present names of its options."""
+    if not isinstance(configuration, dict) or not isinstance(configuration.get(GROUP), dict):
+        return configuration
+    options = dict(configuration[GROUP])
+    if EXECUTOR in options:
+        options[TRANSPORT] = _transport(options.pop(EXECUTOR))
+    if SAVE_FITS in options:
+        del options[SAVE_FITS]
+        _warn_of_save_fits()
+    return configuration | {GROUP: options}
+
+
+def present_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return arguments of a command line with the present names of options."""
+    found, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name not in (f"--{GROUP}.{EXECUTOR}", f"--{GROUP}.{SAVE_FITS}"):
+            found.append(argument)
+            continue
+        if not equals and rest:
+            value = rest.pop(0)
+        if name.endswith(EXECUTOR):
+            found.append(f"--{GROUP}.{TRANSPORT}={_transport(value)}")
+        else:
+            _warn_of_save_fits()
+    return found
+
+
+def _transport(executor: str) -> str:
+    present = TRANSPORTS.get(executor, executor)
+    logging.getLogger("pfedst").warning(
+        "--%s.%s %s is now --%s.%s %s; please rename it", GROUP, EXECUTOR, executor, GROUP, TRANSPORT, present
+    )
+    return present
+
+
+def _warn_of_save_fits() -> None:
+    logging.getLogger("pfedst").warning(
+        "--%s.%s is gone: every local fit is saved, since the state of a site lives in its folder; please remove it",
+        GROUP,
+        SAVE_FITS,
+    )

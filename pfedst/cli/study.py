@@ -1,0 +1,81 @@
+"""The options of a study: those of a configuration that results depend on and that are not at their default."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+from pfedst.cli.yaml_text import load_yaml
+from pfedst.options import Effect, effect_of, of_the_study
+from pfedst.reporting.loading import dotted
+
+CONFIG_FORMAT = 2
+"""Of `config.yaml`. Format 1 had no such key."""
+INIT_ARGS = ".init_args."
+UNKNOWN = object()
+
+
+def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the study that differ from their defaults, by dotted key.
+
+    Args:
+        text: the resolved configuration, as YAML.
+        defaults: of options that belong to no class of the configuration, by dotted key.
+    """
+    return of_the_study(_not_at_default(dotted(load_yaml(text, "the configuration")), defaults))
+
+
+def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
+    """Return all that results depend on of a configuration, one key a line: what a comparison hashes.
+
+    Paths of images and weights are included, since their content is not known yet. Options that change last digits only
+    are not.
+    """
+    flat = _not_at_default(dotted(load_yaml(text, "the configuration")), defaults)
+    paths = ("data.init_args.root", "data.init_args.manifest")
+    kept = {key: value for key, value in flat.items() if effect_of(key) is Effect.STUDY or key in paths}
+    return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
+
+
+def _not_at_default(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for key, value in flat.items():
+        group, is_of_a_class, name = key.rpartition(INIT_ARGS)
+        default = _defaults_of(str(flat.get(f"{group}.class_path"))).get(name, UNKNOWN) if is_of_a_class else UNKNOWN
+        if not is_of_a_class and not key.endswith(".class_path"):
+            default = defaults.get(key, UNKNOWN)
+        if default is UNKNOWN or _plain(default) != value:
+            kept[key] = value
+    return kept
+
+
+@cache
+def _defaults_of(class_path: str) -> dict[str, Any]:
+    """Return the defaults of all options of a class, those of its bases included; empty if it cannot be imported."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return {}
+    defaults: dict[str, Any] = {}
+    for base in inspect.getmro(found) if inspect.isclass(found) else (found,):
+        try:
+            parameters = inspect.signature(base.__init__ if inspect.isclass(base) else base).parameters
+        except (TypeError, ValueError):
+            continue
+        for parameter in parameters.values():
+            if parameter.default is not inspect.Parameter.empty:
+                defaults.setdefault(parameter.name, parameter.default)
+    return defaults
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as it looks in YAML."""
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, PurePath) else value

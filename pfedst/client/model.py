@@ -1,0 +1,245 @@
+"""The model of one client: adapter, twin, memo, partition. An nn.Module, without Lightning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pfedst.adapters import Adapter, AdapterFactory
+from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Inputs, Taps, text_anchors
+from pfedst.errors import ConfigurationError
+from pfedst.messages.payload import Payload, State, check_tensors
+from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.methods.partition import Partition, norm_statistics
+from pfedst.seeds import derive_seed, seeded
+
+ADAPTER = "adapter."
+T = TypeVar("T")
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """Move nested dicts and lists of tensors; anything else is returned unchanged."""
+    if isinstance(value, Tensor):
+        return value.to(device)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {key: to_device(part, device) for key, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list):
+        return [to_device(part, device) for part in value]  # type: ignore[return-value]
+    return value
+
+
+class ClientModel(nn.Module):
+    """All tensors of one client. One instance serves many clients in turn: the state of a client is loaded into it.
+
+    The frozen encoder is held by reference and outside the module tree, hence in no state dict and no message.
+
+    Attributes:
+        name: the client.
+        encoder: the frozen encoder, one a process.
+        adapter: the trainable module.
+        twin: a second adapter that stays at the client, for a method that attaches one.
+        class_names: names of the K classes.
+        anchors: where the class anchors come from; None if the adapter has no class anchors.
+        partition: the kind of every adapter tensor.
+        learnable: keys of all parameters that are trained in some epoch.
+        memo: tensors that a method keeps at this client between rounds, by name; saved, never sent by themselves.
+        received: the last message from the server; never written in place.
+        round: the current round, from 1; 0 before the first.
+        local_epoch: the epoch of the current local fit, from 0.
+        finetuning: True in the local epochs after the last round.
+        optimizer: the optimiser of the current local fit; None outside of a fit.
+        optimizer_state: what the optimiser kept of the last fit, by the number of each learnable tensor; None if
+            nothing is kept. Learning rates and the like come from the configuration.
+    """
+
+    adapter: Adapter
+    twin: Adapter
+    partition: Partition
+    learnable: list[str]
+
+    def __init__(
+        self, encoder: Encoder, adapter: Adapter, anchors: AnchorKind | None, class_names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.encoder = encoder
+        self.adapter = adapter
+        self.anchors = anchors
+        self.name = ""
+        self.memo: dict[str, Any] = {}
+        self.received: Payload = {}
+        self.round = 0
+        self.local_epoch = 0
+        self.finetuning = False
+        self.optimizer: Optimizer | None = None
+        self.optimizer_state: dict[int, dict[str, Any]] | None = None
+
+    def attach_twin(self) -> None:
+        """Add a second adapter, equal to the first: trained in the same fit, personal, never sent."""
+        self.twin = copy.deepcopy(self.adapter)
+
+    def set_anchors(self, anchors: Tensor) -> None:
+        """Give every class head, a twin's included, the same class anchors (K, E)."""
+        for module in self.modules():
+            if isinstance(module, AnchorHead):
+                module.set_anchors(anchors)
+
+    def taps_of(self, inputs: Inputs) -> Taps:
+        """Return what the adapter needs of the encoder for a batch of images, or of what a cache holds of them."""
+        return self.encoder.taps_of(inputs, self.adapter.needs)
+
+    # -- tensors by kind ---------------------------------------------------------------------------------------
+
+    def kind(self, key: str) -> str:
+        """Return the kind of a key of the state dict; everything outside the adapter is personal."""
+        return self.partition.kinds[key.removeprefix(ADAPTER)] if key.startswith(ADAPTER) else "personal"
+
+    @property
+    def has_personal_tensors(self) -> bool:
+        """True if any tensor stays at the client."""
+        return any(self.kind(key) == "personal" for key in self.own_keys())
+
+    def shared_tensors(self) -> State:
+        """Return the shared tensors themselves, detached, by their key in the adapter."""
+        state = self.adapter.state_dict()
+        return {key: state[key].detach() for key in self.partition.keys("shared")}
+
+    def shared_state(self) -> State:
+        """Return copies of the shared tensors, by their key in the adapter."""
+        return {key: tensor.cpu().clone() for key, tensor in self.shared_tensors().items()}
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the shared parameters themselves (no buffers), by their key in the adapter."""
+        shared = set(self.partition.keys("shared"))
+        return {key: parameter for key, parameter in self.adapter.named_parameters() if key in shared}
+
+    def load_shared(self, state: State) -> None:
+        """Overwrite the shared tensors.
+
+        Raises:
+            StateError: keys, shapes or dtypes differ from the declared shared tensors, or a number is not finite.
+        """
+        own = self.shared_tensors()
+        check_tensors(state, own, f"the shared state for client {self.name}")
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+
+    def frozen_state(self) -> State:
+        """Return copies of the frozen tensors of the adapter (never the encoder's), by their key in the adapter."""
+        state = self.adapter.state_dict()
+        return {key: state[key].detach().cpu().clone() for key in self.partition.keys("frozen")}
+
+    def own_keys(self) -> list[str]:
+        """Return the keys of all tensors that are not frozen, private modules of the method included."""
+        return [key for key in self.state_dict() if self.kind(key) != "frozen"]
+
+    def own_tensors(self) -> State:
+        """Return the tensors under `own_keys` themselves, detached."""
+        state = self.state_dict()
+        return {key: state[key].detach() for key in self.own_keys()}
+
+    def own_state(self) -> State:
+        """Return copies of the tensors under `own_keys`, on the CPU."""
+        return {key: tensor.cpu().clone() for key, tensor in self.own_tensors().items()}
+
+    def load_own_state(self, state: State) -> None:
+        """Load what `own_state` returned.
+
+        Raises:
+            StateError: the state does not fit this model.
+        """
+        check_tensors(state, self.own_tensors(), f"the saved state of client {self.name}")
+        self.load_state_dict(state, strict=False)
+
+    # -- device ------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter; the CPU without parameters."""
+        first = next(self.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def move_to(self, device: torch.device | str) -> ClientModel:
+        """Move modules, memo and received message to a device; the encoder stays where it is."""
+        device = torch.device(device)
+        self.received, self.memo = to_device(self.received, device), to_device(self.memo, device)
+        # five walks over all modules are spared where everything is there already
+        moved: ClientModel = self if self.device == device else self.to(device)
+        return moved
+
+    # -- what the server may know ------------------------------------------------------------------------------
+
+    def start(self) -> Start:
+        """Describe this model as the start of a run: shared and frozen tensors, sizes and names."""
+        parameters = dict(self.named_parameters())
+        shared = self.shared_state()
+        return Start(
+            state=shared,
+            parameter_keys=tuple(self.shared_parameters()),
+            frozen=self.frozen_state(),
+            trains=bool(self.learnable),
+            adapter=type(self.adapter).__name__,
+            anchors=self.anchors,
+            anchors_shape=(len(self.class_names), self.encoder.spec.embedding),
+            parameters_trained=sum(parameters[key].numel() for key in self.learnable),
+            parameters_sent=sum(tensor.numel() for tensor in shared.values()),
+        )
+
+
+def build_model(
+    encoder: Encoder,
+    make_adapter: AdapterFactory | None,
+    anchors: AnchorKind,
+    prompts: Sequence[str],
+    class_names: Sequence[str],
+    method: FederatedMethod,
+    run_seed: int,
+) -> ClientModel:
+    """Build the model that every client of a run starts from.
+
+    Args:
+        encoder: the frozen encoder.
+        make_adapter: encoder and head -> adapter; None for the default adapter of the method.
+        anchors: where the class anchors come from; prototypes are set later.
+        prompts: templates for `text` anchors.
+        class_names: names of the K classes.
+        method: the plugin.
+        run_seed: the seed of the run.
+
+    Raises:
+        ConfigurationError: the method does not run on this adapter, or nothing would train learned anchors.
+    """
+    with seeded(derive_seed(run_seed, "initial weights")):
+        head = AnchorHead(class_names, encoder.spec.embedding, encoder.logit_scale, anchors)
+        adapter = (make_adapter or method.default_adapter)(encoder, head)
+    if method.requires is not None and not isinstance(adapter, method.requires):
+        raise ConfigurationError(
+            f"method {type(method).__name__} runs on {method.requires.__name__}, not on "
+            f"{type(adapter).__name__}: leave --model.adapter out, or choose {method.requires.__name__}"
+        )
+    has_head = any(module is head for module in adapter.modules())
+    if has_head and anchors == "text":
+        head.set_anchors(text_anchors(encoder, class_names, prompts))
+    model = ClientModel(encoder, adapter, anchors if has_head else None, class_names)
+    with seeded(derive_seed(run_seed, "method weights")):
+        method.build(model)
+    model.partition = Partition(
+        method.partition(model),
+        model.adapter.state_dict(),
+        f"method {type(method).__name__}",
+        norm_statistics(model.adapter) if method.norm_statistics == "private" else (),
+    )
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(model.kind(key) != "frozen" and parameter.requires_grad)
+    model.learnable = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+    if model.anchors == "learned" and not model.learnable:
+        raise ConfigurationError(
+            f"method {type(method).__name__} trains nothing, so anchors: learned would stay random; use "
+            f"--model.anchors text or prototypes"
+        )
+    return model

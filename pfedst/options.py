@@ -1,0 +1,67 @@
+"""The one list of options by their effect on results.
+
+Resuming a run accepts changes of options without effect and of local options. Clients of one run, and runs of one row
+of a table, must agree in the options of the study. An option that is not listed here belongs to the study, so that a
+new option cannot be forgotten. An option at its default does not enter a hash, so that a new option orphans no old run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+
+class Effect(Enum):
+    """The effect of an option on results."""
+
+    NONE = "no effect on results"
+    LOCAL = "differs from machine to machine, with the same bits"
+    LAST_DIGITS = "differs from machine to machine, with other last digits"
+    STUDY = "part of the study"
+
+
+EFFECTS: dict[str, Effect] = {
+    "config": Effect.NONE,
+    "config_format": Effect.NONE,
+    "pfedst_version": Effect.NONE,
+    "name": Effect.NONE,
+    "runs_dir": Effect.NONE,
+    "resume": Effect.NONE,
+    "ckpt_path": Effect.NONE,
+    "coordinator.keep_states": Effect.NONE,
+    "coordinator.min_clients": Effect.NONE,
+    "coordinator.transport": Effect.NONE,
+    "coordinator.workers": Effect.NONE,
+    "coordinator.timeout_seconds": Effect.NONE,
+    "trainer.default_root_dir": Effect.NONE,
+    "trainer.enable_model_summary": Effect.NONE,
+    "trainer.enable_progress_bar": Effect.NONE,
+    "trainer.logger": Effect.NONE,
+    # the content of images and weights is compared by hash (`identity.json`), wherever they lie
+    "data.init_args.root": Effect.LOCAL,
+    "data.init_args.manifest": Effect.LOCAL,
+    "data.init_args.num_workers": Effect.LOCAL,
+    "data.init_args.cache_folder": Effect.LOCAL,
+    "data.init_args.cache_max_bytes": Effect.LOCAL,
+    "data.init_args.audit": Effect.LOCAL,
+    "coordinator.threads": Effect.LAST_DIGITS,
+    "trainer.accelerator": Effect.LAST_DIGITS,
+    "trainer.devices": Effect.LAST_DIGITS,
+    "data.init_args.cache": Effect.LAST_DIGITS,
+}
+"""Effects by the dotted key of an option, or of a group of options."""
+SEED = "seed_everything"
+"""The option in which the runs of one row differ."""
+
+
+def effect_of(key: str) -> Effect:
+    """Return the effect of an option by its dotted key, such as `data.init_args.root`."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((EFFECTS[prefix] for prefix in prefixes if prefix in EFFECTS), Effect.STUDY)
+
+
+def of_the_study(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are part of the study, of options by their dotted keys."""
+    return {key: value for key, value in sorted(options.items()) if effect_of(key) is Effect.STUDY}

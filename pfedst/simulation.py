@@ -1,0 +1,160 @@
+"""A run on this machine: builds clients, transport and coordinator from one configuration, and joins them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from pfedst.client.client import Client
+from pfedst.client.model import ClientModel
+from pfedst.client.module import FederatedClient, default_optimizer
+from pfedst.client.training import LocalTrainer, callbacks_of, shows_a_fit
+from pfedst.data import FederatedDataModule, Split
+from pfedst.errors import ConfigurationError
+from pfedst.messages.transport import Transport
+from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.reporting import RunFolder
+from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.server.server import MakeStart
+from pfedst.tracking import RoundHooks, RunLoggers
+from pfedst.transport.in_process import InProcess
+from pfedst.transport.processes import Processes
+
+SITES = "sites"
+"""The folder within a run's folder that holds the state of each site."""
+
+
+def fit(
+    coordinator: FederatedCoordinator,
+    template: FederatedClient,
+    data: FederatedDataModule,
+    method: FederatedMethod,
+    trainer: Trainer,
+    run: RunFolder,
+    run_seed: int,
+    resume: bool = False,
+    study: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train a method across the sites of a data set on this machine, and leave everything in the run folder.
+
+    Args:
+        coordinator: options of the rounds.
+        template: the configured client, without classes.
+        data: prepared or not; it is given the encoder's preprocessing here.
+        method: the plugin.
+        trainer: the configured Trainer; its callbacks and loggers see rounds as steps.
+        run: where to write.
+        run_seed: the seed of the run.
+        resume: continue with what the run folder holds; results are those of a run that was never interrupted.
+        study: the options of the study, for the summary; see `pfedst.options`.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        PfedstError: an error with a remedy.
+    """
+    local = LocalTrainer(trainer)
+    if local.epochs < method.fewest_local_epochs:
+        raise ConfigurationError(
+            f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a round do "
+            f"not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
+        )
+    client = make_client(template, data, method, run_seed, local, run.path / SITES, coordinator.held_out_sites, study)
+    hooks = make_hooks(trainer, client)
+    return coordinator.fit(
+        make_transport(coordinator, client),
+        method,
+        start_maker(client.model),
+        hooks,
+        run,
+        run_seed,
+        resume,
+        client.study,
+        client.load_frozen,
+    )
+
+
+def evaluate(
+    coordinator: FederatedCoordinator,
+    template: FederatedClient,
+    data: FederatedDataModule,
+    method: FederatedMethod,
+    trainer: Trainer,
+    folder: Path,
+    split: Split,
+    run_seed: int,
+) -> dict[str, Any]:
+    """Evaluate the last saved round of a run on one split of a data set on this machine.
+
+    Args:
+        coordinator, template, data, method, trainer, run_seed: as in `fit`, of the run's own configuration.
+        folder: the run's folder.
+        split: `validation` or `test`.
+
+    Raises:
+        StateError: no state, or one that does not fit the configuration.
+    """
+    held_out = coordinator.held_out_sites
+    client = make_client(template, data, method, run_seed, LocalTrainer(trainer), folder / SITES, held_out)
+    client.keeps_predictions = False
+    transport = InProcess(client, coordinator.threads)
+    start = start_maker(client.model)
+    return coordinator.evaluate(transport, method, start, folder, split, run_seed, client.load_frozen)
+
+
+def make_client(
+    template: FederatedClient,
+    data: FederatedDataModule,
+    method: FederatedMethod,
+    run_seed: int,
+    local: LocalTrainer,
+    sites: Path | None,
+    held_out: tuple[str, ...] = (),
+    study: Mapping[str, Any] | None = None,
+) -> Client:
+    """Check the data, then build the client that answers for all sites of a data set, at the start of a run.
+
+    Missing entries of the tap cache are computed here, on the device and with the precision of `local`.
+
+    Raises:
+        PfedstError: data, options or weights cannot be used.
+    """
+    data.prepare(template.encoder.preprocessing)
+    module = template.build(data.class_names, method, run_seed)
+    client = Client(module, data, local, run_seed, sites, held_out, study)
+    with local.evaluating():
+        data.cache_taps(module.encoder, module.model.adapter.needs, local.device)
+    return client
+
+
+def make_transport(coordinator: FederatedCoordinator, client: Client) -> Transport:
+    """Make the transport that the coordinator's options name."""
+    if coordinator.transport == "in_process":
+        return InProcess(client, coordinator.threads)
+    return Processes(client, coordinator.threads, coordinator.workers, coordinator.timeout_seconds)
+
+
+def make_hooks(trainer: Trainer, client: Client) -> RoundHooks:
+    """Make the hooks that show rounds to the callbacks and loggers of a Trainer; their module is a copy."""
+    module = client.module.around(copy.deepcopy(client.model), client.method)
+    module.make_optimizer = default_optimizer  # one of a configuration refers to everything that was made with it
+    callbacks = [callback for callback in callbacks_of(trainer) if not shows_a_fit(callback)]
+    return RoundHooks(trainer, module, callbacks, RunLoggers(list(trainer.loggers)))
+
+
+def start_maker(model: ClientModel) -> MakeStart:
+    """Return the function by which the server learns the start of a run, from a copy of a client's model."""
+    initial = copy.deepcopy(model)
+
+    def make_start(anchors: Tensor | None) -> Start:
+        if anchors is not None:
+            initial.set_anchors(anchors)
+        return initial.start()
+
+    return make_start

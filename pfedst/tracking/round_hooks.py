@@ -1,0 +1,87 @@
+"""Rounds as the steps that Lightning's callbacks and loggers see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from pfedst.tracking.loggers import RunLoggers
+
+
+class RoundHooks:
+    """Lets Lightning callbacks and loggers see the federated run: one epoch, and one step, is one round.
+
+    Callbacks get the hooks around training once, the start of an epoch once a round, and its end and that of
+    validation after each evaluated round, with `trainer.global_step` at the round and `trainer.callback_metrics`
+    holding the metrics of that round. An EarlyStopping on `federation/validation/balanced_accuracy` therefore ends the
+    run after a round. The module that callbacks get holds the generic model.
+
+    Args:
+        trainer: the configured Trainer; it runs no fit itself.
+        module: the module to show.
+        callbacks: the callbacks that see rounds.
+        loggers: the loggers of the run.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, callbacks: Sequence[Callback], loggers: RunLoggers
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.callbacks = list(callbacks)
+        self.loggers = loggers
+
+    def start(self) -> None:
+        """Call the hooks before the first round."""
+        self._call("setup", stage="fit")
+        self._call("on_fit_start")
+        self._call("on_train_start")
+
+    def before_round(self, round_number: int) -> None:
+        """Call the hooks at the start of a round."""
+        self._show_round(round_number - 1)
+        self._call("on_train_epoch_start")
+
+    def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics at the end of a round, evaluated or not."""
+        self.loggers.log(round_number, metrics)
+
+    def after_evaluation(self, round_number: int, metrics: Mapping[str, float], shared: Mapping[str, Tensor]) -> bool:
+        """Call the hooks after the evaluation of a round; return True if a callback asks to stop.
+
+        Args:
+            round_number: the round.
+            metrics: the metrics of the round.
+            shared: the merged shared tensors, by their key in the adapter.
+        """
+        self._show_round(round_number)
+        self.module.load_state_dict({f"model.adapter.{key}": value for key, value in shared.items()}, strict=False)
+        shown = self.trainer._logger_connector._callback_metrics
+        shown.clear()
+        shown.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self.trainer.should_stop = False
+        self._call("on_validation_end")
+        self._call("on_train_epoch_end")
+        return bool(self.trainer.should_stop)
+
+    def end(self) -> None:
+        """Call the hooks after the last round."""
+        self._call("on_train_end")
+        self._call("on_fit_end")
+        self._call("teardown", stage="fit")
+
+    def _show_round(self, round_number: int) -> None:
+        loop = self.trainer.fit_loop
+        self.trainer.state.fn = TrainerFn.FITTING
+        loop.epoch_progress.current.processed = round_number  # type: ignore[attr-defined]
+        loop.epoch_progress.current.completed = round_number
+        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = round_number
+
+    def _call(self, hook: str, **arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self.trainer, self.module, **arguments)
