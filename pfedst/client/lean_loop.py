@@ -1,9 +1,9 @@
-"""Lightning's steps without the calls that nobody answers.
+"""Lightning's training steps without calls that have no effect.
 
-Lightning asks some 30 hooks a step and opens a profiler around each: 0.5 ms, a tenth of a short step. In a local fit
-there is no callback, logger or profiler (`RoundHooks` shows them rounds instead), and a client fills few hooks, so that
-most of these calls reach nobody. Where one would be heard, and where something is not plain, Lightning's own way is
-taken; `tests/client/test_training.py` compares the two.
+Lightning calls some 30 hooks a step and opens a profiler around each, which takes 0.5 ms, a tenth of a short step. A
+local fit has no callback, logger or profiler (they see rounds instead: `RoundHooks`), and `FederatedClient` implements
+few hooks, so that most of these calls have no effect. If a call would have an effect, or a setting is unusual,
+Lightning's own loop runs; `tests/client/test_training.py` compares the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pfedst.client.module import FederatedClient
 
-NOT_ASKED = (
+SKIPPED_HOOKS = (
     "on_before_batch_transfer",
     "transfer_batch_to_device",
     "on_after_batch_transfer",
@@ -34,11 +34,11 @@ NOT_ASKED = (
     "on_after_backward",
     "on_train_batch_end",
 )
-"""Hooks of a LightningModule that are empty there, or do what `LeanEpochLoop` does."""
+"""Hooks of a LightningModule that `LeanEpochLoop` does not call: they are empty, or do what the loop does itself."""
 
 
 def is_plain(trainer: Trainer, fetcher: _DataFetcher) -> bool:
-    """Whether a step of this fit is forward, backward and optimiser, and nobody else has a part in it."""
+    """Return True if a step of this fit is forward, backward and optimiser, and nothing else."""
     module = trainer.lightning_module
     return (
         not (trainer.callbacks or trainer.loggers or trainer.lr_scheduler_configs)  # type: ignore[attr-defined]
@@ -50,22 +50,22 @@ def is_plain(trainer: Trainer, fetcher: _DataFetcher) -> bool:
         and isinstance(module, FederatedClient)
         and module.automatic_optimization
         and not is_overridden("training_step", module, FederatedClient)
-        and not any(is_overridden(hook, module) for hook in NOT_ASKED)
+        and not any(is_overridden(hook, module) for hook in SKIPPED_HOOKS)
     )
 
 
 class LeanEpochLoop(_TrainingEpochLoop):
-    """The steps of an epoch. Precision, accumulation, clipping and counters are what they are in Lightning's way."""
+    """Runs the steps of an epoch with Lightning's precision, accumulation, clipping and counters."""
 
     lean = False
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Choose the way; who listens does not change within an epoch."""
+        """Choose the loop for this epoch; callbacks and loggers do not change within an epoch."""
         super().on_run_start(data_fetcher)
         self.lean = is_plain(self.trainer, data_fetcher)
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """One batch."""
+        """Run one batch."""
         if not self.lean:
             return super().advance(data_fetcher)
         trainer, progress = self.trainer, self.batch_progress
@@ -74,7 +74,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         progress.is_last_batch = data_fetcher.done
         batch = trainer.precision_plugin.convert_input(batch)
         device = trainer.strategy.root_device
-        if device.type != "cpu":  # loaders hand out what is on the CPU
+        if device.type != "cpu":  # loaders return tensors on the CPU
             batch = trainer.lightning_module.transfer_batch_to_device(batch, device, 0)
         progress.increment_ready()
         progress.increment_started()
@@ -88,12 +88,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def _step(self, batch: Any, index: int) -> None:
         trainer, strategy = self.trainer, self.trainer.strategy
         module, optimizer, batches = trainer.lightning_module, trainer.optimizers[0], trainer.accumulate_grad_batches
-        doing = vars(module)  # torch's own way to set an attribute of a module searches its parameters first
+        attributes = vars(module)  # setting an attribute of a module the usual way searches its parameters first
         steps_after = not self._should_accumulate()
 
         def closure() -> Tensor:
             with torch.enable_grad():
-                doing["_current_fx_name"] = "training_step"
+                attributes["_current_fx_name"] = "training_step"
                 loss: Tensor = strategy.training_step(batch, index)
                 if batches > 1:
                     loss = loss / batches
@@ -101,12 +101,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
                     module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
                 loss.backward()  # type: ignore[no-untyped-call]
             if steps_after:
-                doing["_current_fx_name"] = "on_before_optimizer_step"
+                attributes["_current_fx_name"] = "on_before_optimizer_step"
                 module.on_before_optimizer_step(optimizer)
                 module.configure_gradient_clipping(
                     optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
                 )
-            doing["_current_fx_name"] = None
+            attributes["_current_fx_name"] = None
             return loss.detach()
 
         if steps_after:
@@ -118,7 +118,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
             closure()
 
     def _open_results(self, batch: Any) -> None:
-        """A module may log in a local fit: it goes nowhere, and must not fail."""
+        """Let a module log in a local fit: the values are dropped, and the call must not fail."""
         connector, results = self.trainer._logger_connector, self._results
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
@@ -129,7 +129,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         self._results.batch = None
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """After a batch: no validation, no schedule, no logger."""
+        """Finish a batch: there is no validation, schedule or logger."""
         if not self.lean:
             return super().on_advance_end(data_fetcher)
         if not self._should_accumulate():

@@ -1,4 +1,4 @@
-"""The optimiser of a local fit, and those that cannot work."""
+"""Makes the optimiser of a local fit, and refuses optimisers that cannot work."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def grouped_optimizer(
     kept: Mapping[int, Mapping[str, Any]] | None,
     scaled: bool,
 ) -> Optimizer:
-    """One optimiser over groups of (learning-rate scale, weight decay or none).
+    """Make one optimiser over groups of (learning-rate scale, weight decay or none).
 
     Args:
         make: parameter groups -> the optimiser.
-        parameters: those that are trained in some epoch, by name.
-        norms: names of those of normalisation layers: they get no weight decay, nor do biases.
+        parameters: the parameters that are trained in some epoch, by name.
+        norms: names of the parameters of normalisation layers. They get no weight decay, and neither do biases.
         scale_of: name -> factor on the learning rate.
-        kept: of each parameter, by its number, what the optimiser kept of the last fit; None for nothing.
-        scaled: whether the loss is scaled, as with 16-mixed precision.
+        kept: the optimiser's state after the last fit, by the number of each parameter; None for none.
+        scaled: True if the loss is scaled, as with 16-mixed precision.
 
     Raises:
         ConfigurationError: its options are out of range, or it cannot work here.
@@ -49,14 +49,14 @@ def grouped_optimizer(
 
 
 def optimizer_options(make: Callable[[list[dict[str, Any]]], Optimizer]) -> dict[str, Any]:
-    """Class and main options of an optimiser, for the protocol.
+    """Return class and main options of an optimiser, for the protocol.
 
     Raises:
         ConfigurationError: its options are out of range.
     """
     optimizer = _made(make, [{"params": [nn.Parameter(torch.zeros(1))]}])
-    told = ("lr", "weight_decay", "momentum")
-    return {"class": type(optimizer).__name__} | {n: v for n, v in optimizer.defaults.items() if n in told}
+    shown = ("lr", "weight_decay", "momentum")
+    return {"class": type(optimizer).__name__} | {n: v for n, v in optimizer.defaults.items() if n in shown}
 
 
 def _made(make: Callable[[list[dict[str, Any]]], Optimizer], groups: list[dict[str, Any]]) -> Optimizer:

@@ -21,19 +21,19 @@ NET = "net"
 
 
 def payload_bytes(payload: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Bytes of every tensor of a message."""
+    """Return the number of bytes of all tensors of a message."""
     return sum(t.numel() * t.element_size() for state in payload.values() for t in state.values())
 
 
 def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payload:
-    """A message whose tensors share no memory with the sender's."""
+    """Copy a message, so that its tensors share no memory with the sender's."""
     return {
         name: {key: t.detach().to(device, copy=True) for key, t in state.items()} for name, state in payload.items()
     }
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a tensor on the CPU, not copied if it is contiguous."""
+    """Return the memory of a tensor on the CPU; it is not copied if the tensor is contiguous."""
     return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
 
 
@@ -127,6 +127,6 @@ def check_message(
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    """True if every number is surely finite: a sum tells it in a tenth of the time, unless it overflows itself."""
+    """Return True if every number is certainly finite: a sum takes a tenth of the time, unless it overflows itself."""
     sums = [tensor.sum(dtype=torch.float32).cpu() for tensor in tensors if tensor.is_floating_point()]
     return not sums or bool(torch.isfinite(torch.stack(sums)).all())

@@ -117,9 +117,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees: what the encoder handed out for B images, and their class indices (B,).
+    """One training batch: the taps of B images and their class indices (B,).
 
-    `unlabelled` holds as much for images without labels, for a method that asks for them (`unlabelled`).
+    `unlabelled` holds the taps of as many images without labels, for a method whose `unlabelled` names a split.
     """
 
     taps: Taps
@@ -128,14 +128,14 @@ class Batch:
 
 
 def pull_towards(parameters: Mapping[str, nn.Parameter], anchor: Mapping[str, Tensor], strength: float) -> None:
-    """Add strength * (parameter - anchor) to the gradients: that of strength / 2 * squared distance to the anchor."""
+    """Add strength * (parameter - anchor) to the gradients: the gradient of strength / 2 * ||parameter - anchor||^2."""
     for key, parameter in parameters.items():
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - anchor[key], alpha=strength)
 
 
 class FederatedMethod:
-    """Federated averaging, and the hooks by which another method differs from it.
+    """Base of every method: federated averaging, and the hooks that another method overrides.
 
     A client is built once (`build`), the server once (`setup`). In a round the server sends (`broadcast`), a client
     loads the message (`receive`), trains (`trainable`, `loss`, `edit_gradients`) and replies (`upload`), and the server
@@ -143,23 +143,24 @@ class FederatedMethod:
 
     Attributes:
         source: paper, venue and year: where the method comes from.
-        requires: the class of adapter without which the method cannot run, if there is one; another is refused.
-        sequential: True for ring methods: a round takes the clients one after the other, merging after each.
+        requires: the class of adapter that the method needs; None for any. Other adapters are refused.
+        sequential: True for ring methods: a round takes the clients one after the other and merges after each.
         pooled: True for the upper reference: one client trains on the images of all sites together.
-        extra_messages: names of what travels beside `net`; a name that is not declared here cannot leave a client.
-            All clients of a round send the same keys and shapes under them; who differs from most is left out.
+        extra_messages: names of the messages beside `net`. A name that is not declared here cannot leave a client. All
+            clients of a round send the same keys and shapes under a name; a client that differs from most is left out.
 
     Args:
         weighting: how clients count when the server averages: by training `samples` (n_k / sum n), or `uniform`.
         finetune_epochs: local epochs of each client after the last round, >= 0; nothing is sent after them.
-        norm_statistics: running statistics of norm layers are `merged` as what they are part of, or kept `private`.
-        merge_rule: how what clients sent becomes one: `mean` with their weights, or a rule that holds where some
-            clients are hostile: `median` or `trimmed_mean` of each number, in which all clients count alike, or
-            `clipped_mean`, in which no client's change is longer than the median over clients.
-        trim: of `trimmed_mean`: share of the clients that is left out at each end, in [0, 0.5].
+        norm_statistics: running statistics of norm layers are `merged` like the layer they belong to, or kept
+            `private`.
+        merge_rule: how the messages of clients are merged. `mean` uses the clients' weights. Robust rules tolerate
+            malicious clients: `median` and `trimmed_mean` of each number count all clients alike; `clipped_mean` limits
+            the length of each client's change to the median over clients.
+        trim: share of the clients that `trimmed_mean` leaves out at each end, in [0, 0.5].
 
     Raises:
-        ConfigurationError: an option out of its range.
+        ConfigurationError: an option is out of range.
     """
 
     source: ClassVar[str] = ""
@@ -187,43 +188,46 @@ class FederatedMethod:
         self.require("merge_rule", merge_rule == "mean" or not alone, "it merges one message at a time; use mean")
 
     def require(self, option: str, holds: bool, demand: str) -> None:
-        """Raise a ConfigurationError that names the option of this method, unless its demand holds."""
+        """Raise a ConfigurationError that names an option of this method, unless `holds`."""
         if not holds:
             raise ConfigurationError(f"--method.{option} {getattr(self, option)} of {type(self).__name__}: {demand}")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The hyperparameters, for the protocol."""
+        """The hyperparameters by name."""
         return dict(vars(self))
 
     # -- declarations ------------------------------------------------------------------------------------------
 
     def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:
-        """The adapter where a configuration names none: the side network, so that only the sharing rule differs."""
+        """Return the adapter for a configuration that names none.
+
+        The default is the side network, so that methods differ in their sharing rule only.
+        """
         return SideNetwork(encoder, head)
 
     def partition(self, client: LocalModel) -> Sequence[Rule]:
-        """Ordered rules that make every adapter tensor shared, personal or frozen (see `Partition`)."""
+        """Return ordered rules that make every adapter tensor shared, personal or frozen (see `Partition`)."""
         return [("*", "shared")]
 
     def trainable(self, client: LocalModel, key: str, epoch: int) -> bool:
-        """Whether the parameter `key` is trained in local epoch `epoch` (from 0); never asked for frozen ones.
+        """Return True if the parameter `key` is trained in local epoch `epoch` (from 0).
 
-        `client.finetuning` tells the epochs after the last round.
+        Not called for frozen parameters. `client.finetuning` is True in the epochs after the last round.
         """
         return True
 
     def learning_rate_scale(self, key: str) -> float:
-        """Factor on the optimiser's learning rate for the parameter `key`."""
+        """Return the factor on the optimiser's learning rate for the parameter `key`."""
         return 1.0
 
     @property
     def fewest_local_epochs(self) -> int:
-        """Local epochs a round that the method needs at least, where it trains parts in turns; fewer are refused."""
+        """The smallest number of local epochs a round, for a method that trains its parts in turns."""
         return 1
 
     def unlabelled(self, client: LocalModel) -> tuple[str, Literal["train", "validation"]] | None:
-        """Site and split whose images, without labels, join each training batch; None for none."""
+        """Return the site and split whose images join each training batch without their labels; None for none."""
         return None
 
     # -- server ------------------------------------------------------------------------------------------------
@@ -247,12 +251,12 @@ class FederatedMethod:
         server[NET] = self.average((upload[NET] for upload in uploads.values()), weights, server[NET])
 
     def average(self, states: Iterable[State], weights: Mapping[str, float], around: State | None = None) -> State:
-        """One state of those that clients sent under one name, as `merge_rule` says.
+        """Average the states that clients sent under one name, by `merge_rule`.
 
         Args:
             states: in the order of `weights`.
             weights: by client name.
-            around: what the clients had been sent under that name; None where they send changes.
+            around: the state that the clients had received under that name; None if they send changes.
         """
         if self.merge_rule == "mean":
             return weighted_mean(states, list(weights.values()))
@@ -263,27 +267,30 @@ class FederatedMethod:
     # -- client ------------------------------------------------------------------------------------------------
 
     def build(self, client: LocalModel) -> None:
-        """Once, before anything is sent: attach private modules, create entries of `client.memo`.
+        """Attach private modules and create entries of `client.memo`; called once, before anything is sent.
 
-        Runs with the random generator at the same seed for every client, so that all start alike.
+        The random generator is at the same seed for every client, so that all start alike.
         """
 
     def receive(self, client: LocalModel, payload: Payload) -> None:
-        """Take the server's message; it stays readable as `client.received` until the next one."""
+        """Load the server's message, which stays readable as `client.received` until the next one.
+
+        Only shared tensors may change: personal tensors and the memo change in a fit and in `upload` alone.
+        """
         client.load_shared(payload[NET])
 
     def loss(self, client: LocalModel, batch: Batch) -> Tensor:
-        """The scalar that is minimised; by default the cross-entropy of the adapter's logits."""
+        """Return the scalar that is minimised; the default is the cross-entropy of the adapter's logits."""
         return F.cross_entropy(client.adapter(batch.taps), batch.targets)
 
     def edit_gradients(self, client: LocalModel) -> None:
         """Change gradients after backward and unscaling, before clipping: proximal pulls, control variates.
 
-        Called in fine-tuning too (`client.finetuning`), when what was received last still stands.
+        Called in fine-tuning as well (`client.finetuning`); `client.received` is then still the last message.
         """
 
     def upload(self, client: LocalModel) -> Payload:
-        """The message to the server. It may hold the client's own tensors: what the server gets is a copy."""
+        """Return the message to the server. It may hold the client's own tensors: the server gets copies."""
         return {NET: client.shared_tensors()}
 
     def personal_model(self, client: LocalModel) -> Adapter:

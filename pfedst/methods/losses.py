@@ -1,4 +1,4 @@
-"""Losses that more than one method uses.
+"""Losses that several methods use.
 
 Shapes: B images of a batch, E embedding, K classes.
 """
@@ -15,14 +15,14 @@ BANDWIDTHS = 5
 
 
 def in_batch_contrastive(embedding_BE: Tensor, head: AnchorHead, targets: Tensor) -> Tensor:
-    """CLIP's symmetric contrastive loss over a batch, with the text of each image's own class.
+    """Compute CLIP's symmetric contrastive loss over a batch, with the text of each image's own class.
 
-    Images of one class share one text and still count as each other's negatives: with n_c images of class c the least
-    value is sum_c n_c / B * log n_c, not 0.
+    Images of one class share one text and still count as each other's negatives: with n_c images of class c the
+    minimum is sum_c n_c / B * log n_c, not 0.
 
     Args:
         embedding_BE: image embeddings (B, E), not normalised.
-        head: whose anchors are the texts.
+        head: the head whose anchors are the texts.
         targets: class indices (B,).
     """
     logits_BB = head.cosine_logits(embedding_BE, head.unit_anchors()[targets])
@@ -31,7 +31,7 @@ def in_batch_contrastive(embedding_BE: Tensor, head: AnchorHead, targets: Tensor
 
 
 def local_maximum_mean_discrepancy(source: Tensor, targets: Tensor, target: Tensor, soft_labels: Tensor) -> Tensor:
-    """LMMD: distance of two feature distributions, class by class (Zhu et al., IEEE TNNLS 2021).
+    """Compute LMMD, the distance of two feature distributions by class (Zhu et al., IEEE TNNLS 2021).
 
     With weights w_ic = [y_i = c] / n_c for the source and q_ic / sum_i q_ic for the target, and a sum of five Gaussian
     kernels, averaged over the classes present in both (by label, and by the target's likeliest class).
@@ -43,7 +43,7 @@ def local_maximum_mean_discrepancy(source: Tensor, targets: Tensor, target: Tens
         soft_labels: see `target`; no gradient should pass through them.
 
     Returns:
-        A scalar; 0 where no class is present in both.
+        A scalar; 0 if no class is present in both.
     """
     K = soft_labels.shape[1]
     hard = F.one_hot(targets, K).to(source.dtype)

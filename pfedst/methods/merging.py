@@ -1,4 +1,4 @@
-"""Merge rules over state-dict subsets: the weighted mean, and three that hold where a client is hostile."""
+"""Merge rules over state-dict subsets: the weighted mean, and three rules that tolerate malicious clients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MergeRule = Literal["mean", "median", "trimmed_mean", "clipped_mean"]
 
 
 def weighted_mean(states: Iterable[State], weights: Sequence[float]) -> State:
-    """Mean of `states`, key by key, with `weights` normalised to sum to one.
+    """Return the mean of `states`, key by key, with `weights` normalised to sum to one.
 
     Sums run in float64 in the order given, so that the same uploads in the same order give the same bits. Integer
-    and boolean tensors (counters of norm layers) are rounded back to their dtype. Each state is read once and let go,
-    so that a generator needs the memory of one.
+    and boolean tensors (counters of norm layers) are rounded back to their dtype. Each state is read once, so that a
+    generator needs the memory of one state.
 
     Args:
         states: one or more states with the same keys and shapes.
@@ -46,22 +46,22 @@ def weighted_mean(states: Iterable[State], weights: Sequence[float]) -> State:
                 mean.add_(state[key].to(torch.float64), alpha=weights[count - 1] / total)
     if count != len(weights):
         raise StateError(f"cannot merge {count} states with weights {list(weights)}: give one weight a state")
-    return {key: _as_it_was(mean, dtypes[key]) for key, mean in sums.items()}
+    return {key: _to_dtype(mean, dtypes[key]) for key, mean in sums.items()}
 
 
 def trimmed_mean(states: Iterable[State], trim: float) -> State:
-    """Mean of each number over the states without its highest and lowest ones: all states count alike.
+    """Return the mean of each number over the states without its highest and lowest values; all states count alike.
 
-    As long as no more than a share `trim` of the clients is hostile, each number of the result lies between two that
+    If at most a share `trim` of the clients is malicious, each number of the result lies between two numbers that
     honest clients sent. All states are in memory together.
 
     Source: Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, ICML 2018 (Definition
-    2; the median is Definition 1). Where a share of the states is no whole number, one more is left out at each end.
+    2; the median is Definition 1). If a share of the states is not a whole number, one more is left out at each end.
 
     Args:
         states: one or more states with the same keys and shapes.
-        trim: share of the states that is left out at each end, in [0, 0.5]; one or two in the middle always stay, so
-            that 0.5 is the median.
+        trim: share of the states that is left out at each end, in [0, 0.5]. One or two states in the middle always
+            stay, so that 0.5 is the median.
 
     Raises:
         StateError: no states, or states with different keys.
@@ -71,20 +71,20 @@ def trimmed_mean(states: Iterable[State], trim: float) -> State:
     merged: State = {}
     for key, first in gathered[0].items():
         ordered = torch.stack([state[key].to(torch.float64) for state in gathered]).sort(dim=0).values
-        merged[key] = _as_it_was(ordered[outside : len(gathered) - outside].mean(dim=0), first.dtype)
+        merged[key] = _to_dtype(ordered[outside : len(gathered) - outside].mean(dim=0), first.dtype)
     return merged
 
 
 def clipped_mean(states: Iterable[State], weights: Sequence[float], around: State | None = None) -> State:
-    """Weighted mean of how each state differs from `around`, no difference longer than the median over the states.
+    """Return `around` plus the weighted mean of the changes, each clipped to the median length over the states.
 
-    The bound on the norm is that of Sun et al., Can You Really Backdoor Federated Learning?, 2019, with the median of
-    the round in place of a number to be chosen. All states are in memory together.
+    The norm is bounded as in Sun et al., Can You Really Backdoor Federated Learning?, 2019, with the median of the
+    round as the bound. All states are in memory together.
 
     Args:
-        states: one or more states with the same keys and shapes; integers are merged as by the mean.
+        states: one or more states with the same keys and shapes; integers are merged by the mean.
         weights: see `weighted_mean`.
-        around: what the states were before they were trained; None for zero, where the states are changes themselves.
+        around: the state before training; None for zero, if the states are changes themselves.
 
     Raises:
         StateError: see `weighted_mean`.
@@ -105,7 +105,7 @@ def clipped_mean(states: Iterable[State], weights: Sequence[float], around: Stat
             scale = min(1.0, most / norm) if norm else 1.0
             yield state | {key: centre[key].double() + scale * change(state, key) for key in real}
 
-    return {key: _as_it_was(mean, gathered[0][key].dtype) for key, mean in weighted_mean(clipped(), weights).items()}
+    return {key: _to_dtype(mean, gathered[0][key].dtype) for key, mean in weighted_mean(clipped(), weights).items()}
 
 
 def _gathered(states: Iterable[State]) -> list[State]:
@@ -117,5 +117,5 @@ def _gathered(states: Iterable[State]) -> list[State]:
     return gathered
 
 
-def _as_it_was(mean: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_dtype(mean: Tensor, dtype: torch.dtype) -> Tensor:
     return (mean if dtype.is_floating_point else mean.round()).to(dtype)

@@ -1,4 +1,4 @@
-"""Shared, personal, frozen: every tensor of an adapter is exactly one of the three."""
+"""The partition of an adapter: every tensor is shared, personal or frozen."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 from pfedst.errors import ConfigurationError
 
 Kind = Literal["shared", "personal", "frozen"]
-"""Communicated and merged; kept by the client; neither trained nor sent."""
+"""`shared` is sent and merged; `personal` stays at the client; `frozen` is neither trained nor sent."""
 
 Rule = tuple[str, Kind]
-"""A glob over state-dict keys, and what the keys that it matches are."""
+"""A glob over state-dict keys, and the kind of the keys that it matches."""
 
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 def norm_keys(module: nn.Module) -> list[str]:
-    """State-dict keys of all normalisation layers, found by their type: names such as "bn" miss some and hit others."""
+    """Return the state-dict keys of all normalisation layers, found by type: names such as "bn" are not reliable."""
     return [
         f"{name}.{key}" if name else key
         for name, layer in module.named_modules()
@@ -31,13 +31,13 @@ def norm_keys(module: nn.Module) -> list[str]:
 
 
 def norm_statistics(module: nn.Module) -> list[str]:
-    """State-dict keys of the running statistics of normalisation layers (their buffers)."""
+    """Return the state-dict keys of the running statistics of normalisation layers (their buffers)."""
     buffers = dict(module.named_buffers())
     return [key for key in norm_keys(module) if key in buffers]
 
 
 class Partition:
-    """The kind of every key, from an ordered list of rules: the first rule whose glob matches decides.
+    """Decides the kind of every key by an ordered list of rules: the first rule whose glob matches decides.
 
     FedAvg is `[("*", "shared")]`, Local `[("*", "personal")]`, pFedST
     `[("*.lora_?", "personal"), ("*", "shared")]`: many methods differ in nothing else.
@@ -45,12 +45,12 @@ class Partition:
     Args:
         rules: the ordered rules.
         keys: the keys of the adapter's state dict.
-        owner: who declares the rules, for messages.
-        kept_private: keys that are personal even where a rule says shared.
+        owner: the name of the method that declares the rules, for messages.
+        kept_private: keys that are personal even if a rule says shared.
 
     Raises:
-        ConfigurationError: a key that no rule matches, or a rule that decides nothing (a misspelled glob, or a
-            method whose parts the adapter does not have).
+        ConfigurationError: no rule matches a key, or a rule decides nothing (the glob is misspelled, or the adapter
+            lacks the part that the method needs).
     """
 
     def __init__(
@@ -76,5 +76,5 @@ class Partition:
             )
 
     def keys(self, kind: Kind) -> tuple[str, ...]:
-        """The keys of one kind, in state-dict order."""
+        """Return the keys of one kind, in state-dict order."""
         return tuple(key for key, of in self.kinds.items() if of == kind)

@@ -23,20 +23,20 @@ def _is_lora(key: str) -> bool:
 class PFedST(FederatedMethod):
     """Personalised federated side-tuning: a shared side network with personal LoRA beside its projections.
 
-    Why: hospitals share what to look for and differ in cameras, light and case mix; low-rank updates of their own
-        absorb that, and the merge is spared it. Gradients cross one block of the frozen tower only.
-    Method: every client trains the whole side network; its LoRA (beside every down-projection, every attention output
-        O, and the up-projection) never leaves the hospital; all else is merged, n_k / n.
+    Why: hospitals agree on what to look for and differ in cameras, light and case mix. Personal low-rank updates absorb
+        these differences, so that they do not enter the merge. Gradients cross one block of the frozen tower only.
+    Method: every client trains the whole side network. Its LoRA (beside every down-projection, every attention output
+        O, and the up-projection) never leaves the hospital; the rest is merged, n_k / n.
     When to use: sites that differ, memory for little more than the last block, a link for a few megabytes.
-    Differs from the paper in: what its figure does not tell (widths, rank, initialisation, schedule) is an option, with
-        defaults of our own.
+    Differs from the paper in: details that its figure does not show (widths, rank, initialisation, schedule) are
+        options, with our own defaults.
 
     Args:
         rank: rank of every personal LoRA, >= 1.
-        alpha: its scale; the update is alpha / rank * B A.
+        alpha: scale of the LoRA; the update is alpha / rank * B A.
         schedule: `joint` trains both parts together. `alternate` trains the shared part with the LoRA switched
             off in the first `shared_epochs` local epochs of a round, then the LoRA alone.
-        shared_epochs: epochs of the shared part in `alternate`, >= 1; a round needs at least one epoch more.
+        shared_epochs: epochs of the shared part in `alternate`, >= 1; a round needs at least one more epoch.
         lora_learning_rate_scale: factor on the learning rate of the LoRA, > 0.
         options: see FederatedMethod.
     """

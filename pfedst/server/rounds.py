@@ -160,7 +160,7 @@ class RoundLoop:
                 merged = Merged.from_about(snapshot.about, members)
             except StateError as error:
                 damage = damage or error
-                logging.getLogger("pfedst").warning("%s; an older round is looked for", error)
+                logging.getLogger("pfedst").warning("%s; using an older round", error)
                 continue
             frozen = self.server.load_state_parts(snapshot.parts)
             self.merged = merged

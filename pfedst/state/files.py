@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is said when a disk refuses them."""
+"""Files that are written whole or not at all, and the error if a disk refuses them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pfedst.errors import StateError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what a disk says within a block that writes a part of a run into one error with a remedy.
+    """Turn an OSError within a block that writes a part of a run into one error with a remedy.
 
     Raises:
         StateError: the disk is full, read-only, gone, or the like.
@@ -25,7 +25,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StateError(
             f"{path} cannot be written ({error.strerror or error}): what was saved before is whole; make room or make "
-            f"the folder writable, then go on with the same command, --name and --resume true"
+            f"the folder writable, then continue with the same command, --name and --resume true"
         ) from error
 
 
@@ -48,7 +48,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Readable JSON; NaN has no place in it."""
+    """Return readable JSON; NaN raises."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -62,13 +62,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Until what was written to a file is on the disk."""
+    """Wait until the content of a file is on the disk."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Until the names in a folder are on the disk."""
+    """Wait until the names in a folder are on the disk."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
@@ -76,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove whatever bears a name, as far as the disk lets it go."""
+    """Remove the file or folder of a name, as far as the disk allows."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -85,6 +85,6 @@ def discard(path: Path) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove from a folder what a killed process was writing or removing."""
+    """Remove the files and folders that a killed process was writing or removing."""
     for left in folder.glob(".*.part"):
         discard(left)

@@ -39,31 +39,31 @@ class RunState:
 
     @staticmethod
     def round_name(round_number: int, finetuned: bool = False) -> str:
-        """Of the folder of a round."""
+        """Return the name of the folder of a round."""
         return f"round-{round_number:06d}" + (FINETUNED if finetuned else "")
 
     @staticmethod
     def round_of(name: str) -> int:
-        """The number of rounds that are done in a snapshot of that name."""
+        """Return the number of rounds that are done in a snapshot of that name."""
         return int(name.split("-")[1])
 
     @staticmethod
     def is_finetuned(name: str) -> bool:
-        """Whether a snapshot of that name is of fine-tuned clients."""
+        """Return True if a snapshot of that name was saved after fine-tuning."""
         return name.endswith(FINETUNED)
 
     def rounds(self) -> list[Path]:
-        """Folders of saved rounds, whole or not, oldest first; a fine-tuned one comes behind its round."""
+        """Return the folders of saved rounds, whole or not, oldest first; a fine-tuned one follows its round."""
         return sorted(path for path in self.folder.glob("round-*") if re.fullmatch(r"round-\d{6,}(-\w+)?", path.name))
 
     def whole_rounds(self, finetuned: bool = True) -> Iterator[Snapshot]:
-        """Saved rounds that are whole, the newest first; a damaged one is told by a warning and left where it is.
+        """Yield the saved rounds that are whole, newest first; a damaged round is skipped with a warning.
 
         Args:
-            finetuned: whether fine-tuned ones count: they are no start for more rounds, nor for the fine-tuning.
+            finetuned: include fine-tuned rounds; a run cannot continue from them.
 
         Raises:
-            StateError: there are some, and none is whole.
+            StateError: rounds are saved, and none is whole.
         """
         damage: StateError | None = None
         whole = False
@@ -74,7 +74,7 @@ class RunState:
                 found = read_snapshot(place)
             except StateError as error:
                 damage = damage or error
-                logging.getLogger("pfedst").warning("%s; an older round is looked for", error)
+                logging.getLogger("pfedst").warning("%s; using an older round", error)
                 continue
             whole = True
             yield found
@@ -82,10 +82,10 @@ class RunState:
             raise damage
 
     def last_round(self) -> Snapshot:
-        """The newest saved round that is whole.
+        """Return the newest saved round that is whole.
 
         Raises:
-            StateError: nothing saved, or nothing that is whole and of this format.
+            StateError: no round is saved, or none that is whole and of this format.
         """
         found = next(self.whole_rounds(), None)
         if found is None:
@@ -138,7 +138,7 @@ class StateSaver:
             self._saving = self._thread.submit(self._publish, temporary, final, tuple(first_sync))
 
     def wait(self) -> None:
-        """Until the last snapshot is on disk.
+        """Wait until the last snapshot is on disk.
 
         Raises:
             StateError: the disk refused it.

@@ -49,10 +49,10 @@ class Snapshot(NamedTuple):
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> State:
-    """Nested dicts of tensors -> one flat dict, keys joined by `|`.
+    """Flatten nested dicts of tensors into one dict, with keys joined by `|`.
 
     Raises:
-        StateError: a leaf that is no tensor, or a name that holds the separator.
+        StateError: a leaf is not a tensor, or a name contains the separator.
     """
     flat: State = {}
     for key, value in tree.items():
@@ -93,7 +93,7 @@ def saved_table(saved: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> Path:
-    """All files of a snapshot, not yet synced, in a folder beside its place; `name_snapshot` gives it its name.
+    """Write all files of a snapshot, not yet synced, into a folder beside its place; `name_snapshot` renames it.
 
     Raises:
         OSError: the disk refuses; nothing is left.
@@ -117,7 +117,7 @@ def write_snapshot(final: Path, about: Mapping[str, Any], parts: Mapping[str, Ma
 
 
 def name_snapshot(temporary: Path, final: Path) -> None:
-    """Give a folder that `write_snapshot` made its name: a process may be killed now, and it is whole.
+    """Rename a folder that `write_snapshot` made; from now on a kill of the process leaves the snapshot whole.
 
     Raises:
         OSError: the disk refuses; nothing is left of it.
@@ -131,7 +131,7 @@ def name_snapshot(temporary: Path, final: Path) -> None:
 
 
 def sync_snapshot(folder: Path) -> None:
-    """Until the files of a snapshot are on the disk: the machine may lose its power now, and they are whole.
+    """Wait until the files of a snapshot are on the disk; from now on a loss of power leaves them whole.
 
     Raises:
         OSError: the disk refuses; nothing is left of it.
@@ -146,7 +146,7 @@ def sync_snapshot(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there: its name is gone before its files are. So is a file in its place."""
+    """Remove a folder, or a file of that name: the name is removed before the content."""
     leaving = _beside(folder, "old")
     discard(leaving)
     if os.path.lexists(folder):
@@ -155,7 +155,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def read_snapshot(folder: Path, part: str | None = None) -> Snapshot:
-    """A snapshot, verified; with `part`, that one alone is read.
+    """Read and verify a snapshot; with `part`, read that part alone.
 
     Raises:
         StateError: a file is missing, changed or of another format.
