@@ -11,38 +11,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-WriteReport = Callable[[Path], object]
-"""Takes the folder of a run."""
-
-
-class Recorder:
-    """What one logger is told of a run: the configuration, every round, the end.
-
-    Args:
-        logger: of Lightning, or like one.
-    """
-
-    def __init__(self, logger: Logger) -> None:
-        self.logger = logger
-
-    def start(self, folder: Path, configuration: dict[str, Any]) -> None:
-        """Before the first round that is logged."""
-        self.logger.log_hyperparams(flat_options(configuration))
-
-    def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
-        """At the end of a round."""
-        self.logger.log_metrics(dict(metrics), step=round_number)
-        self.logger.save()
-
-    def end(self, folder: Path, summary: Mapping[str, Any] | None, write_report: WriteReport) -> None:
-        """After the last round.
-
-        Args:
-            folder: of the run.
-            summary: what `summary.json` holds, or None where the run did not get there.
-            write_report: for a logger that keeps the files of a run.
-        """
-        self.logger.finalize("failed" if summary is None else "success")
+from pfedst.tracking.recorder import Recorder, WriteReport, flat_options, is_working_directory, main_numbers
 
 
 class CSVRecorder(Recorder):
@@ -141,42 +110,9 @@ def _recorder(logger: Logger) -> Recorder:
     return TensorBoardRecorder(logger) if isinstance(logger, TensorBoardLogger) else Recorder(logger)
 
 
-def is_working_directory(folder: Any) -> bool:
-    """Whether a logger's folder is the one that Lightning takes where none was given."""
-    return folder is None or Path(folder).resolve() == Path.cwd()
-
-
 def save_dir_may_be_left_out() -> None:
     """Let a configuration name a logger without `save_dir`, which two of Lightning's demand."""
     for kind in (CSVLogger, TensorBoardLogger):
         defaults = kind.__init__.__defaults__ or ()
         if len(defaults) < kind.__init__.__code__.co_argcount - 1:
             kind.__init__.__defaults__ = (".", *defaults)
-
-
-def flat_options(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as its options are written on the command line: `method` is PFedST, `method.rank` is 8."""
-    found: dict[str, Any] = {}
-    for key, value in configuration.items():
-        name = {"class_path": prefix[:-1], "init_args": prefix[:-1]}.get(key, f"{prefix}{key}")
-        if key == "class_path":
-            found[name] = str(value).rsplit(".", 1)[-1]
-        elif isinstance(value, Mapping):
-            found |= flat_options(value, f"{name}.")
-        else:
-            found[name] = value
-    return found
-
-
-def main_numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of `summary.json` that are not of one client: `personal/mean/accuracy`, `cost/fit_seconds`."""
-    parts = {key: summary.get(key) for key in ("personal", "generic", "best_on_validation", "cost")}
-    return dict(_numbers(parts, ""))
-
-
-def _numbers(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and key != "clients":
-            yield from _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{key}", value

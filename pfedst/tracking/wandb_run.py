@@ -15,7 +15,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from pfedst.state import write_atomically
-from pfedst.tracking.loggers import Recorder, WriteReport, is_working_directory, main_numbers
+from pfedst.tracking.recorder import Recorder, WriteReport, is_working_directory, main_numbers
 
 ANSWER_SECONDS = 5.0
 """Most that a server may take to say that it is there, at the start and at the end of a run."""
