@@ -35,11 +35,11 @@ from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
 
 ENVIRONMENT = "PFEDST"
-"""Variables that give options begin so."""
+"""Prefix of environment variables that set options."""
 
 
 class Parser(LightningArgumentParser):
-    """A parser that takes no abbreviations and explains what it refuses."""
+    """A parser without abbreviations, whose errors name the remedy."""
 
     bases: ClassVar[dict[str, type]] = {
         "model": FederatedClient,
@@ -58,12 +58,12 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **{"parser_mode": CHECKED_YAML} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise one clear error in place of argparse's usage text."""
+        """Raise one clear error in place of the usage text of argparse."""
         raise ConfigurationError(explain(message, self.arguments, self.bases))
 
 
 class PFedSTCLI(LightningCLI):
-    """The configuration: `method`, `model`, `data`, `coordinator`, `trainer`, `seed_everything`.
+    """The command line: `method`, `model`, `data`, `coordinator`, `trainer`, `seed_everything`.
 
     Lightning calls this class's `fit`, `validate` and `test` in place of the Trainer's. The Trainer runs the local
     fits; `trainer.max_epochs` is the number of local epochs a round.
@@ -86,13 +86,13 @@ class PFedSTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, and which arguments of the Trainer's methods of that name are not options here."""
+        """Return the commands, with the arguments of the Trainer's methods of that name that are no options here."""
         loaders = {"model", "dataloaders", "datamodule", "verbose", "weights_only"}
         fit = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
         return {"fit": fit, "validate": loaders, "test": loaders}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The groups that LightningCLI does not know."""
+        """Add the groups that LightningCLI does not know."""
         parser.add_subclass_arguments(FederatedMethod, "method", required=True)
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
         parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
@@ -102,7 +102,7 @@ class PFedSTCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="go on with the run of that name, if it is there: it ends as if it had never been interrupted",
+            help="continue the run of that name, if it exists: it ends as if it had never been interrupted",
         )
         parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
         parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
@@ -116,7 +116,7 @@ class PFedSTCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
-        """Build what the configuration names; what a class says of its options is told in its own words."""
+        """Build the objects of the configuration; errors of their classes are raised unchanged."""
         try:
             super().instantiate_classes()
         except ValueError as error:  # the parser's, which lists every branch of a union, with a class's error as cause
@@ -133,15 +133,15 @@ class PFedSTCLI(LightningCLI):
     # -- commands ----------------------------------------------------------------------------------------------
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
-        """Train, print the table, leave a run folder."""
+        """Train, print the table and leave a run folder."""
         ckpt_path = options.get("ckpt_path")
         if ckpt_path not in (None, "last"):
-            raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit goes on with `last` of the run named by --name")
+            raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit continues `last`, of the run named by --name")
         method, seed = self._get(self.config_init, "method"), self._seed()
-        # what is wrong with the data is said before a folder is made
+        # errors of the data are reported before a folder is made
         datamodule.prepare(model.encoder.preprocessing)
         if datamodule.report is not None:
-            print(datamodule.report.headline() + "; pfedst data audit with the same options tells all")
+            print(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")
         default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
         text = self._resolved()
         run, resume = self._run_folder(default_name, text, ckpt_path == "last" or self._get(self.config, "resume"))
@@ -150,7 +150,7 @@ class PFedSTCLI(LightningCLI):
         if finished is not None and finished["protocol"]["rounds"] >= coordinator.options.rounds:
             self.summary = finished
             print_summary(finished)
-            print(f"{run.path} is finished; with more --coordinator.rounds it would go on")
+            print(f"{run.path} is finished; with more --coordinator.rounds it would continue")
             return
         with resumable(
             f"what had ended is saved. To continue, give the same command with --name {run.path.name} --resume true"
@@ -175,7 +175,7 @@ class PFedSTCLI(LightningCLI):
         """Return a new folder, or the folder to continue with; and which of the two it is."""
         runs_dir, name = Path(self._get(self.config, "runs_dir")), self._get(self.config, "name")
         if resume and name is None:
-            raise ConfigurationError("--resume: give the --name of the run to go on with")
+            raise ConfigurationError("--resume: give the --name of the run to continue")
         resume = resume and (runs_dir / name / "config.yaml").is_file()
         if resume:
             run = RunFolder(runs_dir / name)
@@ -213,12 +213,12 @@ class PFedSTCLI(LightningCLI):
 
 
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
-    """Parse and run `fit`, `validate` or `test` as `interface` does it; the exit code."""
+    """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
     _quieten()
     arguments = present_arguments(arguments)
     check_configurations(arguments, ENVIRONMENT)
     save_dir_may_be_left_out()
-    registered_methods()  # imports them, so that their class names serve as short names
+    registered_methods()  # imports them, so that their class names can be used as short names
     Parser.arguments = arguments
     try:
         interface(arguments)
@@ -228,13 +228,13 @@ def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI
 
 
 class _ParseCLI(PFedSTCLI):
-    """Parses, and neither builds nor runs anything."""
+    """A command line that is parsed and neither built nor run."""
 
     def instantiate_classes(self) -> None:
-        """Nothing."""
+        """Build and run nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
+        """Build and run nothing."""
 
     def results_depend_on(self, arguments: Sequence[str]) -> str:
         """Return all that results depend on of the configuration of `fit` with these arguments."""
@@ -250,7 +250,7 @@ def parse_only() -> Callable[[Sequence[str]], str]:
 
 
 class _StandardError(logging.Handler):
-    """Standard error as it is at the moment: a program that runs several commands may have changed it."""
+    """Logs to the present standard error: a program that runs several commands may have changed it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
@@ -258,14 +258,14 @@ class _StandardError(logging.Handler):
 
 
 def _quieten() -> None:
-    """Lightning's tips and per-fit notices, hundreds a run, hide what pfedst has to say."""
+    """Silence Lightning's tips and notices of each fit, hundreds a run, so that messages of pfedst are seen."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(name)s: %(levelname)s: %(message)s"))
-    # not of `pfedst` alone: a library that finds the root without one adds its own, and all would be told twice
+    # at the root and not at `pfedst` alone: a library that finds no handler there adds one, and lines would be doubled
     root = logging.getLogger()
     if not any(isinstance(given, _StandardError) for given in root.handlers):
         root.addHandler(handler)

@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 
+from pfedst.client.exchange import make_upload, receive_message
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
 from pfedst.client.predictions import Predictions
 from pfedst.client.state import CLIENT, SiteState, load_client_part
+from pfedst.client.threads import torch_threads
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
 from pfedst.encoders import class_sums
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation import Evaluated, evaluate
-from pfedst.messages.payload import NET, Payload, State, check_message, copy_payload
+from pfedst.messages.payload import NET, State
 from pfedst.messages.requests import POOLED, PROTOTYPES, Reply, Request
 from pfedst.methods.interface import FederatedMethod
 from pfedst.seeds import derive_seed, seeded
@@ -307,41 +309,3 @@ class Client:
         with self.local.evaluating():
             found, logits, targets = evaluate(models, self.model.taps_of, batches, device, self.data.ordinal)
         return found, Predictions.of(self.data, name, split, logits, targets)
-
-
-def receive_message(model: ClientModel, method: FederatedMethod, message: Payload) -> None:
-    """Check a message from the server and let the method receive it.
-
-    Raises:
-        StateError: it does not fit what is declared shared, or a number is not finite.
-    """
-    what = f"the message to client {model.name}"
-    check_message(message, model.shared_tensors(), method.extra_messages, type(method).__name__, what)
-    model.received = message
-    method.receive(model, message)
-
-
-def make_upload(model: ClientModel, method: FederatedMethod) -> Payload:
-    """Make the message of a client after its fit, checked and copied.
-
-    Raises:
-        StateError: a tensor that is not declared shared is about to leave the client, or a number is not finite.
-    """
-    message = method.upload(model.move_to("cpu"))
-    what = f"the message from client {model.name}"
-    check_message(message, model.shared_tensors(), method.extra_messages, type(method).__name__, what)
-    return copy_payload(message)
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Run a block with so many threads within one operation of torch."""
-    before = torch.get_num_threads()
-    if threads == before:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -34,45 +34,45 @@ AuditLevel = Literal["off", "warn", "strict"]
 
 
 class FederatedDataModule(LightningDataModule):
-    """Base of every multi-site data set; a subclass says in `read` what there is.
+    """Base of every multi-site data set; a subclass implements `read`.
 
     Attributes:
-        label: what the data are, for the protocol.
-        class_names: after `prepare`.
-        sites: names, after `prepare`.
-        cache: what is said of the cache.
-        fingerprint: of sites, splits, classes and images, after `prepare`; of images their content where they were
-            opened, else their names.
-        report: what the audit found, after `prepare`; None with audit `off`.
+        label: a description of the data, for the protocol.
+        class_names: names of the K classes, after `prepare`.
+        sites: names of the sites, after `prepare`.
+        cache: options of the tap cache.
+        fingerprint: hash of sites, splits, classes and images, after `prepare`. Images are hashed by content if they
+            were verified, else by name.
+        report: findings of the audit, after `prepare`; None with audit `off`.
         ordinal: as given.
-        store: the cache that serves, after `cache_taps`; None without.
+        store: the tap cache in use, after `cache_taps`; None without.
 
     Args:
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
         evaluation_batch_size: images of one evaluation step, >= 1.
-        validation_fraction: share of train that validation is cut from, in [0, 1), where a site has none of its own.
-        split_seed: of that cut; apart from the run's seed, so that all runs share their splits.
+        validation_fraction: share of train that becomes validation, in [0, 1), at sites without a validation split.
+        split_seed: seed of that cut; apart from the run's seed, so that all runs share their splits.
         augmentation: of training images: `none`, `flips`, or `crops` (random resized crop and flips).
-        views: augmented views of each training image, fixed over epochs and runs, 1 or more; with 0 every epoch draws
-            new ones, which no cache can hold.
-        num_workers: processes that load images; the bits do not depend on it.
-        verify_images: decode every image before training, so that a damaged one is told at once; files that have
-            not changed since are not decoded again (what was seen is kept in the cache's folder).
-        audit: look for leaks between splits, absent classes, duplicates and the like before training: `warn` tells a
-            headline, `strict` refuses to train on an error, `off` does not look. Duplicates are looked for only with
-            verify_images.
-        outside_files: images may lie outside of the folders that the data set names, where a path with `..`, an
-            absolute path or a link leads out of them; without, such an image is an error.
-        ordinal: the classes are grades in their order, so that the quadratic weighted kappa has a meaning.
-        cache: what to keep on disk of the encoder's answers, so that no image passes it twice: `pooled`, `tokens`
-            or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
-        cache_dtype: of a cached number. float32 gives the bits of a run without cache; bfloat16 and float16 take half
-            the bytes, int8 a quarter.
-        cache_folder: where caches are; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
+        views: number of augmented views of each training image, fixed over epochs and runs, 1 or more. With 0 every
+            epoch draws new views, which cannot be cached.
+        num_workers: number of processes that load images; results do not depend on it.
+        verify_images: decode every image before training, so that a damaged image is reported at once. Files that
+            have not changed are not decoded again (the result is kept in the cache's folder).
+        audit: search for leaks between splits, absent classes, duplicates and the like before training: `warn` prints
+            a headline, `strict` refuses to train on an error, `off` skips the audit. Duplicates are searched for only
+            with verify_images.
+        outside_files: allow images outside of the folders that the data set names, where a path with `..`, an
+            absolute path or a link leads out of them. Otherwise such an image is an error.
+        ordinal: the classes are grades in their order, so that the quadratic weighted kappa is defined.
+        cache: activations of the encoder to cache on disk, so that each image passes the encoder once: `pooled`,
+            `tokens` or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
+        cache_dtype: dtype of cached values. float32 gives the bits of a run without cache; bfloat16 and float16 take
+            half the bytes, int8 a quarter.
+        cache_folder: folder of the caches; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
         cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
 
     Raises:
-        ConfigurationError: an option out of its range.
+        ConfigurationError: an option is out of range.
     """
 
     label: str = ""
@@ -129,7 +129,7 @@ class FederatedDataModule(LightningDataModule):
 
     @abstractmethod
     def read(self) -> Sites:
-        """What there is, checked as far as possible without decoding an image.
+        """Read the sites, checked as far as possible without decoding an image.
 
         Raises:
             DataError: naming the file or row, and the remedy.
@@ -140,7 +140,7 @@ class FederatedDataModule(LightningDataModule):
 
         Raises:
             DataError: anything that would fail in an epoch.
-            ConfigurationError: the data have been prepared for an encoder that takes its images otherwise.
+            ConfigurationError: the data are prepared for an encoder with another preprocessing.
         """
         if self._datasets and preprocessing != self._preprocessing:
             raise ConfigurationError(
@@ -170,10 +170,10 @@ class FederatedDataModule(LightningDataModule):
             )
 
     def found(self, files: bool = True) -> Sites:
-        """What `read` gives, checked, with validation cut from train.
+        """Return the sites that `read` finds, checked, with validation cut from train.
 
         Args:
-            files: whether every file must be there, and where it may be; without, the tables alone are read.
+            files: check that every file exists and lies where it may lie; without, only tables are read.
 
         Raises:
             DataError: naming the site, row or file.
@@ -186,16 +186,16 @@ class FederatedDataModule(LightningDataModule):
         return found.with_validation(self.validation_fraction, self.split_seed)
 
     def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> None:
-        """Have what an adapter needs of every image at hand, as `cache` says; loaders then give it for the images.
+        """Complete the tap cache; loaders then yield cached taps in place of images.
 
         Args:
-            encoder: whose preprocessing `prepare` was given.
-            need: of the adapter.
-            device: where the encoder runs for the images that are missing.
+            encoder: the encoder whose preprocessing `prepare` was given.
+            need: what the adapter needs of the encoder.
+            device: where the encoder runs for missing images.
 
         Raises:
-            ConfigurationError: a cache that cannot serve, or that would be too large.
-            DataError: an image, or the cache's folder.
+            ConfigurationError: the cache cannot serve this adapter, or would be too large.
+            DataError: an image or the cache's folder cannot be used.
         """
         self.store, self._need = None, need
         if self.cache.kind == "none":
@@ -220,14 +220,14 @@ class FederatedDataModule(LightningDataModule):
             }
 
     def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
-        """For each image: as it is, and for training the augmented views."""
+        """Return the cache keys of each image: of the plain image, and for training of the augmented views."""
         dataset = self._datasets[site, split]
         found = []
         for index in range(len(dataset)):
             digest = dataset.source.digest(index)
             names = ["plain", *(f"{self.augmentation} {view}" for view in range(dataset.views))]
             keys = [content_digest(f"{digest} {name}".encode()) for name in names]
-            # a view is told by its number: it is the remainder of the seed of a draw
+            # a view is identified by its number: the remainder of the seed of a draw
             found.append([Wanted(key, dataset, Draw(index, i - 1) if i else index) for i, key in enumerate(keys)])
         return found
 
@@ -245,7 +245,7 @@ class FederatedDataModule(LightningDataModule):
         return DataLoader(dataset, batch_size, num_workers=self.num_workers, **options)
 
     def samples(self, site: str, split: Split) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._datasets[site, split])
 
     def identities(self, site: str, split: Split) -> tuple[Tensor, Tensor]:
@@ -259,22 +259,22 @@ class FederatedDataModule(LightningDataModule):
         return _as_bytes(digests), _as_bytes(hashes)
 
     def class_counts(self, site: str, split: Split) -> list[int]:
-        """Number of images a class."""
+        """Return the number of images by class."""
         labels = self._datasets[site, split].labels
         return [labels.count(index) for index in range(len(self.class_names))]
 
     def train_loader(self, sites: str | Sequence[str], seed: int) -> DataLoader[Any]:
-        """Batches of images (B, 3, S, S) and class indices (B,), in an order and with augmentation set by `seed`.
+        """Return batches of images (B, 3, S, S) and class indices (B,), with order and augmentation set by `seed`.
 
         Several sites are mixed as if their images lay in one place.
         """
         dataset = self._dataset([sites] if isinstance(sites, str) else sites, "train")
         sampler = SeededSampler(len(dataset), seed)
-        # without a generator of its own the loader draws from the global one
+        # without its own generator the loader would draw from the global one
         return self._loader(dataset, self.batch_size, sampler=sampler, generator=generator(seed))
 
     def unlabelled(self, site: str, split: Split, seed: int) -> Iterator[Inputs]:
-        """Endless batches of images (B, 3, S, S), or cached taps, without labels; never of `test`.
+        """Return endless batches of images (B, 3, S, S), or cached taps, without labels; never of `test`.
 
         Their order is set by `seed`.
 
@@ -294,7 +294,7 @@ class FederatedDataModule(LightningDataModule):
         return batches()
 
     def evaluation_loader(self, site: str, split: Split, need: Need | None = None) -> DataLoader[Any]:
-        """Batches in fixed order, never augmented; of a cache what the adapter needs, or else `need`."""
+        """Return batches in a fixed order, never augmented; from a cache what the adapter needs, or else `need`."""
         return self._loader(self._dataset([site], split, need), self.evaluation_batch_size, generator=generator(0))
 
 

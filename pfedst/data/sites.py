@@ -1,4 +1,4 @@
-"""What a data set is before any transform: sites, their splits, their labelled images; and the checks of these."""
+"""A data set before any transform: sites, splits and labelled images, and their checks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""What people call the splits, in lower case."""
+"""Common names of the splits, in lower case."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images of one site and split; `groups` holds None for an image whose patient or lesion is not known."""
+    """The images of one site and split; `groups` holds None for an image whose patient or lesion is not known."""
 
     source: ImageSource
     labels: Sequence[int]
@@ -41,18 +41,18 @@ class LabelledImages:
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> LabelledImages:
-        """From files, ordered by path, so that the order of rows in a manifest changes nothing."""
+        """Make the images of files, ordered by path, so that the order of rows in a manifest changes nothing."""
         ordered = sorted(records, key=lambda record: str(record.path))
         return cls(FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered])
 
     def subset(self, indices: Sequence[int]) -> LabelledImages:
-        """Some of them."""
+        """Return some of the images, by index."""
         return LabelledImages(
             Subset(self.source, indices), [self.labels[i] for i in indices], [self.groups[i] for i in indices]
         )
 
     def counts(self, classes: int) -> list[int]:
-        """Number of images a class."""
+        """Return the number of images by class."""
         found = [0] * classes
         for label in self.labels:
             found[label] += 1
@@ -60,7 +60,7 @@ class LabelledImages:
 
 
 class Place(NamedTuple):
-    """One image: where it is."""
+    """The place of one image in a data set."""
 
     site: str
     split: Split
@@ -69,15 +69,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Sites:
-    """What a subclass of FederatedDataModule reads.
+    """The sites of a data set, as a subclass of FederatedDataModule reads them.
 
     Attributes:
         class_names: in the order of their indices.
-        splits: the splits of every site (validation only if it is given).
-        complete: what a user does about files that are missing.
-        regroup: what a user does about a group that lies in two splits.
-        roots: the folders that the user named: files must lie in one of them; none: they may lie anywhere.
-        rows: where a table lists a file, for errors.
+        splits: the splits of every site (validation only if the data set has one).
+        complete: the remedy for missing files.
+        regroup: the remedy for a group that lies in two splits.
+        roots: the folders that the user named, in one of which every file must lie; empty for no limit.
+        rows: the row of a table that lists a file, for errors.
         read_from: the table or folder that names the sites, for errors.
     """
 
@@ -90,14 +90,14 @@ class Sites:
     read_from: Path | None = None
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
-        """Every site and split, in the order of SPLITS."""
+        """Yield every site and split, in the order of SPLITS."""
         for site, parts in self.splits.items():
             for split in SPLITS:
                 if split in parts:
                     yield site, split, parts[split]
 
     def check_labels(self) -> None:
-        """Every site can train and be tested, and every label has a class.
+        """Check that every site has training and test images, and that every label has a class.
 
         Raises:
             DataError: naming the table or folder, and the site.
@@ -122,13 +122,13 @@ class Sites:
                     )
 
     def check_files(self, outside_files: bool = False) -> None:
-        """Every file is there, and lies in the roots.
+        """Check that every file exists and lies in the roots.
 
         Args:
             outside_files: files may lie anywhere.
 
         Raises:
-            DataError: naming the first that are not, or do not.
+            DataError: naming the first files that do not.
         """
         paths = [path for _, _, part in self.parts() for path in FileSource.paths_of(part.source)]
         missing, outside = look(paths, () if outside_files else self.roots)
@@ -141,7 +141,7 @@ class Sites:
             raise DataError(f"{len(missing):,} of {len(paths):,} images are missing: {told}; {self.complete}")
 
     def with_patients(self) -> Sites:
-        """The same, with the patient that a file itself names as the group of an image that has none."""
+        """Return the same sites; an image without a group gets the patient that its file names."""
 
         def known(part: LabelledImages) -> LabelledImages:
             source = part.source
@@ -152,7 +152,7 @@ class Sites:
         return replace(self, splits={s: {k: known(p) for k, p in parts.items()} for s, parts in self.splits.items()})
 
     def with_validation(self, fraction: float, split_seed: int) -> Sites:
-        """The same, with validation cut from train where a site has none of its own.
+        """Return the same sites, with validation cut from train at sites that have none.
 
         Args:
             fraction: share of train, in [0, 1).
@@ -171,23 +171,23 @@ class Sites:
 
 
 def class_order(names: Iterable[str]) -> list[str]:
-    """Each name once, sorted, numbers by their value."""
+    """Return each name once, sorted; numbers are sorted by their value."""
     return sorted(set(names), key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
 
 
 def _is_number(text: str) -> bool:
-    """Whether it can be an index: Python refuses to read numbers of thousands of digits."""
+    """Return True if a text can be an index; Python refuses to read numbers of thousands of digits."""
     return text.isdecimal() and len(text) < 20
 
 
 def class_index(where: str, label: str, classes: Sequence[str], given: bool) -> int:
-    """The index of a label.
+    """Return the index of a label.
 
     Args:
         where: the row, for the error.
-        label: a class name, or where the classes were given in their order also an index.
+        label: a class name; or an index, if the user gave the classes in their order.
         classes: all names.
-        given: whether a user gave them.
+        given: True if the user gave the classes.
 
     Raises:
         DataError: no such class.

@@ -1,4 +1,4 @@
-"""Whether records of rounds are what a run writes: whoever can write a run's folder can make their sums right."""
+"""Checks of the records of rounds before a run continues with them: checksums alone can be forged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIRST: dict[str, Kind] = {"setup_upload_bytes": is_integer}
 FITTED: dict[str, Kind] = {"upload_bytes": is_integer, "download_bytes": is_integer, **FIT_RECORD}
 LEFT_OUT: dict[str, Kind] = {"left_out": _is_text, "download_bytes": is_integer}
 EVALUATED: dict[str, set[str]] = {"received": {"personal", "generic"}, "trained": {"personal"}}
-"""When metrics are taken, and of which models at least."""
+"""The moments of evaluation, and the models whose metrics must be there."""
 SPLITS = {"validation", "test"}
 
 
@@ -38,14 +38,14 @@ def check_records(
     samples: Mapping[str, Mapping[str, int]],
     last_round: int,
 ) -> None:
-    """Check all that a run that goes on reads of them: what else they hold is let be.
+    """Check everything that a resumed run reads of its records; other keys are ignored.
 
     Args:
         file: of the records, for the error.
-        records: a line each; of every round one a member, in their order.
-        members: names of all that there are records of.
-        samples: images of every client, by split: only these are evaluated.
-        last_round: its number.
+        records: one a line; for every round one a member, in their order.
+        members: names of all clients and of the client of a pooled method.
+        samples: number of images of every site, by split: only sites are evaluated.
+        last_round: number of the last round.
 
     Raises:
         StateError: naming the first line that no run writes, and what of it.
@@ -66,7 +66,7 @@ def _faults(
     samples: Mapping[str, Mapping[str, int]],
     alike: dict[tuple[Any, ...], Any],
 ) -> Iterator[str]:
-    """What of a record is wrong; `alike` is what the records before it say of their rounds."""
+    """Yield what is wrong with a record; `alike` holds the metric names of the records before it, by round."""
     if place is None:
         yield "a record after those of the last round"
         return
@@ -78,7 +78,7 @@ def _faults(
     for key, is_kind in _wanted(record).items():
         if key not in record or not is_kind(record[key]):
             yield f'"{key}" is missing or of another kind'
-    # the first round is evaluated by every run: there is always an evaluation to tell
+    # every run evaluates before its first round
     if number == 0 and name in samples and "received" not in record:
         yield "no evaluation"
     if "received" in record and not _are_counts(record.get("counts")):
@@ -87,13 +87,13 @@ def _faults(
         for path, metrics, images in _tables(record[moment], EVALUATED[moment], samples.get(name, {})):
             if not _are_metrics(metrics, images):
                 yield f'"{moment}" holds no metrics of {path}'
-            # a mean over clients is of metrics that all of them have
+            # a mean over clients needs metrics that all clients have
             elif alike.setdefault((number, moment, path), set(metrics)) != set(metrics):
                 yield f'"{moment}" holds other metrics of {path} than the client before'
 
 
 def _wanted(record: Mapping[str, Any]) -> dict[str, Kind]:
-    """Keys that a record must hold, and of which kind."""
+    """Return the keys that a record must hold, with the check of each."""
     wanted = dict(EVERY)
     for holds, keys in (
         (record["round"] == 0, FIRST),
@@ -105,7 +105,7 @@ def _wanted(record: Mapping[str, Any]) -> dict[str, Kind]:
 
 
 def _tables(table: Any, models: set[str], samples: Mapping[str, int]) -> Iterator[tuple[str, Any, int]]:
-    """Of every split and model: where it is, its metrics or what is there instead, and the images they are of."""
+    """Yield for every split and model its place, its metrics (or what is there instead) and the number of images."""
     if not isinstance(table, dict) or set(table) != SPLITS or not set(samples) >= SPLITS:
         yield "validation and test", None, 0
         return
@@ -118,7 +118,7 @@ def _tables(table: Any, models: set[str], samples: Mapping[str, int]) -> Iterato
 
 
 def _are_metrics(metrics: Any, images: int) -> bool:
-    """Numbers, or None where one is not defined; without images all are None."""
+    """Return True for numbers, or None where a metric is not defined; without images all are None."""
     return (
         isinstance(metrics, dict)
         and set(metrics) >= set(METRICS)
@@ -127,7 +127,7 @@ def _are_metrics(metrics: Any, images: int) -> bool:
 
 
 def _are_counts(table: Any) -> bool:
-    """Of every split and model there are some; they are only shown."""
+    """Return True if there are counts for every split and model; they are only shown."""
     return isinstance(table, dict) and all(
         isinstance(table.get(split), dict) and isinstance(table[split].get(model), dict)
         for split in SPLITS

@@ -1,4 +1,4 @@
-"""The folder of a run: `config.yaml`, `rounds.jsonl`, `state/`, `summary.json`."""
+"""The folder of a run: `config.yaml`, `identity.json`, `rounds.jsonl`, `summary.json`; `state/` and `sites/`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pfedst.state import json_bytes, write_atomically, writing
 
 
 class RunFolder:
-    """Where one run writes; an existing run is never overwritten.
+    """The folder in which one run writes; an existing run is never overwritten.
 
     Args:
         path: the folder, made by `create`.
@@ -28,7 +28,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs_dir: Path, name: str | None, default_name: str) -> RunFolder:
-        """Make the folder `runs_dir/name`, or with no name given `runs_dir/default_name`, numbered if taken.
+        """Make the folder `runs_dir/name`; without a name `runs_dir/default_name`, numbered if it exists.
 
         Raises:
             ConfigurationError: the name is taken or unusable, or the folder cannot be written.
@@ -53,7 +53,7 @@ class RunFolder:
             raise ConfigurationError(f"--runs_dir {runs_dir} cannot be written: {error}") from error
 
     def summary(self) -> dict[str, Any] | None:
-        """What `summary.json` holds; None of a run that is not finished.
+        """Return the content of `summary.json`; None if the run is not finished.
 
         Raises:
             StateError: the file is damaged.
@@ -65,13 +65,13 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise StateError(f"{file} is damaged ({error}); remove it, and the run goes on without it") from error
+            raise StateError(f"{file} is damaged ({error}); remove it, and the run continues without it") from error
 
     def identify(self, identity: Mapping[str, Any], resume: bool) -> None:
-        """Keep what a run is made of beside its configuration, or compare it with what was kept.
+        """Save what a run depends on besides its configuration; with `resume` compare it with what was saved.
 
         Raises:
-            StateError: going on would mix two runs; the keys that differ are named.
+            StateError: continuing would mix two runs; the message names the keys that differ.
         """
         file = self.path / "identity.json"
         if not resume or not (file.is_file() or not self.is_empty):  # killed before its first round
@@ -82,11 +82,11 @@ class RunFolder:
             differing = {key: (kept.get(key), value) for key, value in identity.items() if kept.get(key) != value}
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise StateError(
-                f"{file} is missing or damaged ({error!r}): the run cannot go on; start a new one"
+                f"{file} is missing or damaged ({error!r}): the run cannot be continued; start a new one"
             ) from error
         if differing:
-            told = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
-            raise StateError(f"{self.path} cannot go on, as it was made of something else: {told}; start a new run")
+            changes = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
+            raise StateError(f"{self.path} cannot be continued: {changes}; start a new run")
 
     @property
     def records_file(self) -> Path:
@@ -100,11 +100,11 @@ class RunFolder:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """Size and SHA-256 of the records as they are: what is saved with a state, so that the two stay together."""
+        """Size and SHA-256 of the present records; saved with a state, so that the two stay together."""
         return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def records(self, mark: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The records as they were at that mark, whatever was written after it.
+        """Return the records up to a mark, whatever was written after it.
 
         Raises:
             StateError: they have been changed since.
@@ -121,7 +121,7 @@ class RunFolder:
         )
 
     def keep_records(self, mark: Mapping[str, Any] | None) -> None:
-        """Leave alone what was written before a mark; nothing for None."""
+        """Drop the records after a mark; all records for None."""
         content = self._read(mark["bytes"]) if mark else b""
         self._write(self.records_file, content)
         self._bytes, self._digest = len(content), hashlib.sha256(content)
@@ -143,7 +143,7 @@ class RunFolder:
         self._digest.update(text.encode())
 
     def write_config(self, text: str) -> None:
-        """Keep the resolved configuration; it runs this run again."""
+        """Write the resolved configuration, which repeats this run."""
         self._write(self.path / "config.yaml", text.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The summary of a run: its numbers, and the protocol without which they mean nothing."""
+"""The summary of a run: its numbers and their protocol."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def describe(
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """An evaluation after a round, and that of the trained models before its merge, by client."""
+    """The evaluation after a round, and the metrics of the trained models before its merge, by client."""
 
     round: int
     evaluation: Mapping[str, Any]
@@ -86,7 +86,7 @@ class _Evaluated:
 
     @property
     def score(self) -> float | None:
-        """What best_on_validation selects by; None where no client has validation images."""
+        """The score that best_on_validation selects by; None if no client has validation images."""
         if not self.evaluation:
             return None
         found = [e.metrics[SELECTION_METRIC] for _, e in sorted(self.evaluation["validation"]["personal"].items())]
@@ -94,7 +94,7 @@ class _Evaluated:
         return fmean(values) if values else None
 
     def or_better(self, before: _Evaluated) -> _Evaluated:
-        """The better of the two; of two that are equal, the one before."""
+        """Return the better of the two; if they are equal, the earlier one."""
         if self.score is None:
             return before
         return self if before.score is None or self.score > before.score else before
@@ -134,10 +134,16 @@ class RunSummary:
         left_out: Mapping[str, dict[str, Any]],
         evaluation: Mapping[str, Any],
     ) -> dict[str, float]:
-        """Take a round's records, of clients that reported and of those that were left out, and its evaluation.
+        """Add the records of a round, of clients that reported and of clients that were left out, and its evaluation.
+
+        Args:
+            round_number: the round.
+            records: by client, of those whose message was merged.
+            left_out: by client, of the others that were asked.
+            evaluation: split -> model -> client; empty if the round was not evaluated.
 
         Returns:
-            The metrics that loggers see; an evaluation that is empty was not made.
+            The metrics for loggers.
         """
         self.last_round = round_number
         if records or left_out:
@@ -157,7 +163,7 @@ class RunSummary:
 
     @property
     def best_round(self) -> int | None:
-        """The round with the best validation so far; None where no client has validation images."""
+        """The round with the best validation so far; None if no client has validation images."""
         best = self._last.or_better(self._best_before)
         return None if best.score is None else best.round
 
@@ -167,7 +173,7 @@ class RunSummary:
         records: Mapping[str, dict[str, Any]],
         left_out: Mapping[str, dict[str, Any]],
     ) -> None:
-        """Take the evaluation after fine-tuning, which replaces that after the last merge."""
+        """Add the evaluation after fine-tuning, which replaces the one after the last merge."""
         self._last = replace(self._last, evaluation=evaluation)
         self._add_cost(records, left_out)
 
@@ -181,12 +187,12 @@ class RunSummary:
             self.left_out.setdefault(name, Counter())[record["left_out"]] += 1
 
     def result(self, name: str, total_seconds: float, peak_memory_bytes: int | None) -> dict[str, Any]:
-        """Everything, ready for JSON.
+        """Return the content of `summary.json`.
 
         Args:
             name: of the run.
-            total_seconds: of the run; of one that was resumed, since then.
-            peak_memory_bytes: of this process; what is told is the highest of any process that trained.
+            total_seconds: of the run, since it was started or resumed.
+            peak_memory_bytes: of this process; the summary holds the highest value of all processes that trained.
         """
         last, rounds = self._last, max(1, self.trained_rounds)
         return {
@@ -247,10 +253,10 @@ class RunSummary:
 
 
 def of_model(clients: Mapping[str, Evaluated], samples: Mapping[str, int]) -> dict[str, Any]:
-    """Of one model its metrics over clients (see `over_clients`), and `counts` by client.
+    """Return the metrics of one model over clients (see `over_clients`), and `counts` by client.
 
     Args:
-        clients: what it reached, by client name.
+        clients: metrics and counts by client name.
         samples: number of evaluated samples by client name.
     """
     metrics = over_clients({name: found.metrics for name, found in clients.items()}, samples)

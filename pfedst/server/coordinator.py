@@ -18,7 +18,8 @@ from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.server.fits import FitOptions
-from pfedst.server.rounds import Merged, RoundLoop, RoundOptions, evaluate_sites
+from pfedst.server.merged import Merged
+from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
 from pfedst.server.server import MakeStart, Server
 from pfedst.state import RunState
 from pfedst.tracking import RoundHooks, peak_memory_bytes

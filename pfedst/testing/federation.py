@@ -6,7 +6,8 @@ import copy
 
 from torch import Tensor
 
-from pfedst.client.client import Client, make_upload, receive_message
+from pfedst.client.client import Client
+from pfedst.client.exchange import make_upload, receive_message
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.messages.payload import NET, Payload
