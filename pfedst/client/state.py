@@ -4,6 +4,8 @@
 |---|---|
 | `sites/NAME/after-000012` | the client after its fit of round 12, the record of that fit and its message |
 
+The shared tensors are saved once, in the message, unless the method sends others than the client has.
+
 A site keeps the snapshots of its last two fits, since the server may have merged the last one or not, and those that
 the server pins: the fits behind the best round on validation, and behind every round that the server can resume.
 """
@@ -20,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfedst.client.model import ClientModel
+from pfedst.client.model import ADAPTER, ClientModel
 from pfedst.errors import StateError, listed
-from pfedst.messages.payload import Payload, check_plain
+from pfedst.messages.payload import NET, Payload, State, check_plain
 from pfedst.messages.records import is_fit_record
 from pfedst.messages.requests import Reply
 from pfedst.state.files import clear_unfinished, writing
@@ -78,6 +80,9 @@ class SiteState:
         found = read_snapshot(self.path(number))
         if found.about.get("site") != self.name or CLIENT not in found.parts:
             raise StateError(f"{self.path(number)} is not a snapshot of site {self.name}")
+        client, message = found.parts[CLIENT], found.parts.get(MESSAGE, {})
+        shared = {ADAPTER + key: tensor for key, tensor in saved_table(message, NET).items()}
+        client["model"] = shared | saved_table(client, "model")
         return found
 
     def answered(self, number: int, digest: str) -> Reply | None:
@@ -114,7 +119,9 @@ class SiteState:
         final = self.path(number)
         with writing(final):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # personal state is for this user alone
-            parts = {CLIENT: client_part(model)} | ({MESSAGE: message} if message else {})
+            client = client_part(model)
+            client["model"] = _not_in(message.get(NET, {}), client["model"])
+            parts = {CLIENT: client} | ({MESSAGE: message} if message else {})
             temporary = write_snapshot(final, {"site": self.name, **about}, parts)
             sync_snapshot(temporary)
             name_snapshot(temporary, final)
@@ -130,6 +137,14 @@ class SiteState:
         """Return the numbers of the saved fits, in order."""
         found = (re.fullmatch(r"after-(\d{6,})", path.name) for path in self.folder.glob("after-*"))
         return sorted(int(match[1]) for match in found if match)
+
+
+def _not_in(net: State, tensors: State) -> State:
+    """Return the tensors of a client without the shared ones, if its message holds exactly those."""
+    sent = {ADAPTER + key: tensor for key, tensor in net.items()}
+    if any(key not in tensors or not torch.equal(tensor, tensors[key].cpu()) for key, tensor in sent.items()):
+        return tensors
+    return {key: tensor for key, tensor in tensors.items() if key not in sent}
 
 
 def client_part(model: ClientModel) -> dict[str, Any]:
