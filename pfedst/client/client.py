@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,30 +133,31 @@ class Client:
             return answers[request.kind](name, request)
 
     def _hello(self, name: str, request: Request) -> Reply:
-        data, encoder, trainer = self.data, self.module.encoder, self.local
-        most = trainer.batches
-        return Reply(
-            {
-                "samples": {split: data.samples(name, split) for split in SPLITS},
-                "classes": list(data.class_names),
-                "study": self.study,
-                "fingerprint": data.fingerprint,
-                "encoder_weights": encoder.compute_hash(),
-                "threads": self.threads,
-                "protocol": {
-                    "encoder": encoder.label,
-                    "random_weights": encoder.random_weights,
-                    "data": data.label,
-                    "data_audit": data.report.summary() if data.report else None,
-                    "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
-                    "local_epochs": trainer.epochs,
-                    "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
-                    "batch_size": data.batch_size,
-                    "augmentation": data.augmentation,
-                    "optimizer": optimizer_options(self.module.make_optimizer),
-                },
-            }
-        )
+        samples = {split: self.data.samples(name, split) for split in SPLITS}
+        return Reply({"samples": samples, "threads": self.threads, **self._description})
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        """What all sites of this process have in common; hashing the encoder takes a while."""
+        data, encoder, most = self.data, self.module.encoder, self.local.batches
+        return {
+            "classes": list(data.class_names),
+            "study": self.study,
+            "fingerprint": data.fingerprint,
+            "encoder_weights": encoder.compute_hash(),
+            "protocol": {
+                "encoder": encoder.label,
+                "random_weights": encoder.random_weights,
+                "data": data.label,
+                "data_audit": data.report.summary() if data.report else None,
+                "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
+                "local_epochs": self.local.epochs,
+                "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
+                "batch_size": data.batch_size,
+                "augmentation": data.augmentation,
+                "optimizer": optimizer_options(self.module.make_optimizer),
+            },
+        }
 
     def _prototypes(self, name: str, request: Request) -> Reply:
         """Sum the embeddings of the training images by class: K sums and K counts, sent once."""
@@ -173,6 +175,7 @@ class Client:
         digest = self._digest(request)
         repeated = state.answered(request.fit_number, digest)
         if repeated is not None:
+            state.drop({*request.pinned, request.after})  # a process may have been killed before it did
             return repeated
         self._restore(name, request)
         record = self._train(name, request)
