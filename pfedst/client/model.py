@@ -111,7 +111,7 @@ class ClientModel(nn.Module):
 
     def shared_state(self) -> State:
         """Return copies of the shared tensors, by their key in the adapter."""
-        return {key: tensor.cpu().clone() for key, tensor in self.shared_tensors().items()}
+        return {key: tensor.clone() for key, tensor in self.shared_tensors().items()}
 
     def shared_parameters(self) -> dict[str, nn.Parameter]:
         """Return the shared parameters themselves (no buffers), by their key in the adapter."""
@@ -132,7 +132,7 @@ class ClientModel(nn.Module):
     def frozen_state(self) -> State:
         """Return copies of the frozen tensors of the adapter (never the encoder's), by their key in the adapter."""
         state = self.adapter.state_dict()
-        return {key: state[key].detach().cpu().clone() for key in self.partition.keys("frozen")}
+        return {key: state[key].detach().clone() for key in self.partition.keys("frozen")}
 
     def own_keys(self) -> list[str]:
         """Return the keys of all tensors that are not frozen, private modules of the method included."""

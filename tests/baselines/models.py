@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,16 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from pfedst.adapters import Adapter, WholeModel
+from pfedst.client.client import Client
+from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
 from pfedst.encoders import AnchorHead, Encoder, Pixels, Taps
 from pfedst.messages.payload import NET, State
 from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.seeds import derive_seed, generator
-from pfedst.server.server import Federation
 from pfedst.testing import trainer
+from pfedst.testing.federation import Federation
 
 Site = tuple[Tensor, Tensor]
 """Images, and class indices."""
@@ -115,6 +117,17 @@ def pictures(name: str, rows: int, side: int = 8, classes: int = 3) -> Site:
     return contrast * images, labels
 
 
+class TensorSites:
+    """Of a data module the part that a server and its clients ask for names and sizes."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self.sites = tuple(sites)
+        self.sizes = {name: len(labels) for name, (_, labels) in sites.items()}
+
+    def samples(self, site: str, split: str) -> int:
+        return self.sizes[site] if split == "train" else 0
+
+
 class Small(Federation):
     """A federation whose sites are tensors in memory, taken in their order: one batch a site, or `batch_size` rows."""
 
@@ -126,36 +139,34 @@ class Small(Federation):
         optimizer: Callable[..., Any] = PLAIN_SGD,
         batch_size: int | None = None,
         classes: int = 3,
-        held_out: Iterable[str] = (),
+        held_out: Sequence[str] = (),
     ) -> None:
         side = next(iter(sites.values()))[0].shape[-1]
         template = FederatedClient(Pixels(side), adapter, "learned", optimizer=optimizer)
+        self.local = LocalTrainer(trainer())
         names = [str(index) for index in range(classes)]
-        super().__init__(
-            template, names, {name: len(labels) for name, (_, labels) in sites.items()}, method, 0, held_out
-        )
-        self.sites = sites
+        built = template.build(names, method, 0)
+        super().__init__(Client(built, TensorSites(sites), self.local, 0, sites=None, held_out=held_out), 0)
+        self.tensors = sites
         self.loaders = {
             name: DataLoader(TensorDataset(*site), batch_size or len(site[1])) for name, site in sites.items()
         }
-        self.local = LocalTrainer(trainer())
-        self.start()
+        self.begin()
 
     def batch(self, name: str) -> Batch:
         """All of a site."""
-        images, labels = self.sites[name]
+        images, labels = self.tensors[name]
         return Batch(self.clients[name].taps_of(images), labels)
 
-    def fit(self, name: str, epochs: int = 1) -> FederatedClient:
+    def fit(self, name: str, epochs: int = 1) -> ClientModel:
         """Send to a client and train it; nothing is merged."""
         self.deliver(name)
-        client = self.clients[name]
-        self.local.fit(client, self.loaders[name], epochs)
-        return client
+        self.local.fit(self.modules[name], self.loaders[name], epochs)
+        return self.clients[name]
 
     def round(self, epochs: int = 1, names: Iterable[str] | None = None) -> None:
         """One round of all clients that train, or of those named."""
-        taking_part = self.draw(1, 1.0) if names is None else list(names)
+        taking_part = self.server.draw(1, 1.0) if names is None else list(names)
         for name in taking_part:
             self.fit(name, epochs)
         self.merge({name: self.collect(name) for name in taking_part})
@@ -168,10 +179,14 @@ class Small(Federation):
             self.deliver(name)
         return self
 
+    def logits(self, name: str) -> Tensor:
+        """What the personal model of a client gives for all of its site."""
+        return self.method.personal_model(self.clients[name]).eval()(self.batch(name).taps)
+
     @property
     def net(self) -> State:
         """The server's model."""
-        return self.server[NET]
+        return self.state[NET]
 
 
 def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -191,6 +206,6 @@ def copied(state: Mapping[str, Tensor]) -> State:
     return {key: value.detach().clone() for key, value in state.items()}
 
 
-def parameters(client: FederatedClient) -> State:
+def parameters(client: ClientModel) -> State:
     """Values of the adapter's parameters, without its buffers."""
     return copied(dict(client.adapter.named_parameters()))

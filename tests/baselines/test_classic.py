@@ -103,9 +103,8 @@ def is_norm(key: str) -> bool:
 
 
 def predicted(made: Small, name: str = "a") -> Tensor:
-    """The quadratic's value that a client's `predict` gives: its cross-entropy is 1 more."""
-    client, batch = made.clients[name], made.batch(name)
-    return F.cross_entropy(made.method.predict(client.eval(), batch.taps), batch.targets) - 1
+    """The quadratic's value that a client's personal model gives: its cross-entropy is 1 more."""
+    return F.cross_entropy(made.logits(name), made.batch(name).targets) - 1
 
 
 def value(name: str, w: Tensor) -> Tensor:
@@ -148,7 +147,8 @@ def test_what_travels(method) -> None:
 def test_local_sends_no_byte() -> None:
     made = small(Local())
     made.round()
-    assert made.deliver("a") == payload_bytes(made.collect("a")) == 0
+    made.deliver("a")
+    assert payload_bytes(made.clients["a"].received) == payload_bytes(made.collect("a")) == 0
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
@@ -188,7 +188,7 @@ def test_merged_norm_statistics_are_means_and_never_extrapolated(method) -> None
     for _ in range(3):
         made.round()
         trained = [copied(dict(client.adapter.named_buffers())) for client in made.clients.values()]
-        mean = weighted_mean(trained, list(made.weights.values()))
+        mean = weighted_mean(trained, list(made.server.weights.values()))
         assert close({key: made.net[key] for key in mean}, mean)
     client = made.clients["a"]
     made.deliver("a")
@@ -476,7 +476,7 @@ def test_limits_of_the_share(share, whose) -> None:
     with torch.no_grad():
         client.share.fill_(share)
         assert not nearly(client.adapter(taps), client.twin(taps), 1e-3)
-        assert torch.equal(made.method.predict(client, taps), getattr(client, whose)(taps))
+        assert torch.equal(made.logits("a"), getattr(client, whose)(taps))
 
 
 # -- pFedMe ----------------------------------------------------------------------------------------------------
@@ -552,14 +552,14 @@ def test_scaffold_steps_by_hand(eta) -> None:
         w = w + eta * sum(own[name] - w for name in names) / len(names)
         c = c + sum(change.values()) / 2
         assert nearly(made.net["w"], w)
-        assert nearly(made.server["control"]["w"], c)
+        assert nearly(made.state["control"]["w"], c)
         assert all(nearly(made.clients[name].memo["control"]["w"], c_k[name]) for name in names)
 
 
 def test_scaffold_control_is_option_ii_on_a_network() -> None:
     """Under plain SGD the mean gradient of a round is c_k - c + (w_t - w_k) / (K lr)."""
     made = small(SCAFFOLD(), optimizer=partial(SGD, lr=0.05), batch_size=3).rounds(2)
-    before, c = copied(made.clients["a"].memo["control"]), copied(made.server["control"])
+    before, c = copied(made.clients["a"].memo["control"]), copied(made.state["control"])
     client = made.fit("a", epochs=2)
     made.collect("a")
     for key, now in parameters(client).items():
@@ -580,8 +580,8 @@ def test_the_servers_memory_is_the_mean_of_the_clients(method, server, client, w
         made.round()
         trained = [name for name in made.clients if name not in held_out]
         states = [copied(made.clients[name].memo[client]) for name in trained]
-        mean = weighted_mean(states, [made.weights[name] for name in trained])
-        assert close(made.server[server], mean)
+        mean = weighted_mean(states, [made.server.weights[name] for name in trained])
+        assert close(made.state[server], mean)
         assert all(mean[key].any() for key in mean.keys() - NO_SLOPE)
 
 
@@ -610,7 +610,7 @@ def test_feddyn_steps_by_hand(alpha) -> None:
         h = h - alpha / 2 * sum(own[name] - w for name in names)
         w = sum(own.values()) / len(names) - h / alpha
         assert nearly(made.net["w"], w)
-        assert nearly(made.server["h"]["w"], h)
+        assert nearly(made.state["h"]["w"], h)
         assert all(nearly(made.clients[name].memo["g"]["w"], g[name]) for name in "ab")
 
 
@@ -637,7 +637,7 @@ def test_pooled_descends_on_the_images_of_all_sites(tmp_path) -> None:
     batches = [next(iter(sites.train_loader(site, 0))) for site in sites.sites]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert len(labels) == sum(sites.samples(site, "train") for site in sites.sites)
-    model = template.with_classes(sites.class_names, Pooled(), 0).adapter
+    model = template.build(sites.class_names, Pooled(), 0).model.adapter
     optimizer = SGD(model.parameters(), lr=LR)
     for epochs in (1, 2):
         model.zero_grad()

@@ -31,6 +31,7 @@ from pfedst.adapters import (
 )
 from pfedst.cli.methods import method_cost
 from pfedst.client.module import FederatedClient
+from pfedst.client.state import client_part, load_client_part
 from pfedst.client.training import LocalTrainer
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, DataError, TooFewClientsError
@@ -60,6 +61,11 @@ def batch_of(client, site="site_a") -> Batch:
 def scramble(module, seed=0) -> None:
     for index, parameter in enumerate(module.parameters()):
         torch.nn.init.normal_(parameter, std=0.3, generator=generator(seed + index))
+
+
+def predicted(made, client, taps) -> torch.Tensor:
+    """Logits of a client's personal model."""
+    return made.method.personal_model(client).eval()(taps)
 
 
 def one_round(made, **options) -> None:
@@ -126,7 +132,7 @@ def test_numbers_trained_and_sent(name) -> None:
 def test_what_prompt_methods_send_and_what_stays_at_home(method, sent, kept) -> None:
     made = federation(method(), anchors="text")
     start = made.generic.adapter.state_dict()
-    assert list(made.server[NET]) == sent
+    assert list(made.state[NET]) == sent
     assert all(same(made, key) for key in (*sent, *kept))  # all start alike
     for name in made.clients:
         made.deliver(name)
@@ -138,7 +144,7 @@ def test_what_prompt_methods_send_and_what_stays_at_home(method, sent, kept) -> 
     made.merge({name: made.collect(name) for name in made.clients})
     for name in made.clients:
         made.deliver(name)
-    sizes = torch.tensor([made.weights[name] for name in made.clients])
+    sizes = torch.tensor([made.server.weights[name] for name in made.clients])
     for key in sent:
         assert same(made, key)
         mean = torch.einsum("k,k...->...", sizes / sizes.sum(), torch.stack([state[key] for state in trained]))
@@ -173,7 +179,7 @@ def test_the_contrast_of_fedpgp_by_hand(mu, tau) -> None:
     with torch.no_grad():
         general = adapter.sequences(adapter.context)
         personal = adapter.sequences(adapter.context + adapter.left @ adapter.right)
-        zero_shot = encoder().encode_text([f"a photo of a {name}." for name in made.class_names])
+        zero_shot = encoder().encode_text([f"a photo of a {name}." for name in made.generic.class_names])
         assert not torch.allclose(general, personal, atol=1e-2)
         image = F.normalize(batch.taps.tensors[0], dim=-1)
         expected = F.cross_entropy(encoder().logit_scale * image @ personal.T, batch.targets)
@@ -207,7 +213,7 @@ def test_fedpgp_predicts_with_the_personal_prompt_and_a_new_site_with_its_start(
     client, batch = made.clients["site_a"], batch_of(made.generic)
     with torch.no_grad():
         personal = client.adapter.head.cosine_logits(batch.taps.tensors[0], client.adapter.features())
-        assert torch.equal(made.method.predict(client.eval(), batch.taps), personal)
+        assert torch.equal(predicted(made, client, batch.taps), personal)
         assert not torch.allclose(personal, made.generic.adapter(batch.taps), atol=1e-4)
 
 
@@ -263,15 +269,15 @@ def test_the_contrastive_form_is_refused_where_it_would_train_nothing(tmp_path, 
 
 
 def test_fedclip_counts_clients_alike_and_facmic_by_their_images() -> None:
-    assert set(federation(FedCLIP()).weights.values()) == {1.0}
+    assert set(federation(FedCLIP()).server.weights.values()) == {1.0}
     made = federation(FACMIC())
-    assert made.weights == {name: float(prepared().samples(name, "train")) for name in made.clients}
+    assert made.server.weights == {name: float(prepared().samples(name, "train")) for name in made.clients}
 
 
 def test_facmic_without_a_target_is_fedclip_on_its_adapter() -> None:
     theirs = federation(FedCLIP(), adapter=partial(AttentionAdapter, batch_norm=True))
     mine = federation(FACMIC())
-    assert all(torch.equal(v, mine.server[NET][k]) for k, v in theirs.server[NET].items())
+    assert all(torch.equal(v, mine.state[NET][k]) for k, v in theirs.state[NET].items())
     assert mine.method.unlabelled(mine.clients["site_a"]) is None
     gradients = []
     for made in (theirs, mine):
@@ -315,9 +321,9 @@ def test_every_image_passes_the_adapter_of_facmic_once_a_step() -> None:
     batch, other = batch_of(client), batch_of(client, "site_b")
     made.method.loss(client, Batch(batch.taps, batch.targets, other.taps))
     assert client.adapter.norm.num_batches_tracked == 2  # the labelled and the unlabelled
-    plain = federation(FACMIC()).generic.train()
-    plain.method.loss(plain, batch)
-    assert plain.adapter.norm.num_batches_tracked == 1
+    plain = federation(FACMIC())
+    plain.method.loss(plain.generic.train(), batch)
+    assert plain.generic.adapter.norm.num_batches_tracked == 1
 
 
 class Seen(FACMIC):
@@ -429,7 +435,7 @@ def merge_error(method) -> dict[str, float]:
             parameter = dict(client.named_parameters())[key]
             torch.nn.init.normal_(parameter, std=0.3, generator=generator(100 * index + number))
     own = [updates(client.adapter) for client in made.clients.values()]
-    sizes = torch.tensor([made.weights[name] for name in made.clients], dtype=torch.float64)
+    sizes = torch.tensor([made.server.weights[name] for name in made.clients], dtype=torch.float64)
     made.merge({name: made.collect(name) for name in made.clients})
     merged = updates(made.generic.adapter)
     errors = {}
@@ -458,8 +464,8 @@ def test_ffa_lora_has_one_a_everywhere_which_never_travels() -> None:
         assert same(made, key)
         assert torch.equal(first.adapter.state_dict()[key], start[key])
         assert start[key].any()
-    assert list(made.server[NET]) == list(made.collect("site_a")[NET]) == list(first.received[NET]) == b
-    assert not any(torch.equal(made.server[NET][key], start[key]) for key in b)
+    assert list(made.state[NET]) == list(made.collect("site_a")[NET]) == list(first.received[NET]) == b
+    assert not any(torch.equal(made.state[NET][key], start[key]) for key in b)
     assert not any(p.requires_grad for key, p in first.adapter.named_parameters() if key in a)
 
 
@@ -468,9 +474,13 @@ def test_the_saved_state_of_ffa_lora_predicts_the_same_in_another_federation() -
     made, batch = federation(FFALoRA()), next(iter(prepared().evaluation_loader("site_a", "test")))[0]
     one_round(made)
     other = federation(FFALoRA(), seed=1)
-    other.load_state_parts(copy.deepcopy(made.state_parts()))
+    frozen = other.server.load_state_parts(copy.deepcopy(made.server.state_parts()))
+    other.client.load_frozen(frozen)
+    client = other.client.model
+    client.set_anchors(other.server.anchors)
+    load_client_part(client, copy.deepcopy(client_part(made.clients["site_a"])))
     with torch.no_grad():
-        logits = [f.method.predict(c.eval(), c.taps_of(batch)) for f in (made, other) for c in (f.clients["site_a"],)]
+        logits = [predicted(f, c, c.taps_of(batch)) for f, c in ((made, made.clients["site_a"]), (other, client))]
     assert torch.allclose(*logits, atol=1e-5)
 
 
@@ -480,7 +490,7 @@ def test_fedsa_lora_shares_a_and_keeps_b_and_the_head() -> None:
     one_round(made)
     for key in start:
         assert same(made, key) == key.endswith(".A")
-    assert set(made.server[NET]) == {key for key in start if key.endswith(".A")}
+    assert set(made.state[NET]) == {key for key in start if key.endswith(".A")}
     assert {"head.weight", "head.bias"} <= set(start)
     generic = made.generic.adapter.state_dict()
     assert all(torch.equal(generic[key], start[key]) for key in start if not key.endswith(".A"))
@@ -494,7 +504,7 @@ def test_untrained_lora_methods_are_zero_shot(method) -> None:
     with torch.no_grad():
         expected = zero.generic.adapter(zero.generic.taps_of(batch))
         for client in (made.generic, made.clients["site_a"]):
-            assert (made.method.predict(client.eval(), client.taps_of(batch)) - expected).abs().max() < 1e-4
+            assert (predicted(made, client, client.taps_of(batch)) - expected).abs().max() < 1e-4
 
 
 # -- FedDPA ------------------------------------------------------------------------------------------------------
@@ -519,7 +529,7 @@ def test_feddpa_joint_adds_both_and_a_new_site_gets_the_shared_one_alone() -> No
     assert all(same(made, key) == key.startswith("lora.") for key in made.generic.adapter.state_dict())
     client, batch = made.clients["site_a"], batch_of(made.generic)
     with torch.no_grad():
-        personal = made.method.predict(client.eval(), batch.taps)
+        personal = predicted(made, client, batch.taps)
         generic = made.generic.adapter(batch.taps)
         assert torch.allclose(personal, alone(client, batch.taps, lora=1.0, personal=1.0), atol=1e-4)
         assert torch.allclose(generic, alone(client, batch.taps, lora=1.0), atol=1e-4)
@@ -533,7 +543,7 @@ def test_feddpa_joint_begins_as_one_model() -> None:
     made.deliver("site_a")
     taps = batch_of(made.generic).taps
     with torch.no_grad():
-        assert torch.equal(made.method.predict(made.clients["site_a"].eval(), taps), made.generic.adapter(taps))
+        assert torch.equal(predicted(made, made.clients["site_a"], taps), made.generic.adapter(taps))
 
 
 class Watched(FedDPA):
@@ -564,7 +574,7 @@ def test_feddpa_alternate_trains_one_branch_at_a_time_at_the_declared_strengths(
     with torch.no_grad():
         for parameter in client.adapter.parameters():
             parameter.mul_(0.3)
-    LocalTrainer(trainer(max_epochs=epochs)).fit(client, prepared().train_loader("site_a", 1))
+    LocalTrainer(trainer(max_epochs=epochs)).fit(made.modules["site_a"], prepared().train_loader("site_a", 1))
     Watched.weights.append((epochs, client.own_state()))
     assert sorted({epoch for epoch, _, _ in Watched.steps}) == list(range(epochs))
     for _, loss, expected in Watched.steps:
@@ -583,7 +593,7 @@ def test_feddpa_alternate_predicts_with_the_mix_and_a_new_site_with_the_shared_b
     client, taps = made.clients["site_a"], batch_of(made.generic).taps
     with torch.no_grad():
         mix = alone(client, taps, lora=0.5, personal=0.5)
-        assert torch.allclose(made.method.predict(client.eval(), taps), mix, atol=1e-4)
+        assert torch.allclose(predicted(made, client, taps), mix, atol=1e-4)
         assert torch.allclose(made.generic.adapter(taps), alone(made.generic, taps, lora=1.0), atol=1e-4)
 
 
