@@ -26,24 +26,25 @@ import torch
 from faults_runs import Left, differences, left_by, start_or_go_on
 from pfedst_baselines.scaffold import SCAFFOLD
 
-from pfedst.client.client import Fit
+from pfedst.messages.requests import Reply
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
 from pfedst.server.rounds import RoundLoop
-from pfedst.transport.processes import Executor, ProcessExecutor, SequentialExecutor
+from pfedst.transport.in_process import InProcess
+from pfedst.transport.processes import Processes
 
 ROUNDS, MOST_KILLS = 12, 4
 CASES: dict[str, tuple[Callable[[], FederatedMethod], dict[str, Any]]] = {
     "PFedST": (PFedST, {}),
     "SCAFFOLD, kept optimiser": (SCAFFOLD, {"optimizer_state": "keep"}),
     "PFedST, fine-tuning": (lambda: PFedST(finetune_epochs=1), {"keep_states": 1, "evaluate_every": 3}),
-    "PFedST, 2 processes": (PFedST, {"executor": "processes", "workers": 2}),
+    "PFedST, 2 processes": (PFedST, {"transport": "processes", "workers": 2}),
 }
 
 
 def is_parallel(case: str) -> bool:
-    return "executor" in CASES[case][1]
+    return "transport" in CASES[case][1]
 
 
 # -- within the process that is killed ---------------------------------------------------------------------------------
@@ -109,22 +110,29 @@ def append_half(run: RunFolder, records: Sequence[Any]) -> None:
 
 
 def note_fits(log: Path) -> None:
-    """Write down each fit that begins."""
+    """Write down each fit that begins, and each whose reply was on disk already."""
 
-    def noted(run: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(self: Executor, tasks: Any, started: Any) -> Iterator[Any]:
-            def note(task: Any) -> None:
-                if isinstance(task, Fit):
+    def noted(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(self: Any, requests: Any, started: Any) -> Iterator[Any]:
+            def write(what: str, name: str) -> None:
+                request = requests[name]
+                if request.kind == "fit":
                     with log.open("a") as file:
-                        file.write(f"fit {task.round_number} {task.name} {task.finetune_epochs}\n")
-                started(task)
+                        file.write(f"{what} {request.round} {name} {request.finetune_epochs}\n")
 
-            return run(self, tasks, note)
+            def begin(name: str) -> None:
+                write("fit", name)
+                started(name)
+
+            for name, reply in ask(self, requests, begin):
+                if isinstance(reply, Reply) and reply.values.get("repeated"):
+                    write("repeated", name)
+                yield name, reply
 
         return noting
 
-    for kind in (SequentialExecutor, ProcessExecutor):
-        kind.run = noted(kind.run)  # type: ignore[method-assign]
+    for kind in (InProcess, Processes):
+        kind.ask = noted(kind.ask)  # type: ignore[attr-defined]
 
 
 def live(folder: Path, case: str, last_step: int | None, log: Path, begun: int) -> None:
@@ -190,15 +198,24 @@ class Life:
         self.seconds = time.perf_counter() - started
         self.code = os.waitstatus_to_exitcode(status)
         lines = log.read_text().splitlines()
-        self.fits = [line for line in lines if line.startswith("fit")]
+        # a fit that began just before a kill counts as begun, though its reply may have been on disk
+        repeated = {line.split(" ", 1)[1] for line in lines if line.startswith("repeated")}
+        begun = [line.split(" ", 1)[1] for line in lines if line.startswith("fit")]
+        self.fits = [fit for fit in begun if fit not in repeated]
         self.steps = next((int(line.split()[1]) for line in lines if line.startswith("steps")), None)
         self.died = next((line for line in lines if line.startswith("died")), "from outside")
         if self.code not in (0, -signal.SIGKILL):
             raise SystemExit(f"{case}: a run that was started again failed:\n{log.with_suffix('.err').read_text()}")
 
 
-def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[str, Any]:
-    """A run that is killed one to four times, and what came of it."""
+def snapshots(folder: Path) -> set[str]:
+    """Return the names of the snapshots that a run keeps."""
+    run = folder / "run"
+    return {str(path.relative_to(run)) for path in (*run.glob("state/*"), *run.glob("sites/*/after-*"))}
+
+
+def trial(whole: Life, expected: Left, kept: set[str], case: str, draw: random.Random) -> dict[str, Any]:
+    """Kill a run one to four times; return what came of it."""
     with tempfile.TemporaryDirectory() as place:
         folder, lives = Path(place), list[Life]()
         kills = draw.randint(1, MOST_KILLS)
@@ -222,7 +239,7 @@ def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[s
             "fits_begun": sum(len(life.fits) for life in lives),
             "differences": differences(left_by(folder), expected),
             "left_behind": sorted(file.name for file in (folder / "run").rglob("*.part")),
-            "other_files": len(list((folder / "run/state").glob("fit-*"))),
+            "other_files": sorted(snapshots(folder) ^ kept),
         }
 
 
@@ -238,11 +255,11 @@ def kills(trials: int = 15) -> tuple[dict[str, Any], dict[str, Any]]:
     for case in CASES:
         with tempfile.TemporaryDirectory() as place:
             whole = Life(Path(place), case, 0)
-            expected = left_by(Path(place))
+            expected, kept = left_by(Path(place)), snapshots(Path(place))
         number = max(1, trials // 3) if is_parallel(case) else trials
         found = []
         for index in range(number):
-            found.append(trial(whole, expected, case, random.Random(f"{case} {index}")))
+            found.append(trial(whole, expected, kept, case, random.Random(f"{case} {index}")))
             print(f"{case}, trial {index}: {found[-1]}", flush=True)
         rows[case] = {"fits": len(whole.fits), "steps": whole.steps, "seconds": whole.seconds, "trials": found}
     protocol = {
@@ -257,6 +274,11 @@ def kills(trials: int = 15) -> tuple[dict[str, Any], dict[str, Any]]:
     return protocol, {"cases": rows, "shared_memory_left": left_over}
 
 
+def count_of(files: list[str] | int) -> int:
+    """Return the number of files; old results hold the number alone."""
+    return files if isinstance(files, int) else len(files)
+
+
 def table(protocol: dict[str, Any], result: dict[str, Any]) -> None:
     print(
         "| run | runs | kills | from outside | while writing | fits of a run | fits lost a kill: 0, 1, 2, more "
@@ -269,7 +291,7 @@ def table(protocol: dict[str, Any], result: dict[str, Any]) -> None:
         cells += [len(died) - died.count("from outside"), row["fits"]]
         cells += [", ".join(str(lost[number]) for number in range(4))]
         cells += [sum(bool(trial["differences"]) for trial in row["trials"])]
-        cells += [sum(len(trial["left_behind"]) + trial["other_files"] for trial in row["trials"])]
+        cells += [sum(len(trial["left_behind"]) + count_of(trial["other_files"]) for trial in row["trials"])]
         print(f"| {' | '.join(map(str, cells))} |")
     steps = Counter(
         kind.split(" ", 1)[1]

@@ -96,9 +96,8 @@ class SiteState:
             return self.read(number)
         except StateError as error:
             raise StateError(
-                f"{error}; client {self.name} continues from this folder: put back a copy of it, or remove the newest "
-                f"round-* folders from the run's state/ and continue from an older round with --resume true, or start "
-                f"a new run"
+                f"{error}; client {self.name} continues from this folder: put back a copy of it, or continue with the "
+                f"same command, --name and --resume true, which looks for an older round, or start a new run"
             ) from error
 
     def answered(self, number: int, digest: str) -> Reply | None:
