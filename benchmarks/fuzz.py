@@ -5,7 +5,8 @@
 
 Small whole files of every kind that the package reads (SYNTHETIC images, an encoder of RANDOM WEIGHTS) are changed at
 random: bits flipped, spans cut, doubled, moved or overwritten by numbers and words that parsers stumble over. Named
-attacks are in tests/faults/. Writes benchmarks/results/fuzz.json. Each case has ten seconds.
+attacks are in tests/faults/. Writes benchmarks/results/fuzz.json, or the file that `--result` names. Each case has ten
+seconds.
 """
 
 from __future__ import annotations
@@ -32,35 +33,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from environment import environment
-from pfedst_baselines.fedavg import FedAvg
 from PIL import Image
 from safetensors.torch import save_file
 
 from pfedst.cli import main as command
 from pfedst.cli.resume import check_same_configuration
+from pfedst.client.state import CLIENT, SiteState, load_client_part
 from pfedst.data import ManifestSites
 from pfedst.data.sources import FileSource
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import PfedstError
+from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
-from pfedst.server.server import Federation
-from pfedst.state import RunState
+from pfedst.simulation import SITES
+from pfedst.state import RunState, snapshot
+from pfedst.testing.federation import Federation
 from pfedst.testing.small import data, encoder, federation, fit
 
 RESULT = Path(__file__).resolve().parent / "results" / "fuzz.json"
 SECONDS_A_CASE = 10.0
+SITE = "site_a"
 SHARES = {
-    "image": 0.45,
+    "image": 0.40,
     "dicom": 0.08,
     "csv": 0.14,
     "parquet": 0.06,
     "weights": 0.07,
     "state": 0.08,
     "resealed state": 0.05,
+    "site": 0.03,
+    "resealed site": 0.02,
     "run folder": 0.05,
     "configuration": 0.02,
 }
-"""Of the cases; a configuration takes the command line's parser, a second each."""
+"""Shares of the cases; a configuration takes the command line's parser, a second each."""
 WORDS = [b"NaN", b"-inf", b"1e400", b"9" * 400, b"\0", b"\xff\xfe", b'"', b"\n", b",", b"{", b"[" * 60, b"null", b"*a"]
 WORDS += [b"&a [*a]", b"!!python/object/apply:os.system [true]", b"../../", b"/dev/zero", b": ", b"\xed\xa0\x80"]
 NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
@@ -183,29 +189,44 @@ def read_image(path: Path) -> None:
 
 
 def read_state(made: Federation) -> Read:
-    """The last round, into a federation of its method."""
+    """Read the last round into the server of a federation."""
 
     def read(folder: Path) -> None:
-        made.load_state_parts(RunState(folder).last_round().parts)
+        made.server.load_state_parts(RunState(folder).last_round().parts)
 
     return read
 
 
-def read_resealed(made: Federation) -> Read:
-    """The same, by someone who has made the sums right again."""
-    from pfedst.state import snapshot
+def read_site(made: Federation) -> Read:
+    """Read the last fit of a site as its client does to continue, and as a server gets its message."""
 
     def read(folder: Path) -> None:
-        for place in folder.iterdir():
-            manifest = json.loads((place / snapshot.MANIFEST).read_text())
+        site = SiteState(folder, SITE)
+        number = site.numbers()[-1]
+        found = site.start(number)
+        load_client_part(made.members[SITE], found.parts[CLIENT])
+        reply = site.answered(number, str(found.about.get("request")))
+        if reply is not None:
+            made.server.check_upload(SITE, reply.parts)
+
+    return read
+
+
+def resealed(read: Read) -> Read:
+    """Read the same after someone has made all checksums right again."""
+
+    def reseal(folder: Path) -> None:
+        for manifest_file in folder.rglob(snapshot.MANIFEST):
+            place = manifest_file.parent
+            manifest = json.loads(manifest_file.read_text())
             manifest.pop("sha256")
             for entry in manifest["parts"].values():
                 content = (place / entry["file"]).read_bytes()
                 entry |= {"bytes": len(content), "sha256": snapshot._sha256(content)}
-            (place / snapshot.MANIFEST).write_bytes(snapshot._sealed(manifest))
-        read_state(made)(folder)
+            manifest_file.write_bytes(snapshot._sealed(manifest))
+        read(folder)
 
-    return read
+    return reseal
 
 
 def read_run_folder(path: Path) -> None:
@@ -228,7 +249,8 @@ def kinds(folder: Path) -> dict[str, Kind]:
     """All of them, with whole files in a folder."""
     manifest, parquet = tables(folder)
     run = folder / "runs" / "run"
-    fit(folder / "runs", FedAvg(), rounds=1, sites=data(sites=2, samples_per_site=[8, 8], test_samples_per_site=[3, 3]))
+    small = {"sites": 2, "samples_per_site": [8, 8], "test_samples_per_site": [3, 3]}
+    fit(folder / "runs", PFedST(), rounds=1, sites=data(**small), optimizer_state="keep")
     saved = run / "state"
     mark = RunState(saved).last_round().about["records"]
     (run / "mark.json").write_text(json.dumps(mark))
@@ -237,13 +259,14 @@ def kinds(folder: Path) -> dict[str, Kind]:
     for name in ("config.yaml", "whole.yaml"):
         shutil.copy(configuration, run / name)
     shutil.move(saved, folder / "state")
-    saved = folder / "state"
+    shutil.move(run / SITES, folder / SITES)
+    saved, sites = folder / "state", folder / SITES
     shutil.rmtree(saved / "round-000000")
-    made = federation(FedAvg(), sites=data(sites=2, samples_per_site=[8, 8], test_samples_per_site=[3, 3]))
+    made = federation(PFedST(), sites=data(**small))
     tower = encoder().tower
     save_file({key: tensor.contiguous() for key, tensor in tower.state_dict().items()}, folder / "tower.safetensors")
     whole = sorted(path for path in saved.rglob("*") if path.is_file())
-    tensors = [path for path in whole if path.suffix == ".safetensors"]
+    of_site = sorted(path for path in sites.glob(f"{SITE}/after-*/*") if path.is_file())
     logs = [run / name for name in ("config.yaml", "identity.json", "rounds.jsonl", "summary.json")]
     return {
         "image": Kind(images(folder), read_image),
@@ -252,10 +275,16 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "parquet": Kind([parquet], lambda path: ManifestSites(manifest=path, root=folder).found()),
         "weights": Kind([folder / "tower.safetensors"], lambda path: FrozenCLIP("vit-nano", str(path))),
         "state": Kind(whole, read_state(made), saved),
-        "resealed state": Kind(tensors, read_resealed(made), saved),
+        "resealed state": Kind(tensors_of(whole), resealed(read_state(made)), saved),
+        "site": Kind(of_site, read_site(made), sites),
+        "resealed site": Kind(tensors_of(of_site), resealed(read_site(made)), sites),
         "run folder": Kind(logs, read_run_folder, run),
         "configuration": Kind([configuration], read_configuration),
     }
+
+
+def tensors_of(files: list[Path]) -> list[Path]:
+    return [path for path in files if path.suffix == ".safetensors"]
 
 
 @contextlib.contextmanager
@@ -337,9 +366,9 @@ def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[st
     return rows
 
 
-def table() -> None:
-    """The results as Markdown."""
-    result = json.loads(RESULT.read_text())
+def table(file: Path = RESULT) -> None:
+    """Print the results as Markdown."""
+    result = json.loads(file.read_text())
     print("| files | cases | read | refused | untyped, hung | slowest, s | memory grew by, MiB |")
     print("|" + "---|" * 7)
     for name, row in result["rows"].items():
@@ -358,16 +387,16 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, default=RESULT, help="file of the results")
     parser.add_argument("--only", choices=tuple(SHARES), help="one kind; nothing is written")
     given = parser.parse_args()
     if given.what == "run":
         rows = measure(given.cases, given.seed, given.only)
         if given.only is None:
-            RESULT.write_text(
-                json.dumps({"environment": environment(), "seed": given.seed, "rows": rows}, indent=2) + "\n"
-            )
+            content = {"environment": environment(), "seed": given.seed, "rows": rows}
+            given.result.write_text(json.dumps(content, indent=2) + "\n")
     if given.only is None:
-        table()
+        table(given.result)
 
 
 if __name__ == "__main__":
