@@ -155,5 +155,7 @@ def _without_run_callbacks(trainer: Trainer) -> Trainer:
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
         trainer.loggers = loggers
-    copied.callbacks = [callback for callback in callbacks if shows_a_fit(callback)]  # type: ignore[attr-defined]
+    # copies: a progress bar keeps the Trainer and the module of its last fit, and the server has the original
+    shown = [copy.copy(callback) for callback in callbacks if shows_a_fit(callback)]
+    copied.callbacks = shown  # type: ignore[attr-defined]
     return copied

@@ -1,0 +1,60 @@
+"""All objects that some objects keep alive: what the server's half of a process can reach in memory."""
+
+import gc
+import io
+import logging
+import types
+import weakref
+from collections.abc import Callable, Iterator
+
+import torch
+
+CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types.FrameType)
+"""Programs, not data: a class, module or frame leads to everything that is loaded."""
+PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.device, torch.dtype)
+SHARED = (weakref.ReferenceType, logging.Logger, logging.Handler, io.IOBase)
+"""A weak reference keeps nothing; a logger or a stream belongs to the whole process."""
+Path = tuple[str, ...]
+
+
+def children(found: object) -> Iterator[tuple[str, object]]:
+    """The objects that an object refers to, each with a word for its place."""
+    if isinstance(found, types.FunctionType):
+        # not its globals: these are the module
+        for name, cell in zip(found.__code__.co_freevars, found.__closure__ or (), strict=True):
+            try:
+                yield f"closure {name}", cell.cell_contents
+            except ValueError:  # not set yet
+                continue
+        yield "defaults", (found.__defaults__, found.__kwdefaults__, found.__dict__)
+        return
+    if isinstance(found, types.GeneratorType):
+        yield "generator", dict(found.gi_frame.f_locals) if found.gi_frame else {}
+        return
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield "key", key
+            yield str(key)[:40] if isinstance(key, str | int) else "value", value
+        return
+    if isinstance(found, torch.Tensor):
+        yield "grad", found.grad
+        yield "attributes", getattr(found, "__dict__", {})
+        return
+    attributes = getattr(found, "__dict__", None)
+    if isinstance(attributes, dict):
+        yield type(found).__name__, attributes
+    for index, other in enumerate(gc.get_referents(found)):
+        yield f"{type(found).__name__}[{index}]", other
+
+
+def reachable(roots: dict[str, object], stops: Callable[[object], bool]) -> Iterator[tuple[str, object]]:
+    """Yield every object that can be reached from `roots`, with a way to it; nothing behind an object that stops."""
+    seen: dict[int, object] = {}
+    waiting: list[tuple[Path, object]] = [((name,), root) for name, root in roots.items()]
+    while waiting:
+        path, found = waiting.pop()
+        if id(found) in seen or isinstance(found, (*CODE, *PLAIN, *SHARED)) or stops(found):
+            continue
+        seen[id(found)] = found  # kept, so that no other object gets its id
+        yield " > ".join(path), found
+        waiting += [((*path, word), child) for word, child in children(found)]
