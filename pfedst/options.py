@@ -38,9 +38,12 @@ EFFECTS: dict[str, Effect] = {
     "trainer.enable_model_summary": Effect.NONE,
     "trainer.enable_progress_bar": Effect.NONE,
     "trainer.logger": Effect.NONE,
-    # the content of images and weights is compared by hash (`identity.json`), wherever they lie
+    # the content of images and weights is compared by hash (`identity.json`), wherever they lie: see `PATHS`
     "data.init_args.root": Effect.LOCAL,
     "data.init_args.manifest": Effect.LOCAL,
+    "data.init_args.images": Effect.LOCAL,
+    "data.init_args.split_file": Effect.LOCAL,
+    "data.init_args.metadata": Effect.LOCAL,
     "data.init_args.num_workers": Effect.LOCAL,
     "data.init_args.cache_folder": Effect.LOCAL,
     "data.init_args.cache_max_bytes": Effect.LOCAL,
@@ -51,6 +54,10 @@ EFFECTS: dict[str, Effect] = {
     "data.init_args.cache": Effect.LAST_DIGITS,
 }
 """Effects by the dotted key of an option, or of a group of options."""
+PATHS = tuple(f"data.init_args.{name}" for name in ("root", "manifest", "images", "split_file", "metadata"))
+"""Local options that decide which images a run sees, until their content is known by its hash."""
+WEIGHTS = "model.encoder.init_args.weights"
+"""The option that may be the path of a file: of the study is its name alone."""
 SEED = "seed_everything"
 """The option in which the runs of one row differ."""
 
@@ -64,4 +71,9 @@ def effect_of(key: str) -> Effect:
 
 def of_the_study(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are part of the study, of options by their dotted keys."""
-    return {key: value for key, value in sorted(options.items()) if effect_of(key) is Effect.STUDY}
+    return with_effect(options, Effect.STUDY)
+
+
+def with_effect(options: Mapping[str, Any], *effects: Effect) -> dict[str, Any]:
+    """Return the options that have one of these effects, of options by their dotted keys."""
+    return {key: value for key, value in sorted(options.items()) if effect_of(key) in effects}

@@ -18,6 +18,7 @@ from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.server import MakeStart
@@ -51,7 +52,7 @@ def fit(
         run: where to write.
         run_seed: the seed of the run.
         resume: continue with what the run folder holds; results are those of a run that was never interrupted.
-        study: the options of the study, for the summary; see `pfedst.options`.
+        study: the options that results depend on, by dotted key, for the summary; see `pfedst.options`.
 
     Returns:
         The content of `summary.json`.
@@ -65,7 +66,8 @@ def fit(
             f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a round do "
             f"not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
         )
-    client = make_client(template, data, method, run_seed, local, run.path / SITES, coordinator.held_out_sites, study)
+    agreed = of_the_study(study or {})
+    client = make_client(template, data, method, run_seed, local, run.path / SITES, coordinator.held_out_sites, agreed)
     hooks = make_hooks(trainer, client)
     return coordinator.fit(
         make_transport(coordinator, client),
@@ -75,7 +77,7 @@ def fit(
         run,
         run_seed,
         resume,
-        client.study,
+        study or {},
         client.load_frozen,
     )
 

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
-from pfedst.cli.renamed_options import present_arguments
+from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.cli.resume import check_same_configuration, resumable
-from pfedst.cli.study import CONFIG_FORMAT, results_depend_on, study_options
+from pfedst.cli.study import results_depend_on, study_options
 from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER

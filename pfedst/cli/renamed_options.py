@@ -1,4 +1,4 @@
-"""Options of older versions: configurations that name them still load, with a warning."""
+"""Configurations of other versions: those that name options of older versions load, with a warning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from pfedst.errors import ConfigurationError
+from pfedst.version import __version__
+
+CONFIG_FORMAT = 2
+"""Of `config.yaml`. Format 1 had no such key."""
 GROUP = "coordinator"
 EXECUTOR, TRANSPORT, SAVE_FITS = "executor", "transport", "save_fits"
 TRANSPORTS = {"sequential": "in_process", "processes": "processes"}
@@ -13,8 +18,21 @@ TRANSPORTS = {"sequential": "in_process", "processes": "processes"}
 
 
 def with_present_names(configuration: Any) -> Any:
-    """Return a configuration with the present names of its options."""
-    if not isinstance(configuration, dict) or not isinstance(configuration.get(GROUP), dict):
+    """Return a configuration with the present names of its options.
+
+    Raises:
+        ConfigurationError: its format is not known, so that its options may mean something else.
+    """
+    if not isinstance(configuration, dict):
+        return configuration
+    written = configuration.get("config_format")
+    if isinstance(written, int) and not 1 <= written <= CONFIG_FORMAT:
+        version = configuration.get("pfedst_version")
+        raise ConfigurationError(
+            f"a configuration of format {written}: this version of pfedst, {__version__}, reads formats 1 to "
+            f"{CONFIG_FORMAT}; use {f'pfedst {version}, which wrote it' if version else 'the version that wrote it'}"
+        )
+    if not isinstance(configuration.get(GROUP), dict):
         return configuration
     options = dict(configuration[GROUP])
     if EXECUTOR in options:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pfedst.cli.study import CONFIG_FORMAT
+from pfedst.cli.renamed_options import CONFIG_FORMAT
 from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
 from pfedst.options import Effect, effect_of
@@ -37,7 +37,7 @@ def check_same_configuration(folder: Path, text: str) -> None:
         raise StateError(f"{file} is missing or damaged: the run cannot be continued; start a new one") from error
     if then.get("config_format") != CONFIG_FORMAT:
         raise StateError(
-            f"{folder} was made by an older version of pfedst and cannot be continued by this one: finish it with the "
+            f"{folder} was made by another version of pfedst and cannot be continued by this one: finish it with the "
             f"version that identity.json names, or start a new run with --config {file}"
         )
     differing = [

@@ -1,4 +1,4 @@
-"""The options of a study: those of a configuration that results depend on and that are not at their default."""
+"""The options of a configuration that results depend on and that are not at their default."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from pathlib import PurePath
 from typing import Any
 
 from pfedst.cli.yaml_text import load_yaml
-from pfedst.options import Effect, effect_of, of_the_study
+from pfedst.options import PATHS, WEIGHTS, Effect, with_effect
 from pfedst.reporting.loading import dotted
 
-CONFIG_FORMAT = 2
-"""Of `config.yaml`. Format 1 had no such key."""
 INIT_ARGS = ".init_args."
 UNKNOWN = object()
 
 
 def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the study that differ from their defaults, by dotted key.
+    """Return the options that results depend on and that differ from their defaults, by dotted key.
+
+    These are the options of the study, and those that change last digits. None of them is a path: of a file of weights
+    the name is kept.
 
     Args:
         text: the resolved configuration, as YAML.
         defaults: of options that belong to no class of the configuration, by dotted key.
     """
-    return of_the_study(_not_at_default(dotted(load_yaml(text, "the configuration")), defaults))
+    flat = _not_at_default(dotted(load_yaml(text, "the configuration")), defaults)
+    found = with_effect(flat, Effect.STUDY, Effect.LAST_DIGITS)
+    if isinstance(found.get(WEIGHTS), str):
+        found[WEIGHTS] = PurePath(found[WEIGHTS]).name
+    return found
 
 
 def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
@@ -37,8 +42,7 @@ def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
     are not.
     """
     flat = _not_at_default(dotted(load_yaml(text, "the configuration")), defaults)
-    paths = ("data.init_args.root", "data.init_args.manifest")
-    kept = {key: value for key, value in flat.items() if effect_of(key) is Effect.STUDY or key in paths}
+    kept = with_effect(flat, Effect.STUDY) | {key: flat[key] for key in PATHS if key in flat}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
 
 

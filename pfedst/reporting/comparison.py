@@ -32,6 +32,24 @@ class FinishedRun:
         return int(self.protocol["seed"])
 
     @property
+    def study(self) -> Mapping[str, Any]:
+        """The options of the study that differ from their defaults; empty if they were not recorded."""
+        study: Mapping[str, Any] = self.summary["study"]
+        return study
+
+    @property
+    def last_digits(self) -> Mapping[str, Any]:
+        """The options that change last digits and that differ from their defaults."""
+        options: Mapping[str, Any] = self.summary["last_digits"]
+        return options
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """The hashes of images and of the encoder's weights; empty if they were not recorded."""
+        content: Mapping[str, Any] = self.summary["content"]
+        return content
+
+    @property
     def cost(self) -> Mapping[str, Any]:
         """What it took."""
         cost: Mapping[str, Any] = self.summary["cost"]

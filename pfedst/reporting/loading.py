@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
+from pfedst.options import SEED
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import FORMAT as SUMMARY_FORMAT
+from pfedst.reporting.summary import PRIOR
 
 FILE = "comparison.json"
 FORMAT = 1
@@ -29,7 +32,9 @@ BUDGET = (
 )
 """What is told where rows differ in it."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round")
-"""What runs of one row may differ in."""
+"""What the protocols of runs of one row may differ in, where the options of the study were not recorded."""
+HASH_DIGITS = 8
+"""Digits of a hash in the label of a row."""
 
 
 def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compared:
@@ -62,7 +67,7 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
                 notes.append(f"{row['label']}: missing, as all of its trials failed")
             if row["tuned"]:
                 tuned[row["label"]] = row["tuned"]
-    for label, runs in _labelled(single).items():
+    for label, runs in _labelled(single, rows).items():
         rows.setdefault(label, []).extend(runs)
     made = tuple(
         RunsOfARow(label, tuple(sorted(runs, key=lambda run: run.seed))) for label, runs in rows.items() if runs
@@ -76,7 +81,8 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
-    return Compared(name or made[0].first.folder.name, made, chosen, (*_differences(made), *notes), tuned, tuning)
+    told = (*_differences(made), *_last_digits(made), *notes)
+    return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning)
 
 
 def _runs_of(path: Path, names: Mapping[str, str]) -> tuple[list[FinishedRun], list[str]]:
@@ -104,9 +110,31 @@ def _finished(path: Path) -> FinishedRun | None:
     summary = RunFolder(path).summary()
     if summary is None:
         return None
-    if summary.get("format") != SUMMARY_FORMAT:
-        raise StateError(f"{path / 'summary.json'} is of another version of pfedst; run it again, under another name")
-    return FinishedRun(path, summary)
+    return FinishedRun(path, present_summary(summary, path / "summary.json"))
+
+
+def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """Return a summary in the present format; format 1 did not record options, versions and hashes.
+
+    Args:
+        summary: of any format.
+        file: for the error.
+
+    Raises:
+        StateError: its format is not known.
+    """
+    found = summary.get("format") if isinstance(summary, Mapping) else None
+    if found == SUMMARY_FORMAT:
+        return summary
+    if found == 1:
+        protocol = summary["protocol"]
+        unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}
+        evaluated = {"round": protocol["round"], "split": protocol["split"], "prior": PRIOR}
+        return {**summary, "format": SUMMARY_FORMAT, **unknown, "evaluated": evaluated}
+    raise StateError(
+        f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run it "
+        f"again, under another name"
+    )
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -121,20 +149,90 @@ def _read(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def _labelled(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs whose protocols differ in their seed alone are a row; rows of one method are told apart by the rest."""
-    groups: dict[str, list[FinishedRun]] = {}
+@dataclass
+class _Group:
+    """Runs that differ in their seed alone, before they have a label.
+
+    Attributes:
+        method: name of the method.
+        recorded: whether the options of the study were recorded; else `options` is the protocol.
+        options: all that the runs have in common, by dotted key.
+        runs: the runs.
+    """
+
+    method: str
+    recorded: bool
+    options: dict[str, Any]
+    runs: list[FinishedRun] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, run: FinishedRun) -> _Group:
+        """Return the group of a run, without a run in it."""
+        if run.study:
+            options = {key: value for key, value in run.study.items() if key != SEED}
+        else:
+            options = dotted({key: value for key, value in run.protocol.items() if key not in OF_A_RUN})
+        hashes = dotted({"hash": run.content})
+        return cls(run.protocol["method"], bool(run.study), options | (hashes if run.content else {}))
+
+    @property
+    def key(self) -> str:
+        """Equal for runs of one row."""
+        return json.dumps([self.method, self.recorded, self.options], sort_keys=True)
+
+    def label(self, others: Iterable[_Group], in_full: bool = False) -> str:
+        """Return the method, and where others have the same method what distinguishes this group from them.
+
+        Args:
+            others: the groups of the table.
+            in_full: with whole keys, and with options that are at their default here.
+        """
+        rivals = [other for other in others if other.method == self.method and other.key != self.key]
+        alike = [other for other in rivals if other.recorded == self.recorded]
+        keys = {*self.options, *(key for other in alike for key in other.options if in_full)}
+        parts = [
+            _option(key, self.options.get(key, "default"), in_full)
+            for key in sorted(keys)
+            if any(self.options.get(key, "default") != other.options.get(key, "default") for other in alike)
+        ]
+        if not self.recorded and len(alike) < len(rivals):
+            parts.append("options not recorded")
+        return ", ".join([self.method, *parts])
+
+
+def _option(key: str, value: Any, in_full: bool) -> str:
+    """Return an option in words: `rank 4`, `adapter LoRATower`; in full the key and the value as they are."""
+    if key.startswith("hash."):
+        return f"{key.removeprefix('hash.')} {str(value)[:HASH_DIGITS]}"
+    if in_full:
+        return f"{key} {value}"
+    if key.endswith(".class_path"):
+        return f"{key.split('.')[-2]} {str(value).split('.')[-1]}"
+    return f"{key.split('.')[-1]} {value}"
+
+
+def _labelled(runs: Sequence[FinishedRun], beside: Mapping[str, Sequence[FinishedRun]]) -> dict[str, list[FinishedRun]]:
+    """Group runs into rows by the options of the study; rows of one method are told apart by what differs.
+
+    Args:
+        runs: single runs.
+        beside: the rows of comparisons, by label. A run that belongs to one gets its label.
+    """
+    groups: dict[str, _Group] = {}
     for run in runs:
-        kept = {key: value for key, value in run.protocol.items() if key not in OF_A_RUN}
-        groups.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
-    flat = {key: dotted(json.loads(key)) for key in groups}
+        group = _Group.of(run)
+        groups.setdefault(group.key, group).runs.append(run)
+    taken = {label: _Group.of(found[0]) for label, found in beside.items() if found}
+    labels = [group.label(groups.values()) for group in groups.values()]
+    if len(set(labels)) < len(labels):
+        labels = [group.label(groups.values(), in_full=True) for group in groups.values()]
     labelled: dict[str, list[FinishedRun]] = {}
-    for key, of_row in groups.items():
-        method = flat[key]["method"]
-        rivals = [other for other in flat.values() if other["method"] == method]
-        apart = sorted(name for name in flat[key] if any(other.get(name) != flat[key][name] for other in rivals))
-        told = ", ".join(f"{name.split('.')[-1]} {flat[key][name]}" for name in apart)
-        labelled[f"{method}, {told}" if told else method] = of_row
+    for label, group in zip(labels, groups.values(), strict=True):
+        if label in taken and taken[label].key != group.key:
+            label = group.label([*groups.values(), *taken.values()], in_full=True)
+        while label in labelled or (label in taken and taken[label].key != group.key):
+            label = f"{label}, {group.runs[0].folder.name}"
+        labelled[label] = group.runs
     return labelled
 
 
@@ -175,4 +273,21 @@ def _differences(rows: Sequence[RunsOfARow]) -> list[str]:
         if len(told) > 1:
             parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
             notes.append(f"rows differ in {key.replace('_', ' ')} ({parts})")
+    return notes
+
+
+def _last_digits(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Where runs differ in options that change last digits, within rows and between them."""
+    notes = []
+    for key in sorted({key for row in rows for run in row.runs for key in run.last_digits}):
+        told: dict[str, list[str]] = {}
+        for row in rows:
+            values = [str(run.last_digits.get(key, "default")) for run in row.runs]
+            for run, value in zip(row.runs, values, strict=True):
+                label = row.label if len(set(values)) == 1 else f"{row.label}, seed {run.seed}"
+                if label not in told.setdefault(value, []):
+                    told[value].append(label)
+        if len(told) > 1:
+            parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
+            notes.append(f"runs differ in {key}, which changes the last digits of results ({parts})")
     return notes

@@ -10,11 +10,14 @@ from typing import Any
 
 from pfedst.evaluation import Evaluated, Metrics, over_clients
 from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.options import Effect, of_the_study, with_effect
 from pfedst.version import __version__
 
 SELECTION_METRIC = "balanced_accuracy"
 FORMAT = 2
 """Of `summary.json` and of the whole run folder. Format 1 had no `study` and kept all state in `state/`."""
+PRIOR = "none: logits as the model gives them"
+"""How class priors enter predictions."""
 
 
 def describe(
@@ -105,11 +108,15 @@ class RunSummary:
 
     Args:
         protocol: the return value of `describe`.
-        study: the options of the study that differ from their defaults.
+        options: the options that results depend on and that differ from their defaults, by dotted key.
+        content: hashes of the images and of the encoder's weights: `data` and `encoder_weights`.
     """
 
-    def __init__(self, protocol: dict[str, Any], study: Mapping[str, Any]) -> None:
-        self.study = dict(study)
+    def __init__(
+        self, protocol: dict[str, Any], options: Mapping[str, Any], content: Mapping[str, Any] | None = None
+    ) -> None:
+        self.options = dict(options)
+        self.content = dict(content or {})
         self.cost = {key: protocol.pop(key) for key in ("parameters_trained", "parameters_sent")}
         self.protocol = protocol
         self.last_round = 0
@@ -199,8 +206,10 @@ class RunSummary:
             "format": FORMAT,
             "pfedst_version": __version__,
             "name": name,
-            "study": self.study,
-            "evaluated": {"round": last.round, "split": "test", "prior": "none: logits as the model gives them"},
+            "study": of_the_study(self.options),
+            "last_digits": with_effect(self.options, Effect.LAST_DIGITS),
+            "content": self.content,
+            "evaluated": {"round": last.round, "split": "test", "prior": PRIOR},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
             "validation": self._models(last.evaluation, "validation"),

@@ -133,7 +133,7 @@ class FederatedCoordinator:
             run: where to write.
             run_seed: the seed of the run.
             resume: continue with what the run folder holds; results are those of a run that was never interrupted.
-            study: the options of the study, which every client must have, too.
+            study: the options that results depend on; every client must have those of the study, too.
             load_frozen: gives the frozen tensors of an adapter that is continued to the clients of this process.
 
         Returns:
@@ -146,9 +146,11 @@ class FederatedCoordinator:
         transport = CheckedTransport(transport)
         hellos = transport.hello(run.path.name)
         server = self._server(hellos, method, make_start, run_seed, study)
-        summary = RunSummary(self._describe(server, hellos), study or {})
+        made_of = identity(hellos)
+        content = {key: made_of[key] for key in ("data", "encoder_weights")}
+        summary = RunSummary(self._describe(server, hellos), study or {}, content)
         loop = RoundLoop(self.options, server, transport, hooks, run, summary)
-        run.identify(identity(hellos), resume)
+        run.identify(made_of, resume)
         frozen = loop.restore() if resume else None
         if frozen and load_frozen is not None:
             load_frozen(frozen)

@@ -54,8 +54,9 @@ def test_an_untrained_head_is_zero_shot(form, anchors) -> None:
     by_hand = encoder().logit_scale * F.normalize(taps.tensors[0], dim=-1) @ zero.generic.adapter.head.anchors.T
     for client in (*made.clients.values(), made.generic):
         with torch.no_grad():
-            logits = made.method.predict(client.eval(), taps)
-            assert torch.equal(logits.argmax(1), zero.method.predict(zero.generic.eval(), taps).argmax(1))
+            logits = made.method.personal_model(client).eval()(taps)
+            expected = zero.method.personal_model(zero.generic).eval()(taps)
+            assert torch.equal(logits.argmax(1), expected.argmax(1))
         assert torch.allclose(logits, by_hand, atol=1e-5)
         assert logits.std() > 0.1  # and they tell something
 
@@ -88,7 +89,7 @@ def test_a_class_without_an_image_starts_at_logit_zero_and_can_be_learned(form) 
 def test_a_linear_head_trains_what_is_counted() -> None:
     made = federation(FedAvg(), adapter=LinearHead)
     E, K = encoder().spec.embedding, 3
-    assert {key: tuple(t.shape) for key, t in made.server["net"].items()} == {
+    assert {key: tuple(t.shape) for key, t in made.state["net"].items()} == {
         "head.weight": (K, E),
         "head.bias": (K,),
     }

@@ -113,7 +113,7 @@ def test_no_text_embedding_is_remembered(method) -> None:
 
     def predict(client):
         with torch.no_grad():
-            return made.method.predict(client.eval(), client.taps_of(batch))
+            return made.method.personal_model(client).eval()(client.taps_of(batch))
 
     for name in made.clients:
         made.deliver(name)
