@@ -67,7 +67,7 @@ def test_every_corner_is_a_command_line_that_the_parser_takes(name, capsys) -> N
     [
         ("model.optimizer.lr", 1e-05),
         ("coordinator.most_norm_ratio", None),
-        ("coordinator.save_fits", False),
+        ("data.verify_images", False),
         ("coordinator.held_out_sites", ["site_a", "site_b"]),
         ("data.samples_per_site", [12, 10, 8, 8]),
         ("method.schedule", "alternate"),

@@ -232,12 +232,15 @@ def personal_model_changes_nothing(subject: Subject) -> None:
 
 
 def server_knows_no_personal_tensor(subject: Subject) -> None:
-    """The server's start and state hold no tensor that is personal."""
+    """The server's start and state, and messages of any name, hold no tensor that is personal."""
     made = subject.federation()
     _round(made, list(made.trainees))
-    for client in made.trainees.values():
+    for name, client in made.trainees.items():
         personal = set(client.partition.keys("personal"))
-        assert not personal & (set(made.server.start.state) | set(made.state[NET])), "the server holds a personal key"
+        known = {*made.server.start.state, *(key for state in made.state.values() for key in state)}
+        assert not personal & known, "the server holds a personal key"
+        sent = {key for state in made.collect(name).values() for key in state}
+        assert not personal & sent, "a message holds a personal key"
         own = {tensor.data_ptr() for tensor in client.own_tensors().values() if tensor.numel()}
         held = {tensor.data_ptr() for state in made.state.values() for tensor in state.values() if tensor.numel()}
         assert not own & held, "the server holds a tensor of a client"

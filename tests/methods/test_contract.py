@@ -1,9 +1,13 @@
-"""Every registered method keeps the contract; so do the other forms of ours."""
+"""Every registered method keeps the contract; so do the other forms of ours. Methods that break it are caught."""
 
+import copy
 from functools import partial
 
 import pytest
+import torch
+from pfedst_baselines.ditto import Ditto
 from pfedst_baselines.facmic import FACMIC
+from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedclip import FedCLIP
 from pfedst_baselines.feddpa import FedDPA
 from pfedst_baselines.pfedme import PFedMe
@@ -65,3 +69,106 @@ def test_classic_methods_run_on_any_adapter(name, adapter) -> None:
 def test_the_twelve_and_the_reference_rows_are_registered() -> None:
     twelve = "FedAvg FedProx FedRep Ditto PromptFL FedCLIP FACMIC FedOTP FedPGP FedLoRA FFALoRA FedDPA"
     assert {*twelve.split(), "PFedST", "Local", "ZeroShot", "Pooled"} <= set(registered_methods())
+
+
+# -- methods that break it ---------------------------------------------------------------------------------------
+
+
+class ReceiveWritesTheMemo(FedAvg):
+    """Keeps what it received first, as pFedMe once did: its personal model stayed there for ever."""
+
+    def receive(self, client, payload) -> None:
+        super().receive(client, payload)
+        client.memo.setdefault("first", payload["net"])
+
+
+class ReceiveOverwritesTheTwin(Ditto):
+    """Starts the personal model anew from each message."""
+
+    def receive(self, client, payload) -> None:
+        super().receive(client, payload)
+        client.twin.load_state_dict(client.adapter.state_dict())
+
+
+class PersonalModelMovesWeights(FedAvg):
+    """Writes what predicts into the client's own adapter, each time the same."""
+
+    def personal_model(self, client):
+        with torch.no_grad():
+            for parameter in client.adapter.parameters():
+                parameter.clamp_(-0.01, 0.01)
+        return client.adapter
+
+
+class PersonalModelWritesTheMemo(FedAvg):
+    """Counts evaluations, so that a client that was evaluated more often is another one."""
+
+    def personal_model(self, client):
+        client.memo["evaluations"] = client.memo.get("evaluations", torch.zeros(())) + 1
+        return client.adapter
+
+
+class PersonalModelIsNeverTheSame(FedAvg):
+    """Predicts with noise."""
+
+    def personal_model(self, client):
+        noisy = copy.deepcopy(client.adapter)
+        with torch.no_grad():
+            for parameter in noisy.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return noisy
+
+
+class SendsPersonalTensors(PFedST):
+    """Takes them around the declared shared part, by a message of another name."""
+
+    extra_messages = ("more",)
+    stored = False
+
+    def upload(self, client):
+        state = client.adapter.state_dict()
+        return super().upload(client) | {"more": {key: state[key] for key in client.partition.keys("personal")}}
+
+    def merge(self, server, uploads, weights) -> None:
+        super().merge(server, uploads, weights)
+        if self.stored:
+            server["more"] = next(iter(uploads.values()))["more"]
+
+
+class StoresPersonalTensors(SendsPersonalTensors):
+    """And the server keeps them."""
+
+    stored = True
+
+
+class ServerHoldsATensorOfAClient(FedAvg):
+    """Keeps a client's own tensor, which goes on changing at that client."""
+
+    kept: list[torch.Tensor]
+
+    def receive(self, client, payload) -> None:
+        super().receive(client, payload)
+        type(self).kept = [next(iter(client.shared_tensors().values()))]
+
+    def merge(self, server, uploads, weights) -> None:
+        super().merge(server, uploads, weights)
+        server["kept"] = {"first": type(self).kept[0]}
+
+
+BROKEN = {
+    ReceiveWritesTheMemo: ("receive_changes_nothing_that_is_kept", "receive changes the memo"),
+    ReceiveOverwritesTheTwin: ("receive_changes_nothing_that_is_kept", "receive changes personal tensors"),
+    PersonalModelMovesWeights: ("personal_model_changes_nothing", "personal_model changes tensors"),
+    PersonalModelWritesTheMemo: ("personal_model_changes_nothing", "personal_model changes the memo"),
+    PersonalModelIsNeverTheSame: ("personal_model_changes_nothing", "two predictions"),
+    SendsPersonalTensors: ("server_knows_no_personal_tensor", "a message holds a personal key"),
+    StoresPersonalTensors: ("server_knows_no_personal_tensor", "the server holds a personal key"),
+    ServerHoldsATensorOfAClient: ("server_knows_no_personal_tensor", "the server holds a tensor of a client"),
+}
+
+
+@pytest.mark.parametrize("method", BROKEN, ids=lambda method: method.__name__)
+def test_a_method_that_breaks_the_contract_is_caught(method) -> None:
+    check, words = BROKEN[method]
+    with pytest.raises(AssertionError, match=words):
+        check_method(method, check)

@@ -21,7 +21,7 @@ import pfedst
 from pfedst.testing.small import fit as small_fit
 from pfedst.tracking import wandb_run
 from pfedst.tracking.loggers import flat_options
-from tests.test_resume import StopAfter, StopError
+from tests.server.test_resume import StopAfter, StopError
 from tests.tracking.runs import clean, fit
 from tests.tracking.wandb_file import files_of, read
 
