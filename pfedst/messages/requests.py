@@ -92,7 +92,7 @@ class Request:
         found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for part, state in sorted(self.parts.items()):
             for key, tensor in sorted(state.items()):
-                found.update(f"{part}/{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(json.dumps([part, key, str(tensor.dtype), list(tensor.shape)]).encode())
                 found.update(raw_bytes(tensor))
         return found.hexdigest()
 

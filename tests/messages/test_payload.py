@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pfedst.errors import StateError
-from pfedst.messages.payload import check_tensors, copy_payload, payload_bytes
+from pfedst.messages.payload import check_message, check_tensors, copy_payload, payload_bytes, raw_bytes
 
 EXPECTED = {"side.up.weight": torch.zeros(3, 2), "side.up.bias": torch.zeros(3)}
 
@@ -56,3 +56,37 @@ def test_every_dtype_is_checked() -> None:
     ):
         with pytest.raises(StateError, match="NaN or Inf"):
             check_tensors(bad, state, "a message")
+
+
+def message(**parts):
+    return {"net": dict(EXPECTED)} | parts
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({}, ['no part "net"']),
+        ({"control": {"c": torch.ones(1)}}, ['no part "net"']),
+        (message(patients={"ids": torch.ones(1)}), ["patients", "extra_messages", "'control'"]),
+        (message(control={"c": torch.tensor(float("nan"))}), ["control", "NaN"]),
+        (message(control={"c": [1.0]}), ["control/c", "list"]),
+        (message(control={"c": torch.ones(1).to_sparse()}), ["control/c"]),
+        (message(control={3: torch.ones(1)}), ["control/3"]),
+        (message(control=torch.ones(1)), ["control", "Tensor"]),
+        ([], ["list"]),
+        (None, ["NoneType"]),
+    ],
+    ids=lambda value: "" if isinstance(value, list) and value else str(type(value).__name__),
+)
+def test_a_message_is_what_its_method_declares(found, words) -> None:
+    check_message(message(control={"any": torch.ones(1)}), EXPECTED, ("control",), "Mine", "the message")
+    with pytest.raises(StateError) as caught:
+        check_message(found, EXPECTED, ("control",), "Mine", "the message")
+    assert [word for word in ["the message", *words] if word not in str(caught.value)] == []
+
+
+def test_bytes_are_those_of_the_values_whatever_the_memory() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert bytes(raw_bytes(tensor.T)) == bytes(raw_bytes(tensor.T.contiguous())) != bytes(raw_bytes(tensor))
+    assert len(raw_bytes(torch.tensor(1.0))) == 4
+    assert len(raw_bytes(torch.empty(0, 3))) == 0
