@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -36,28 +36,28 @@ from pfedst.testing.small import data, federation, fit, prepared, trainer
 )
 def test_a_reused_trainer_equals_a_fresh_one(options) -> None:
     made, sites = federation(FedAvg()), data()
-    sites.prepare(made.encoder.preprocessing)
+    sites.prepare(made.generic.encoder.preprocessing)
     states = []
     for reuse in (False, True):
-        clients = copy.deepcopy(made.clients)
+        modules = copy.deepcopy(made.modules)
         local = LocalTrainer(trainer(**options))
         for round_number in range(3):
-            for name, client in clients.items():
+            for name, module in modules.items():
                 if not reuse:
                     local = LocalTrainer(trainer(**options))
                 with seeded(round_number):
-                    local.fit(client, sites.train_loader(name, round_number))
-        states.append([client.own_state() for client in clients.values()])
+                    local.fit(module, sites.train_loader(name, round_number))
+        states.append([module.model.own_state() for module in modules.values()])
     for one, other in zip(*states, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_fit_equals_a_bare_loop() -> None:
     made, sites = federation(FedAvg()), data()
-    sites.prepare(made.encoder.preprocessing)
-    name, client = next(iter(made.clients.items()))
-    bare = copy.deepcopy(client)
-    LocalTrainer(trainer(max_epochs=2)).fit(client, sites.train_loader(name, 7))
+    sites.prepare(made.generic.encoder.preprocessing)
+    name, module = next(iter(made.modules.items()))
+    bare = copy.deepcopy(module)
+    LocalTrainer(trainer(max_epochs=2)).fit(module, sites.train_loader(name, 7))
     optimizer, loader = bare.configure_optimizers(), sites.train_loader(name, 7)
     bare.train()
     for epoch in range(2):
@@ -66,20 +66,37 @@ def test_the_fit_equals_a_bare_loop() -> None:
             optimizer.zero_grad()
             bare.training_step(batch, 0).backward()
             optimizer.step()
-    assert all(torch.equal(value, bare.own_state()[key]) for key, value in client.own_state().items())
+    expected = bare.model.own_state()
+    assert all(torch.equal(value, expected[key]) for key, value in module.model.own_state().items())
 
 
-def test_a_failed_fit_leaves_the_trainer_usable() -> None:
-    made, sites = federation(FedAvg()), data()
-    sites.prepare(made.encoder.preprocessing)
-    (first, bad), (second, good) = list(made.clients.items())[:2]
-    local = LocalTrainer(trainer())
-    bad.training_step = lambda *_: (_ for _ in ()).throw(ValueError("bad client"))
+def test_a_failed_fit_leaves_trainer_and_module_usable() -> None:
+    """One module serves all clients: what a failed fit leaves in it may not reach the next client."""
+    made, sites = federation(PFedST(schedule="alternate")), data()
+    sites.prepare(made.generic.encoder.preprocessing)
+    (first, bad), (second, good) = list(made.modules.items())[:2]
+    fresh, local = copy.deepcopy(good), LocalTrainer(trainer(max_epochs=2))
+    steps = []
+
+    def fails(batch, batch_idx):
+        steps.append(FederatedClient.training_step(bad, batch, batch_idx))
+        if len(steps) == 2:
+            raise ValueError("bad client")
+        return steps[-1]
+
+    bad.training_step = fails
     with pytest.raises(ValueError, match="bad client"):
         local.fit(bad, sites.train_loader(first, 0))
-    before = good.own_state()
-    local.fit(good, sites.train_loader(second, 0))
-    assert any(not torch.equal(before[key], value) for key, value in good.own_state().items())
+    del bad.training_step
+    assert all(p.requires_grad for key, p in bad.model.named_parameters() if key in bad.model.learnable)
+    assert all(p.grad is None for p in bad.parameters())
+    assert bad.model.optimizer is None
+    bad.model.load_own_state(fresh.model.own_state())
+    for module in (bad, fresh):
+        with seeded(0):
+            local.fit(module, sites.train_loader(second, 0))
+    trained = fresh.model.own_state()
+    assert all(torch.equal(value, trained[key]) for key, value in bad.model.own_state().items())
 
 
 class Watcher(Callback):
@@ -103,15 +120,15 @@ class Watcher(Callback):
         self.seen.append("end")
 
 
-def fits(client, sites, name, own_way, **options):
-    """Three fits of a copy: its trained state, and the Trainer."""
-    client, local = copy.deepcopy(client), LocalTrainer(trainer(**options))
+def fits(module, sites, name, own_way, **options):
+    """Three fits of a copy: the trained module, and the Trainer."""
+    module, local = copy.deepcopy(module), LocalTrainer(trainer(**options))
     if not own_way:
         local.trainer.fit_loop.epoch_loop = _TrainingEpochLoop(local.trainer)
     for round_number in range(3):
         with seeded(round_number):
-            local.fit(client, sites.train_loader(name, round_number))
-    return client, local.trainer
+            local.fit(module, sites.train_loader(name, round_number))
+    return module, local.trainer
 
 
 def counters(trainer):
@@ -135,65 +152,84 @@ def counters(trainer):
 @pytest.mark.parametrize("method", [FedProx(mu=0.5), PFedST(schedule="alternate")], ids=lambda m: type(m).__name__)
 def test_lean_steps_equal_those_of_lightning(options, method) -> None:
     made, sites = federation(method), prepared()
-    name, client = next(iter(made.clients.items()))
+    name, module = next(iter(made.modules.items()))
     made.deliver(name)
-    (lean, ours), (plain, lightnings) = (fits(client, sites, name, own_way, **options) for own_way in (True, False))
+    (lean, ours), (plain, lightnings) = (fits(module, sites, name, own_way, **options) for own_way in (True, False))
     assert ours.fit_loop.epoch_loop.lean
-    state = plain.own_state()
-    assert all(torch.equal(value, state[key]) for key, value in lean.own_state().items())
-    assert any(not torch.equal(value, state[key]) for key, value in client.own_state().items())
+    state = plain.model.own_state()
+    assert all(torch.equal(value, state[key]) for key, value in lean.model.own_state().items())
+    assert any(not torch.equal(value, state[key]) for key, value in module.model.own_state().items())
     assert lean.trained_loss() == plain.trained_loss()
     assert counters(ours) == counters(lightnings)
 
 
 class Hooked(FederatedClient):
-    """A client that fills a hook which the lean way does not ask."""
+    """A module with a hook that the lean loop does not call."""
 
     def on_after_backward(self) -> None:
-        self.memo["asked"] = torch.tensor(1)
+        self.model.memo["called"] = torch.tensor(1)
+
+
+class Bar(ProgressBar):
+    """A callback that shows a local fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = 0
+
+    def on_train_batch_end(self, *_) -> None:
+        self.batches += 1
 
 
 @pytest.mark.parametrize("listener", ["callback", "profiler", "hook", "training_step"])
-def test_where_somebody_listens_the_steps_are_lightnings(listener) -> None:
+def test_with_a_listener_the_steps_are_lightnings(listener) -> None:
     made, sites = federation(FedAvg()), prepared()
-    name, client = next(iter(made.clients.items()))
+    name, module = next(iter(made.modules.items()))
     watcher = Watcher()
-    options = {"callback": {"callbacks": [watcher]}, "profiler": {"profiler": "simple"}}.get(listener, {})
+    options = {
+        "callback": {"callbacks": [Bar(), watcher], "enable_progress_bar": True},
+        "profiler": {"profiler": "simple"},
+    }.get(listener, {})
     if listener == "hook":
-        client.__class__ = Hooked
+        module.__class__ = Hooked
     if listener == "training_step":
-        client.training_step = lambda batch, batch_idx: {
-            "loss": FederatedClient.training_step(client, batch, batch_idx)
+        module.training_step = lambda batch, batch_idx: {
+            "loss": FederatedClient.training_step(module, batch, batch_idx)
         }
     loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(**options))
-    local.fit(client, loader)
+    local.fit(module, loader)
     assert not local.trainer.fit_loop.epoch_loop.lean
-    assert len(client._losses) == len(loader)
-    assert watcher.seen.count("batch of a local fit") == (len(loader) if listener == "callback" else 0)
-    assert ("asked" in client.memo) == (listener == "hook")
+    assert len(module._losses) == len(loader)
+    bars = [callback.batches for callback in local.trainer.callbacks if isinstance(callback, Bar)]
+    assert bars == ([len(loader)] if listener == "callback" else [])
+    assert watcher.seen == []  # it sees rounds, and no local fit
+    assert ("called" in module.model.memo) == (listener == "hook")
 
 
-class Loud(FedAvg):
-    """Logs in both hooks, and counts optimiser steps."""
+class Loud(FederatedClient):
+    """Logs before each step of the optimiser."""
 
-    def loss(self, client, batch):
-        loss = super().loss(client, batch)
-        client.log("loss", loss, on_epoch=True)
-        return loss
+    def on_before_optimizer_step(self, optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.log("loss", self._losses[-1], on_step=False, on_epoch=True)
+
+
+class Counted(FedAvg):
+    """Counts optimiser steps."""
 
     def edit_gradients(self, client) -> None:
-        client.log("edited", 1.0)
         client.memo["steps"] = client.memo.get("steps", torch.tensor(0)) + 1
 
 
-def test_a_method_may_log_and_edits_gradients_once_a_step() -> None:
-    made, sites = federation(Loud()), prepared()
-    name, client = next(iter(made.clients.items()))
+def test_a_module_may_log_and_a_method_edits_gradients_once_a_step() -> None:
+    made, sites = federation(Counted()), prepared()
+    name, module = next(iter(made.modules.items()))
+    module.__class__ = Loud
     loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(accumulate_grad_batches=2))
-    local.fit(client, loader)
+    local.fit(module, loader)
     assert local.trainer.fit_loop.epoch_loop.lean
-    assert client.memo["steps"] == local.trainer.global_step == -(-len(loader) // 2)
-    assert local.trainer.callback_metrics["loss_epoch"] > 0
+    assert module.model.memo["steps"] == local.trainer.global_step == -(-len(loader) // 2)
+    assert local.trainer.callback_metrics["loss"] > 0
 
 
 class Stopped(FedAvg):
@@ -206,14 +242,14 @@ class Stopped(FedAvg):
 
 def test_sigterm_ends_a_fit_after_the_step() -> None:
     made, sites = federation(Stopped()), prepared()
-    name, client = next(iter(made.clients.items()))
+    name, module = next(iter(made.modules.items()))
     with pytest.raises(SIGTERMException):
-        LocalTrainer(trainer()).fit(client, sites.train_loader(name, 0))
-    assert len(client._losses) == 1
+        LocalTrainer(trainer()).fit(module, sites.train_loader(name, 0))
+    assert len(module._losses) == 1
 
 
-def test_a_client_that_is_there_is_not_moved_and_still_casts() -> None:
-    client = next(iter(federation(FedAvg()).clients.values()))
+def test_a_module_that_is_there_is_not_moved_and_still_casts() -> None:
+    client = next(iter(federation(FedAvg()).modules.values()))
     assert client.to(torch.device("cpu")) is client.cpu() is client
     client.to(torch.float64)
     assert {parameter.dtype for parameter in client.parameters()} == {torch.float64}

@@ -12,10 +12,10 @@ from pfedst_baselines.zero_shot import ZeroShot
 from pfedst.data.datasets import Draw, SiteDataset
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
 from pfedst.messages.payload import NET
+from pfedst.messages.requests import POOLED
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.coordinator import FederatedCoordinator
-from pfedst.server.server import Federation
 from pfedst.testing.small import data, encoder, federation, fit, prepared, template
 
 PARTS = ("personal", "generic", "best_on_validation", "trained")
@@ -43,14 +43,14 @@ def test_the_global_generator_is_neither_used_nor_moved(tmp_path) -> None:
 def test_weighted_averaging_by_hand() -> None:
     for weighting, shares in (("samples", None), ("uniform", [1 / 3] * 3)):
         made = federation(FedAvg(weighting=weighting))
-        sizes = [made.weights[name] for name in made.clients]
+        sizes = [made.server.weights[name] for name in made.clients]
         shares = shares or [size / sum(sizes) for size in sizes]
         for index, name in enumerate(made.clients):
             with torch.no_grad():
                 made.clients[name].adapter.side.up.bias.fill_(float(index))
         made.merge({name: made.collect(name) for name in made.clients})
         expected = sum(share * index for index, share in enumerate(shares))
-        assert made.server[NET]["side.up.bias"][0].item() == pytest.approx(expected, rel=1e-6)
+        assert made.state[NET]["side.up.bias"][0].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_generic_is_the_lora_switched_off(tmp_path) -> None:
@@ -77,10 +77,10 @@ def test_generic_is_the_lora_switched_off(tmp_path) -> None:
 
 def test_participation_draws_by_round_and_counts_bytes(tmp_path) -> None:
     made = federation(FedAvg())
-    drawn = [tuple(made.draw(r, 0.67)) for r in range(1, 9)]
+    drawn = [tuple(made.server.draw(r, 0.67)) for r in range(1, 9)]
     assert {len(names) for names in drawn} == {2}
     assert len(set(drawn)) > 1
-    assert made.draw(1, 0.01) == made.draw(1, 0.01)
+    assert made.server.draw(1, 0.01) == made.server.draw(1, 0.01)
     summary = fit(tmp_path, FedAvg(), participation=0.67)
     per_client = 4 * summary["cost"]["parameters_sent"]
     assert summary["cost"]["upload_bytes_per_round"] == summary["cost"]["download_bytes_per_round"] == 2 * per_client
@@ -109,7 +109,7 @@ def test_other_anchors(tmp_path, anchors) -> None:
     assert summary["protocol"]["anchors"] == anchors
     assert summary["cost"]["setup_upload_bytes"] == 0
     made = federation(FedAvg(), anchors=anchors)
-    assert ("head.weight" in made.server[NET]) == (anchors == "learned")
+    assert ("head.weight" in made.state[NET]) == (anchors == "learned")
 
 
 def test_optimizer_state_kept_or_reset(tmp_path) -> None:
@@ -172,7 +172,7 @@ class SendsNaN(FedAvg):
 
 
 class SendsTooLittle(FedAvg):
-    def broadcast(self, server, client):
+    def broadcast(self, server, name):
         return {NET: {}}
 
 
@@ -229,15 +229,16 @@ def test_alternate_trains_one_part_at_a_time() -> None:
     moved = {key for key, value in after_shared.items() if not torch.equal(value, before[key])}
     assert moved
     assert not any("lora" in key for key in moved)
-    scales = {group["lr"] for group in client.configure_optimizers().param_groups}
+    scales = {group["lr"] for group in made.modules[name].configure_optimizers().param_groups}
     assert scales == {1e-3, 3e-3}
 
 
 def test_norms_and_biases_get_no_weight_decay() -> None:
-    client = federation(FedAvg()).generic
+    made = federation(FedAvg())
+    client = made.clients["site_a"]
     decays = {
         id(p): group["weight_decay"] > 0
-        for group in client.configure_optimizers().param_groups
+        for group in made.modules["site_a"].configure_optimizers().param_groups
         for p in group["params"]
     }
     for key, parameter in client.named_parameters():
@@ -304,5 +305,10 @@ def test_a_held_out_site_is_not_fine_tuned_either(tmp_path) -> None:
 
 
 def test_no_site_may_bear_the_name_of_the_pooled_trainee() -> None:
+    sites = prepared()
+    for name in ("_datasets", "_identities"):
+        table = getattr(sites, name)
+        setattr(sites, name, {(place[0].replace("site_a", POOLED), place[1]): part for place, part in table.items()})
+    sites.sites = (POOLED, *sites.sites[1:])
     with pytest.raises(ConfigurationError, match='no site may be called "pooled"'):
-        Federation(template(), ["a", "b"], {"pooled": 3, "x": 2}, Pooled(), 0)
+        federation(Pooled(), sites=sites)

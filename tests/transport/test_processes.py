@@ -1,29 +1,29 @@
-"""Workers give the bits of a sequential run, for every method, and say clearly what went wrong."""
+"""Worker processes give the bits of a run in one process, for every method, and report clearly what went wrong."""
 
 import copy
 import hashlib
 import os
 import signal
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from pfedst_baselines.fedavg import FedAvg
+from safetensors.torch import load_file
 
-from pfedst.client.client import ClientWork, Evaluate, Fit, longest_first
+from pfedst.client.threads import torch_threads
 from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
+from pfedst.messages.requests import Reply, Request
 from pfedst.methods.pfedst import PFedST
 from pfedst.methods.registry import registered_methods
+from pfedst.server.server import Server
+from pfedst.simulation import make_client, start_maker
 from pfedst.testing import small
-from pfedst.transport.processes import (
-    ProcessExecutor,
-    SequentialExecutor,
-    fitting_workers,
-    make_executor,
-    torch_threads,
-    visible_gpu,
-)
-from pfedst.transport.workers import answer, load, packed, state_for, unpacked
+from pfedst.transport.in_process import InProcess
+from pfedst.transport.processes import Processes, fitting_workers, visible_gpu
+from pfedst.transport.workers import answer, from_bytes, to_bytes
 
 SPLITS = ("validation", "test")
 
@@ -39,13 +39,28 @@ class Fails(FedAvg):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def work_on(method, seed=0):
-    options = (
-        {"optimizer": lambda params: torch.optim.SGD(params, lr=0.01)} if type(method).__name__ == "PFedMe" else {}
-    )
-    made = small.federation(method, seed, **options)
+def client_of(method, sites, seed=0):
+    sgd = {"optimizer": partial(torch.optim.SGD, lr=0.01)} if type(method).__name__ == "PFedMe" else {}
     local = LocalTrainer(small.trainer(max_epochs=method.fewest_local_epochs))
-    return ClientWork(made, small.prepared(), local)
+    return make_client(small.template(**sgd), small.prepared(), method, seed, local, sites)
+
+
+def server_of(client):
+    """A server whose prototypes, if it needs any, are merged."""
+    samples = {site: client.data.samples(site, "train") for site in client.data.sites}
+    server = Server(client.method, samples, start_maker(client.model), client.run_seed)
+    if server.needs_prototypes:
+        parts = [client.answer(site, Request("prototypes", "run")).parts["prototypes"] for site in server.sites]
+        server.merge_prototypes([part["sums"] for part in parts], [part["counts"] for part in parts])
+    server.begin()
+    return server
+
+
+def elsewhere(client, name, request):
+    """The reply of another process, as it arrives here."""
+    got = answer(client, name, request.values(), to_bytes(request.parts))
+    assert type(got) is tuple, got
+    return Reply(got[0], from_bytes(got[1]))
 
 
 def same(one, other) -> bool:
@@ -64,72 +79,80 @@ def without_times(record):
 
 
 @pytest.mark.parametrize("name", sorted(registered_methods()))
-def test_a_fit_elsewhere_is_the_fit_here_for_every_method(name) -> None:
-    here = work_on(registered_methods()[name]())
-    if not here.federation.trains:
+def test_a_fit_elsewhere_is_the_fit_here_for_every_method(name, tmp_path) -> None:
+    here = client_of(registered_methods()[name](), tmp_path / "here")
+    server = server_of(here)
+    if not server.trains:
         pytest.skip(f"{name} trains nothing")
-    elsewhere = ClientWork(copy.deepcopy(here.federation), here.data, here.local)
-    trainee = next(iter(here.federation.trainees))
-    for name_of_other, client in elsewhere.federation.members.items():
-        if name_of_other != trainee:  # a worker has seen other rounds of other clients
-            torch.nn.init.normal_(next(iter(client.parameters())))
-    for round_number in (1, 2):  # the second starts from a kept optimiser and a memo
-        for made in (here.federation, elsewhere.federation):
-            made.deliver(trainee)
-        task = Fit(trainee, round_number, None, True, SPLITS)
-        result, state = answer(elsewhere, task, state_for(here.federation, task))
-        expected = here.do(task)
-        assert same(without_times(result), without_times(expected))
-        client = here.federation.trainees[trainee]
-        after = {"own": client.own_state(), "memo": client.memo, "optimizer_state": client.optimizer_state}
-        got = unpacked(state)
-        assert same({key: got[key] for key in after}, after)
-        assert got["round"] == round_number
-        assert not got["finetuning"]
+    there = copy.deepcopy(here)
+    there.sites = tmp_path / "there"
+    there.own_memory()
+    for parameter in there.model.parameters():  # a worker has trained other clients before
+        torch.nn.init.normal_(parameter.data)
+    trainee = server.names[0]
+    for number in (1, 2):  # the second continues with a kept optimiser and a memo
+        request = Request(
+            "fit",
+            "run",
+            number,
+            number - 1,
+            keep_optimizer=True,
+            evaluate=SPLITS,
+            parts=server.parts_for(trainee),
+        )
+        result, expected = elsewhere(there, trainee, request), here.answer(trainee, request)
+        assert same(without_times(result.values["record"]), without_times(expected.values["record"]))
+        assert same(result.parts, expected.parts)
+        files = [f"{trainee}/after-{number:06d}/{part}.safetensors" for part in ("client", "message")]
+        for file in files:
+            assert same(load_file(tmp_path / "there" / file), load_file(tmp_path / "here" / file))
+        server.merge({trainee: expected.parts})
 
 
-def test_an_evaluation_elsewhere_is_the_evaluation_here() -> None:
-    here = work_on(PFedST())
-    elsewhere = ClientWork(copy.deepcopy(here.federation), here.data, here.local)
-    for parameter in (*here.federation.clients["site_a"].parameters(), *here.federation.generic.parameters()):
-        torch.nn.init.normal_(parameter, std=0.1)
-    task = Evaluate("site_a", SPLITS)
-    result, state = answer(elsewhere, task, state_for(here.federation, task))
-    assert state is None
-    assert result == here.do(task)
-    assert result["test"]["personal"] != result["test"]["generic"]
+def test_an_evaluation_elsewhere_is_the_evaluation_here(tmp_path) -> None:
+    here = client_of(PFedST(), tmp_path / "sites")
+    server = server_of(here)
+    fit = Request("fit", "run", 1, parts=server.parts_for("site_a"))
+    server.merge({"site_a": here.answer("site_a", fit).parts})
+    there = copy.deepcopy(here)
+    there.own_memory()
+    request = Request("evaluate", "run", 1, 1, evaluate=SPLITS, parts=server.parts_for("site_a"))
+    result = elsewhere(there, "site_a", request)
+    assert result.parts == {}
+    assert result.values == here.answer("site_a", request).values
+    assert result.values["evaluated"]["test"].keys() == {"personal", "generic"}
 
 
-def test_what_travels_comes_back_as_it_was_and_shares_no_memory() -> None:
+def test_messages_come_back_as_they_were_and_share_no_memory() -> None:
     tensor = torch.randn(3, 4)
-    value = {
-        "a": [tensor, (tensor.bfloat16(), 3, None)],
-        "b": {0: torch.tensor(2.5), "c": torch.empty(0, 2), "d": torch.arange(4), "e": torch.tensor([True])},
-        "f": "text",
+    parts = {
+        "net": {"a": tensor, "b": tensor.bfloat16(), "c": tensor.T},
+        "control": {"0": torch.tensor(2.5), "c": torch.empty(0, 2), "d": torch.arange(4), "e": torch.tensor([True])},
+        "none": {},
     }
-    got = unpacked(packed(value))
-    assert same(got, value)
-    assert type(got["a"]) is list
-    assert type(got["a"][1]) is tuple
-    got["a"][0].zero_()
+    got = from_bytes(to_bytes(parts))
+    assert same(got, parts)
+    got["net"]["a"].zero_()
     assert tensor.abs().sum() > 0
 
 
-def test_a_state_that_does_not_fit_is_refused() -> None:
-    made = small.federation(FedAvg())
-    client = made.clients["site_a"]
-    sent = state_for(made, Fit("site_a", 1, None, False, ()))[0]
-    del sent["own"][next(iter(sent["own"]))]
-    with pytest.raises(PfedstError, match="site_a"):
-        load(client, sent)
+def test_a_message_that_does_not_fit_is_refused(tmp_path) -> None:
+    client = client_of(FedAvg(), tmp_path)
+    parts = server_of(client).parts_for("site_a")
+    del parts["net"][next(iter(parts["net"]))]
+    fault = answer(client, "site_a", Request("fit", "run", 1).values(), to_bytes(parts))
+    assert fault.kind == "StateError"
+    assert "site_a" in fault.text
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
 def digests(folder):
-    files = sorted((folder / "run" / "state").rglob("*.safetensors"))
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    """SHA-256 of all saved tensors by file."""
+    run = folder / "run"
+    files = sorted([*(run / "state").rglob("*.safetensors"), *(run / "sites").rglob("*.safetensors")])
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def records(folder):
@@ -138,32 +161,33 @@ def records(folder):
     return [",".join(part for part in line.split(",") if not part.strip().startswith(cut)) for line in lines]
 
 
-def test_a_run_in_processes_leaves_the_bits_of_a_sequential_one(tmp_path) -> None:
+def test_a_run_in_processes_leaves_the_bits_of_one_in_this_process(tmp_path) -> None:
     options = {"optimizer_state": "keep", "participation": 0.7, "threads": 1}
     summaries = [
-        small.fit(tmp_path / kind, PFedST(), executor=kind, **options, **workers)
-        for kind, workers in (("sequential", {}), ("processes", {"workers": 2}))
+        small.fit(tmp_path / kind, PFedST(), transport=kind, **options, **workers)
+        for kind, workers in (("in_process", {}), ("processes", {"workers": 2}))
     ]
-    assert digests(tmp_path / "sequential") == digests(tmp_path / "processes")
-    assert records(tmp_path / "sequential") == records(tmp_path / "processes")
+    assert digests(tmp_path / "in_process") == digests(tmp_path / "processes")
+    assert any(Path(name).parts[0] == "sites" for name in digests(tmp_path / "processes"))
+    assert records(tmp_path / "in_process") == records(tmp_path / "processes")
     assert summaries[0]["protocol"] == summaries[1]["protocol"]
     assert summaries[0]["personal"] == summaries[1]["personal"]
 
 
-def test_what_goes_wrong_in_a_worker_is_told_here(tmp_path, caplog) -> None:
+def test_errors_of_a_worker_are_reported_here(tmp_path, caplog) -> None:
     with pytest.raises(TooFewClientsError) as caught:
-        small.fit(tmp_path, Fails(), executor="processes", workers=1, threads=1, evaluate_every=2)
+        small.fit(tmp_path, Fails(), transport="processes", workers=1, threads=1, evaluate_every=2)
     assert "site_a (PfedstError), site_b (ZeroDivisionError), site_c (NoAnswerError)" in str(caught.value)
     for words in ("has had enough", "ZeroDivisionError: a defect", "worker 0 ended (exit code -9"):
         assert words in caplog.text
 
 
-def test_what_cannot_be_sent_to_a_process_is_told(tmp_path) -> None:
+def test_a_run_that_cannot_be_sent_to_a_process_is_refused(tmp_path) -> None:
     class Local(FedAvg):
         """Not of a module."""
 
     with pytest.raises(ConfigurationError, match="cannot be sent to another process"):
-        small.fit(tmp_path, Local(), executor="processes", workers=1)
+        small.fit(tmp_path, Local(), transport="processes", workers=1)
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -172,8 +196,8 @@ def test_what_cannot_be_sent_to_a_process_is_told(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"workers": 2}, "--coordinator.executor processes"),
-        ({"workers": 0, "executor": "processes"}, "--coordinator.workers 0"),
+        ({"workers": 2}, "--coordinator.transport processes"),
+        ({"workers": 0, "transport": "processes"}, "--coordinator.workers 0"),
         ({"threads": 0}, "--coordinator.threads 0"),
     ],
 )
@@ -183,30 +207,37 @@ def test_options_out_of_range(tmp_path, options, words) -> None:
 
 
 def test_workers_and_threads_are_chosen_to_fit() -> None:
-    work = work_on(FedAvg())
+    client = client_of(FedAvg(), None)
     with torch_threads(4):
-        assert fitting_workers(torch.device("cpu"), work.federation) == 4
-        chosen = [make_executor("processes", work, None, workers, None) for workers in (None, 2, 9)]
-        assert all(isinstance(executor, ProcessExecutor) for executor in chosen)
-        assert [(e.workers, e.threads) for e in chosen] == [(3, 1), (2, 2), (3, 1)]  # three clients
-        assert make_executor("processes", work, 3, 2, None).threads == 3
-        sequential = make_executor("sequential", work, None, None, None)
-        assert isinstance(sequential, SequentialExecutor)
-        assert sequential.threads == 4
+        assert fitting_workers(torch.device("cpu"), 0) == 4
+        chosen = []
+        for threads, workers in ((None, None), (None, 2), (None, 9), (3, 2)):
+            made = Processes(client, threads, workers)
+            chosen.append((made.workers, client.threads))
+        assert chosen == [(3, 1), (2, 2), (3, 1), (2, 3)]  # three clients
+        InProcess(client, None)
+        assert client.threads == 4
 
 
-def test_a_task_runs_on_its_threads_and_leaves_them_as_they_were(monkeypatch) -> None:
-    work, seen = work_on(FedAvg()), []
-    monkeypatch.setattr(work, "do", lambda task: seen.append(torch.get_num_threads()) or {})
+def test_a_request_runs_on_its_threads_and_leaves_them_as_they_were(monkeypatch) -> None:
+    client, seen = client_of(FedAvg(), None), []
+    monkeypatch.setattr(client, "_fit", lambda name, request: seen.append(torch.get_num_threads()) or Reply({}))
     before = torch.get_num_threads()
-    list(SequentialExecutor(work, 3).run([Fit("site_a", 1, None, False, ())], lambda task: None))
+    list(InProcess(client, 3).ask({"site_a": Request("fit", "run", 1)}, lambda name: None))
     assert seen == [3]
     assert torch.get_num_threads() == before
 
 
-def test_the_client_with_most_images_goes_first() -> None:
-    tasks = [Evaluate(name, SPLITS) for name in "abc"]
-    assert [task.name for task in longest_first(tasks, {"a": 2, "b": 9, "c": 5})] == ["b", "c", "a"]
+def test_the_client_with_most_images_goes_first(tmp_path) -> None:
+    client = client_of(FedAvg(), tmp_path)
+    parts = server_of(client).parts_for("site_a")
+    requests = {f"site_{letter}": Request("evaluate", "run", evaluate=("test",), parts=parts) for letter in "cba"}
+    started = []
+    with Processes(client, 1, 1) as transport:
+        assert {name for name, reply in transport.ask(requests, started.append) if isinstance(reply, Reply)} == {
+            *requests
+        }
+    assert started == ["site_a", "site_b", "site_c"]  # of 24, 18 and 15 images
 
 
 @pytest.mark.parametrize(("given", "seen"), [("4,7", ["4", "7", "4"]), ("", ["", "", ""]), (None, [None] * 3)])
