@@ -18,10 +18,11 @@ from pfedst_baselines.local import Local
 from pfedst_baselines.pfedme import PFedMe
 from pfedst_baselines.pooled import Pooled
 from pfedst_baselines.scaffold import SCAFFOLD
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torchvision.models import resnet18
 
+from pfedst.adapters import AttentionAdapter, WholeModel
 from pfedst.client.module import FederatedClient
 from pfedst.data import SyntheticSites
 from pfedst.encoders import Pixels
@@ -30,7 +31,7 @@ from pfedst.messages.payload import State, payload_bytes
 from pfedst.methods.merging import weighted_mean
 from pfedst.methods.partition import norm_keys, norm_statistics
 from pfedst.state import RunState
-from pfedst.testing import fit
+from pfedst.testing import fit, template
 from tests.baselines.models import (
     CNN,
     LR,
@@ -470,13 +471,19 @@ def test_apfl_steps_by_hand(alpha) -> None:
 
 @pytest.mark.parametrize(("share", "whose"), [(0.0, "adapter"), (1.0, "twin"), (-0.2, "adapter"), (1.3, "twin")])
 def test_limits_of_the_share(share, whose) -> None:
-    """At 0 the global model predicts, at 1 the local one, and no step of the optimiser leads beyond."""
+    """At 0 the global model predicts, at 1 the local one, and no step of the optimiser leads beyond.
+
+    The share that is kept stays as it is: only a fit may change it.
+    """
     made = curved(APFL())
     client, taps = made.fit("a").eval(), made.batch("a").taps
     with torch.no_grad():
         client.share.fill_(share)
+        before = client.own_state()
         assert not nearly(client.adapter(taps), client.twin(taps), 1e-3)
         assert torch.equal(made.logits("a"), getattr(client, whose)(taps))
+    assert equal(client.own_state(), before)
+    assert client.share.item() == pytest.approx(share)
 
 
 # -- pFedMe ----------------------------------------------------------------------------------------------------
@@ -522,6 +529,32 @@ def test_a_message_does_not_overwrite_theta() -> None:
     made.deliver("a")
     assert nearly(predicted(made), before)
     assert not nearly(before, value("a", made.net["w"]), 1e-6)
+
+
+def test_a_client_that_was_never_fitted_predicts_with_what_it_received_now() -> None:
+    """Not with what it received first: `receive` once kept that as theta, which no later message could replace."""
+    made = curved(PFedMe())
+    for name in "ab":
+        made.deliver(name)
+    for _ in range(2):
+        made.round(names="a")
+        made.deliver("b")
+        assert nearly(predicted(made, "b"), value("b", made.net["w"]))
+        assert not nearly(made.net["w"], START, 1e-6)
+        assert not made.clients["b"].memo
+    # its first fit starts theta there
+    w = made.net["w"]
+    made.method.inner_learning_rate, made.method.inner_steps = 1e-12, 1
+    assert nearly(made.fit("b").memo["theta"]["w"], w, 1e-6)
+
+
+def test_a_held_out_site_has_the_generic_model_in_a_run_of_pfedme(tmp_path) -> None:
+    model = template(optimizer=partial(SGD, lr=0.05))
+    method = PFedMe(lam=1.0, inner_learning_rate=0.1)
+    summary = fit(tmp_path, method, model=model, held_out_sites=["site_b"], trainer_options={"max_epochs": 3})
+    personal, generic = (summary[model]["clients"] for model in ("personal", "generic"))
+    assert personal["site_b"] == generic["site_b"]
+    assert personal["site_a"] != generic["site_a"]
 
 
 @pytest.mark.parametrize("optimizer", [AdamW, torch.optim.Adam, torch.optim.RMSprop])
@@ -620,24 +653,90 @@ def test_feddyn_memory_becomes_each_clients_slope_at_the_optimum() -> None:
         assert nearly(client.memo["g"]["w"], slope(name, optimum({"a": 1.0, "b": 1.0})), 1e-6)
 
 
+MEMORIES = {SCAFFOLD: ("control", "control"), FedDyn: ("h", "g")}
+"""Names of the memories of server and client, by method."""
+
+
+@pytest.mark.parametrize("method", MEMORIES, ids=by_name)
+def test_memories_are_those_of_parameters_alone(method) -> None:
+    """At server and client, before and after a round: running statistics and counters have no gradient."""
+    at_server, at_client = MEMORIES[method]
+    made = small(method())
+    for _ in range(2):
+        for client in made.clients.values():
+            keys = set(dict(client.adapter.named_parameters()))
+            assert len(client.adapter.state_dict()) == len(keys) + 2 * 3
+            assert set(made.state[at_server]) == set(client.memo[at_client]) == keys
+        made.round()
+
+
+@pytest.mark.parametrize("method", [SCAFFOLD, partial(SCAFFOLD, server_learning_rate=0.5), FedDyn], ids=by_name)
+def test_buffers_merge_by_their_dtype_and_are_never_extrapolated(method) -> None:
+    """Real ones lie between what was sent and what came back; counters stay whole numbers."""
+    made = small(method(), batch_size=4)
+    for _ in range(3):
+        before = made.net
+        made.round(2)
+        sent = [dict(client.adapter.named_buffers()) for client in made.clients.values()]
+        for key in norm_statistics(made.generic.adapter):
+            states = torch.stack([before[key], *(state[key] for state in sent)])
+            merged = made.net[key]
+            assert merged.dtype == before[key].dtype == (torch.int64 if key.endswith("tracked") else torch.float32)
+            assert (states.amin(0) <= merged).all(), key
+            assert (merged <= states.amax(0)).all(), key
+            assert not torch.equal(merged, before[key]), key
+
+
+class Normed(WholeModel):
+    """Convolution, batch norm and a linear head on colour images."""
+
+    def __init__(self, encoder, head) -> None:
+        super().__init__(encoder, head)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, len(head.class_names))
+
+    def forward(self, taps) -> Tensor:
+        return self.fc(self.norm(self.conv(taps.tensors[0])).relu().mean((2, 3)))
+
+
+NORMED = {
+    "attention": lambda: template(adapter=partial(AttentionAdapter, batch_norm=True)),
+    "pixels": lambda: FederatedClient(Pixels(32), Normed, "learned", optimizer=partial(SGD, lr=0.05)),
+}
+
+
+@pytest.mark.parametrize("model", NORMED)
+@pytest.mark.parametrize("method", MEMORIES, ids=by_name)
+def test_a_run_on_a_model_with_batch_norm(method, model, tmp_path) -> None:
+    summary = fit(tmp_path, method(), model=NORMED[model]())
+    assert summary["protocol"]["round"] == 2
+    assert all(metrics["accuracy"] is not None for metrics in summary["personal"]["clients"].values())
+    state = RunState(tmp_path / "run" / "state").last_round().parts["server"]["method"]
+    buffers = {key for key in state["net"] if key.endswith("_tracked") or ".running_" in key}
+    assert buffers == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert set(state[MEMORIES[method][0]]) == set(state["net"]) - buffers
+    assert state["net"]["norm.num_batches_tracked"].dtype == torch.int64
+    assert state["net"]["norm.num_batches_tracked"] > 0
+
+
 # -- Pooled ----------------------------------------------------------------------------------------------------
 
 
 def test_pooled_descends_on_the_images_of_all_sites(tmp_path) -> None:
     """By hand, on all sites' images in one batch; a single step is FedAvg's by samples, and two are not."""
-    template = FederatedClient(Pixels(16), Linear, "learned", optimizer=partial(SGD, lr=LR))
+    linear = FederatedClient(Pixels(16), Linear, "learned", optimizer=partial(SGD, lr=LR))
     sites = SyntheticSites(3, 3, 16, [24, 18, 15], [12] * 3, batch_size=64)
 
     def run(method, epochs: int) -> State:
         folder = tmp_path / f"{method.__name__}{epochs}"
-        fit(folder, method(), sites=sites, model=template, rounds=1, trainer_options={"max_epochs": epochs})
+        fit(folder, method(), sites=sites, model=linear, rounds=1, trainer_options={"max_epochs": epochs})
         return RunState(folder / "run" / "state").last_round().parts["server"]["method"]["net"]
 
     found = {(method, epochs): run(method, epochs) for method in (Pooled, FedAvg) for epochs in (1, 2)}
     batches = [next(iter(sites.train_loader(site, 0))) for site in sites.sites]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert len(labels) == sum(sites.samples(site, "train") for site in sites.sites)
-    model = template.build(sites.class_names, Pooled(), 0).model.adapter
+    model = linear.build(sites.class_names, Pooled(), 0).model.adapter
     optimizer = SGD(model.parameters(), lr=LR)
     for epochs in (1, 2):
         model.zero_grad()

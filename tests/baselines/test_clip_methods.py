@@ -597,6 +597,24 @@ def test_feddpa_alternate_predicts_with_the_mix_and_a_new_site_with_the_shared_b
         assert torch.allclose(made.generic.adapter(taps), alone(made.generic, taps, lora=1.0), atol=1e-4)
 
 
+def test_the_personal_model_of_feddpa_alternate_is_a_copy() -> None:
+    """With half of each part; the client's own adapter keeps its strengths, with which the next fit begins."""
+    made = federation(FedDPA(schedule="alternate"))
+    one_round(made)
+    client = made.clients["site_a"]
+    strengths, own = dict(client.adapter.strengths), client.own_state()
+    mixed = made.method.personal_model(client)
+    assert mixed is not client.adapter
+    assert (mixed.strengths["lora"], mixed.strengths["personal"]) == (0.5, 0.5)
+    assert client.adapter.strengths == strengths == {"lora": 1.0, "personal": 1.0}
+    with torch.no_grad():
+        for parameter in mixed.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, own[key]) for key, value in client.own_state().items())
+    joint = federation(FedDPA())
+    assert joint.method.personal_model(joint.clients["site_a"]) is joint.clients["site_a"].adapter
+
+
 def test_feddpa_alternate_needs_an_epoch_for_each_part(tmp_path) -> None:
     assert FedDPA(personal_epochs=3).fewest_local_epochs == 1
     method = FedDPA(schedule="alternate", personal_epochs=3)
