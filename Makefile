@@ -23,9 +23,9 @@ types: $(READY)
 
 check: test lint types
 
-# what needs images and weights of one's own (audit, epoch, four_sites) is told in benchmarks/README.md
+# benchmarks that need images and weights (audit, epoch, four_sites): see benchmarks/README.md
 bench: $(READY)
-	for name in step round cache clients wire fuzz simulator; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
+	for name in step round cache clients sites wire fuzz simulator; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
 	for name in kills mutations drops attackers memory; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py run $$name || exit 1; done
 	$(BIN)/python benchmarks/comparison.py run demo
