@@ -1,11 +1,11 @@
-"""What a tap cache costs and gives: bytes, build and read speed, and what its dtype loses.
+"""The tap cache: bytes, speed of building and reading, and the error of each dtype.
 
     python benchmarks/cache.py run [--weights IMAGE_TOWER.safetensors --root FOLDER] [--image-sizes 64 112 224]
     python benchmarks/cache.py table
 
-With `--root` the images are those of FedISIC2019 there, otherwise synthetic ones; without `--weights` the tower is
-random: bytes and speed are the same, and the loss is then not that of a trained tower (the table says so).
-The loss: relative error of the taps, and the cosine between the embeddings that block L makes of the stored and of the
+With `--root` the images are those of FedISIC2019 there, otherwise synthetic ones. Without `--weights` the tower is
+random: bytes and speed are the same, and the error is not that of a trained tower (the table says so). Error:
+relative error of the taps, and the cosine between the embeddings that block L computes from the stored and from the
 exact taps. Reading: batches of 32 in a random order, from the page cache of the system, decoded to float32.
 """
 
@@ -48,7 +48,7 @@ def images_of(root: Path | None, encoder: FrozenCLIP, count: int) -> tuple[torch
 
 
 def measure(encoder: FrozenCLIP, images: torch.Tensor, folder: Path) -> list[dict[str, Any]]:
-    """A row for each dtype."""
+    """Measure a row for each dtype."""
     started = time.perf_counter()
     answers = encoder.encode(images, ("pooled", "taps"))
     encode_seconds = time.perf_counter() - started

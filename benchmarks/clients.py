@@ -3,16 +3,14 @@
     python benchmarks/clients.py run [--model ViT-B-16-quickgelu] [--image-size 64] [--counts 1 4 16 64]
     python benchmarks/clients.py table
 
-Each number of clients and each method is a process of its own, which makes a whole run (`FederatedCoordinator.fit`:
-prototypes, one round, evaluation, state on disk) and tells the most memory that it had resident. Beside it stands what
-one client holds that no other and no server holds too, counted from its tensors after a fit: what a client more should
-cost.
+Each row is a process of its own, which makes a whole run (prototypes, one round, evaluation, state on disk) with all
+clients in its round, and reports its highest resident memory. The clients of a process share one model. What one client
+more adds is its images and its message, which the server keeps until the merge.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import subprocess
@@ -21,124 +19,54 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from environment import environment
 from lightning.pytorch import Trainer
-from torch import Tensor
+from sites import RandomSites
 
-from pfedst.client.client import ClientWork, Fit
+from pfedst import simulation
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer
-from pfedst.data import FederatedDataModule
-from pfedst.data.sets.synthetic import ArraySource
-from pfedst.data.sites import LabelledImages, Sites
+from pfedst.client.training import LEAN_TRAINER
 from pfedst.encoders import FrozenCLIP
-from pfedst.messages.payload import NET
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder
-from pfedst.server.coordinator import FederatedCoordinator, build_federation
-from pfedst.server.server import Federation
+from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.tracking import peak_memory_bytes
 
 RESULT = Path(__file__).resolve().parent / "results" / "clients.json"
 METHODS = ("PFedST", "FedAvg")
 CLASSES, TRAIN_IMAGES, TEST_IMAGES = 4, 8, 8
 TARGET_CLIENTS, TARGET_RATIO = 64, 1.3
+CPU = torch.device("cpu")
 MEBI = 2**20
-
-
-class RandomSites(FederatedDataModule):
-    """Any number of sites with few images of noise, so that images take next to no memory.
-
-    Args:
-        sites: number of sites.
-        image_size: side in pixels.
-    """
-
-    def __init__(self, sites: int, image_size: int) -> None:
-        super().__init__(batch_size=TRAIN_IMAGES, validation_fraction=0)
-        self.number, self.image_size = sites, image_size
-        self.label = f"RANDOM images ({sites} sites)"
-
-    def read(self) -> Sites:
-        """Noise, in memory."""
-        rng = np.random.default_rng(0)
-
-        def images(count: int) -> LabelledImages:
-            pixels = rng.integers(0, 256, (count, self.image_size, self.image_size, 3), np.uint8)
-            return LabelledImages(ArraySource(pixels), [index % CLASSES for index in range(count)])
-
-        names = [f"site_{index:03d}" for index in range(self.number)]
-        return Sites(
-            [f"class {index}" for index in range(CLASSES)],
-            {name: {"train": images(TRAIN_IMAGES), "test": images(TEST_IMAGES)} for name in names},
-        )
 
 
 # -- one process -------------------------------------------------------------------------------------------------------
 
 
 def one_run(method: str, model: str, image_size: int, clients: int) -> dict[str, Any]:
-    """A run of one round: its peak, and what one of its clients holds."""
+    """Make a run of one round; return its peak memory, and the bytes of images and message of one client."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     encoder = FrozenCLIP(model, "random", image_size)
-    built_bytes = peak_memory_bytes(torch.device("cpu"))
+    built_bytes = peak_memory_bytes(CPU)
+    data = RandomSites(clients, image_size, TRAIN_IMAGES, TEST_IMAGES, CLASSES)
     with tempfile.TemporaryDirectory() as folder:
-        FederatedCoordinator(rounds=1).fit(
+        summary = simulation.fit(
+            FederatedCoordinator(rounds=1),
             FederatedClient(encoder, anchors="prototypes"),
-            RandomSites(clients, image_size),
+            data,
             registered_methods()[method](),
-            lean_trainer(),
+            Trainer(**LEAN_TRAINER | {"accelerator": "cpu"}),
             RunFolder.create(Path(folder), "run", "run"),
             run_seed=0,
         )
     return {
-        "peak_bytes": peak_memory_bytes(torch.device("cpu")),
+        "peak_bytes": peak_memory_bytes(CPU),
         "encoder_built_bytes": built_bytes,
         "encoder": encoder.label,
         "image_tower_bytes": encoder.nbytes,
-        "held": held_by_a_client(method, encoder),
-    }
-
-
-def lean_trainer() -> Trainer:
-    return Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
-
-
-def held_by_a_client(method: str, encoder: FrozenCLIP) -> dict[str, int]:
-    """Bytes by what they are, of the second of two clients after its first fit; what both share is not counted."""
-    data = RandomSites(2, encoder.spec.image_size)
-    template = FederatedClient(encoder, anchors="prototypes")
-    federation = build_federation(template, data, registered_methods()[method](), run_seed=0)
-    federation.gather_prototypes(lambda site: data.evaluation_loader(site, "train"), torch.device("cpu"))
-    federation.start()
-    work = ClientWork(federation, data, LocalTrainer(lean_trainer()))
-    for name in federation.clients:
-        federation.deliver(name)
-        work.do(Fit(name, 1, None, False, ()))
-    of_server = [tensor for state in federation.server.values() for tensor in state.values()]
-    first, second = (tensors_of(federation, name) for name in federation.clients)
-    seen = {tensor.untyped_storage().data_ptr() for tensor in [*of_server, *itertools.chain(*first.values())]}
-    found = {"images": (TRAIN_IMAGES + TEST_IMAGES) * 3 * encoder.spec.image_size**2}
-    for what, tensors in second.items():
-        own = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        found[what] = sum(size for place, size in own.items() if place not in seen)
-        seen |= set(own)
-    return found
-
-
-def tensors_of(federation: Federation, name: str) -> dict[str, list[Tensor]]:
-    """All that stands for a client in memory, by what it is."""
-    client = federation.clients[name]
-    parameters = list(client.parameters())
-    return {
-        "parameters": parameters,
-        "gradients left by its last step": [p.grad for p in parameters if p.grad is not None],
-        "class anchors": list(client.buffers()),
-        "message received": [tensor for state in client.received.values() for tensor in state.values()],
-        "message sent, until the merge": list(federation.method.upload(client)[NET].values()),
-        "its state, while a round is saved": list(federation.state_parts()[f"client {name}"]["model"].values()),
+        "image_bytes_a_client": data.image_bytes // clients,
+        "message_bytes_a_client": round(summary["cost"]["upload_bytes_per_round"] / clients),
     }
 
 
@@ -146,7 +74,7 @@ def tensors_of(federation: Federation, name: str) -> dict[str, list[Tensor]]:
 
 
 def run(model: str, image_size: int, counts: list[int]) -> None:
-    """A process for each row; the file is complete after each of them."""
+    """Run one process for each row; the file is complete after each of them."""
     rows: dict[str, dict[str, Any]] = {}
     protocol = {"model": model, "image_size": image_size, "train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
@@ -161,39 +89,42 @@ def run(model: str, image_size: int, counts: list[int]) -> None:
 
 
 def table() -> None:
-    """Everything from the result's file."""
+    """Print everything from the result's file."""
     result = json.loads(RESULT.read_text())
-    print("| method | clients | peak, MiB | against one client | MiB a client more |\n|---|---|---|---|---|")
+    print(
+        "| method | clients | peak, MiB | against one client | MiB a client more | of them images | of them message |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for method, of_method in result["rows"].items():
         first = next(iter(of_method.values()))
         for clients, row in of_method.items():
             added = slope(of_method, clients) / MEBI if row is not first else float("nan")
             against = row["peak_bytes"] / first["peak_bytes"]
             more = "-" if row is first else f"{added:.1f}"
-            print(f"| {method} | {clients} | {row['peak_bytes'] / MEBI:,.0f} | {against:.2f}x | {more} |")
+            images, message = (row[f"{what}_bytes_a_client"] / MEBI for what in ("image", "message"))
+            print(
+                f"| {method} | {clients} | {row['peak_bytes'] / MEBI:,.0f} | {against:.2f}x | {more} | {images:.1f} | "
+                f"{message:.1f} |"
+            )
     protocol = result["protocol"]
     print(
         f"\n{first['encoder']}; {protocol['train_images']} random training and {protocol['test_images']} test images "
-        "a site; a run of one round in a fresh process, the most memory that was resident. Of it "
-        f"{first['encoder_built_bytes'] / MEBI:,.0f} MiB are there once the libraries are loaded and the encoder is "
-        f"made; the image tower has {first['image_tower_bytes'] / MEBI:,.0f}."
+        "a site; a run of one round, with all clients in it, in a process of its own. Peak: the highest resident "
+        f"memory of the process, of which {first['encoder_built_bytes'] / MEBI:,.0f} MiB are the libraries and the "
+        f"encoder (its image tower: {first['image_tower_bytes'] / MEBI:,.0f}). Message: what the server keeps of a "
+        "client until the merge."
     )
-    print(f"\n| what a client alone holds, MiB | {' | '.join(result['rows'])} |\n|---|{'---|' * len(result['rows'])}")
-    helds = [next(iter(of_method.values()))["held"] for of_method in result["rows"].values()]
-    for what in helds[0]:
-        print(f"| {what} | {' | '.join(f'{held[what] / MEBI:.2f}' for held in helds)} |")
-    print(f"| all of these | {' | '.join(f'{sum(held.values()) / MEBI:.2f}' for held in helds)} |")
     print(f"\n{targets(result['rows'])}")
 
 
 def slope(of_method: dict[str, dict[str, Any]], clients: str) -> float:
-    """Bytes that a client more costs, from the fewest clients to these."""
+    """Return the bytes that one client more adds, from the fewest clients to these."""
     fewest, row = next(iter(of_method.items()))
     return float((of_method[clients]["peak_bytes"] - row["peak_bytes"]) / (int(clients) - int(fewest)))
 
 
 def targets(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Whether what was aimed at is met."""
+    """Return the target of each method, and whether it is met."""
     lines = [f"| target: below {TARGET_RATIO}x at {TARGET_CLIENTS} clients | |\n|---|---|"]
     for method, of_method in rows.items():
         if {"1", str(TARGET_CLIENTS)} <= set(of_method):
@@ -209,7 +140,7 @@ def main() -> None:
     runs.add_argument("--model", default="ViT-B-16-quickgelu")
     runs.add_argument("--image-size", type=int, default=64)
     runs.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 64])
-    one = commands.add_parser("one", help="one run, told as JSON: what `run` starts a process for")
+    one = commands.add_parser("one", help="make one run and print its figures as JSON; `run` starts a process for each")
     one.add_argument("method")
     one.add_argument("model")
     one.add_argument("image_size", type=int)

@@ -1,8 +1,8 @@
 """Comparisons of methods: `python benchmarks/comparison.py run fed_isic_ham4 [--jobs 2] [OPTIONS OF pfedst compare]`.
 
-Runs `pfedst compare --config configs/compare/NAME.yaml` (started again it goes on) and keeps its report.json in
-benchmarks/results/comparison/. `demo` needs nothing; the others need images (--data.root) and weights
-(--model.encoder.weights), see there.
+Runs `pfedst compare --config configs/compare/NAME.yaml` (the same command continues it) and keeps its report.json in
+benchmarks/results/comparison/. `demo` needs no files. The others need images (--data.root) and weights
+(--model.encoder.weights); their configurations name them.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def run(name: str, options: list[str]) -> None:
         ["compare", "--config", str(ROOT / f"configs/compare/{name}.yaml"), "--runs_dir", str(runs), *options]
     )
     if code:
-        raise SystemExit(f"pfedst compare ended with exit code {code}; the same command goes on")
+        raise SystemExit(f"pfedst compare ended with exit code {code}; the same command continues")
     keep(name, runs / f"compare-{name}" / "report")
 
 
 def keep(name: str, report: Path) -> None:
-    """A report among the results."""
+    """Copy a report into the results."""
     content = {"environment": environment()} | json.loads((report / "report.json").read_text())
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def table(name: str) -> None:
-    """The tables of a report as Markdown, with all that their numbers mean."""
+    """Print the tables of a report as Markdown, with protocol and captions."""
     report = kept(name)
     for line in report["notes"]:
         print(f"**{line}**\n")
@@ -61,7 +61,7 @@ def table(name: str) -> None:
 
 
 def readme_table(name: str) -> str:
-    """The columns that the README shows."""
+    """Return the table of the README."""
     found = {part.name: part for part in tables(kept(name))}
     headings = ("method", *(heading.removesuffix(", mean") for _, heading in README))
     columns = [(found[part].rows, found[part].headings.index(heading)) for part, heading in README]
@@ -78,7 +78,7 @@ def kept(name: str) -> dict[str, Any]:
 
 
 def tables(report: dict[str, Any]) -> list[ReportTable]:
-    """As they were before they became JSON."""
+    """Return the tables of a report that was saved as JSON."""
     return [
         ReportTable(**part | {"rows": tuple(tuple(Cell(**cell) for cell in row) for row in part["rows"])})
         for part in report["tables"]

@@ -1,16 +1,17 @@
-"""A whole epoch of pFedST over the four FedISIC centres, everything included, with the tap cache and without.
+"""An epoch of pFedST over the four FedISIC centres, everything included, with the tap cache and without.
 
     python benchmarks/epoch.py run --root FOLDER --weights IMAGE_TOWER.safetensors [--image-size 112]
     python benchmarks/epoch.py table
 
-One local epoch of every site on all its training images (no validation is cut off): reading, steps, optimiser, Trainer.
-The cache is built before, and its build is not counted; `pfedst cache build` tells it.
+One local epoch of every site on all its training images (no validation is cut off): requests, reading, steps,
+optimiser, Trainer, saved state. The cache is built before; `pfedst cache build` reports the time of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import torch
 from environment import environment
 from lightning.pytorch import Trainer
 
-from pfedst.client.client import ClientWork, Fit
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
-from pfedst.data import FedISIC2019
+from pfedst.data import FederatedDataModule, FedISIC2019
 from pfedst.encoders import FrozenCLIP
+from pfedst.messages.requests import Request
 from pfedst.methods.pfedst import PFedST
-from pfedst.server.coordinator import build_federation
+from pfedst.server.server import Server
+from pfedst.simulation import make_client, start_maker
 
 RESULT = Path(__file__).resolve().parent / "results" / "epoch.json"
 ROWS: dict[str, dict[str, Any]] = {
@@ -36,32 +38,49 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(row: dict[str, Any], root: Path, weights: Path, image_size: int) -> dict[str, Any]:
-    encoder = FrozenCLIP(weights=str(weights), image_size=image_size, token_grid=row["token_grid"])
-    template = FederatedClient(encoder, anchors="learned")
-    data = FedISIC2019(
-        root=root, centers=[1, 2, 3, 5], validation_fraction=0, verify_images=False, cache=row["cache"],
-        cache_max_bytes=10**12,
-    )  # fmt: skip
-    started = time.perf_counter()
-    federation = build_federation(template, data, PFedST(), 0)
-    federation.start()
-    prepare_seconds = time.perf_counter() - started
-    work = ClientWork(federation, data, LocalTrainer(Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})))
-    for name in federation.clients:
-        federation.deliver(name)
-    started, processor = time.perf_counter(), time.process_time()
-    losses = [work.do(Fit(name, 1, None, False, ()))["train_loss"] for name in federation.clients]
+def measure(encoder: FrozenCLIP, data: FederatedDataModule) -> dict[str, Any]:
+    """Time one local epoch of every site."""
+    template, local = FederatedClient(encoder, anchors="learned"), LocalTrainer(trainer())
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        client = make_client(template, data, PFedST(), 0, local, Path(folder))
+        samples = {name: data.samples(name, "train") for name in data.sites}
+        server = Server(client.method, samples, start_maker(client.model), 0)
+        server.begin()
+        prepare_seconds = time.perf_counter() - started
+        requests = {name: Request("fit", "epoch", 1, parts=server.parts_for(name)) for name in samples}
+        started, processor = time.perf_counter(), time.process_time()
+        losses = [client.answer(name, request).values["record"]["train_loss"] for name, request in requests.items()]
+        epoch_seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor
     return {
         "prepare_seconds": prepare_seconds,
-        "epoch_seconds": time.perf_counter() - started,
-        "processor_seconds": time.process_time() - processor,
-        "images": sum(data.samples(name, "train") for name in federation.clients),
+        "epoch_seconds": epoch_seconds,
+        "processor_seconds": processor_seconds,
+        "images": sum(samples.values()),
         "train_losses": losses,
         "batch_size": data.batch_size,
         "data": data.label,
         "encoder": encoder.label,
     }
+
+
+def trainer() -> Trainer:
+    return Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
+
+
+def run(root: Path, weights: Path, image_size: int) -> None:
+    """Measure all rows."""
+    torch.manual_seed(0)
+    rows = {}
+    for name, row in ROWS.items():
+        encoder = FrozenCLIP(weights=str(weights), image_size=image_size, token_grid=row["token_grid"])
+        data = FedISIC2019(
+            root=root, centers=[1, 2, 3, 5], validation_fraction=0, verify_images=False, cache=row["cache"],
+            cache_max_bytes=10**12,
+        )  # fmt: skip
+        rows[name] = measure(encoder, data)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
 
 
 def table() -> None:
@@ -95,10 +114,7 @@ def main() -> None:
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
-        torch.manual_seed(0)
-        rows = {name: measure(row, given.root, given.weights, given.image_size) for name, row in ROWS.items()}
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+        run(given.root, given.weights, given.image_size)
     table()
 
 

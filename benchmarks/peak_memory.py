@@ -1,4 +1,4 @@
-"""Peak memory of a piece of code above what was there before it."""
+"""Peak memory of a block of code above the memory that was in use before it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """What a `watched` block took at its peak above what was taken before it.
+    """Measures the peak memory of a `watched` block above the memory in use before it.
 
-    On a GPU: what torch allocated. On a CPU: what the process had resident, which Linux alone tells for a part of a
-    process's life; free memory that the allocator holds back is given to the system before, so that the block cannot
-    take it unseen.
+    On a GPU: memory that torch allocated. On a CPU: resident memory of the process; only Linux reports its peak for a
+    part of the life of a process. Before the block starts, free memory that the allocator holds is returned to the
+    system, so that the block cannot use it unnoticed.
 
     Attributes:
-        bytes: of the last block; None where it could not be measured.
-        missing: why not.
+        bytes: of the last block; None if it could not be measured.
+        missing: the reason.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class PeakMemory:
 
 
 def _resident_bytes(name: str) -> int:
-    """`VmRSS`, what is resident now, or `VmHWM`, the most that was."""
+    """Return `VmRSS`, the resident memory, or `VmHWM`, its peak."""
     lines = (PROCESS / "status").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])

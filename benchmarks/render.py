@@ -13,14 +13,14 @@ HERE = Path(__file__).resolve().parent
 HEAD = """\
 # Benchmarks
 
-Written by `python benchmarks/render.py` from the files in `results/`, each of which holds the environment it was
-measured in. `make bench` measures again what needs no images of one's own; the studies on the four FedISIC centres
-need their images and the weights of an image tower (each script says how to call it). Times were taken on shared CPU
-cores: trust ratios within a table, which were measured in one run, and not seconds across tables.
+Written by `python benchmarks/render.py` from the files in `results/`. Each file holds the environment of its
+measurement. `make bench` repeats the measurements that need no images. The studies on the four FedISIC centres need
+their images and the weights of an image tower; the docstring of each script gives its command. Times were taken on
+shared CPU cores: compare ratios within a table, which come from one run, and not seconds across tables.
 """
 SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("Methods on the four FedISIC centres", "comparison", ("fed_isic_ham4",)),
-    ("What of pFedST matters there", "comparison", ("pfedst_ham4",)),
+    ("Variants of pFedST on the same centres", "comparison", ("pfedst_ham4",)),
     ("The demo's comparison", "comparison", ("demo",)),
     ("One training step", "step", ()),
     ("A round against a bare loop", "round", ()),
@@ -32,6 +32,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("The data audit", "audit", ()),
     ("Damaged and malicious files", "fuzz", ()),
     ("Memory as clients grow", "clients", ()),
+    ("Many sites, few of them in a round", "sites", ()),
     ("Bytes on the wire", "wire", ()),
     ("Runs that are killed", "faults", ("kills",)),
     ("Saved state that is damaged", "faults", ("mutations",)),
@@ -43,7 +44,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
 
 
 def section(title: str, script: str, arguments: tuple[str, ...]) -> str:
-    """One script's table, under its title and the command that measures it."""
+    """Return the table of one script, under its title and the command that measures it."""
     table: Callable[..., None] = importlib.import_module(script).table
     with contextlib.redirect_stdout(io.StringIO()) as text:
         table(*arguments)
@@ -52,7 +53,7 @@ def section(title: str, script: str, arguments: tuple[str, ...]) -> str:
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     sys.path.insert(0, str(HERE))
     try:
         return "\n".join([HEAD, *(section(*of) for of in SECTIONS)])

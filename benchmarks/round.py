@@ -1,21 +1,22 @@
-"""What a round costs over a bare PyTorch loop of the same steps: ratios, bits, memory and open files.
+"""The cost of a round over a bare PyTorch loop of the same steps: ratios, bits, memory and open files.
 
     python benchmarks/round.py run [--rounds 48] [--fits 1000] [--profile]
     python benchmarks/round.py table
 
-Both run pFedST on taps from a cache, on one thread, and take turns, so that what else the machine does meets both. A
-round of ours is all that `pfedst fit` does between two evaluations: message out, local fits by the Trainer, messages
-in, merge, records, state on disk; with and without a save after each fit. The bare loop loads the merged weights,
-steps AdamW over the same batches, and takes the same mean; its milliseconds are the floor. Writes
-benchmarks/results/round.json.
+Both sides run pFedST on cached taps, on one thread. They take turns, so that other work on the machine slows both. A
+round of pfedst is all that `pfedst fit` does between two evaluations: messages to clients, the state of each client
+from disk, local fits by the Trainer, the state and the message of each client to disk, merge, records, the server's
+state on disk. The bare loop loads the merged weights, steps AdamW over the same batches, and takes the same mean. Its
+time is the floor. Writes benchmarks/results/round.json.
 
-On a machine that is busy with other things, `ratio` (median of blocks side by side) says what a round costs there;
-`fastest` (of all blocks of each) is nearest to what it costs on an idle one.
+On a machine with other work `ratio` (median of neighbouring blocks) is the cost of a round there. `fastest` (fastest
+block of each side) is closest to the cost on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import cProfile
 import gc
 import json
@@ -24,7 +25,6 @@ import pstats
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from environment import environment
 from torch import Tensor
 from torch.optim import AdamW
 
+from pfedst.client.client import Client
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
@@ -42,10 +43,13 @@ from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder, RunSummary, describe
 from pfedst.seeds import derive_seed
-from pfedst.server.coordinator import FederatedCoordinator, build_federation
+from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.rounds import RoundLoop
-from pfedst.server.server import Federation
+from pfedst.server.server import Server
+from pfedst.simulation import SITES as SITES_FOLDER
+from pfedst.simulation import make_client, make_hooks, start_maker
 from pfedst.testing.small import template, trainer
+from pfedst.transport.in_process import InProcess
 
 RESULTS = Path(__file__).resolve().parent / "results/round.json"
 SITES = 2
@@ -57,54 +61,60 @@ SETTINGS = ((10, 10.0, 1.10), (50, 5.0, 1.10), (10, 5.0, 1.15))
 
 
 def sites_of(folder: Path, batch_size: int, steps: int) -> FederatedDataModule:
-    """Sites of exactly `steps` batches each, whose taps are cached."""
+    """Make sites of exactly `steps` batches each, whose taps are cached."""
     images = [batch_size * steps] * SITES
     options: dict[str, Any] = {"batch_size": batch_size, "validation_fraction": 0.0, "verify_images": False}
     options |= {"cache": "taps", "cache_folder": folder / "taps"}
     return SyntheticSites(SITES, 3, 32, images, [6] * SITES, **options)
 
 
-def federation_of(data: FederatedDataModule) -> Federation:
-    """pFedST on the nano encoder, ready for the first round."""
-    made = build_federation(template(), data, PFedST(), 0)
-    made.gather_prototypes(lambda name: data.evaluation_loader(name, "train", need="pooled"), torch.device("cpu"))
-    made.start()
-    return made
+def client_of(data: FederatedDataModule, sites: Path | None = None) -> Client:
+    """Make the client of all sites: pFedST on the nano encoder."""
+    return make_client(template(), data, PFedST(), 0, LocalTrainer(trainer()), sites)
 
 
 class OurRounds:
-    """Rounds without evaluation, as the coordinator runs them; with or without saving each fit by itself."""
+    """Rounds without evaluation, as the coordinator runs them."""
 
-    def __init__(self, federation: Federation, data: FederatedDataModule, folder: Path, save_fits: bool) -> None:
-        self.federation = federation
-        local = LocalTrainer(trainer())
-        summary = RunSummary(describe(federation, data, local.epochs, 1.0, NEVER))
-        options = FederatedCoordinator(rounds=1, evaluate_every=NEVER, save_fits=save_fits).options
-        with local.detached() as hooks:
-            run = RunFolder.create(folder, None, "run")
-            self.loop = RoundLoop(options, federation, data, local, hooks, run, summary)
-        self.loop.rounds = NEVER  # no round is the last, which would be evaluated
+    def __init__(self, data: FederatedDataModule, folder: Path) -> None:
+        run = RunFolder.create(folder, None, "run")
+        client = client_of(data, run.path / SITES_FOLDER)
+        options = FederatedCoordinator(rounds=1, evaluate_every=NEVER).options
+        transport = InProcess(client, 1)
+        sites = {name: reply.values for name, reply in transport.hello(run.path.name).items()}
+        samples = {name: values["samples"]["train"] for name, values in sites.items()}
+        self.server = Server(client.method, samples, start_maker(client.model), 0)
+        summary = RunSummary(describe(client.method, self.server.start, sites, 0, (), NEVER, 1.0, False), {})
+        self.loop = RoundLoop(options, self.server, transport, make_hooks(trainer(), client), run, summary)
+        self.loop._gather_prototypes()
+        self.server.begin()
+        self.loop.rounds = NEVER  # no round is the last one, which would be evaluated
 
     def round(self, number: int) -> None:
-        self.loop.hooks.before_round(self.federation.generic, number)
+        self.loop.hooks.before_round(number)
         self.loop._end_round(number, self.loop._train_round(number))
 
     def wait(self) -> None:
         self.loop.saver.wait()
 
     def shared(self) -> dict[str, Tensor]:
-        return self.federation.server[NET]
+        return self.server.state[NET]
 
 
 class BareRounds:
-    """The same steps in plain PyTorch, on copies of the same clients."""
+    """The same steps in plain PyTorch, on copies of the same model with the same class anchors."""
 
-    def __init__(self, federation: Federation, data: FederatedDataModule) -> None:
+    def __init__(self, data: FederatedDataModule, anchors: Tensor) -> None:
         self.data = data
-        self.clients = {name: client.copy_as(name).train() for name, client in federation.clients.items()}
+        client = client_of(data)
+        client.model.set_anchors(anchors)
+        samples = {name: data.samples(name, "train") for name in data.sites}
+        self.clients = {
+            name: client.module.around(copy.deepcopy(client.model), client.method).train() for name in samples
+        }
         self.groups = {name: groups_of(client) for name, client in self.clients.items()}
-        self.weights = [federation.weights[name] / sum(federation.weights.values()) for name in self.clients]
-        self.net = next(iter(self.clients.values())).shared_state()
+        self.weights = [count / sum(samples.values()) for count in samples.values()]
+        self.net = client.model.shared_state()
 
     def round(self, number: int) -> None:
         states = [self.fit(name, number) for name in self.clients]
@@ -115,7 +125,7 @@ class BareRounds:
             self.net[key] = mean.to(self.net[key].dtype)
 
     def fit(self, name: str, number: int) -> dict[str, Tensor]:
-        adapter = self.clients[name].adapter
+        adapter = self.clients[name].model.adapter
         adapter.load_state_dict(self.net, strict=False)
         optimizer = AdamW([dict(group) for group in self.groups[name]])
         for inputs, targets in self.data.train_loader(name, derive_seed(0, "fit batches", name, number)):
@@ -126,32 +136,32 @@ class BareRounds:
         return {key: state[key].clone() for key in self.net}
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no save is under way."""
 
     def shared(self) -> dict[str, Tensor]:
         return self.net
 
 
 def groups_of(client: FederatedClient) -> list[dict[str, Any]]:
-    """The optimiser's groups: parameters, learning rate, weight decay."""
+    """Return the groups of the optimiser: parameters, learning rate, weight decay."""
     groups = client.configure_optimizers().param_groups
     return [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
 
 
 def batch_size_for(milliseconds: float, folder: Path) -> int:
-    """The smallest multiple of 4 with which a bare step takes that long on this machine."""
+    """Return the smallest multiple of 4 with which a bare step takes that long on this machine."""
     data = sites_of(folder, 160, 1)
-    client = federation_of(data).clients["site_a"].train()
+    client = client_of(data).module.train()
     optimizer = AdamW(groups_of(client))
     whole, targets = next(iter(data.train_loader("site_a", 0)))
     for batch_size in range(4, 160, 4):
         taken = []
         for _ in range(40 if batch_size == 4 else 15):
-            started = time.process_time()  # what else the machine does must not make the batches small
+            started = time.process_time()  # other work on the machine must not make the batches small
             rows = torch.arange(batch_size)
             inputs = type(whole)(whole.kind, tuple(tensor[rows] for tensor in whole.tensors))
             optimizer.zero_grad()
-            F.cross_entropy(client.adapter(inputs.decode()), targets[rows]).backward()
+            F.cross_entropy(client.model.adapter(inputs.decode()), targets[rows]).backward()
             optimizer.step()
             taken.append(time.process_time() - started)
         if 1000 * statistics.median(taken) >= milliseconds:
@@ -160,23 +170,23 @@ def batch_size_for(milliseconds: float, folder: Path) -> int:
 
 
 def taken(side: OurRounds | BareRounds, numbers: range) -> tuple[float, float]:
-    """Milliseconds a round: on the clock, and of the processor."""
+    """Return milliseconds a round: on the wall clock, and of the processor."""
     wall, cpu = time.perf_counter(), time.process_time()
     for number in numbers:
         side.round(number)
-    side.wait()  # what is still being saved must not burden the other side
+    side.wait()  # a save under way must not slow the other side
     return 1000 * (time.perf_counter() - wall) / len(numbers), 1000 * (time.process_time() - cpu) / len(numbers)
 
 
 def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """One setting: medians over the blocks of rounds."""
+    """Measure one setting: medians over the blocks of rounds."""
     data = sites_of(folder, batch_size, steps)
-    federation = federation_of(data)
-    bare, ours = BareRounds(federation, data), OurRounds(federation, data, folder, save_fits=False)
-    saving = OurRounds(federation_of(data), data, folder, save_fits=True)
-    seen: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": [], "saving": []}
+    ours = OurRounds(data, folder)
+    assert ours.server.anchors is not None
+    bare = BareRounds(data, ours.server.anchors)
+    seen: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
     for block in range(rounds // BLOCK + 1):
-        sides = [("saving", saving), ("bare", bare), ("ours", ours)]
+        sides: list[tuple[str, OurRounds | BareRounds]] = [("bare", bare), ("ours", ours)]
         for name, side in sides if block % 2 else reversed(sides):
             seen[name].append(taken(side, range(block * BLOCK + 1, block * BLOCK + BLOCK + 1)))
     equal = all(torch.equal(value, bare.shared()[key]) for key, value in ours.shared().items())
@@ -189,20 +199,19 @@ def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str,
         "our_fit_ms": statistics.median(wall["ours"]) / SITES,
         "ratio": median_ratio(wall),
         "ratio_cpu": median_ratio(cpu),
-        "ratio_saving_fits": median_ratio(wall, "saving"),
         "ratio_fastest": min(wall["ours"]) / min(wall["bare"]),
         "rounds": rounds,
         "bits_equal": equal,
     }
 
 
-def median_ratio(clock: dict[str, list[float]], side: str = "ours") -> float:
-    """Of ours to the bare block beside it, which the machine treated alike."""
-    return statistics.median(ours / bare for ours, bare in zip(clock[side], clock["bare"], strict=True))
+def median_ratio(clock: dict[str, list[float]]) -> float:
+    """Return the median ratio of a block of ours to the bare block beside it."""
+    return statistics.median(ours / bare for ours, bare in zip(clock["ours"], clock["bare"], strict=True))
 
 
 def resources() -> dict[str, float]:
-    """Resident memory in MiB, and open file descriptors."""
+    """Return resident memory in MiB, and the number of open file descriptors."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
@@ -211,14 +220,10 @@ def resources() -> dict[str, float]:
     }
 
 
-def _saving_ms(rows: Sequence[dict[str, Any]]) -> float:
-    return statistics.median((row["ratio_saving_fits"] - row["ratio"]) * row["bare_fit_ms"] for row in rows)
-
-
 def endure(fits: int, folder: Path) -> dict[str, Any]:
-    """Memory and open files after a fifth of many short fits, and at their end."""
+    """Measure memory and open files after each fifth of many short fits."""
     data = sites_of(folder, 8, 1)
-    ours = OurRounds(federation_of(data), data, folder, save_fits=True)
+    ours = OurRounds(data, folder)
     points = []
     for number in range(1, fits // SITES + 1):
         ours.round(number)
@@ -234,9 +239,9 @@ def endure(fits: int, folder: Path) -> dict[str, Any]:
 
 
 def profile(steps: int, batch_size: int, folder: Path) -> None:
-    """Where the time of our rounds goes."""
+    """Print a profile of our rounds."""
     data = sites_of(folder, batch_size, steps)
-    ours = OurRounds(federation_of(data), data, folder, save_fits=True)
+    ours = OurRounds(data, folder)
     ours.round(1)
     profiler = cProfile.Profile()
     profiler.enable()
@@ -255,7 +260,7 @@ def run(rounds: int, fits: int, only_profile: bool) -> None:
         sizes = {target: batch_size_for(target, folder) for _, target, _ in SETTINGS}
         if only_profile:
             return profile(50, sizes[5.0], folder)
-        endurance = endure(fits, folder) if fits else None  # first, while the process holds no more
+        endurance = endure(fits, folder) if fits else None  # first, before the process holds more
         rows = [
             {"target_step_ms": target, "bound": bound} | measure(steps, sizes[target], rounds, folder)
             for steps, target, bound in SETTINGS
@@ -269,20 +274,17 @@ def run(rounds: int, fits: int, only_profile: bool) -> None:
 def table() -> None:
     result = json.loads(RESULTS.read_text())
     rows, endurance = result["rounds"], result["endurance"]
-    print(
-        "| steps | bare step, ms | bare fit, ms | our fit, ms | ratio | of CPU | of fastest | bound | saving fits "
-        "| same bits |"
-    )
-    print("|" + "---|" * 10)
+    print("| steps | bare step, ms | bare fit, ms | our fit, ms | ratio | of CPU | of fastest | bound | same bits |")
+    print("|" + "---|" * 9)
     for row in rows:
         cells = [row["steps"], f"{row['bare_step_ms']:.2f}", f"{row['bare_fit_ms']:.1f}", f"{row['our_fit_ms']:.1f}"]
         cells += [f"{row[ratio]:.3f}" for ratio in ("ratio", "ratio_cpu", "ratio_fastest")]
-        cells += [row["bound"], f"{row['ratio_saving_fits']:.3f}", row["bits_equal"]]
+        cells += [row["bound"], row["bits_equal"]]
         print(f"| {' | '.join(map(str, cells))} |")
     print(
-        f"\nA nano encoder with RANDOM WEIGHTS, SYNTHETIC images, {SITES} sites, taps from a cache, 1 thread; "
-        f"medians of {rows[0]['rounds']} rounds that take turns with the bare loop. `saving fits` is the ratio where "
-        f"each fit is saved as it ends (the default): about {_saving_ms(rows):.1f} ms a fit."
+        f"\nA nano encoder with RANDOM WEIGHTS, SYNTHETIC images, {SITES} sites, cached taps, 1 thread; medians of "
+        f"{rows[0]['rounds']} rounds that take turns with the bare loop. Our fit reads the state of its site from disk "
+        f"and saves the new state, synced."
     )
     if endurance:
         print(

@@ -6,13 +6,13 @@
 FedAvg on the side network with cached taps; AdamW, one local epoch, one torch thread a process; a frozen encoder with
 RANDOM weights on SYNTHETIC sites. The rows:
 
-* a bare PyTorch loop: the steps and the mean, and nothing else. It runs a round after each round of every other row,
-  in the same process, so that what a ratio compares lies side by side on a machine with other work;
-* pfedst's RoundLoop, clients one after another in this process, or in two worker processes;
+* a bare PyTorch loop: the steps and the mean, and nothing else. It runs one round after each round of every other row,
+  in the same process, so that other work on the machine slows both sides of a ratio;
+* pfedst, clients one after another in this process, or in two worker processes;
 * Flower's simulator (flwr with Ray) with one and two actors, whose clients do the steps of the bare loop.
 
 `run` keeps the rows that it does not measure, if they are of the same source, environment and number of rounds. Flower
-is no dependency of pfedst; without it its rows are left out. It and Ray belong in an environment of their own:
+is not a dependency of pfedst; without it its rows are skipped. Install it with Ray in an environment of its own:
 
     python -m venv FOLDER; FOLDER/bin/pip install pfedst "flwr[simulation]>=1.41,<1.42"
 """
@@ -20,6 +20,7 @@ is no dependency of pfedst; without it its rows are left out. It and Ray belong 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import importlib.util
 import json
@@ -43,23 +44,23 @@ from lightning.pytorch import Trainer
 from pfedst_baselines.fedavg import FedAvg
 
 import pfedst
+from pfedst.client.client import Client
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer, RoundHooks
+from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
 from pfedst.encoders import FrozenCLIP
 from pfedst.messages.payload import NET, State, payload_bytes
 from pfedst.methods.merging import weighted_mean
-from pfedst.reporting import RunFolder, RunSummary, describe
+from pfedst.reporting import RunFolder
 from pfedst.seeds import derive_seed, seeded
-from pfedst.server.coordinator import build_federation
-from pfedst.server.rounds import RoundLoop, RoundOptions
-from pfedst.server.server import Federation
-from pfedst.tracking import RunLoggers
-from pfedst.transport.processes import ExecutorKind
+from pfedst.server.coordinator import FederatedCoordinator, TransportKind
+from pfedst.simulation import SITES, make_client, make_transport, start_maker
+from pfedst.state import RunState
+from pfedst.tracking import RoundHooks, RunLoggers
 
 RESULT = Path(__file__).resolve().parent / "results" / "simulator.json"
 RUN_SEED = 0
-# Flower and Ray report their use to their makers unless they are told not to
+# without these Flower and Ray report their use to their makers
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 IN_PROCESS = "pfedst, in-process"
 FLOWER = "Flower, "
@@ -86,14 +87,21 @@ WORKLOADS = {
 
 @dataclass
 class Workplace:
-    """The clients before the first round, their data, and one model for steps outside pfedst."""
+    """The data, the number of training images of each client, and one model for steps outside pfedst."""
 
     data: FederatedDataModule
-    federation: Federation
-    model: FederatedClient
+    weights: dict[str, int]
+    module: FederatedClient
 
 
 def build(workload_name: str, cache_folder: str) -> Workplace:
+    client = client_of(workload_name, cache_folder, None)
+    weights = {name: client.data.samples(name, "train") for name in client.data.sites}
+    module = client.module.around(copy.deepcopy(client.model), client.method)
+    return Workplace(client.data, weights, module)
+
+
+def client_of(workload_name: str, cache_folder: str, sites: Path | None) -> Client:
     torch.set_num_threads(1)
     workload = WORKLOADS[workload_name]
     data = SyntheticSites(
@@ -101,18 +109,20 @@ def build(workload_name: str, cache_folder: str) -> Workplace:
         samples_per_site=workload.samples_per_site, cache="taps", cache_folder=cache_folder, validation_fraction=0.1,
     )  # fmt: skip
     template = FederatedClient(FrozenCLIP(workload.encoder, weights="random"), anchors="learned")
-    federation = build_federation(template, data, FedAvg(), RUN_SEED)
-    federation.start()
-    return Workplace(data, federation, federation.generic.copy_as("steps outside pfedst"))
+    return make_client(template, data, FedAvg(), RUN_SEED, LocalTrainer(trainer()), sites)
+
+
+def trainer() -> Trainer:
+    return Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
 
 
 def local_steps(place: Workplace, received: State, name: str, round_number: int) -> State:
-    """What a client does in a round, without pfedst's Trainer, border and records: its shared tensors afterwards."""
-    model = place.model
+    """Do the steps of a client in a round without pfedst's Trainer, checks and records; return its shared tensors."""
+    module, model = place.module, place.module.model
     model.load_shared(received)
-    model.train()
+    module.train()
     batches_seed = derive_seed(RUN_SEED, "fit batches", name, round_number)
-    optimizer = model.configure_optimizers()
+    optimizer = module.configure_optimizers()
     with seeded(derive_seed(RUN_SEED, "fit", name, round_number)):
         for inputs, targets in place.data.train_loader(name, batches_seed):
             optimizer.zero_grad()
@@ -129,10 +139,10 @@ class Bare:
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = self.place.model.shared_state()
+        self.state = self.place.module.model.shared_state()
 
     def round(self, round_number: int) -> None:
-        weights = self.place.federation.weights
+        weights = self.place.weights
         states = [local_steps(self.place, self.state, name, round_number) for name in weights]
         self.state = weighted_mean(states, list(weights.values()))
 
@@ -148,7 +158,7 @@ class Stopwatch:
         self.ready_seconds = 0.0
 
     def ready(self) -> None:
-        """What comes before the first round has been done."""
+        """Note that everything before the first round is done."""
         self.ready_seconds = time.perf_counter() - self.started
         self.begin()
 
@@ -156,7 +166,7 @@ class Stopwatch:
         self.begun = time.perf_counter()
 
     def end(self, round_number: int) -> None:
-        """A round is over; the next begins after one of the bare loop."""
+        """Note the end of a round; the next begins after one of the bare loop."""
         self.seconds.append(time.perf_counter() - self.begun)
         self.begin()
         self.bare.round(round_number)
@@ -164,7 +174,7 @@ class Stopwatch:
         self.begin()
 
     def row(self, state: State) -> dict[str, Any]:
-        """The first round holds what is loaded late; the last one of pfedst an evaluation."""
+        """Leave out the first round, which loads late imports, and the last one, in which pfedst evaluates."""
         seconds, bare_seconds = self.seconds[1:-1], self.bare_seconds[1:-1]
         ratios = [one / other for one, other in zip(seconds, bare_seconds, strict=True)]
         median = statistics.median(seconds)
@@ -184,7 +194,7 @@ class Stopwatch:
 
 
 def digest(state: State) -> str:
-    """Equal for equal bits."""
+    """Return a hash that is equal for equal bits."""
     found = hashlib.sha256()
     for key in sorted(state):
         found.update(key.encode() + state[key].contiguous().numpy().tobytes())
@@ -195,16 +205,16 @@ def digest(state: State) -> str:
 
 
 class TimedRounds(RoundHooks):
-    """Tells a stopwatch when rounds begin and end; the end is after records and state have been written."""
+    """Starts and stops a stopwatch with each round; a round ends when its records and state are written."""
 
-    def __init__(self, trainer: Trainer, stopwatch: Stopwatch) -> None:
-        super().__init__(trainer, [], RunLoggers([]))
+    def __init__(self, trainer: Trainer, module: FederatedClient, stopwatch: Stopwatch) -> None:
+        super().__init__(trainer, module, [], RunLoggers([]))
         self.stopwatch = stopwatch
 
-    def start(self, model: FederatedClient) -> None:
+    def start(self) -> None:
         self.stopwatch.ready()
 
-    def before_round(self, model: FederatedClient, round_number: int) -> None:
+    def before_round(self, round_number: int) -> None:
         self.stopwatch.begin()
 
     def log(self, round_number: int, metrics: Any) -> None:
@@ -213,36 +223,38 @@ class TimedRounds(RoundHooks):
 
 
 def pfedst_rows(
-    kind: ExecutorKind, workers: int | None, workload: str, folder: str, rounds: int
+    kind: TransportKind, workers: int | None, workload: str, folder: str, rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    place = build(workload, folder)
-    federation, data = place.federation, place.data
-    local = LocalTrainer(Trainer(**LEAN_TRAINER | {"accelerator": "cpu"}))
-    options = RoundOptions(rounds, 1.0, "reset", rounds, 2, kind, workers, 1)
-    summary = RunSummary(describe(federation, data, local.epochs, 1.0, rounds))
-    with tempfile.TemporaryDirectory() as runs, local.detached():
-        hooks = TimedRounds(local.trainer, Stopwatch(build(workload, folder)))
+    coordinator = FederatedCoordinator(
+        rounds=rounds, evaluate_every=rounds, transport=kind, workers=workers, threads=1
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as runs:
         run_folder = RunFolder.create(Path(runs), "run", "run")
-        loop = RoundLoop(options, federation, data, local, hooks, run_folder, summary)
+        client = client_of(workload, folder, run_folder.path / SITES)
+        start = start_maker(client.model)
+        place = build(workload, folder)
+        hooks = TimedRounds(trainer(), place.module, Stopwatch(place))
+        transport = make_transport(coordinator, client)
         hooks.stopwatch.started = time.perf_counter()
-        loop.run()
+        coordinator.fit(transport, client.method, start, hooks, run_folder, RUN_SEED)
+        state = RunState(run_folder.state).last_round().parts["server"]["method"][NET]
     name = IN_PROCESS if workers is None else f"pfedst, {workers} processes"
-    yield name, hooks.stopwatch.row(federation.server[NET])
+    yield name, hooks.stopwatch.row(state)
 
 
 # -- Flower ------------------------------------------------------------------------------------------------------------
 
 workplace = cache(build)
-"""One a process: an actor lives as long as the simulation."""
+"""One in each process: an actor lives as long as the simulation."""
 
 
 def train_message(message: Any, context: Any) -> Any:
-    """What a virtual client of Flower does with a message: in an actor's process."""
+    """Answer a message as a virtual client of Flower, in the process of an actor."""
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
     config = message.content["config"]
     place = workplace(config["workload"], config["cache_folder"])
-    weights = place.federation.weights
+    weights = place.weights
     name = list(weights)[int(context.node_config["partition-id"])]
     state = local_steps(place, message.content["arrays"].to_torch_state_dict(), name, config["server-round"])
     answer = {
@@ -260,7 +272,7 @@ def flower_strategy(clients: int, same_mean: bool) -> Any:
 
     def all_answered(answers: list[Any], weighted_by: str) -> MetricRecord:
         if len(answers) != clients:
-            raise RuntimeError(f"{len(answers)} of {clients} clients answered; Flower's log tells why")
+            raise RuntimeError(f"{len(answers)} of {clients} clients answered; for the reason see Flower's log")
         return MetricRecord({"answers": len(answers)})
 
     class SameMean(FlowerFedAvg):
@@ -278,27 +290,27 @@ def flower_strategy(clients: int, same_mean: bool) -> Any:
 def flower_training(
     grid: Any, stopwatch: Stopwatch, place: Workplace, config: dict[str, str], rounds: int, same_mean: bool
 ) -> dict[str, Any]:
-    """The rounds of a strategy; the row of its stopwatch, which `evaluate_fn` tells the end of each."""
+    """Run the rounds of a strategy; return the row of its stopwatch, which `evaluate_fn` stops after each round."""
     from flwr.app import ArrayRecord, ConfigRecord
 
-    def told(round_number: int, arrays: Any) -> None:
+    def round_ended(round_number: int, arrays: Any) -> None:
         if round_number == 0:
             stopwatch.ready()
         else:
             stopwatch.end(round_number)
 
-    result = flower_strategy(len(place.federation.weights), same_mean).start(
+    result = flower_strategy(len(place.weights), same_mean).start(
         grid,
         ArrayRecord(stopwatch.bare.state),
         num_rounds=rounds,
         train_config=ConfigRecord(dict(config)),
-        evaluate_fn=told,
+        evaluate_fn=round_ended,
     )
     return stopwatch.row(result.arrays.to_torch_state_dict())
 
 
 def flower_rows(actors: int, workload: str, folder: str, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Three trainings on the same actors: twice with Flower's mean, to see whether it repeats, once with pfedst's."""
+    """Train three times on the same actors: twice with Flower's mean, to see if it repeats, once with pfedst's."""
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
@@ -323,7 +335,7 @@ def flower_rows(actors: int, workload: str, folder: str, rounds: int) -> Iterato
 
     first.started = time.perf_counter()
     backend = {"init_args": {"num_cpus": actors}, "client_resources": {"num_cpus": 1}}
-    run_simulation(server_app, client_app, len(place.federation.weights), backend_config=backend)
+    run_simulation(server_app, client_app, len(place.weights), backend_config=backend)
     yield from rows.items()
 
 
@@ -331,7 +343,7 @@ def flower_rows(actors: int, workload: str, folder: str, rounds: int) -> Iterato
 
 Measure = Callable[[str, str, int], Iterable[tuple[str, dict[str, Any]]]]
 ROWS: dict[str, Measure] = {
-    IN_PROCESS: lambda *given: pfedst_rows("sequential", None, *given),
+    IN_PROCESS: lambda *given: pfedst_rows("in_process", None, *given),
     "pfedst, 2 processes": lambda *given: pfedst_rows("processes", 2, *given),
     f"{FLOWER}1 actor": lambda *given: flower_rows(1, *given),
     f"{FLOWER}2 actors": lambda *given: flower_rows(2, *given),
@@ -357,7 +369,7 @@ def run(workloads: list[str], only: list[str], rounds: int) -> None:
 
 
 def source() -> dict[str, str]:
-    """Commit and digest of pfedst's source: rows of two sources must not be compared."""
+    """Return commit and digest of pfedst's source: rows of two sources must not be compared."""
     package = Path(pfedst.__file__).parent
     found = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -367,12 +379,12 @@ def source() -> dict[str, str]:
 
 
 def facts(place: Workplace) -> dict[str, Any]:
-    """What the protocol says of a workload."""
-    state = place.model.shared_state()
+    """Return what the protocol says of a workload."""
+    state = place.module.model.shared_state()
     batch_size = place.data.batch_size
-    images = {name: place.data.samples(name, "train") for name in place.federation.weights}
+    images = place.weights
     return {
-        "encoder_label": place.federation.encoder.label,
+        "encoder_label": place.module.encoder.label,
         "data": place.data.label,
         "training_images": images,
         "steps_a_round": sum(-(-count // batch_size) for count in images.values()),

@@ -1,7 +1,7 @@
 """The rows of `step.py`: ways to fine-tune the same image tower for the same images, each as one training step.
 
-Every row ends in the same frozen class anchors and the optimiser that pfedst takes by default (AdamW). The rows differ
-in what is trained and in what the gradient has to cross.
+Every row ends in the same frozen class anchors and uses the default optimiser of pfedst (AdamW). The rows differ in the
+trained parameters and in the layers that the gradient crosses.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pfedst_baselines.fedlora import FedLoRA
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient, default_optimizer
 from pfedst.encoders import FrozenCLIP, Taps
 from pfedst.encoders.frozen_clip import LastBlock
@@ -32,10 +33,10 @@ PROMPT_TOKENS = 10
 
 @dataclass
 class Row:
-    """One way to train: `loss` of the batch at hand, of `parameters`.
+    """One way to train `parameters` by the `loss` of a fixed batch.
 
-    `held` are all parameters, frozen ones included: they are no activations of the step. A `compiled` row compiles in
-    its first step.
+    `held` are all parameters, including frozen ones: they do not count as activations of the step. A `compiled` row
+    compiles in its first step.
     """
 
     loss: Callable[[], Tensor]
@@ -48,19 +49,19 @@ class Row:
         self.optimizer = default_optimizer(self.parameters)
 
     def gradients(self) -> None:
-        """Forward, cross-entropy, backward."""
+        """Do forward, cross-entropy and backward."""
         self.optimizer.zero_grad()
         self.loss().backward()
 
     def step(self) -> None:
-        """All of one training step."""
+        """Do one training step."""
         self.gradients()
         self.optimizer.step()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share. Random images and labels: only time and memory are measured."""
+    """The setting of all rows. Random images and labels: only time and memory are measured."""
 
     model: str
     image_size: int
@@ -68,25 +69,25 @@ class Setting:
     device: torch.device
 
     def encoder(self, last_block: LastBlock = "class_token") -> FrozenCLIP:
-        """The frozen encoder, with random weights; the same object for all rows with this last block."""
+        """Return the frozen encoder, with random weights; one object for all rows with this last block."""
         return _encoder(self, last_block)
 
     def images(self) -> Tensor:
-        """A batch of random images."""
+        """Return a batch of random images."""
         shape = (self.batch_size, 3, self.image_size, self.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     def targets(self) -> Tensor:
-        """Their random labels."""
+        """Return random labels."""
         labels = torch.randint(CLASSES, (self.batch_size,), generator=torch.Generator().manual_seed(1))
         return labels.to(self.device)
 
-    def client(self, encoder: FrozenCLIP, method: FederatedMethod) -> FederatedClient:
-        """A client of a method, with random class anchors."""
+    def client(self, encoder: FrozenCLIP, method: FederatedMethod) -> ClientModel:
+        """Return the model of a client of a method, with random class anchors."""
         names = [f"class {index}" for index in range(CLASSES)]
-        made = FederatedClient(encoder, anchors="prototypes").with_classes(names, method, run_seed=0)
-        made.set_anchors(torch.randn(CLASSES, encoder.spec.embedding))
-        return made.move_to(self.device).train()
+        model = FederatedClient(encoder, anchors="prototypes").build(names, method, run_seed=0).model
+        model.set_anchors(torch.randn(CLASSES, encoder.spec.embedding))
+        return model.move_to(self.device).train()
 
 
 @cache
@@ -95,7 +96,7 @@ def _encoder(setting: Setting, last_block: LastBlock) -> FrozenCLIP:
 
 
 def full_fine_tuning(setting: Setting) -> Row:
-    """Every weight of the image tower."""
+    """Train every weight of the image tower."""
     encoder, images, targets = setting.encoder(), setting.images(), setting.targets()
     head = setting.client(encoder, FedCLIP()).adapter.head
     tower = copy.deepcopy(encoder.tower).requires_grad_(True).train()
@@ -104,12 +105,12 @@ def full_fine_tuning(setting: Setting) -> Row:
 
 
 def lora_through_the_tower(setting: Setting) -> Row:
-    """LoRA beside queries and values of every block, as pfedst's LoRATower does by default."""
+    """Train LoRA beside queries and values of every block: the default of pfedst's LoRATower."""
     return _of_images(setting, FedLoRA())
 
 
 def visual_prompt_tuning(setting: Setting) -> Row:
-    """Learned tokens beside those that enter block 1 (VPT-shallow, Jia et al., ECCV 2022)."""
+    """Train tokens that are added to the input of block 1 (VPT-shallow, Jia et al., ECCV 2022)."""
     encoder, images, targets = setting.encoder(), setting.images(), setting.targets()
     head = setting.client(encoder, FedCLIP()).adapter.head
     prompts = nn.Parameter(0.02 * torch.randn(PROMPT_TOKENS, encoder.spec.width, device=setting.device))
@@ -121,7 +122,7 @@ def visual_prompt_tuning(setting: Setting) -> Row:
 
 
 def with_prompts(tower: ImageTower, images: Tensor, prompts: Tensor) -> Tensor:
-    """Images (B, 3, H, W) -> embeddings (B, E), with prompts (p, D) behind the class token in all blocks."""
+    """Map images (B, 3, H, W) to embeddings (B, E), with prompts (p, D) behind the class token in all blocks."""
     tokens = tower.embed(images)
     tokens = torch.cat([tokens[:, :1], prompts.expand(len(images), -1, -1), tokens[:, 1:]], dim=1)
     for block in tower.blocks[:-1]:
@@ -130,32 +131,32 @@ def with_prompts(tower: ImageTower, images: Tensor, prompts: Tensor) -> Tensor:
 
 
 def pfedst_recomputed(setting: Setting) -> Row:
-    """The side network of pFedST with its LoRA; the frozen tower sees every batch anew, without gradients."""
+    """Train the side network of pFedST with its LoRA; the frozen tower runs for every batch, without gradients."""
     return _of_images(setting, PFedST())
 
 
 def pfedst_cached(setting: Setting) -> Row:
-    """The same on taps that are at hand."""
+    """Train the same on taps in memory."""
     return _of_taps(setting, PFedST())
 
 
 def pfedst_whole_last_block(setting: Setting) -> Row:
-    """The same, with the last block evaluated for all tokens and not for the class token alone."""
+    """Train the same, with the last block evaluated for all tokens and not only for the class token."""
     return _of_taps(setting, PFedST(), last_block="whole")
 
 
 def pfedst_bfloat16(setting: Setting) -> Row:
-    """The same under autocast: products in bfloat16, weights in float32. The taps are float32."""
+    """Train the same under autocast: products in bfloat16, weights and taps in float32."""
     return _of_taps(setting, PFedST(), autocast=True)
 
 
 def pfedst_compiled(setting: Setting) -> Row:
-    """The same with the ladder compiled by torch.compile."""
+    """Train the same with the ladder compiled by torch.compile."""
     return _of_taps(setting, PFedST(), compiled=True)
 
 
 def small_head(setting: Setting) -> Row:
-    """FedCLIP's attention over the channels of the image embedding, which is at hand."""
+    """Train FedCLIP's attention over the channels of image embeddings in memory."""
     return _of_taps(setting, FedCLIP())
 
 
@@ -176,7 +177,7 @@ def _of_taps(
     autocast: bool = False,
     compiled: bool = False,
 ) -> Row:
-    """Their values are random too: a step takes as long on any."""
+    """Make a row on random taps: the time of a step does not depend on their values."""
     encoder = setting.encoder(last_block)
     client = setting.client(encoder, method)
     batch = Batch(_random_taps(setting, client), setting.targets())
@@ -190,7 +191,7 @@ def _of_taps(
     return _row(client, encoder, loss, compiled)
 
 
-def _random_taps(setting: Setting, client: FederatedClient) -> Taps:
+def _random_taps(setting: Setting, client: ClientModel) -> Taps:
     spec, need = client.encoder.spec, client.adapter.needs
     generator = torch.Generator().manual_seed(2)
     if need == "pooled":
@@ -200,7 +201,7 @@ def _random_taps(setting: Setting, client: FederatedClient) -> Taps:
     return Taps(need, tuple(torch.randn(shape, generator=generator).to(setting.device) for shape in shapes))
 
 
-def _row(client: FederatedClient, encoder: FrozenCLIP, loss: Callable[[], Tensor], compiled: bool = False) -> Row:
+def _row(client: ClientModel, encoder: FrozenCLIP, loss: Callable[[], Tensor], compiled: bool = False) -> Row:
     trained = dict(client.named_parameters())
     parameters = [trained[key] for key in client.learnable]
     return Row(loss, parameters, [*trained.values(), *encoder.tower.parameters()], compiled)

@@ -3,10 +3,10 @@
     python benchmarks/wire.py run
     python benchmarks/wire.py table
 
-Each method is built with its defaults on an encoder with RANDOM WEIGHTS; its first message is delivered to a client
-and that client's answer collected, as in a round but without training, and the bytes of the tensors in both messages
-are counted. Setup is what a client sends once, before the first round: sums and counts of its class prototypes. There
-is no compression and no framing in these numbers.
+Each method is built with its defaults on an encoder with RANDOM WEIGHTS. A client receives the first message of the
+server and makes its own, as in a round but without training, and the bytes of the tensors in both messages are counted.
+Setup is what a client sends once, before the first round: sums and counts of its class prototypes. Compression and
+framing are not counted.
 """
 
 from __future__ import annotations
@@ -19,51 +19,49 @@ from typing import Any
 import torch
 from environment import environment
 
+from pfedst.client.exchange import make_upload, receive_message
 from pfedst.client.module import FederatedClient
-from pfedst.encoders import FrozenCLIP
+from pfedst.encoders import FrozenCLIP, class_sums
 from pfedst.errors import PfedstError
 from pfedst.messages.payload import payload_bytes
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
-from pfedst.server.server import Federation
-from pfedst.tracking import parameters_sent, parameters_trained
+from pfedst.server.server import Server
+from pfedst.simulation import start_maker
 
 RESULT = Path(__file__).resolve().parent / "results" / "wire.json"
 CLASSES, SITE_SAMPLES = 8, 16
 REFERENCE = "FedAvg"
-"""Federated averaging of the side network: what the methods are compared to."""
+"""Federated averaging of the side network: the methods are compared with it."""
 
 
 def measure(method: FederatedMethod, encoder: FrozenCLIP) -> dict[str, Any]:
-    """One method's messages to and from one client."""
+    """Count the messages of one method to and from one client."""
     names = [f"class {index}" for index in range(CLASSES)]
-    template = FederatedClient(encoder, anchors="prototypes")
-    federation = Federation(template, names, {"site": SITE_SAMPLES}, method, run_seed=0)
-    gather_prototypes(federation)
-    federation.start()
-    (name,) = federation.trainees
-    download_bytes = federation.deliver(name)
-    upload_bytes = payload_bytes(federation.collect(name))
-    client = federation.trainees[name]
+    model = FederatedClient(encoder, anchors="prototypes").build(names, method, run_seed=0).model
+    server = Server(method, {"site": SITE_SAMPLES}, start_maker(model), run_seed=0)
+    if server.needs_prototypes:
+        embeddings = torch.randn(SITE_SAMPLES, encoder.spec.embedding)
+        sums, counts = class_sums(embeddings, torch.arange(SITE_SAMPLES) % CLASSES, CLASSES)
+        server.merge_prototypes([sums], [counts])
+        assert server.anchors is not None
+        model.set_anchors(server.anchors)
+    server.begin()
+    (model.name,) = server.names
+    message = server.message_to(model.name)
+    receive_message(model, method, message)
     return {
-        "adapter": type(client.adapter).__name__,
-        "parameters_trained": parameters_trained(client),
-        "parameters_sent": parameters_sent(client),
-        "download_bytes": download_bytes,
-        "upload_bytes": upload_bytes,
-        "setup_upload_bytes": federation.setup_upload_bytes,
+        "adapter": server.start.adapter,
+        "parameters_trained": server.start.parameters_trained,
+        "parameters_sent": server.start.parameters_sent,
+        "download_bytes": payload_bytes(message),
+        "upload_bytes": payload_bytes(make_upload(model, method)),
+        "setup_upload_bytes": server.setup_upload_bytes,
     }
 
 
-def gather_prototypes(federation: Federation) -> None:
-    """From random images of the encoder's size, as many as a site has."""
-    size = federation.encoder.spec.image_size
-    images = torch.randn(SITE_SAMPLES, 3, size, size)
-    federation.gather_prototypes(lambda _: [(images, torch.arange(SITE_SAMPLES) % CLASSES)], torch.device("cpu"))
-
-
 def run(model: str, image_size: int) -> None:
-    """All methods; one that cannot run on this encoder is told with its reason."""
+    """Count all methods; for one that cannot run on this encoder the reason is kept."""
     encoder = FrozenCLIP(model, "random", image_size)
     rows: dict[str, dict[str, Any]] = {}
     for name, method in registered_methods().items():
@@ -78,7 +76,7 @@ def run(model: str, image_size: int) -> None:
 
 
 def table() -> None:
-    """Everything from the result's file, most bytes first."""
+    """Print everything from the result's file, most bytes first."""
     result = json.loads(RESULT.read_text())
     rows, protocol = result["rows"], result["protocol"]
     tower = 2 * protocol["image_tower_bytes"]
@@ -99,12 +97,12 @@ def table() -> None:
         f"\n{protocol['encoder']}; defaults of every method, {protocol['classes']} classes, class prototypes as "
         f"frozen anchors; one client, one round without training, tensors alone. FedAvg is that of the side network; "
         f"the image tower has {protocol['image_tower_bytes']:,} bytes, which full fine-tuning would send and receive. "
-        "Pooled is no federation: the images of all sites lie in one place, and how they came there is not counted."
+        "Pooled is no federation: the images of all sites are in one place, and how they came there is not counted."
     )
 
 
 def round_bytes(row: dict[str, Any]) -> int:
-    """Up and down."""
+    """Return the bytes up and down."""
     return int(row.get("upload_bytes", 0) + row.get("download_bytes", 0))
 
 

@@ -1,13 +1,19 @@
-"""The benchmarks' page is what their results say, and their scripts still fit the package."""
+"""The page of the benchmarks is rendered from their results, and each script runs on the package as it is."""
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from pfedst.methods.registry import registered_methods
+from pfedst.testing import small
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(file.stem for file in BENCHMARKS.glob("*.py"))
 
 
 @pytest.fixture
@@ -18,6 +24,11 @@ def scripts(monkeypatch):
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == BENCHMARKS:
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_imports(scripts, name) -> None:
+    assert scripts(name).__doc__
 
 
 def test_the_page_is_rendered_from_the_results(scripts) -> None:
@@ -41,13 +52,91 @@ def test_changed_states_are_found_and_runs_go_on_as_in_the_long_form(scripts) ->
 
 
 def test_the_cache_benchmark_measures_a_small_encoder(scripts, tmp_path) -> None:
-    from pfedst.testing.small import encoder
-
     cache = scripts("cache")
-    images, _ = cache.images_of(None, encoder(), 8)
-    rows = cache.measure(encoder(), images, tmp_path)
+    images, _ = cache.images_of(None, small.encoder(), 8)
+    rows = cache.measure(small.encoder(), images, tmp_path)
     assert [row["dtype"] for row in rows] == ["float32", "bfloat16", "float16", "int8"]
     assert rows[0]["relative_error"] == 0
     assert rows[0]["row_bytes"] == 4 * (4 * 17 * 64 + 32)
     assert 0 < rows[1]["relative_error"] < 0.01
     assert all(row["cosine_worst"] > 0.99 for row in rows)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_round_has_the_bits_of_the_bare_loop(scripts, tmp_path, one_thread) -> None:
+    script = scripts("round")
+    measured = script.measure(steps=2, batch_size=4, rounds=3, folder=tmp_path)
+    assert measured["bits_equal"]
+    assert [point["fits"] for point in script.endure(10, tmp_path)["points"]] == [2, 4, 6, 8, 10]
+
+
+def test_the_simulator_benchmark_compares_a_run_with_the_bare_loop(scripts, tmp_path, one_thread) -> None:
+    simulator = scripts("simulator")
+    ((name, row),) = simulator.pfedst_rows("in_process", None, "small", str(tmp_path), rounds=4)
+    assert name == simulator.IN_PROCESS
+    assert row["digest"] == row["bare_digest"]
+    assert len(row["rounds_seconds"]) == 4
+
+
+def test_the_wire_benchmark_counts_messages(scripts) -> None:
+    measure = scripts("wire").measure
+    rows = {name: measure(registered_methods()[name](), small.encoder()) for name in ("FedAvg", "SCAFFOLD", "ZeroShot")}
+    sent = rows["FedAvg"]["parameters_sent"]
+    assert rows["FedAvg"]["upload_bytes"] == rows["FedAvg"]["download_bytes"] == 4 * sent
+    assert rows["SCAFFOLD"]["upload_bytes"] == 2 * 4 * sent  # control variates
+    assert rows["ZeroShot"]["upload_bytes"] == 0
+    assert rows["FedAvg"]["setup_upload_bytes"] == 8 * (8 * 32 + 8)  # float64 sums (K, E), counts (K,)
+
+
+def test_the_epoch_benchmark_trains_every_site(scripts) -> None:
+    data = small.data(validation_fraction=0)
+    measured = scripts("epoch").measure(small.encoder(), data)
+    assert measured["images"] == 24 + 18 + 15
+    assert len(measured["train_losses"]) == 3
+
+
+def test_the_rows_of_the_step_benchmark_train(scripts) -> None:
+    rows = scripts("step_rows")
+    setting = rows.Setting("vit-nano", 32, 2, torch.device("cpu"))
+    for name, make in rows.ROWS.items():
+        if name != rows.COMPILED:
+            row = make(setting)
+            before = [parameter.detach().clone() for parameter in row.parameters]
+            row.step()
+            assert any(not torch.equal(a, b) for a, b in zip(before, row.parameters, strict=True)), name
+
+
+def one_run(script: str, *arguments: object) -> dict:
+    """Run one row in a process of its own, as the benchmark does."""
+    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / f"{script}.py"), "one", *map(str, arguments)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
+def test_the_clients_benchmark_makes_a_run() -> None:
+    measured = one_run("clients", "PFedST", "vit-nano", 32, 3)
+    assert measured["peak_bytes"] >= measured["encoder_built_bytes"] > 0
+    assert measured["image_bytes_a_client"] == 16 * 3 * 32 * 32
+    assert measured["message_bytes_a_client"] == 93184
+
+
+def test_the_sites_benchmark_makes_a_run(scripts) -> None:
+    measured = one_run("sites", 8, 2, 3)
+    assert measured["peak_bytes"] >= measured["encoder_built_bytes"] > 0
+    assert measured["evaluated_sites"] == 8
+    assert len(measured["seconds"]) == len(measured["processor_seconds"]) == measured["rounds"] == 3
+
+
+def test_the_sites_benchmark_compares_runs(scripts) -> None:
+    row = {"seconds": [9, 1, 3, 9], "processor_seconds": [9, 1, 2, 9]}
+    few, many = row | {"sites": 100, "participants": 1, "peak_bytes": 100}, row | {"sites": 1000, "participants": 10}
+    alike = row | {"sites": 100, "participants": 10, "peak_bytes": 100, "processor_seconds": [9, 1, 1, 9]}
+    lines = scripts("sites").targets([few, many | {"peak_bytes": 109}, alike]).splitlines()
+    assert lines[2].endswith("| 1.090x | met |")
+    assert lines[3].endswith("| 1.500x | MISSED |")

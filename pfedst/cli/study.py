@@ -49,6 +49,8 @@ def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
 def _not_at_default(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for key, value in flat.items():
+        if f"{key}.".endswith(INIT_ARGS) and not value:
+            continue  # a class without options: it may get some, with defaults
         group, is_of_a_class, name = key.rpartition(INIT_ARGS)
         default = _defaults_of(str(flat.get(f"{group}.class_path"))).get(name, UNKNOWN) if is_of_a_class else UNKNOWN
         if not is_of_a_class and not key.endswith(".class_path"):

@@ -19,6 +19,8 @@ from pfedst.messages.payload import State
 from pfedst.state import clear_unfinished, write_atomically, writing
 
 FORMAT = 1
+ABOUT = "pfedst"
+"""The entry of the metadata that holds format, site and classes, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Predictions:
     | `train_counts.natural` | (K,) int64 | training images of the site, by class |
     | `train_counts.sampled` | (K,) int64 | the same as a sampler shows them in an epoch |
 
-    The metadata names the site and the classes.
+    The metadata names the format, the site and the classes.
     """
 
     site: str
@@ -63,7 +65,8 @@ class Predictions:
             StateError: the disk refuses.
         """
         file = folder / "predictions" / f"{split}.safetensors"
-        about = {"format": str(FORMAT), "site": self.site, "classes": json.dumps(list(self.class_names))}
+        # in one entry: the order of several is random, and the bytes of the file with it
+        about = {ABOUT: json.dumps({"format": FORMAT, "site": self.site, "classes": list(self.class_names)})}
         tensors = self.tensors | {"round": torch.tensor(round_number)}
         with writing(file):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # of patients: for this user alone

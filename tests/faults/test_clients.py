@@ -13,22 +13,18 @@ from pfedst.errors import ConfigurationError, TooFewClientsError
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting.tables import protocol_text
+from pfedst.server.server import Server
 from pfedst.state import RunState
 from pfedst.testing.small import fit
-from tests.test_resume import go_on, left, same, without_times
+from tests.faults.runs_that_stop import BAD, Steps, is_bad
+from tests.server.runs import go_on, left, merged_fits, same, without_times
 
-BAD = ("site_b", 2)
-"""Who fails, and in which round."""
+class RaisesInLoss(Steps, PFedST):
+    """Not in its first step."""
 
-
-def is_bad(client) -> bool:
-    return (client.name, client.round) == BAD
-
-
-class RaisesInLoss(PFedST):
     def loss(self, client, batch):
         loss = super().loss(client, batch)
-        if is_bad(client) and client.trainer.fit_loop.epoch_loop.batch_idx >= 0:
+        if self.step(client) > 0 and is_bad(client):
             raise ZeroDivisionError("a secret of patient 4711")
         return loss
 
@@ -88,10 +84,6 @@ FAULTS = {
 }
 
 
-class AbsentOnce(PFedST):
-    """The reference: the bad client is not asked in that round, by hand."""
-
-
 def records_of(folder):
     return [json.loads(line) for line in (folder / "run/rounds.jsonl").read_text().splitlines()]
 
@@ -99,17 +91,15 @@ def records_of(folder):
 @pytest.fixture(scope="module")
 def absent_once(tmp_path_factory):
     """A run in which the client simply is not drawn in that round."""
-    from pfedst.server.server import Federation
-
     folder = tmp_path_factory.mktemp("absent")
-    draw = Federation.draw
+    draw = Server.draw
 
     def without_the_bad(self, round_number, participation):
         drawn = draw(self, round_number, participation)
         return [name for name in drawn if (name, round_number) != BAD]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Federation, "draw", without_the_bad)
+        patch.setattr(Server, "draw", without_the_bad)
         summary = fit(folder, PFedST(), rounds=3)
     return summary, left(folder)
 
@@ -189,9 +179,9 @@ def test_with_no_client_demanded_a_round_without_any_changes_nothing(tmp_path) -
         ({"min_clients": 4}, "a round asks 3 clients only"),
         ({"min_clients": 2, "participation": 0.3}, "a round asks 1 clients only"),
         ({"most_norm_ratio": 1.0}, "most_norm_ratio 1.0: must be above 1"),
-        ({"timeout_seconds": 5.0}, "add --coordinator.executor processes"),
-        ({"timeout_seconds": 0.0, "executor": "processes"}, "must be above 0"),
-        ({"timeout_seconds": float("nan"), "executor": "processes"}, "must be above 0"),
+        ({"timeout_seconds": 5.0}, "add --coordinator.transport processes"),
+        ({"timeout_seconds": 0.0, "transport": "processes"}, "must be above 0"),
+        ({"timeout_seconds": float("nan"), "transport": "processes"}, "must be above 0"),
     ],
 )
 def test_options_out_of_range(tmp_path, options, words) -> None:
@@ -275,9 +265,11 @@ def test_a_client_that_fails_in_fine_tuning_is_as_after_the_last_merge(tmp_path)
     assert tuned["left_out"] == {"site_b": {"ZeroDivisionError": 1}}
     clients = tuned["personal"]["clients"], plain["personal"]["clients"]
     assert clients[0]["site_b"] == clients[1]["site_b"]
-    finetuned = left(tmp_path / "tuned")[2]["client-2.safetensors"]
-    before = left(tmp_path / "plain")[2]["client-2.safetensors"]
-    assert all(torch.equal(tensor, before[key]) for key, tensor in finetuned.items())
+    assert merged_fits(tmp_path / "tuned")[1] == {"site_a": 3, "site_b": 2, "site_c": 3}
+    finetuned, plain = (left(tmp_path / name)[2] for name in ("tuned", "plain"))
+    for file in ("client", "message"):
+        place = f"site_b/after-000002/{file}.safetensors"
+        assert all(torch.equal(tensor, plain[place][key]) for key, tensor in finetuned[place].items())
 
 
 class Hangs(PFedST):
@@ -288,7 +280,7 @@ class Hangs(PFedST):
 
 
 def test_a_worker_that_does_not_answer_is_replaced(tmp_path, absent_once) -> None:
-    options = {"executor": "processes", "workers": 1, "threads": 1, "timeout_seconds": 6.0}
+    options = {"transport": "processes", "workers": 1, "threads": 1, "timeout_seconds": 20.0}
     summary = fit(tmp_path, Hangs(), rounds=3, **options)
     assert summary["left_out"] == {"site_b": {"NoAnswerError": 1}}
     same(([], *left(tmp_path)[1:]), ([], *absent_once[1][1:]))

@@ -9,14 +9,14 @@ from pfedst_baselines.fedavg import FedAvg
 
 from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import fit
-from pfedst.transport.processes import SequentialExecutor
+from pfedst.transport.in_process import InProcess
 from pfedst.transport.workers import TorchSettings
-from tests.test_resume import left, same, without_times
+from tests.server.runs import left, same, without_times
 
 
 @pytest.fixture
 def settings_as_they_were():
-    before = TorchSettings.here(torch.get_num_threads())
+    before = TorchSettings.here()
     yield
     before.adopt()
 
@@ -33,30 +33,31 @@ class NotesSettings(FedAvg):
 @pytest.mark.usefixtures("settings_as_they_were")
 def test_deterministic_holds_in_workers_too(tmp_path) -> None:
     torch.set_float32_matmul_precision("high")
-    options = {"trainer_options": {"deterministic": True}, "executor": "processes", "workers": 1, "threads": 1}
+    options = {"trainer_options": {"deterministic": True}, "transport": "processes", "workers": 1, "threads": 1}
     fit(tmp_path, NotesSettings(), rounds=1, **options)
-    assert left(tmp_path)[2]["client-1.safetensors"]["memo|holds"].tolist() == [True, True]
+    assert left(tmp_path)[2]["site_b/after-000001/client.safetensors"]["memo|holds"].tolist() == [True, True]
 
 
 @pytest.mark.usefixtures("settings_as_they_were")
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_settings_are_adopted_whole(deterministic) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=deterministic)
-    taken = TorchSettings.here(1)
+    taken = TorchSettings.here()
     torch.use_deterministic_algorithms(not deterministic)
     taken.adopt()
-    assert TorchSettings.here(1) == taken
+    assert TorchSettings.here() == taken
     assert torch.are_deterministic_algorithms_enabled() is deterministic
 
 
 def test_the_order_of_fits_changes_nothing(tmp_path, monkeypatch) -> None:
     whole = fit(tmp_path / "whole", PFedST(), rounds=3)
-    run, draw = SequentialExecutor.run, random.Random(0)
+    ask, draw = InProcess.ask, random.Random(0)
 
-    def in_any_order(self, tasks, started):
-        yield from run(self, draw.sample(list(tasks), len(tasks)), started)
+    def in_any_order(self, requests, started):
+        names = draw.sample(list(requests), len(requests))
+        yield from ask(self, {name: requests[name] for name in names}, started)
 
-    monkeypatch.setattr(SequentialExecutor, "run", in_any_order)
+    monkeypatch.setattr(InProcess, "ask", in_any_order)
     shuffled = fit(tmp_path / "shuffled", PFedST(), rounds=3)
     assert without_times(shuffled) == without_times(whole)
     same(left(tmp_path / "shuffled"), left(tmp_path / "whole"))

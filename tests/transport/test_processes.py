@@ -87,8 +87,9 @@ def test_a_fit_elsewhere_is_the_fit_here_for_every_method(name, tmp_path) -> Non
     there = copy.deepcopy(here)
     there.sites = tmp_path / "there"
     there.own_memory()
-    for parameter in there.model.parameters():  # a worker has trained other clients before
-        torch.nn.init.normal_(parameter.data)
+    for tensor in there.model.own_tensors().values():  # a worker has trained other clients before
+        if tensor.is_floating_point():
+            torch.nn.init.normal_(tensor)
     trainee = server.names[0]
     for number in (1, 2):  # the second continues with a kept optimiser and a memo
         request = Request(

@@ -1,0 +1,168 @@
+"""The options that results depend on: what enters a summary, and the hash of a run in a comparison."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pfedst_baselines.fedavg import FedAvg
+
+from pfedst.cli import main
+from pfedst.cli.federated import parse_only
+from pfedst.cli.study import results_depend_on, study_options
+from pfedst.options import Effect, effect_of
+from tests.cli.test_main import SMALL
+
+METHOD = f"{__name__}.Child"
+DEFAULTS = {"coordinator.rounds": 20, "trainer.precision": None, "model.prompts": ("a photo of a {}",)}
+
+
+class Parent(FedAvg):
+    """Has an option whose default its child changes, and one that its child never names."""
+
+    def __init__(self, mu: float = 1.0, nu: float = 2.0, **options) -> None:
+        super().__init__(**options)
+
+
+class Child(Parent):
+    """The method of the configurations below."""
+
+    def __init__(self, mu: float = 5.0, folder: Path = Path("here"), sizes: tuple[int, ...] = (1, 2), **options):
+        super().__init__(mu, **options)
+
+
+def text(method=None, **groups) -> str:
+    """A resolved configuration as YAML."""
+    tree = {"seed_everything": 0, "method": {"class_path": METHOD, "init_args": method or {}}} | groups
+    return yaml.safe_dump(tree)
+
+
+AT_DEFAULT = {
+    "mu": 5.0,  # of the class itself
+    "nu": 2.0,  # of its base
+    "weighting": "samples",  # of the base of all
+    "folder": "here",
+    "sizes": [1, 2],
+}
+
+
+@pytest.mark.parametrize("option", AT_DEFAULT)
+def test_an_option_of_a_class_at_its_default_changes_nothing(option) -> None:
+    """So a new option of a class, or of a base of it, orphans no run that was made before there was one."""
+    old, new = text(), text({option: AT_DEFAULT[option]})
+    assert results_depend_on(new, DEFAULTS) == results_depend_on(old, DEFAULTS)
+    assert (
+        study_options(new, DEFAULTS)
+        == study_options(old, DEFAULTS)
+        == {"method.class_path": METHOD, "seed_everything": 0}
+    )
+
+
+@pytest.mark.parametrize(("option", "value"), [("mu", 1.0), ("nu", 5.0), ("weighting", "uniform"), ("sizes", [2, 1])])
+def test_an_option_of_a_class_that_is_set_counts(option, value) -> None:
+    """1.0 is the default of `mu` in the base, and not in the class."""
+    new = text({option: value})
+    assert results_depend_on(new, DEFAULTS) != results_depend_on(text(), DEFAULTS)
+    assert study_options(new, DEFAULTS)[f"method.init_args.{option}"] == value
+
+
+def test_an_option_outside_of_classes_counts_unless_it_is_at_its_default() -> None:
+    old = results_depend_on(text(), DEFAULTS)
+    groups = {"coordinator": {"rounds": 20}, "trainer": {"precision": None}, "model": {"prompts": ["a photo of a {}"]}}
+    assert results_depend_on(text(**groups), DEFAULTS) == old
+    for group in ({"coordinator": {"rounds": 21}}, {"trainer": {"precision": "bf16-mixed"}}, {"unknown": {"x": 1}}):
+        assert results_depend_on(text(**group), DEFAULTS) != old
+
+
+def test_a_class_that_cannot_be_imported_keeps_all_its_options() -> None:
+    tree = yaml.safe_load(text({"mu": 5.0}))
+    tree["method"]["class_path"] = "nowhere.to_be.Found"
+    found = study_options(yaml.safe_dump(tree), DEFAULTS)
+    assert found["method.init_args.mu"] == 5.0
+
+
+def test_last_digits_and_places_are_in_no_hash_but_paths_of_images_are() -> None:
+    def data(**options):
+        return text(data={"class_path": "pfedst.data.FedISIC2019", "init_args": options})
+
+    old = results_depend_on(data(), DEFAULTS)
+    for same in ({"cache": "taps"}, {"num_workers": 4}, {"cache_folder": "/x"}, {"audit": "off"}):
+        assert results_depend_on(data(**same), DEFAULTS) == old, same
+    for other in ({"root": "/x"}, {"images": "/x"}, {"split_file": "/x"}, {"metadata": "/x"}, {"batch_size": 3}):
+        assert results_depend_on(data(**other), DEFAULTS) != old, other
+        assert not [key for key, value in study_options(data(**other), DEFAULTS).items() if value == "/x"]
+    assert study_options(data(cache="taps"), DEFAULTS)["data.init_args.cache"] == "taps"
+
+
+@pytest.mark.parametrize(
+    ("weights", "kept"), [("/home/someone/clip.safetensors", "clip.safetensors"), ("random", "random"), (None, None)]
+)
+def test_of_a_file_of_weights_the_name_is_kept(weights, kept) -> None:
+    model = {"encoder": {"class_path": "pfedst.encoders.FrozenCLIP", "init_args": {"weights": weights}}}
+    assert study_options(text(model=model), DEFAULTS)["model.encoder.init_args.weights"] == kept
+
+
+@pytest.fixture(scope="module")
+def resolve():
+    return parse_only()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--coordinator.transport=processes", "--coordinator.workers=2"],
+        ["--coordinator.threads=1"],
+        ["--trainer.accelerator=auto"],
+        ["--data.cache=taps"],
+        ["--trainer.enable_progress_bar=true"],
+        ["--method.mu=0.01", "--coordinator.participation=1"],  # these are the defaults
+        ["--model.optimizer.lr=0.001"],
+    ],
+)
+def test_the_hash_of_a_real_configuration_stays(resolve, options) -> None:
+    common = [*SMALL, "--method=FedProx"]
+    assert resolve([*common, *options]) == resolve(common)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.precision=bf16-mixed"],
+        ["--trainer.accumulate_grad_batches=4"],
+        ["--trainer.gradient_clip_val=1"],
+        ["--method.mu=0.02"],
+        ["--model.optimizer=SGD", "--model.optimizer.lr=0.001"],
+        ["--seed_everything=1"],
+        ["--data.heterogeneity=2"],
+    ],
+)
+def test_the_hash_of_a_real_configuration_changes(resolve, options) -> None:
+    common = [*SMALL, "--method=FedProx"]
+    assert resolve([*common, *options]) != resolve(common)
+
+
+def test_a_summary_holds_the_options_of_its_study_and_no_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.accumulate_grad_batches=2", "--coordinator.threads=1", "--seed_everything=3"]
+    options += [f"--data.cache_folder={tmp_path / 'taps'}", f"--runs_dir={tmp_path / 'runs'}", "--name=a"]
+    assert main(["fit", *SMALL, *options]) == 0
+    summary = json.loads((tmp_path / "runs" / "a" / "summary.json").read_text())
+    study = summary["study"]
+    assert all(effect_of(key) is Effect.STUDY for key in study)
+    assert study == {
+        "coordinator.rounds": 2,
+        "data.class_path": "pfedst.data.SyntheticSites",
+        "data.init_args.samples_per_site": [12, 10],
+        "data.init_args.sites": 2,
+        "data.init_args.test_samples_per_site": [8, 8],
+        "method.class_path": "pfedst.methods.pfedst.PFedST",
+        "model.anchors": "prototypes",
+        "model.encoder.class_path": "pfedst.encoders.FrozenCLIP",
+        "model.encoder.init_args.model": "vit-nano",
+        "model.encoder.init_args.weights": "random",
+        "model.optimizer.class_path": "torch.optim.AdamW",
+        "seed_everything": 3,
+        "trainer.accumulate_grad_batches": 2,
+    }
+    assert summary["last_digits"] == {"coordinator.threads": 1, "trainer.accelerator": "cpu"}
+    assert str(tmp_path) not in json.dumps(summary)

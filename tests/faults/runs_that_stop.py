@@ -1,0 +1,47 @@
+"""Methods that stop a run in the middle of a fit, and clients that fail in one round."""
+
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+BAD = ("site_b", 2)
+"""The client that fails, and the round in which it fails."""
+
+
+def is_bad(client) -> bool:
+    return (client.name, client.round) == BAD
+
+
+class StopError(BaseException):
+    """No error of a client: what a kill or a signal is to a run."""
+
+
+class Steps:
+    """Counts the steps of the current fit; to be mixed into a method. A class attribute is no option of the method."""
+
+    _fit = None
+    _steps = 0
+
+    def step(self, client) -> int:
+        """Return the number of the step whose loss is being computed, from 0. Call it once a step."""
+        own = type(self)
+        if own._fit is not client.optimizer:
+            own._fit, own._steps = client.optimizer, 0
+        own._steps += 1
+        return own._steps - 1
+
+
+def dying(base, round_number, name):
+    """Return a method that stops the run in the middle of one fit until `alive` is set, and notes all fits."""
+
+    class Dying(Steps, base):
+        fitted: tuple = ()
+        alive = False
+
+        def loss(self, client, batch):
+            counting = _get_current_dispatch_mode() is not None  # FLOPs, on a copy: no fit
+            if not counting and self.step(client) == 0 and client.local_epoch == 0:
+                type(self).fitted += ((client.round, client.name, client.finetuning),)
+            if not self.alive and (client.round, client.name) == (round_number, name):
+                raise StopError
+            return super().loss(client, batch)
+
+    return Dying
