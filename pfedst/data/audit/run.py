@@ -1,4 +1,4 @@
-"""All checks, in one report."""
+"""Run all checks and collect them in one report."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pfedst.encoders import Encoder
 def audit(
     sites: Sites, label: str, seen: Seen | None, encoder: Encoder | None = None, images_per_site: int = 64
 ) -> AuditReport:
-    """Check everything that is given allows.
+    """Run every check for which the arguments suffice.
 
     Args:
-        sites: read, checked, with their validation splits.
-        label: what the data are.
-        seen: of `scan`; None for the tables alone.
-        encoder: for the distance between sites, which is left out without.
-        images_per_site: that the encoder sees of each site.
+        sites: sites, read and checked, with their validation splits.
+        label: description of the data.
+        seen: result of `scan`, or None to check the tables alone.
+        encoder: encoder to measure the distance between sites. Without an encoder this check is skipped.
+        images_per_site: number of images of each site for the encoder.
     """
     checked: dict[str, Checked] = {
         "classes": class_findings(sites),

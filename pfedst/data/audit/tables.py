@@ -1,4 +1,4 @@
-"""The figures of an audit as plain tables, which the terminal and the page draw."""
+"""The figures of an audit as plain tables, for the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pfedst.data.audit.findings import AuditReport
 
 @dataclass(frozen=True)
 class PlainTable:
-    """Text in rows; the first cell of a row names it, and an empty cell stands out as something that is not there."""
+    """Text in rows. The first cell of a row names it; an empty cell is highlighted as missing."""
 
     title: str
     headings: Sequence[str]
@@ -19,7 +19,7 @@ class PlainTable:
 
 
 def tables(report: AuditReport) -> list[PlainTable]:
-    """Those that the report has figures for."""
+    """Return the tables for which the report has figures."""
     found = [_counts(report)]
     if groups := report.figures.get("groups"):
         found.append(_overlap(groups["test_overlap"]))
