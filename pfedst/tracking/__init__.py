@@ -1,4 +1,4 @@
-"""Tracking: progress, cost, and what loggers see."""
+"""Tracking: progress, cost, and loggers."""
 
 from pfedst.tracking.cost import parameters_sent, parameters_trained, peak_memory_bytes
 from pfedst.tracking.flops import counted_flops

@@ -1,4 +1,4 @@
-"""What a run costs: peak memory, counted parameters."""
+"""Cost of a run: peak memory and numbers of parameters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pfedst.client.module import FederatedClient
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Highest memory so far: allocated on the accelerator, or resident in this process on a CPU.
+    """Return the peak memory so far: allocated on the accelerator, or resident in this process on a CPU.
 
-    None where the platform does not tell (Windows).
+    None if the platform does not report it (Windows).
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -25,11 +25,11 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def parameters_trained(client: FederatedClient) -> int:
-    """Numbers that a client trains in some epoch."""
+    """Return the number of parameter values that a client trains in some epoch."""
     parameters = dict(client.named_parameters())
     return sum(parameters[key].numel() for key in client.learnable)
 
 
 def parameters_sent(client: FederatedClient) -> int:
-    """Numbers of the shared part of the model: what a client uploads as `net` in a round."""
+    """Return the number of values in the shared part of the model, which a client uploads as `net` in a round."""
     return sum(tensor.numel() for tensor in client.shared_state().values())
