@@ -175,7 +175,7 @@ def _legend(report: Report) -> str:
         if any(is_marked(table) for table in report.tables)
         else ""
     )
-    hint = "A heading sorts its table: up, down, and as it was; what is not defined stays last."
+    hint = "Click a heading to sort its table: ascending, descending, original order. Undefined values stay last."
     return f'<p class="legend" id="legend">{marks}<span class="hint">{hint}</span></p>'
 
 

@@ -24,7 +24,7 @@ def class_findings(sites: Sites) -> Checked:
             Finding(
                 "class_never_trained",
                 "error",
-                f"no site has a training image of {', '.join(untaught)}, which test asks for",
+                f"no site has a training image of {', '.join(untaught)}, but test images exist",
                 "add training images, or leave the class out",
             )
         )
@@ -114,7 +114,7 @@ def group_findings(sites: Sites) -> Checked:
         finding = Finding(
             "groups_unknown",
             "warning",
-            "no image has a group, so that nobody can tell whether a patient or lesion is in both train and test",
+            "no image has a group, so it is unknown whether a patient or lesion is in both train and test",
             "give patients or lesions (the column group of a manifest, metadata of the data set)",
         )
         return [finding], None

@@ -59,7 +59,7 @@ def _findings(
     code: str, what: str, found: Sequence[Together], severities: tuple[Severity, Severity, Severity]
 ) -> list[Finding]:
     words: dict[Relation, tuple[str, str]] = {
-        "splits": ("in test and in what is trained or selected on", "keep them in one split"),
+        "splits": ("in test and in train or validation", "keep them in one split"),
         "sites": ("at different sites", "find out which site they belong to; a shared patient leaks between sites"),
         "within": ("within one site", "keep one of them: doubled images count twice"),
     }

@@ -126,6 +126,6 @@ class AuditReport:
         }
 
 
-def gravest_first(findings: Sequence[Finding]) -> list[Finding]:
+def most_severe_first(findings: Sequence[Finding]) -> list[Finding]:
     """Sort findings by severity, keeping their order within one severity."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

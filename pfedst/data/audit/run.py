@@ -5,7 +5,7 @@ from __future__ import annotations
 from pfedst.data.audit.counts import class_findings, group_findings, skew_findings
 from pfedst.data.audit.duplicates import duplicate_findings
 from pfedst.data.audit.facts import Seen
-from pfedst.data.audit.findings import AuditReport, Checked, gravest_first
+from pfedst.data.audit.findings import AuditReport, Checked, most_severe_first
 from pfedst.data.audit.images import image_findings
 from pfedst.data.audit.shift import site_shift
 from pfedst.data.sites import Sites
@@ -37,4 +37,4 @@ def audit(
             checked["site_shift"] = site_shift(sites, encoder, images_per_site, unreadable)
     findings = [finding for found, _ in checked.values() for finding in found]
     figures = {name: figure for name, (_, figure) in checked.items() if figure is not None}
-    return AuditReport(label, sites, seen is not None, gravest_first(findings), figures)
+    return AuditReport(label, sites, seen is not None, most_severe_first(findings), figures)

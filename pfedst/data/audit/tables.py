@@ -54,7 +54,7 @@ def _shift(shift: dict[str, Any]) -> PlainTable:
         values = [row.get(other) for other in pairs]
         rows.append([one, *("·" if value is None else f"{100 * value:.0f}" for value in values)])
     title = (
-        "Images whose site a linear classifier names rightly, two sites at a time, classes matched (chance 50), %; "
+        "Images whose site a linear classifier identifies, two sites at a time, classes matched (chance 50), %; "
         f"at most {shift['images_per_site']} images a site, {shift['encoder']}"
     )
     return PlainTable(title, ["", *pairs], rows)

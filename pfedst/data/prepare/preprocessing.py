@@ -189,7 +189,7 @@ def preprocess_tree(
         faults = [fault for fault in for_each(convert, waiting, "preprocessing images", workers) if fault]
         sizes = [(job.source.stat().st_size, job.target.stat().st_size) for job in jobs if job.done]
     except OSError as error:
-        raise DataError(f"{error}; check rights and free space, and run again: what is done is kept") from error
+        raise DataError(f"{error}; check rights and free space, and run again: finished images are kept") from error
     if faults:
         raise DataError(_listed(faults, len(jobs), target))
     before, after = (sum(column) for column in zip(*sizes, strict=True))

@@ -74,7 +74,7 @@ class FedDRG(FederatedDataModule):
         return Sites(
             CLASS_NAMES,
             {d: {s: LabelledImages.from_records(r) for s, r in of.items()} for d, of in parts.items()},
-            f"complete {root / 'images'} (pfedst data prepare fed_drg --root {root} tells what there should be), or "
+            f"complete {root / 'images'} (pfedst data prepare fed_drg --root {root} lists the expected content), or "
             f"choose --data.domains that are there",
             "remove the images of these patients from the split file of one side",
             [root],
@@ -94,12 +94,12 @@ class FedDRG(FederatedDataModule):
             return True
         if self.domains is None and (not have_images or len(lacking) == len(FILES)):
             logging.getLogger("pfedst").warning(
-                "%s is not in %s and is left out; --data.domains says which sets must be there", domain, root
+                "%s is not in %s and is left out; --data.domains names the sets that must exist", domain, root
             )
             return False
         missing = ([] if have_images else [f"images/{domain}"]) + lacking
         raise DataError(
-            f"{root}: {', '.join(missing)} missing; pfedst data prepare fed_drg tells where to get it, or leave "
+            f"{root}: {', '.join(missing)} missing; pfedst data prepare fed_drg lists its source, or leave "
             f"{domain} out (name those that are whole with --data.domains)"
         )
 
