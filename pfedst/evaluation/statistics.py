@@ -143,8 +143,8 @@ def bootstrap_interval(differences: Sequence[float], seeds: Sequence[int]) -> tu
 def fewest_differences(comparisons: int, level: float = LEVEL) -> int:
     """Return the least number of differences with which a Wilcoxon p-value can be below the level after Holm.
 
-    The smallest p-value of n differences is 2 / 2**n, and Holm multiplies the smallest of all by the number of
-    comparisons.
+    The smallest two-sided p-value of n differences is 2 / 2**n, and Holm multiplies the smallest of all by the number
+    of comparisons.
     """
     if comparisons < 1 or not 0 < level <= 1:
         raise ValueError(f"need a comparison and a level in (0, 1], not {comparisons} and {level}")

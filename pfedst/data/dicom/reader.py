@@ -213,7 +213,7 @@ def _check_frames(dataset: Dataset) -> None:
     from pydicom.encaps import generate_frames
 
     offsets, lengths = (dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
-    # tables of different lengths are no tables to a decoder either
+    # decoders also ignore tables of different lengths
     tables = (offsets, lengths) if offsets and lengths and len(offsets) == len(lengths) else None
     for frame in generate_frames(dataset.PixelData, number_of_frames=1, extended_offsets=tables):
         check_scans(frame)

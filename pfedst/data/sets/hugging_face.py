@@ -152,7 +152,7 @@ def _values(where: str, table: Any, column: str) -> list[Any]:
     """Return a column. The library does not check text columns before they are read."""
     try:
         return list(table[column])
-    except ValueError as error:  # pyarrow's errors, and text that is no UTF-8
+    except ValueError as error:  # pyarrow's errors, and text that is not UTF-8
         raise DataError(f'{where}: the column "{column}" cannot be read ({error}); make it again') from error
 
 
