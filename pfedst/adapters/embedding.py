@@ -16,7 +16,7 @@ from pfedst.encoders import AnchorHead, Encoder, HeadForm, Taps
 class LinearHead(Adapter):
     """Train a classifier on the frozen image embedding, initialised with the class anchors.
 
-    Before training the predictions are those of zero-shot classification.
+    Before training (round 0) the predictions are those of zero-shot classification.
 
     Args:
         encoder: the frozen encoder.

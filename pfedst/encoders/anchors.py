@@ -114,7 +114,13 @@ def text_anchors(
 
 
 def class_sums(embeddings: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return the statistics that one client sends: sums (K, E) of unit embeddings per class, and image counts (K,)."""
+    """Return the statistics that one client sends: sums (K, E) of unit embeddings per class, and image counts (K,).
+
+    Args:
+        embeddings: (n, E), not normalised.
+        targets: (n,) class indices.
+        classes: K.
+    """
     unit = F.normalize(embeddings.double(), dim=-1)
     sums = torch.zeros(classes, embeddings.shape[1], dtype=torch.float64)
     return sums.index_add_(0, targets, unit), torch.bincount(targets, minlength=classes)
