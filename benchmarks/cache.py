@@ -1,12 +1,13 @@
-"""What a tap cache costs and gives: bytes, build and read speed, and what its dtype loses.
+"""Cost and benefit of a tap cache: bytes, build and read speed, and the error of each dtype.
 
     python benchmarks/cache.py run [--weights IMAGE_TOWER.safetensors --root FOLDER] [--image-sizes 64 112 224]
     python benchmarks/cache.py table
 
-With `--root` the images are those of FedISIC2019 there, otherwise synthetic ones; without `--weights` the tower is
-random: bytes and speed are the same, and the loss is then not that of a trained tower (the table says so).
-The loss: relative error of the taps, and the cosine between the embeddings that block L makes of the stored and of the
-exact taps. Reading: batches of 32 in a random order, from the page cache of the system, decoded to float32.
+With `--root` the images are those of FedISIC2019 in that folder, otherwise synthetic ones. Without `--weights` the
+tower is random: bytes and speed are the same, but the error is not that of a trained tower (the table states this). The
+error is measured as the relative error of the taps, and as the cosine between the embeddings of block L on the stored
+and on the exact taps. Reading uses batches of 32 in a random order, from the page cache of the system, decoded to
+float32.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def images_of(root: Path | None, encoder: FrozenCLIP, count: int) -> tuple[torch
 
 
 def measure(encoder: FrozenCLIP, images: torch.Tensor, folder: Path) -> list[dict[str, Any]]:
-    """A row for each dtype."""
+    """Return a row for each dtype."""
     started = time.perf_counter()
     answers = encoder.encode(images, ("pooled", "taps"))
     encode_seconds = time.perf_counter() - started

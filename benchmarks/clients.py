@@ -3,10 +3,10 @@
     python benchmarks/clients.py run [--model ViT-B-16-quickgelu] [--image-size 64] [--counts 1 4 16 64]
     python benchmarks/clients.py table
 
-Each number of clients and each method is a process of its own, which makes a whole run (`FederatedCoordinator.fit`:
-prototypes, one round, evaluation, state on disk) and tells the most memory that it had resident. Beside it stands what
-one client holds that no other and no server holds too, counted from its tensors after a fit: what a client more should
-cost.
+Each number of clients and each method runs in a separate process, which makes a whole run (`FederatedCoordinator.fit`:
+prototypes, one round, evaluation, state on disk) and reports its peak resident memory. For comparison the table lists
+the memory of one client that is not shared with other clients or the server, counted from its tensors after a fit: the
+expected cost of an additional client.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MEBI = 2**20
 
 
 class RandomSites(FederatedDataModule):
-    """Any number of sites with few images of noise, so that images take next to no memory.
+    """Any number of sites with few noise images, which take almost no memory.
 
     Args:
         sites: number of sites.
@@ -62,7 +62,7 @@ class RandomSites(FederatedDataModule):
         self.label = f"RANDOM images ({sites} sites)"
 
     def read(self) -> Sites:
-        """Noise, in memory."""
+        """Create noise in memory."""
         rng = np.random.default_rng(0)
 
         def images(count: int) -> LabelledImages:
@@ -80,7 +80,7 @@ class RandomSites(FederatedDataModule):
 
 
 def one_run(method: str, model: str, image_size: int, clients: int) -> dict[str, Any]:
-    """A run of one round: its peak, and what one of its clients holds."""
+    """Run one round; return its peak memory and the memory of one client."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     encoder = FrozenCLIP(model, "random", image_size)
     built_bytes = peak_memory_bytes(torch.device("cpu"))
@@ -107,7 +107,7 @@ def lean_trainer() -> Trainer:
 
 
 def held_by_a_client(method: str, encoder: FrozenCLIP) -> dict[str, int]:
-    """Bytes by what they are, of the second of two clients after its first fit; what both share is not counted."""
+    """Return bytes by kind for the second of two clients after its first fit, without tensors that both share."""
     data = RandomSites(2, encoder.spec.image_size)
     template = FederatedClient(encoder, anchors="prototypes")
     federation = build_federation(template, data, registered_methods()[method](), run_seed=0)
@@ -129,7 +129,7 @@ def held_by_a_client(method: str, encoder: FrozenCLIP) -> dict[str, int]:
 
 
 def tensors_of(federation: Federation, name: str) -> dict[str, list[Tensor]]:
-    """All that stands for a client in memory, by what it is."""
+    """Return all tensors in memory that belong to a client, by kind."""
     client = federation.clients[name]
     parameters = list(client.parameters())
     return {
@@ -146,7 +146,7 @@ def tensors_of(federation: Federation, name: str) -> dict[str, list[Tensor]]:
 
 
 def run(model: str, image_size: int, counts: list[int]) -> None:
-    """A process for each row; the file is complete after each of them."""
+    """Start a process for each row. The file is complete after each of them."""
     rows: dict[str, dict[str, Any]] = {}
     protocol = {"model": model, "image_size": image_size, "train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def run(model: str, image_size: int, counts: list[int]) -> None:
 
 
 def table() -> None:
-    """Everything from the result's file."""
+    """Print the table from the result file."""
     result = json.loads(RESULT.read_text())
     print("| method | clients | peak, MiB | against one client | MiB a client more |\n|---|---|---|---|---|")
     for method, of_method in result["rows"].items():
@@ -187,13 +187,13 @@ def table() -> None:
 
 
 def slope(of_method: dict[str, dict[str, Any]], clients: str) -> float:
-    """Bytes that a client more costs, from the fewest clients to these."""
+    """Return the bytes of an additional client, from the smallest number of clients to this one."""
     fewest, row = next(iter(of_method.items()))
     return float((of_method[clients]["peak_bytes"] - row["peak_bytes"]) / (int(clients) - int(fewest)))
 
 
 def targets(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Whether what was aimed at is met."""
+    """Report whether the targets are met."""
     lines = [f"| target: below {TARGET_RATIO}x at {TARGET_CLIENTS} clients | |\n|---|---|"]
     for method, of_method in rows.items():
         if {"1", str(TARGET_CLIENTS)} <= set(of_method):
@@ -209,7 +209,7 @@ def main() -> None:
     runs.add_argument("--model", default="ViT-B-16-quickgelu")
     runs.add_argument("--image-size", type=int, default=64)
     runs.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 64])
-    one = commands.add_parser("one", help="one run, told as JSON: what `run` starts a process for")
+    one = commands.add_parser("one", help="one run, printed as JSON; `run` starts a process for each")
     one.add_argument("method")
     one.add_argument("model")
     one.add_argument("image_size", type=int)

@@ -1,8 +1,8 @@
 """Comparisons of methods: `python benchmarks/comparison.py run fed_isic_ham4 [--jobs 2] [OPTIONS OF pfedst compare]`.
 
-Runs `pfedst compare --config configs/compare/NAME.yaml` (started again it goes on) and keeps its report.json in
-benchmarks/results/comparison/. `demo` needs nothing; the others need images (--data.root) and weights
-(--model.encoder.weights), see there.
+Runs `pfedst compare --config configs/compare/NAME.yaml` (the same command continues it) and saves its report.json in
+benchmarks/results/comparison/. `demo` needs no files; the other comparisons need images (--data.root) and weights
+(--model.encoder.weights), see their configurations.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def run(name: str, options: list[str]) -> None:
 
 
 def keep(name: str, report: Path) -> None:
-    """A report among the results."""
+    """Copy a report to the results."""
     content = {"environment": environment()} | json.loads((report / "report.json").read_text())
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def table(name: str) -> None:
-    """The tables of a report as Markdown, with all that their numbers mean."""
+    """Print the tables of a report as Markdown, with the protocol of their numbers."""
     report = kept(name)
     for line in report["notes"]:
         print(f"**{line}**\n")
@@ -61,7 +61,7 @@ def table(name: str) -> None:
 
 
 def readme_table(name: str) -> str:
-    """The columns that the README shows."""
+    """Return the columns shown in the README."""
     found = {part.name: part for part in tables(kept(name))}
     headings = ("method", *(heading.removesuffix(", mean") for _, heading in README))
     columns = [(found[part].rows, found[part].headings.index(heading)) for part, heading in README]
@@ -78,7 +78,7 @@ def kept(name: str) -> dict[str, Any]:
 
 
 def tables(report: dict[str, Any]) -> list[ReportTable]:
-    """As they were before they became JSON."""
+    """Rebuild the tables from their JSON."""
     return [
         ReportTable(**part | {"rows": tuple(tuple(Cell(**cell) for cell in row) for row in part["rows"])})
         for part in report["tables"]

@@ -1,10 +1,10 @@
-"""A whole epoch of pFedST over the four FedISIC centres, everything included, with the tap cache and without.
+"""A whole epoch of pFedST over the four FedISIC centres, everything included, with and without the tap cache.
 
     python benchmarks/epoch.py run --root FOLDER --weights IMAGE_TOWER.safetensors [--image-size 112]
     python benchmarks/epoch.py table
 
-One local epoch of every site on all its training images (no validation is cut off): reading, steps, optimiser, Trainer.
-The cache is built before, and its build is not counted; `pfedst cache build` tells it.
+One local epoch of every site on all its training images (without a validation split): reading, steps, optimiser,
+Trainer. The cache is built before and its build is not counted; `pfedst cache build` reports its time.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Faults in long runs: kills, damaged state, clients that fail or attack, and memory. RANDOM WEIGHTS, SYNTHETIC images.
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py run kills       # processes that are killed and started again
-    OMP_NUM_THREADS=1 python benchmarks/faults.py run mutations   # what is saved, changed in every way
+    OMP_NUM_THREADS=1 python benchmarks/faults.py run mutations   # saved files, changed in every way
     OMP_NUM_THREADS=1 python benchmarks/faults.py run drops       # clients that fail at random
     OMP_NUM_THREADS=1 python benchmarks/faults.py run attackers   # one hostile site of six, merge rules
     OMP_NUM_THREADS=1 python benchmarks/faults.py run memory      # a thousand rounds
     python benchmarks/faults.py table kills
 
-Each writes benchmarks/results/faults/NAME.json with its protocol. All runs are of the nano encoder in one thread; they
-show what the software does under faults, and nothing about medicine. The short forms are in tests/faults/.
+Each study writes benchmarks/results/faults/NAME.json with its protocol. All runs use the nano encoder in one thread.
+They show the behaviour of the software under faults and have no medical meaning. The short forms are in tests/faults/.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STUDIES = {
     "attackers": "faults_attackers",
     "memory": "faults_memory",
 }
-"""Each a module with a function of the study's name, which gives protocol and result, and with `table`."""
+"""Study -> module with a function of the same name, which returns protocol and result, and with `table`."""
 
 
 def module_of(study: str) -> ModuleType:
@@ -39,7 +39,7 @@ def module_of(study: str) -> ModuleType:
 
 
 def run(study: str, arguments: dict[str, Any]) -> None:
-    """Measure one study; its file is replaced when it is done."""
+    """Measure one study and replace its file when it is finished."""
     torch.set_num_threads(1)
     protocol, result = getattr(module_of(study), study)(**arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def run(study: str, arguments: dict[str, Any]) -> None:
 
 
 def table(study: str) -> None:
-    """Everything from the result's file."""
+    """Print the table from the result file."""
     content = json.loads((RESULTS / f"{study}.json").read_text())
     module_of(study).table(content["protocol"], content["result"])
 

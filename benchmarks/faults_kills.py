@@ -1,9 +1,9 @@
 """Runs that are killed by SIGKILL at any moment and started again, for `faults.py`.
 
-A run is a process of its own, forked from one that has imported everything and computed nothing. Half of the kills
-come from outside, at a moment drawn uniformly from what is left of the run's duration; the others the process gives
-itself at a call drawn from all those by which state, records and summary are written (`fsync`, `replace`, `rmtree`,
-`mkdir`, `write_bytes`, an append to `rounds.jsonl`): before it, after it, or with half of it done.
+A run is a separate process, forked from one that has imported everything and computed nothing. Half of the kills come
+from outside, at a moment drawn uniformly from the remaining duration of the run. The other processes kill themselves at
+a call drawn from all calls that write state, records and summary (`fsync`, `replace`, `rmtree`, `mkdir`, `write_bytes`,
+an append to `rounds.jsonl`): before the call, after it, or with half of it done.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def is_parallel(case: str) -> bool:
 
 
 class Steps:
-    """Counts the calls by which a run is written, and ends the process at one of them.
+    """Count the calls that write files of a run, and end the process at one of them.
 
     Args:
-        last: its number, from 1; None for none.
-        log: where the last call is told.
+        last: number of that call, from 1; None for none.
+        log: file to which the last call is written.
     """
 
     def __init__(self, last: int | None, log: Path) -> None:
@@ -103,13 +103,13 @@ def remove_half(folder: Path, **_: Any) -> None:
 
 
 def append_half(run: RunFolder, records: Sequence[Any]) -> None:
-    text = "".join(f"{record}\n" for record in records)  # no JSON at all: what is half written is not read
+    text = "".join(f"{record}\n" for record in records)  # not JSON: incomplete lines are not read
     with run.records_file.open("a") as file:
         file.write(text[: len(text) // 2])
 
 
 def note_fits(log: Path) -> None:
-    """Write down each fit that begins."""
+    """Write each fit to the log when it begins."""
 
     def noted(run: Callable[..., Any]) -> Callable[..., Any]:
         def noting(self: Executor, tasks: Any, started: Any) -> Iterator[Any]:
@@ -128,7 +128,7 @@ def note_fits(log: Path) -> None:
 
 
 def live(folder: Path, case: str, last_step: int | None, log: Path, begun: int) -> None:
-    """One life of a run; the process ends with it."""
+    """Run one life of a run. The process ends with it."""
     code = 1
     try:
         torch.set_num_threads(1)
@@ -158,14 +158,14 @@ def live(folder: Path, case: str, last_step: int | None, log: Path, begun: int) 
 
 
 class Life:
-    """A process that has a run or the rest of it: how it ended, and what it did.
+    """A process that runs a run or the rest of it: how it ended, and what it did.
 
     Args:
-        folder: of the run.
-        case: see CASES.
-        number: of the life, from 0.
+        folder: folder of the run.
+        case: a key of CASES.
+        number: number of the life, from 0.
         delay: seconds after the start of its rounds at which it is killed from outside.
-        last_step: at which it kills itself.
+        last_step: call at which it kills itself.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Life:
 
 
 def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[str, Any]:
-    """A run that is killed one to four times, and what came of it."""
+    """Kill a run one to four times, and return the outcome."""
     with tempfile.TemporaryDirectory() as place:
         folder, lives = Path(place), list[Life]()
         kills = draw.randint(1, MOST_KILLS)
@@ -214,7 +214,7 @@ def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[s
             if not lives[-1].code:
                 break
         killed = lives[:-1]
-        # of each kill: fits that began in that life and had to begin again
+        # for each kill: fits that began in that life and had to be repeated
         later = [{fit for life in lives[index + 1 :] for fit in life.fits} for index in range(len(killed))]
         return {
             "kills": [life.died for life in killed],
@@ -227,7 +227,7 @@ def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[s
 
 
 def kills(trials: int = 15) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Protocol and result."""
+    """Return protocol and result."""
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     if len(threads) - threads.count("jemalloc_bg_thd") > 1:  # pyarrow's allocator, which is made to be forked
         raise SystemExit(

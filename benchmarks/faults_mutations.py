@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from faults_runs import Left, differences, left_by, start_or_go_on, warnings_told
+from faults_runs import Left, differences, left_by, recorded_warnings, start_or_go_on
 
 from pfedst.errors import StateError
 from pfedst.methods.pfedst import PFedST
@@ -21,15 +21,15 @@ from pfedst.testing.small import encoder
 ROUNDS, INTERRUPTED_IN, RESUMED_EVERY = 4, 3, 8
 OLDER, NEWER = (RunState.round_name(number) for number in (INTERRUPTED_IN - 2, INTERRUPTED_IN - 1))
 Content = dict[str, bytes | None]
-"""What lies under a folder by its path within; None of a folder."""
+"""Content of the files below a folder, by relative path; None for a folder."""
 
 
 class StopError(BaseException):
-    """What a kill is, to the run."""
+    """Ends a run as a kill would."""
 
 
 class Interrupted(PFedST):
-    """Ends the run in the fit of the last client of a round, as long as it is told to."""
+    """pFedST that ends the run in the fit of the last client of a given round while `stops` is true."""
 
     stops = True
 
@@ -43,7 +43,7 @@ class Interrupted(PFedST):
 
 
 def of_bytes(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
-    """A change of one file."""
+    """Return a change of one file."""
 
     def changed(state: Path, draw: random.Random) -> None:
         file = a_file(state, draw)
@@ -113,7 +113,7 @@ CHANGES: dict[str, Callable[[Path, random.Random], None]] = {
 }
 
 
-# -- what must come of them --------------------------------------------------------------------------------------------
+# -- expected outcomes -------------------------------------------------------------------------------------------------
 
 
 def content_of(folder: Path) -> Content | None:
@@ -123,7 +123,7 @@ def content_of(folder: Path) -> Content | None:
 
 
 def changed_state(run: Path, pristine: dict[str, Content | None], draw: random.Random) -> tuple[list[str], set[str]]:
-    """Change a state once or twice; what was done, and which snapshots are not what they were."""
+    """Change a state once or twice. Return the changes, and the snapshots that differ from the original."""
     done: list[str] = []
     for _ in range(draw.randint(1, 2)):
         done.append(draw.choice(sorted(CHANGES)))
@@ -132,7 +132,7 @@ def changed_state(run: Path, pristine: dict[str, Content | None], draw: random.R
 
 
 def read(snapshot: Path) -> str:
-    """`whole`, `found` for damage that is told as it should be, or the class of any other error."""
+    """Return `whole`, `found` if damage is reported as expected, or the class of any other error."""
     try:
         read_snapshot(snapshot)
     except StateError:
@@ -143,8 +143,8 @@ def read(snapshot: Path) -> str:
 
 
 def resumed(folder: Path, damaged: set[str], pristine: dict[str, Content | None], expected: Left) -> list[str]:
-    """What is wrong with how a run goes on; nothing if all is as it should be."""
-    with warnings_told() as told:
+    """Return what is wrong in a resumed run; empty if nothing is."""
+    with recorded_warnings() as warned:
         try:
             start_or_go_on(folder, Interrupted(), rounds=ROUNDS)
         except StateError as error:
@@ -157,18 +157,18 @@ def resumed(folder: Path, damaged: set[str], pristine: dict[str, Content | None]
     looked_at = {NEWER} if NEWER in damaged else {name for name in pristine if name.startswith("fit")}
     wrong = [f"differs: {what}" for what in differences(left_by(folder), expected)]
     for name in sorted(looked_at & damaged):
-        if sum(name in line for line in told) != 1:
-            wrong.append(f"{name}: warnings {told}")
-    if len(told) != len(looked_at & damaged):
-        wrong.append(f"{len(told)} warnings: {told}")
+        if sum(name in line for line in warned) != 1:
+            wrong.append(f"{name}: warnings {warned}")
+    if len(warned) != len(looked_at & damaged):
+        wrong.append(f"{len(warned)} warnings: {warned}")
     return wrong
 
 
 def mutations(number: int = 1000) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Protocol and result."""
+    """Return protocol and result."""
     kinds, reads, outcomes = Counter[str](), Counter[str](), Counter[str]()
     wrong: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as place, warnings_told():
+    with tempfile.TemporaryDirectory() as place, recorded_warnings():
         base = Path(place)
         Interrupted.stops = False
         start_or_go_on(base / "whole", Interrupted(), rounds=ROUNDS)
@@ -186,7 +186,7 @@ def mutations(number: int = 1000) -> tuple[dict[str, Any], dict[str, Any]]:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(base / "cut", folder)
             done, damaged = changed_state(folder / "run", pristine, random.Random(seed))
-            if not damaged:  # two files of the same content, or one change undone by the next
+            if not damaged:  # two files had the same content, or the second change undid the first
                 continue
             index += 1
             kinds.update(done)

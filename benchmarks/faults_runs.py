@@ -1,4 +1,4 @@
-"""Runs for `faults.py`, of a nano encoder with RANDOM WEIGHTS on SYNTHETIC images, and what they leave."""
+"""Runs for `faults.py`, with a nano encoder with RANDOM WEIGHTS on SYNTHETIC images, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, template, trainer
 
 TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
-"""What of a summary and of the records differs from run to run; all else must not."""
+"""Keys of summary and records that may differ between runs; all others must be equal."""
 
 
 class Left(NamedTuple):
-    """What a run leaves, without times."""
+    """The results of a run, without times."""
 
     summary: Any
     records: Any
@@ -41,7 +41,7 @@ def start_or_go_on(
     callbacks: Sequence[Callback] = (),
     **coordinator: Any,
 ) -> dict[str, Any]:
-    """A run in `folder/run`, or the rest of it if it is there; its summary."""
+    """Start a run in `folder/run`, or resume it if it exists. Return its summary."""
     place = folder / "run"
     resume = place.is_dir()
     run = RunFolder(place) if resume else RunFolder.create(folder, place.name, "run")
@@ -50,7 +50,7 @@ def start_or_go_on(
 
 
 def left_by(folder: Path) -> Left:
-    """Of a run that ended."""
+    """Return the results of a finished run."""
     run = folder / "run"
     last = sorted((run / "state").glob("round-*"))[-1]
     return Left(
@@ -68,7 +68,7 @@ def without_times(value: Any) -> Any:
 
 
 def differences(one: Left, other: Left) -> list[str]:
-    """What of two runs is not the same, to the bit; nothing if all is."""
+    """Return the parts in which two runs differ in any bit; empty if they are equal."""
     found = [name for name in ("summary", "records", "last_round") if getattr(one, name) != getattr(other, name)]
     if one.tensors.keys() != other.tensors.keys():
         return [*found, "files"]
@@ -80,19 +80,19 @@ def differences(one: Left, other: Left) -> list[str]:
 
 
 @contextmanager
-def warnings_told() -> Iterator[list[str]]:
-    """What the package warns of within the block, which is not printed."""
-    told: list[str] = []
+def recorded_warnings() -> Iterator[list[str]]:
+    """Record the warnings of the package within the block instead of printing them."""
+    warned: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
+            warned.append(record.getMessage())
 
     logger, handler = logging.getLogger("pfedst"), Handler(logging.WARNING)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield told
+        yield warned
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

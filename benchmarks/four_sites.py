@@ -1,15 +1,15 @@
-"""Studies on the four FedISIC centres from HAM10000: real images, a really pretrained image tower, a CPU.
+"""Studies on the four FedISIC centres from HAM10000: real images, a pretrained image tower, a CPU.
 
     python benchmarks/four_sites.py run methods --root FOLDER --weights IMAGE_TOWER.safetensors [--only FedLoRA ...]
     python benchmarks/four_sites.py table methods
 
 * `methods`: every method that needs no text tower, one seed, one budget (64 px);
 * `token_grid`: pFedST with all patches of a 112 px image (7x7), or averages over 4x4 and 2x2, over seeds;
-* `time`: balanced accuracy on validation by seconds of local fits, with the tap cache and without (64 px).
+* `time`: balanced accuracy on validation by seconds of local fits, with and without the tap cache (64 px).
 
-`run` writes one file a row and seed into benchmarks/results/four_sites/STUDY/; those that are there are kept, so that
-several processes may share the work. Each is `pfedst fit --config configs/fed_isic_ham4.yaml` with the options of the
-study and the row.
+`run` writes one file per row and seed into benchmarks/results/four_sites/STUDY/. Existing files are kept, so several
+processes can share the work. Each run is `pfedst fit --config configs/fed_isic_ham4.yaml` with the options of the study
+and the row.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROWS["PFedMe"] = ["--method=PFedMe", "--model.optimizer=SGD", "--model.optimizer
 
 @dataclass(frozen=True)
 class Study:
-    """Rows of options under common ones."""
+    """Rows of options with common options."""
 
     common: Sequence[str]
     rows: Mapping[str, Sequence[str]]
@@ -73,7 +73,7 @@ def one_run(options: list[str], root: Path, weights: Path) -> dict[str, Any]:
 
 
 def balanced_accuracy_by_seconds(records: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """After each evaluated round: seconds of local fits so far, and the mean over clients of the personal model."""
+    """Return for each evaluated round the seconds of local fits so far and the personal model's mean over clients."""
     curve, seconds = [], 0.0
     for number in range(records[-1]["round"] + 1):
         of_round = [record for record in records if record["round"] == number]
@@ -92,7 +92,7 @@ def balanced_accuracy_by_seconds(records: list[dict[str, Any]]) -> list[dict[str
 
 
 def methods_table(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Balanced accuracy a site of the personal model."""
+    """Print the balanced accuracy of the personal model at each site."""
     sites = list(next(iter(rows.values()))[0]["personal"]["clients"])
     print(f"| method | {' | '.join(sites)} | mean | worst | std | generic mean | AUROC | trained | sent | up a round |")
     print("|---|" + "---|" * (len(sites) + 8))
@@ -108,7 +108,7 @@ def methods_table(rows: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def seeds_table(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Mean over seeds ± deviation of the personal and the generic model; epoch.py tells the time."""
+    """Print mean ± standard deviation over seeds of the personal and the generic model; epoch.py reports the time."""
     print(
         "| row | balanced accuracy, personal | generic | worst client | AUROC | validation | seconds of fits | seeds |"
     )
@@ -125,7 +125,7 @@ def seeds_table(rows: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def time_table(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Seconds of local fits until the mean over clients on validation first reaches a balanced accuracy."""
+    """Print the seconds of local fits until the mean over clients on validation first reaches a balanced accuracy."""
     targets = (0.25, 0.3, 0.35, 0.4)
     print(
         f"| row | {' | '.join(f'{percent(target)} %' for target in targets)} | reached at the end | seconds a round |"

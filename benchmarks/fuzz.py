@@ -1,11 +1,12 @@
-"""Damaged and malicious files: each is read, or refused with a typed error; nothing hangs, crashes or fills the memory.
+"""Damaged and malicious files: each is read or refused with a typed error; nothing hangs, crashes or fills the memory.
 
     OMP_NUM_THREADS=1 python benchmarks/fuzz.py run [--cases 10000] [--seed 0]
     python benchmarks/fuzz.py table
 
-Small whole files of every kind that the package reads (SYNTHETIC images, an encoder of RANDOM WEIGHTS) are changed at
-random: bits flipped, spans cut, doubled, moved or overwritten by numbers and words that parsers stumble over. Named
-attacks are in tests/faults/. Writes benchmarks/results/fuzz.json. Each case has ten seconds.
+Small valid files of every kind that the package reads (SYNTHETIC images, an encoder of RANDOM WEIGHTS) are changed at
+random: bits are flipped; spans are cut, doubled, moved or overwritten by numbers and words that are difficult for
+parsers. Named attacks are in tests/faults/. Writes benchmarks/results/fuzz.json. The time limit of a case is ten
+seconds.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ SHARES = {
     "run folder": 0.05,
     "configuration": 0.02,
 }
-"""Of the cases; a configuration takes the command line's parser, a second each."""
+"""Share of the cases; a configuration is read with the command line's parser, which takes a second each."""
 WORDS = [b"NaN", b"-inf", b"1e400", b"9" * 400, b"\0", b"\xff\xfe", b'"', b"\n", b",", b"{", b"[" * 60, b"null", b"*a"]
 WORDS += [b"&a [*a]", b"!!python/object/apply:os.system [true]", b"../../", b"/dev/zero", b": ", b"\xed\xa0\x80"]
 NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
@@ -69,11 +70,11 @@ Read = Callable[[Path], object]
 
 
 class TookTooLongError(BaseException):
-    """Not an Exception: readers that catch whatever a library raises must not catch the alarm."""
+    """Raised by the alarm. Not an Exception, so that readers that catch all errors of a library do not catch it."""
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """One to four changes."""
+    """Apply one to four changes."""
     for _ in range(draw.choice((1, 1, 2, 4))):
         start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
         span = content[start:end][:64]
@@ -97,19 +98,19 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 class Kind:
-    """Files of one kind: whole ones, and how they are read.
+    """Files of one kind: valid files, and how they are read.
 
     Args:
-        files: whole files that a case starts from; for a folder, those in it that may be changed.
-        read: the file, or a copy of the folder, as the package would.
-        folder: what is copied with the file.
+        files: valid files from which a case starts; for a folder, the files in it that may be changed.
+        read: function that reads the file or the copy of the folder as the package would.
+        folder: folder that is copied with the file.
     """
 
     def __init__(self, files: list[Path], read: Read, folder: Path | None = None) -> None:
         self.files, self.read, self.folder = files, read, folder
 
     def prepare(self, place: Path, draw: random.Random) -> Path:
-        """Write the file of a case below a folder; what is to be read."""
+        """Write the file of a case below a folder. Return the path to read."""
         file = draw.choice(self.files)
         if self.folder is None:
             target = place / file.name
@@ -125,7 +126,7 @@ class Kind:
 
 
 def images(folder: Path) -> list[Path]:
-    """Small ones, in every format that is common."""
+    """Write small images in every common format."""
     draw, found = np.random.default_rng(0), []
     for name in ("a.png", "a.jpg", "progressive.jpg", "a.tif", "lzw.tif", "a.bmp", "a.gif", "a.webp", "grey.png"):
         pixels = draw.integers(0, 255, (24, 32) if name.startswith("grey") else (24, 32, 3), dtype=np.uint8)
@@ -138,7 +139,7 @@ def images(folder: Path) -> list[Path]:
 
 
 def dicom(folder: Path) -> list[Path]:
-    """One of 16-bit grey levels."""
+    """Write a DICOM file with 16-bit grey levels."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -157,7 +158,7 @@ def dicom(folder: Path) -> list[Path]:
 
 
 def tables(folder: Path) -> tuple[Path, Path]:
-    """A manifest as CSV and as parquet, with its images beside it."""
+    """Write a manifest as CSV and as parquet, with its images."""
     rows = []
     for index in range(12):
         name = f"images/{index}.png"
@@ -176,14 +177,14 @@ def tables(folder: Path) -> tuple[Path, Path]:
 
 
 def read_image(path: Path) -> None:
-    """As an epoch would, and the header as the audit would."""
+    """Read an image as an epoch would, and its header as the audit would."""
     source = FileSource([path])
     source.header(0)
     source.load(0)
 
 
 def read_state(made: Federation) -> Read:
-    """The last round, into a federation of its method."""
+    """Read the last round into a federation of its method."""
 
     def read(folder: Path) -> None:
         made.load_state_parts(RunState(folder).last_round().parts)
@@ -192,7 +193,7 @@ def read_state(made: Federation) -> Read:
 
 
 def read_resealed(made: Federation) -> Read:
-    """The same, by someone who has made the sums right again."""
+    """Read the last round after the checksums have been corrected, as an attacker would."""
     from pfedst.state import snapshot
 
     def read(folder: Path) -> None:
@@ -209,7 +210,7 @@ def read_resealed(made: Federation) -> Read:
 
 
 def read_run_folder(path: Path) -> None:
-    """What a resumed run reads beside the state."""
+    """Read the files that a resumed run reads in addition to the state."""
     run = RunFolder(path)
     mark = json.loads((path / "mark.json").read_text())
     check_same_configuration(path, (path / "whole.yaml").read_text())
@@ -219,13 +220,13 @@ def read_run_folder(path: Path) -> None:
 
 
 def read_configuration(path: Path) -> None:
-    """As the command line would; it says what is wrong by its exit code."""
+    """Read a configuration as the command line would. Its exit code reports the error."""
     if code := command(["fit", "--config", str(path), "--print_config"]):
         raise PfedstError(f"{path}: exit code {code}")
 
 
 def kinds(folder: Path) -> dict[str, Kind]:
-    """All of them, with whole files in a folder."""
+    """Return all kinds, with valid files in a folder."""
     manifest, parquet = tables(folder)
     run = folder / "runs" / "run"
     fit(folder / "runs", FedAvg(), rounds=1, sites=data(sites=2, samples_per_site=[8, 8], test_samples_per_site=[3, 3]))
@@ -260,7 +261,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
 
 @contextlib.contextmanager
 def silent(*names: str) -> Iterator[None]:
-    """Loggers that say nothing within a block."""
+    """Silence loggers within a block."""
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -273,7 +274,7 @@ def silent(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alarm() -> Iterator[None]:
-    """A TookTooLongError after SECONDS_A_CASE."""
+    """Raise a TookTooLongError after SECONDS_A_CASE."""
 
     def ring(*_: object) -> None:
         raise TookTooLongError
@@ -288,7 +289,7 @@ def alarm() -> Iterator[None]:
 
 
 def attempt(kind: Kind, draw: random.Random, folder: Path) -> str:
-    """What becomes of one case: `read`, `refused`, `hung`, or the class of an error that is none of ours."""
+    """Return the outcome of one case: `read`, `refused`, `hung`, or the class of an unexpected error."""
     place = Path(tempfile.mkdtemp(dir=folder))
     shown = kind.prepare(place, draw)
     try:
@@ -309,7 +310,7 @@ def attempt(kind: Kind, draw: random.Random, folder: Path) -> str:
 
 
 def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[str, Any]]:
-    """Outcomes by kind."""
+    """Return outcomes by kind."""
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, silent("pfedst", "pydicom"):
         folder = Path(name)
@@ -338,7 +339,7 @@ def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[st
 
 
 def table() -> None:
-    """The results as Markdown."""
+    """Print the results as Markdown."""
     result = json.loads(RESULT.read_text())
     print("| files | cases | read | refused | untyped, hung | slowest, s | memory grew by, MiB |")
     print("|" + "---|" * 7)
@@ -353,7 +354,7 @@ def table() -> None:
 
 
 def main() -> None:
-    """Run or show."""
+    """Run the benchmark or print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--cases", type=int, default=10_000)

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of code above what was there before it."""
+"""Peak memory of a piece of code above the memory in use before it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """What a `watched` block took at its peak above what was taken before it.
+    """Measure the peak memory of a `watched` block above the memory in use before it.
 
-    On a GPU: what torch allocated. On a CPU: what the process had resident, which Linux alone tells for a part of a
-    process's life; free memory that the allocator holds back is given to the system before, so that the block cannot
-    take it unseen.
+    On a GPU this is the memory allocated by torch. On a CPU it is the resident memory of the process, which only Linux
+    reports for a part of a process's life. Free memory held by the allocator is returned to the system before the
+    block, so that its use is counted.
 
     Attributes:
-        bytes: of the last block; None where it could not be measured.
-        missing: why not.
+        bytes: peak of the last block; None if it could not be measured.
+        missing: reason why it was not measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,14 +42,14 @@ class PeakMemory:
             yield
         else:
             _give_back_free_memory()
-            (PROCESS / "clear_refs").write_text("5")  # the highest resident size starts anew
+            (PROCESS / "clear_refs").write_text("5")  # reset the highest resident size
             before = _resident_bytes("VmRSS")
             yield
             self.bytes = _resident_bytes("VmHWM") - before
 
 
 def _resident_bytes(name: str) -> int:
-    """`VmRSS`, what is resident now, or `VmHWM`, the most that was."""
+    """Return `VmRSS`, the current resident memory, or `VmHWM`, its maximum."""
     lines = (PROCESS / "status").read_text().splitlines()
     (line,) = [line for line in lines if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Renders benchmarks/README.md from benchmarks/results/*.json: `python benchmarks/render.py`."""
+"""Render benchmarks/README.md from benchmarks/results/*.json: `python benchmarks/render.py`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
 
 
 def section(title: str, script: str, arguments: tuple[str, ...]) -> str:
-    """One script's table, under its title and the command that measures it."""
+    """Return one script's table with its title and the command that measures it."""
     table: Callable[..., None] = importlib.import_module(script).table
     with contextlib.redirect_stdout(io.StringIO()) as text:
         table(*arguments)
@@ -52,7 +52,7 @@ def section(title: str, script: str, arguments: tuple[str, ...]) -> str:
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     sys.path.insert(0, str(HERE))
     try:
         return "\n".join([HEAD, *(section(*of) for of in SECTIONS)])

@@ -1,16 +1,16 @@
-"""What a round costs over a bare PyTorch loop of the same steps: ratios, bits, memory and open files.
+"""The cost of a round over a bare PyTorch loop of the same steps: ratios, bits, memory and open files.
 
     python benchmarks/round.py run [--rounds 48] [--fits 1000] [--profile]
     python benchmarks/round.py table
 
-Both run pFedST on taps from a cache, on one thread, and take turns, so that what else the machine does meets both. A
-round of ours is all that `pfedst fit` does between two evaluations: message out, local fits by the Trainer, messages
-in, merge, records, state on disk; with and without a save after each fit. The bare loop loads the merged weights,
-steps AdamW over the same batches, and takes the same mean; its milliseconds are the floor. Writes
+Both run pFedST on cached taps in one thread, and take turns, so that other work of the machine affects both. A round of
+pfedst is all that `pfedst fit` does between two evaluations: message out, local fits by the Trainer, messages in,
+merge, records, state on disk; with and without a save after each fit. The bare loop loads the merged weights, steps
+AdamW over the same batches, and takes the same mean; its milliseconds are the floor. Writes
 benchmarks/results/round.json.
 
-On a machine that is busy with other things, `ratio` (median of blocks side by side) says what a round costs there;
-`fastest` (of all blocks of each) is nearest to what it costs on an idle one.
+On a busy machine, `ratio` (median of blocks side by side) is the cost of a round there; `fastest` (of all blocks of
+each) is closest to the cost on an idle machine.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ RESULTS = Path(__file__).resolve().parent / "results/round.json"
 SITES = 2
 NEVER = 10**6
 BLOCK = 3
-"""Rounds in turn: the last of a block waits for its state to be on disk, the others save while the next one trains."""
+"""Rounds per turn: the last round of a block waits for its state to be saved, the others save during the next round."""
 SETTINGS = ((10, 10.0, 1.10), (50, 5.0, 1.10), (10, 5.0, 1.15))
-"""(steps a fit, milliseconds a bare step, largest ratio)."""
+"""(steps per fit, milliseconds per bare step, largest ratio)."""
 
 
 def sites_of(folder: Path, batch_size: int, steps: int) -> FederatedDataModule:
-    """Sites of exactly `steps` batches each, whose taps are cached."""
+    """Return sites with exactly `steps` batches each and cached taps."""
     images = [batch_size * steps] * SITES
     options: dict[str, Any] = {"batch_size": batch_size, "validation_fraction": 0.0, "verify_images": False}
     options |= {"cache": "taps", "cache_folder": folder / "taps"}
@@ -65,7 +65,7 @@ def sites_of(folder: Path, batch_size: int, steps: int) -> FederatedDataModule:
 
 
 def federation_of(data: FederatedDataModule) -> Federation:
-    """pFedST on the nano encoder, ready for the first round."""
+    """Return pFedST on the nano encoder, ready for the first round."""
     made = build_federation(template(), data, PFedST(), 0)
     made.gather_prototypes(lambda name: data.evaluation_loader(name, "train", need="pooled"), torch.device("cpu"))
     made.start()
@@ -73,7 +73,7 @@ def federation_of(data: FederatedDataModule) -> Federation:
 
 
 class OurRounds:
-    """Rounds without evaluation, as the coordinator runs them; with or without saving each fit by itself."""
+    """Rounds without evaluation, run as the coordinator does, with or without saving each fit."""
 
     def __init__(self, federation: Federation, data: FederatedDataModule, folder: Path, save_fits: bool) -> None:
         self.federation = federation
@@ -126,20 +126,20 @@ class BareRounds:
         return {key: state[key].clone() for key in self.net}
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no work is pending."""
 
     def shared(self) -> dict[str, Tensor]:
         return self.net
 
 
 def groups_of(client: FederatedClient) -> list[dict[str, Any]]:
-    """The optimiser's groups: parameters, learning rate, weight decay."""
+    """Return the parameter groups of the optimiser: parameters, learning rate, weight decay."""
     groups = client.configure_optimizers().param_groups
     return [{key: group[key] for key in ("params", "lr", "weight_decay")} for group in groups]
 
 
 def batch_size_for(milliseconds: float, folder: Path) -> int:
-    """The smallest multiple of 4 with which a bare step takes that long on this machine."""
+    """Return the smallest multiple of 4 for which a bare step takes this time on this machine."""
     data = sites_of(folder, 160, 1)
     client = federation_of(data).clients["site_a"].train()
     optimizer = AdamW(groups_of(client))
@@ -147,7 +147,7 @@ def batch_size_for(milliseconds: float, folder: Path) -> int:
     for batch_size in range(4, 160, 4):
         taken = []
         for _ in range(40 if batch_size == 4 else 15):
-            started = time.process_time()  # what else the machine does must not make the batches small
+            started = time.process_time()  # processor time: other work of the machine must not make the batches small
             rows = torch.arange(batch_size)
             inputs = type(whole)(whole.kind, tuple(tensor[rows] for tensor in whole.tensors))
             optimizer.zero_grad()
@@ -160,16 +160,16 @@ def batch_size_for(milliseconds: float, folder: Path) -> int:
 
 
 def taken(side: OurRounds | BareRounds, numbers: range) -> tuple[float, float]:
-    """Milliseconds a round: on the clock, and of the processor."""
+    """Return milliseconds per round: wall time and processor time."""
     wall, cpu = time.perf_counter(), time.process_time()
     for number in numbers:
         side.round(number)
-    side.wait()  # what is still being saved must not burden the other side
+    side.wait()  # pending saves must not slow down the other side
     return 1000 * (time.perf_counter() - wall) / len(numbers), 1000 * (time.process_time() - cpu) / len(numbers)
 
 
 def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """One setting: medians over the blocks of rounds."""
+    """Measure one setting: medians over the blocks of rounds."""
     data = sites_of(folder, batch_size, steps)
     federation = federation_of(data)
     bare, ours = BareRounds(federation, data), OurRounds(federation, data, folder, save_fits=False)
@@ -197,12 +197,12 @@ def measure(steps: int, batch_size: int, rounds: int, folder: Path) -> dict[str,
 
 
 def median_ratio(clock: dict[str, list[float]], side: str = "ours") -> float:
-    """Of ours to the bare block beside it, which the machine treated alike."""
+    """Return the median ratio of a pfedst block to the bare block beside it, measured under the same load."""
     return statistics.median(ours / bare for ours, bare in zip(clock[side], clock["bare"], strict=True))
 
 
 def resources() -> dict[str, float]:
-    """Resident memory in MiB, and open file descriptors."""
+    """Return resident memory in MiB and the number of open file descriptors."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
@@ -216,7 +216,7 @@ def _saving_ms(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def endure(fits: int, folder: Path) -> dict[str, Any]:
-    """Memory and open files after a fifth of many short fits, and at their end."""
+    """Return memory and open files after a fifth of many short fits, and at their end."""
     data = sites_of(folder, 8, 1)
     ours = OurRounds(federation_of(data), data, folder, save_fits=True)
     points = []
@@ -234,7 +234,7 @@ def endure(fits: int, folder: Path) -> dict[str, Any]:
 
 
 def profile(steps: int, batch_size: int, folder: Path) -> None:
-    """Where the time of our rounds goes."""
+    """Print where the time of the pfedst rounds is spent."""
     data = sites_of(folder, batch_size, steps)
     ours = OurRounds(federation_of(data), data, folder, save_fits=True)
     ours.round(1)
@@ -255,7 +255,7 @@ def run(rounds: int, fits: int, only_profile: bool) -> None:
         sizes = {target: batch_size_for(target, folder) for _, target, _ in SETTINGS}
         if only_profile:
             return profile(50, sizes[5.0], folder)
-        endurance = endure(fits, folder) if fits else None  # first, while the process holds no more
+        endurance = endure(fits, folder) if fits else None  # first, while the process holds little memory
         rows = [
             {"target_step_ms": target, "bound": bound} | measure(steps, sizes[target], rounds, folder)
             for steps, target, bound in SETTINGS

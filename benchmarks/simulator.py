@@ -3,16 +3,16 @@
     python benchmarks/simulator.py run [--workload small] [--only "pfedst, in-process"] [--rounds 12]
     python benchmarks/simulator.py table
 
-FedAvg on the side network with cached taps; AdamW, one local epoch, one torch thread a process; a frozen encoder with
+FedAvg on the side network with cached taps; AdamW, one local epoch, one torch thread per process; a frozen encoder with
 RANDOM weights on SYNTHETIC sites. The rows:
 
-* a bare PyTorch loop: the steps and the mean, and nothing else. It runs a round after each round of every other row,
-  in the same process, so that what a ratio compares lies side by side on a machine with other work;
+* a bare PyTorch loop: only the steps and the mean. It runs a round after each round of every other row, in the same
+  process, so that a ratio compares measurements under the same load;
 * pfedst's RoundLoop, clients one after another in this process, or in two worker processes;
 * Flower's simulator (flwr with Ray) with one and two actors, whose clients do the steps of the bare loop.
 
-`run` keeps the rows that it does not measure, if they are of the same source, environment and number of rounds. Flower
-is no dependency of pfedst; without it its rows are left out. It and Ray belong in an environment of their own:
+`run` keeps the rows that it does not measure if they have the same source, environment and number of rounds. Flower is
+not a dependency of pfedst; without it its rows are skipped. Install Flower and Ray in a separate environment:
 
     python -m venv FOLDER; FOLDER/bin/pip install pfedst "flwr[simulation]>=1.41,<1.42"
 """
@@ -59,7 +59,7 @@ from pfedst.transport.processes import ExecutorKind
 
 RESULT = Path(__file__).resolve().parent / "results" / "simulator.json"
 RUN_SEED = 0
-# Flower and Ray report their use to their makers unless they are told not to
+# Flower and Ray send usage statistics by default
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 IN_PROCESS = "pfedst, in-process"
 FLOWER = "Flower, "
@@ -107,7 +107,7 @@ def build(workload_name: str, cache_folder: str) -> Workplace:
 
 
 def local_steps(place: Workplace, received: State, name: str, round_number: int) -> State:
-    """What a client does in a round, without pfedst's Trainer, border and records: its shared tensors afterwards."""
+    """Train a client for one round without pfedst's Trainer, messages and records. Return its shared tensors."""
     model = place.model
     model.load_shared(received)
     model.train()
@@ -138,7 +138,7 @@ class Bare:
 
 
 class Stopwatch:
-    """Seconds of the rounds of a row, and of a bare round after each."""
+    """Measure the seconds of the rounds of a row, and of a bare round after each."""
 
     def __init__(self, place: Workplace) -> None:
         self.bare = Bare(place)
@@ -148,7 +148,7 @@ class Stopwatch:
         self.ready_seconds = 0.0
 
     def ready(self) -> None:
-        """What comes before the first round has been done."""
+        """Start: everything before the first round is done."""
         self.ready_seconds = time.perf_counter() - self.started
         self.begin()
 
@@ -156,7 +156,7 @@ class Stopwatch:
         self.begun = time.perf_counter()
 
     def end(self, round_number: int) -> None:
-        """A round is over; the next begins after one of the bare loop."""
+        """End a round; the next round begins after one of the bare loop."""
         self.seconds.append(time.perf_counter() - self.begun)
         self.begin()
         self.bare.round(round_number)
@@ -164,7 +164,7 @@ class Stopwatch:
         self.begin()
 
     def row(self, state: State) -> dict[str, Any]:
-        """The first round holds what is loaded late; the last one of pfedst an evaluation."""
+        """Return the row. The first round includes late loading; the last round of pfedst includes an evaluation."""
         seconds, bare_seconds = self.seconds[1:-1], self.bare_seconds[1:-1]
         ratios = [one / other for one, other in zip(seconds, bare_seconds, strict=True)]
         median = statistics.median(seconds)
@@ -184,7 +184,7 @@ class Stopwatch:
 
 
 def digest(state: State) -> str:
-    """Equal for equal bits."""
+    """Return a hash, equal for equal bits."""
     found = hashlib.sha256()
     for key in sorted(state):
         found.update(key.encode() + state[key].contiguous().numpy().tobytes())
@@ -195,7 +195,7 @@ def digest(state: State) -> str:
 
 
 class TimedRounds(RoundHooks):
-    """Tells a stopwatch when rounds begin and end; the end is after records and state have been written."""
+    """Report the begin and end of rounds to a stopwatch; a round ends after records and state have been written."""
 
     def __init__(self, trainer: Trainer, stopwatch: Stopwatch) -> None:
         super().__init__(trainer, [], RunLoggers([]))
@@ -233,11 +233,11 @@ def pfedst_rows(
 # -- Flower ------------------------------------------------------------------------------------------------------------
 
 workplace = cache(build)
-"""One a process: an actor lives as long as the simulation."""
+"""One per process: an actor lives as long as the simulation."""
 
 
 def train_message(message: Any, context: Any) -> Any:
-    """What a virtual client of Flower does with a message: in an actor's process."""
+    """Handle a message as a virtual client of Flower, in the process of an actor."""
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
     config = message.content["config"]
@@ -254,7 +254,7 @@ def train_message(message: Any, context: Any) -> Any:
 
 
 def flower_strategy(clients: int, same_mean: bool) -> Any:
-    """Flower's FedAvg, which adds up in float32 and in the order of arrival, or with pfedst's mean in its place."""
+    """Return Flower's FedAvg, which sums in float32 in the order of arrival, or a version with pfedst's mean."""
     from flwr.app import ArrayRecord, MetricRecord
     from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
@@ -278,10 +278,10 @@ def flower_strategy(clients: int, same_mean: bool) -> Any:
 def flower_training(
     grid: Any, stopwatch: Stopwatch, place: Workplace, config: dict[str, str], rounds: int, same_mean: bool
 ) -> dict[str, Any]:
-    """The rounds of a strategy; the row of its stopwatch, which `evaluate_fn` tells the end of each."""
+    """Run the rounds of a strategy and return the row of its stopwatch; `evaluate_fn` reports the end of each round."""
     from flwr.app import ArrayRecord, ConfigRecord
 
-    def told(round_number: int, arrays: Any) -> None:
+    def on_round_end(round_number: int, arrays: Any) -> None:
         if round_number == 0:
             stopwatch.ready()
         else:
@@ -292,13 +292,13 @@ def flower_training(
         ArrayRecord(stopwatch.bare.state),
         num_rounds=rounds,
         train_config=ConfigRecord(dict(config)),
-        evaluate_fn=told,
+        evaluate_fn=on_round_end,
     )
     return stopwatch.row(result.arrays.to_torch_state_dict())
 
 
 def flower_rows(actors: int, workload: str, folder: str, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Three trainings on the same actors: twice with Flower's mean, to see whether it repeats, once with pfedst's."""
+    """Yield three trainings on the same actors: two with Flower's mean, to check repeatability, one with pfedst's."""
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
@@ -357,7 +357,7 @@ def run(workloads: list[str], only: list[str], rounds: int) -> None:
 
 
 def source() -> dict[str, str]:
-    """Commit and digest of pfedst's source: rows of two sources must not be compared."""
+    """Return commit and digest of pfedst's source: rows of two sources must not be compared."""
     package = Path(pfedst.__file__).parent
     found = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -367,7 +367,7 @@ def source() -> dict[str, str]:
 
 
 def facts(place: Workplace) -> dict[str, Any]:
-    """What the protocol says of a workload."""
+    """Return the protocol entries of a workload."""
     state = place.model.shared_state()
     batch_size = place.data.batch_size
     images = {name: place.data.samples(name, "train") for name in place.federation.weights}
@@ -382,7 +382,7 @@ def facts(place: Workplace) -> dict[str, Any]:
 
 
 def write(here: dict[str, Any], workload: str, about: dict[str, Any], row_name: str, row: dict[str, Any]) -> None:
-    """Put a row into the file, whose rows are all of one source and environment."""
+    """Write a row to the file, whose rows all have the same source and environment."""
     if here["environment"]["source_digest"] != source()["source_digest"]:
         raise SystemExit(f"{workload}, {row_name}: pfedst's source has changed during the run; this row is not kept")
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -456,7 +456,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # actors find what they run by the name of a module, which __main__ is not
+    # actors import their code by module name, which is not possible for __main__
     import simulator
 
     simulator.main()

@@ -3,10 +3,10 @@
     python benchmarks/step.py run [--image-size 224] [--batch-size 16] [--cycles 3] [--device cpu]
     python benchmarks/step.py table
 
-Rows are ways to fine-tune one image tower (see `step_rows.py`). Each takes a first step, in which its matrix products,
-the tensors that autograd saves and the peak memory are counted; then the rows take turns for some cycles of timed
-steps, so that whatever else the machine does falls on all of them. Cached taps are at hand in memory: reading them
-from disk is measured by `cache.py` and `epoch.py`.
+Rows are ways to fine-tune one image tower (see `step_rows.py`). In the first step of each row its matrix products, the
+tensors saved by autograd and the peak memory are counted. Then the rows take turns for some cycles of timed steps, so
+that other work of the machine affects all of them. Cached taps are in memory: reading them from disk is measured by
+`cache.py` and `epoch.py`.
 
 The floor of a step is the time of its matrix products alone, each measured in the same cycles in its own shape (see
 `matrix_products.py`).
@@ -43,22 +43,22 @@ PARTS = {
     "activations": ("gelu", "sigmoid"),
     "copies": ("copy_", "cat", "clone", "fill_", "zero_", "select_backward", "slice_backward"),
 }
-"""Shares of a step: what the names of torch's operators begin with."""
+"""Shares of a step -> prefixes of the names of torch's operators."""
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------
 
 
 def counted(row: Row, device: torch.device) -> tuple[dict[str, Any], Products]:
-    """What the first step of a row saves for backward, takes at its peak, and multiplies."""
-    if row.compiled:  # the compiler's own memory is not the step's
+    """Return the saved bytes, the peak memory and the products of the first step of a row."""
+    if row.compiled:  # the memory of the compiler does not belong to the step
         row.gradients()
         row.optimizer.zero_grad()
     gc.collect()
     recorder, counter = Recorder(), FlopCounterMode(display=False)
     saved, memory = SavedBytes(row), PeakMemory(device)
     with memory.watched(), saved:
-        if row.compiled:  # nothing is compiled while a recorder watches
+        if row.compiled:  # nothing is compiled inside a recorder
             row.step()
         else:
             with counter, recorder:
@@ -74,7 +74,7 @@ def counted(row: Row, device: torch.device) -> tuple[dict[str, Any], Products]:
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd keeps for the backward pass: every storage once, parameters not at all."""
+    """Count the memory that autograd keeps for the backward pass: every storage once, without parameters."""
 
     def __init__(self, row: Row) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
@@ -89,7 +89,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     @property
     def bytes(self) -> int:
-        """Of all storages."""
+        """Bytes of all storages."""
         return sum(self._found.values())
 
 
@@ -97,12 +97,12 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 def clock_for(device: torch.device) -> Clock:
-    """Processor time where one thread does all the work: what else the machine does is then not counted."""
+    """Return processor time if one thread does all the work, so that other work of the machine is not counted."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def timed_step(row: Row, device: torch.device) -> tuple[float, float]:
-    """Seconds by the clock for the device, and by that on the wall."""
+    """Return the seconds of a step by the clock for the device and by wall clock."""
     clock = clock_for(device)
     synchronise(device)
     on_the_wall, started = time.perf_counter(), clock()
@@ -112,7 +112,7 @@ def timed_step(row: Row, device: torch.device) -> tuple[float, float]:
 
 
 def breakdown(row: Row) -> dict[str, float]:
-    """Shares of a step on a CPU by the kind of work; `rest` is small operators and Python between them."""
+    """Return shares of a step on a CPU by kind of work; `rest` is small operators and Python."""
     gradient_seconds = optimizer_seconds = 0.0
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         started = time.perf_counter()
@@ -135,7 +135,7 @@ def breakdown(row: Row) -> dict[str, float]:
 
 
 def common_products(setting: Setting) -> dict[str, Product]:
-    """Two products of the model whose rates are told beside the table."""
+    """Return two products of the model whose rates are listed with the table."""
     spec = setting.encoder().spec
     rows, width = setting.batch_size * spec.tokens, spec.width
     return {
@@ -145,11 +145,11 @@ def common_products(setting: Setting) -> dict[str, Product]:
 
 
 def count_rows(setting: Setting, names: list[str]) -> tuple[dict[str, Row], dict[str, Any], dict[str, Products]]:
-    """The rows after their first step, what was counted in it, and their products; no row where it cannot run."""
+    """Return the rows after their first step, its counts, and their products, without rows that cannot run here."""
     rows: dict[str, Row] = {}
     results: dict[str, dict[str, Any]] = {}
     products: dict[str, Products] = {}
-    small_head(setting).step()  # what libraries set up once is no row's memory
+    small_head(setting).step()  # memory that libraries allocate once belongs to no row
     for name in names:
         row = ROWS[name](setting)
         try:
@@ -160,7 +160,7 @@ def count_rows(setting: Setting, names: list[str]) -> tuple[dict[str, Row], dict
                 raise
             results[name] = {"missing": f"no compiler: {str(error).splitlines()[0]}"}
         print(f"counted: {name}", flush=True)
-    if COMPILED in products:  # the same products, unseen within compiled code
+    if COMPILED in products:  # the same products, which cannot be recorded in compiled code
         products[COMPILED] = products.get(CACHED, Products())
     return rows, results, products
 
@@ -168,7 +168,7 @@ def count_rows(setting: Setting, names: list[str]) -> tuple[dict[str, Row], dict
 def time_rows(
     rows: Mapping[str, Row], products: Iterable[Product], cycles: int, device: torch.device
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[Product, float]]:
-    """The times of every row's steps, and the median time of every product alone, cycle by cycle."""
+    """Return the times of every row's steps and the median time of every product alone, measured cycle by cycle."""
     alone: dict[Product, list[float]] = {product: [] for product in products}
     steps: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for cycle in range(cycles):
@@ -181,7 +181,7 @@ def time_rows(
 
 
 def run(setting: Setting, cycles: int, only: list[str]) -> None:
-    """Count, time, write."""
+    """Count, time, and write the results."""
     rows, results, products = count_rows(setting, only)
     shown = common_products(setting)
     distinct = dict.fromkeys([*shown.values(), *(product for of_row in products.values() for product in of_row)])
@@ -194,7 +194,7 @@ def run(setting: Setting, cycles: int, only: list[str]) -> None:
 
 
 def of_steps(steps: list[tuple[float, float]], products: Products, medians: Mapping[Product, float]) -> dict[str, Any]:
-    """Times of a row beside those of its products alone."""
+    """Return the times of a row and those of its products alone."""
     return {
         "seconds": [seconds for seconds, _ in steps],
         "wall_seconds": [seconds for _, seconds in steps],
@@ -214,7 +214,7 @@ def write(
     parts: dict[str, float],
     results: dict[str, dict[str, Any]],
 ) -> None:
-    """The result's file."""
+    """Write the result file."""
     name = torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else "cpu"
     protocol = asdict(setting) | {"device": name, "encoder": setting.encoder().label, "classes": CLASSES}
     clock = "processor time" if clock_for(setting.device) is time.process_time else "on the wall"
@@ -233,7 +233,7 @@ def write(
 
 
 def table() -> None:
-    """Everything from the result's file."""
+    """Print the table from the result file."""
     result = json.loads(RESULT.read_text())
     rows: dict[str, dict[str, Any]] = result["rows"]
     print(
@@ -259,13 +259,13 @@ def table() -> None:
     for name, rate in result["rates"].items():
         print(f"Rate of {rate['product']} ({name}): {rate['flops_per_second'] / 1e9:.1f} GFLOP/s.")
     if shares := result["breakdown_of_cached"]:
-        told = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares.items())
-        print(f"\nWhere a step of pFedST on cached taps goes: {told}.")
+        listing = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares.items())
+        print(f"\nWhere a step of pFedST on cached taps goes: {listing}.")
     print(f"\n| target | measured | |\n|---|---|---|\n{targets(rows)}")
 
 
 def cells(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Of one row of the table."""
+    """Return the cells of one row of the table."""
     if "missing" in row:
         return [row["missing"], *[""] * 8]
     seconds, peak = statistics.median(row["seconds"]), row["peak_bytes"]
@@ -283,7 +283,7 @@ def cells(row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def targets(rows: dict[str, dict[str, Any]]) -> str:
-    """What was aimed at, and whether it is met."""
+    """Report the targets, and whether they are met."""
     if not {CACHED, RECOMPUTED, LORA} <= set(rows):
         return "| not all rows were measured | | |"
     cached = rows[CACHED]
@@ -310,7 +310,7 @@ def saved_bytes_of(row: dict[str, Any]) -> float:
 def ratio(
     rows: dict[str, dict[str, Any]], row: dict[str, Any], reference: str, measure: Callable[[dict[str, Any]], float]
 ) -> float:
-    """A row's number over that of the reference row; NaN if that was not measured."""
+    """Return a row's number over that of the reference row; NaN if the reference was not measured."""
     return measure(row) / measure(rows[reference]) if reference in rows else float("nan")
 
 

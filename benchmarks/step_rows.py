@@ -1,7 +1,7 @@
 """The rows of `step.py`: ways to fine-tune the same image tower for the same images, each as one training step.
 
-Every row ends in the same frozen class anchors and the optimiser that pfedst takes by default (AdamW). The rows differ
-in what is trained and in what the gradient has to cross.
+Every row ends in the same frozen class anchors and uses pfedst's default optimiser (AdamW). The rows differ in the
+trained parameters and in the layers through which the gradient passes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PROMPT_TOKENS = 10
 
 @dataclass
 class Row:
-    """One way to train: `loss` of the batch at hand, of `parameters`.
+    """One way to train: `loss` of the current batch, for `parameters`.
 
-    `held` are all parameters, frozen ones included: they are no activations of the step. A `compiled` row compiles in
+    `held` are all parameters, including frozen ones: they are not activations of the step. A `compiled` row compiles in
     its first step.
     """
 
@@ -48,19 +48,19 @@ class Row:
         self.optimizer = default_optimizer(self.parameters)
 
     def gradients(self) -> None:
-        """Forward, cross-entropy, backward."""
+        """Run forward, cross-entropy and backward."""
         self.optimizer.zero_grad()
         self.loss().backward()
 
     def step(self) -> None:
-        """All of one training step."""
+        """Run a whole training step."""
         self.gradients()
         self.optimizer.step()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share. Random images and labels: only time and memory are measured."""
+    """The common setting of all rows. Images and labels are random: only time and memory are measured."""
 
     model: str
     image_size: int
@@ -68,7 +68,7 @@ class Setting:
     device: torch.device
 
     def encoder(self, last_block: LastBlock = "class_token") -> FrozenCLIP:
-        """The frozen encoder, with random weights; the same object for all rows with this last block."""
+        """Return the frozen encoder with random weights; the same object for all rows with this last block."""
         return _encoder(self, last_block)
 
     def images(self) -> Tensor:
@@ -77,12 +77,12 @@ class Setting:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     def targets(self) -> Tensor:
-        """Their random labels."""
+        """Random labels of the images."""
         labels = torch.randint(CLASSES, (self.batch_size,), generator=torch.Generator().manual_seed(1))
         return labels.to(self.device)
 
     def client(self, encoder: FrozenCLIP, method: FederatedMethod) -> FederatedClient:
-        """A client of a method, with random class anchors."""
+        """Return a client of a method, with random class anchors."""
         names = [f"class {index}" for index in range(CLASSES)]
         made = FederatedClient(encoder, anchors="prototypes").with_classes(names, method, run_seed=0)
         made.set_anchors(torch.randn(CLASSES, encoder.spec.embedding))
@@ -95,7 +95,7 @@ def _encoder(setting: Setting, last_block: LastBlock) -> FrozenCLIP:
 
 
 def full_fine_tuning(setting: Setting) -> Row:
-    """Every weight of the image tower."""
+    """Train every weight of the image tower."""
     encoder, images, targets = setting.encoder(), setting.images(), setting.targets()
     head = setting.client(encoder, FedCLIP()).adapter.head
     tower = copy.deepcopy(encoder.tower).requires_grad_(True).train()
@@ -104,12 +104,12 @@ def full_fine_tuning(setting: Setting) -> Row:
 
 
 def lora_through_the_tower(setting: Setting) -> Row:
-    """LoRA beside queries and values of every block, as pfedst's LoRATower does by default."""
+    """Train LoRA for queries and values of every block, as pfedst's LoRATower does by default."""
     return _of_images(setting, FedLoRA())
 
 
 def visual_prompt_tuning(setting: Setting) -> Row:
-    """Learned tokens beside those that enter block 1 (VPT-shallow, Jia et al., ECCV 2022)."""
+    """Train additional tokens in the input of block 1 (VPT-shallow, Jia et al., ECCV 2022)."""
     encoder, images, targets = setting.encoder(), setting.images(), setting.targets()
     head = setting.client(encoder, FedCLIP()).adapter.head
     prompts = nn.Parameter(0.02 * torch.randn(PROMPT_TOKENS, encoder.spec.width, device=setting.device))
@@ -121,7 +121,7 @@ def visual_prompt_tuning(setting: Setting) -> Row:
 
 
 def with_prompts(tower: ImageTower, images: Tensor, prompts: Tensor) -> Tensor:
-    """Images (B, 3, H, W) -> embeddings (B, E), with prompts (p, D) behind the class token in all blocks."""
+    """Return embeddings (B, E) of images (B, 3, H, W), with prompts (p, D) behind the class token in all blocks."""
     tokens = tower.embed(images)
     tokens = torch.cat([tokens[:, :1], prompts.expand(len(images), -1, -1), tokens[:, 1:]], dim=1)
     for block in tower.blocks[:-1]:
@@ -130,32 +130,32 @@ def with_prompts(tower: ImageTower, images: Tensor, prompts: Tensor) -> Tensor:
 
 
 def pfedst_recomputed(setting: Setting) -> Row:
-    """The side network of pFedST with its LoRA; the frozen tower sees every batch anew, without gradients."""
+    """Train the side network of pFedST with its LoRA; the frozen tower processes every batch without gradients."""
     return _of_images(setting, PFedST())
 
 
 def pfedst_cached(setting: Setting) -> Row:
-    """The same on taps that are at hand."""
+    """Train the side network of pFedST with its LoRA on taps in memory."""
     return _of_taps(setting, PFedST())
 
 
 def pfedst_whole_last_block(setting: Setting) -> Row:
-    """The same, with the last block evaluated for all tokens and not for the class token alone."""
+    """As `pfedst_cached`, with the last block computed for all tokens and not for the class token alone."""
     return _of_taps(setting, PFedST(), last_block="whole")
 
 
 def pfedst_bfloat16(setting: Setting) -> Row:
-    """The same under autocast: products in bfloat16, weights in float32. The taps are float32."""
+    """As `pfedst_cached` under autocast: products in bfloat16, weights in float32. The taps are float32."""
     return _of_taps(setting, PFedST(), autocast=True)
 
 
 def pfedst_compiled(setting: Setting) -> Row:
-    """The same with the ladder compiled by torch.compile."""
+    """As `pfedst_cached` with the ladder compiled by torch.compile."""
     return _of_taps(setting, PFedST(), compiled=True)
 
 
 def small_head(setting: Setting) -> Row:
-    """FedCLIP's attention over the channels of the image embedding, which is at hand."""
+    """Train FedCLIP's attention over the channels of the image embedding, which is in memory."""
     return _of_taps(setting, FedCLIP())
 
 
@@ -176,7 +176,7 @@ def _of_taps(
     autocast: bool = False,
     compiled: bool = False,
 ) -> Row:
-    """Their values are random too: a step takes as long on any."""
+    """Return a row on random taps: the time of a step does not depend on their values."""
     encoder = setting.encoder(last_block)
     client = setting.client(encoder, method)
     batch = Batch(_random_taps(setting, client), setting.targets())

@@ -1,12 +1,12 @@
-"""Bytes on the wire in a round: what one client receives and sends, for every registered method.
+"""Bytes on the wire in a round: messages that one client receives and sends, for every registered method.
 
     python benchmarks/wire.py run
     python benchmarks/wire.py table
 
-Each method is built with its defaults on an encoder with RANDOM WEIGHTS; its first message is delivered to a client
-and that client's answer collected, as in a round but without training, and the bytes of the tensors in both messages
-are counted. Setup is what a client sends once, before the first round: sums and counts of its class prototypes. There
-is no compression and no framing in these numbers.
+Each method is built with its defaults on an encoder with RANDOM WEIGHTS. Its first message is delivered to a client and
+the client's answer is collected, as in a round but without training. The bytes of the tensors in both messages are
+counted. Setup is the message that a client sends once before the first round: sums and counts of its class prototypes.
+The numbers include no compression and no framing.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pfedst.tracking import parameters_sent, parameters_trained
 RESULT = Path(__file__).resolve().parent / "results" / "wire.json"
 CLASSES, SITE_SAMPLES = 8, 16
 REFERENCE = "FedAvg"
-"""Federated averaging of the side network: what the methods are compared to."""
+"""Federated averaging of the side network, with which the methods are compared."""
 
 
 def measure(method: FederatedMethod, encoder: FrozenCLIP) -> dict[str, Any]:
-    """One method's messages to and from one client."""
+    """Measure one method's messages to and from one client."""
     names = [f"class {index}" for index in range(CLASSES)]
     template = FederatedClient(encoder, anchors="prototypes")
     federation = Federation(template, names, {"site": SITE_SAMPLES}, method, run_seed=0)
@@ -56,14 +56,14 @@ def measure(method: FederatedMethod, encoder: FrozenCLIP) -> dict[str, Any]:
 
 
 def gather_prototypes(federation: Federation) -> None:
-    """From random images of the encoder's size, as many as a site has."""
+    """Compute prototypes from random images of the encoder's size, as many as a site has."""
     size = federation.encoder.spec.image_size
     images = torch.randn(SITE_SAMPLES, 3, size, size)
     federation.gather_prototypes(lambda _: [(images, torch.arange(SITE_SAMPLES) % CLASSES)], torch.device("cpu"))
 
 
 def run(model: str, image_size: int) -> None:
-    """All methods; one that cannot run on this encoder is told with its reason."""
+    """Measure all methods. A method that cannot run on this encoder is listed with the reason."""
     encoder = FrozenCLIP(model, "random", image_size)
     rows: dict[str, dict[str, Any]] = {}
     for name, method in registered_methods().items():
@@ -78,7 +78,7 @@ def run(model: str, image_size: int) -> None:
 
 
 def table() -> None:
-    """Everything from the result's file, most bytes first."""
+    """Print the table from the result file, most bytes first."""
     result = json.loads(RESULT.read_text())
     rows, protocol = result["rows"], result["protocol"]
     tower = 2 * protocol["image_tower_bytes"]
@@ -104,7 +104,7 @@ def table() -> None:
 
 
 def round_bytes(row: dict[str, Any]) -> int:
-    """Up and down."""
+    """Return upload and download bytes of a round."""
     return int(row.get("upload_bytes", 0) + row.get("download_bytes", 0))
 
 

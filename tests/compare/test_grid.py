@@ -84,7 +84,7 @@ def test_failures_are_told_and_the_rest_goes_on(grid, tmp_path) -> None:
     assert failed["run1"].endswith("RuntimeError: a defect")
     assert failed["run2"].startswith("exit code 0")
     assert (tmp_path / "run3" / "summary.json").is_file()
-    assert f"all it said: {tmp_path / 'run0.log'}" in made.console.file.getvalue()
+    assert f"full log: {tmp_path / 'run0.log'}" in made.console.file.getvalue()
 
 
 def test_threads_are_divided_unless_they_are_given(grid, tmp_path, monkeypatch) -> None:
@@ -167,4 +167,4 @@ def test_last_words_without_an_error_are_the_last_lines(tmp_path) -> None:
     log.write_text("\n".join(str(number) for number in range(9)) + "\n\n")
     assert last_words(log) == "4 5 6 7 8"
     log.write_text("")  # a full disk takes the log too
-    assert last_words(log) == "it said nothing"
+    assert last_words(log) == "no output"
