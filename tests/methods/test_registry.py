@@ -5,8 +5,8 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from pfedst.methods import registry
 from pfedst.errors import ConfigurationError
+from pfedst.methods import registry
 
 
 def points(*pairs):
