@@ -12,6 +12,7 @@ from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, NotFiniteError, TooFewClientsError
 from pfedst.testing.small import federation, fit, prepared, template, train, trainer
+from tests.rounding import alike
 
 BATCH = 1
 
@@ -80,8 +81,8 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(monkeypatch) -> None:
 
     skipped = losses_of("skip", bad_at(BAD_STEPS["NaN loss"])())
     assert skipped.skipped_steps == 1
-    for key, tensor in losses_of("stop", Without()).own_state().items():
-        assert torch.equal(tensor, skipped.own_state()[key]), key
+    # two ways to leave a step out: alike but for rounding, and a step that counts moves weights by 1e-3
+    assert alike(losses_of("stop", Without()).own_state(), skipped.own_state())
 
 
 def test_a_method_never_sees_gradients_that_are_not_finite() -> None:
