@@ -1,9 +1,9 @@
 """Runs that are killed by SIGKILL at any moment and started again, for `faults.py`.
 
-A run is a separate process, forked from one that has imported everything and computed nothing. Half of the kills come
-from outside, at a moment drawn uniformly from the remaining duration of the run. The other processes kill themselves at
-a call drawn from all calls that write state, records and summary (`fsync`, `replace`, `rmtree`, `mkdir`, `write_bytes`,
-an append to `rounds.jsonl`): before the call, after it, or with half of it done.
+A run is a process of its own, forked from one that has imported everything and computed nothing. Half of the kills
+come from outside, at a moment drawn uniformly from what is left of the run's duration; the others the process gives
+itself at a call drawn from all those by which state, records and summary are written (`fsync`, `replace`, `rmtree`,
+`mkdir`, `write_bytes`, an append to `rounds.jsonl`): before it, after it, or with half of it done.
 """
 
 from __future__ import annotations
@@ -26,35 +26,36 @@ import torch
 from faults_runs import Left, differences, left_by, start_or_go_on
 from pfedst_baselines.scaffold import SCAFFOLD
 
-from pfedst.client.client import Fit
+from pfedst.messages.requests import Reply
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
 from pfedst.server.rounds import RoundLoop
-from pfedst.transport.processes import Executor, ProcessExecutor, SequentialExecutor
+from pfedst.transport.in_process import InProcess
+from pfedst.transport.processes import Processes
 
 ROUNDS, MOST_KILLS = 12, 4
 CASES: dict[str, tuple[Callable[[], FederatedMethod], dict[str, Any]]] = {
     "PFedST": (PFedST, {}),
     "SCAFFOLD, kept optimiser": (SCAFFOLD, {"optimizer_state": "keep"}),
     "PFedST, fine-tuning": (lambda: PFedST(finetune_epochs=1), {"keep_states": 1, "evaluate_every": 3}),
-    "PFedST, 2 processes": (PFedST, {"executor": "processes", "workers": 2}),
+    "PFedST, 2 processes": (PFedST, {"transport": "processes", "workers": 2}),
 }
 
 
 def is_parallel(case: str) -> bool:
-    return "executor" in CASES[case][1]
+    return "transport" in CASES[case][1]
 
 
 # -- within the process that is killed ---------------------------------------------------------------------------------
 
 
 class Steps:
-    """Count the calls that write files of a run, and end the process at one of them.
+    """Counts the calls by which a run is written, and ends the process at one of them.
 
     Args:
-        last: number of that call, from 1; None for none.
-        log: file to which the last call is written.
+        last: its number, from 1; None for none.
+        log: where the last call is told.
     """
 
     def __init__(self, last: int | None, log: Path) -> None:
@@ -103,32 +104,39 @@ def remove_half(folder: Path, **_: Any) -> None:
 
 
 def append_half(run: RunFolder, records: Sequence[Any]) -> None:
-    text = "".join(f"{record}\n" for record in records)  # not JSON: incomplete lines are not read
+    text = "".join(f"{record}\n" for record in records)  # no JSON at all: what is half written is not read
     with run.records_file.open("a") as file:
         file.write(text[: len(text) // 2])
 
 
 def note_fits(log: Path) -> None:
-    """Write each fit to the log when it begins."""
+    """Write down each fit that begins, and each whose reply was on disk already."""
 
-    def noted(run: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(self: Executor, tasks: Any, started: Any) -> Iterator[Any]:
-            def note(task: Any) -> None:
-                if isinstance(task, Fit):
+    def noted(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(self: Any, requests: Any, started: Any) -> Iterator[Any]:
+            def write(what: str, name: str) -> None:
+                request = requests[name]
+                if request.kind == "fit":
                     with log.open("a") as file:
-                        file.write(f"fit {task.round_number} {task.name} {task.finetune_epochs}\n")
-                started(task)
+                        file.write(f"{what} {request.round} {name} {request.finetune_epochs}\n")
 
-            return run(self, tasks, note)
+            def begin(name: str) -> None:
+                write("fit", name)
+                started(name)
+
+            for name, reply in ask(self, requests, begin):
+                if isinstance(reply, Reply) and reply.values.get("repeated"):
+                    write("repeated", name)
+                yield name, reply
 
         return noting
 
-    for kind in (SequentialExecutor, ProcessExecutor):
-        kind.run = noted(kind.run)  # type: ignore[method-assign]
+    for kind in (InProcess, Processes):
+        kind.ask = noted(kind.ask)  # type: ignore[attr-defined]
 
 
 def live(folder: Path, case: str, last_step: int | None, log: Path, begun: int) -> None:
-    """Run one life of a run. The process ends with it."""
+    """One life of a run; the process ends with it."""
     code = 1
     try:
         torch.set_num_threads(1)
@@ -158,14 +166,14 @@ def live(folder: Path, case: str, last_step: int | None, log: Path, begun: int) 
 
 
 class Life:
-    """A process that runs a run or the rest of it: how it ended, and what it did.
+    """A process that has a run or the rest of it: how it ended, and what it did.
 
     Args:
-        folder: folder of the run.
-        case: a key of CASES.
-        number: number of the life, from 0.
+        folder: of the run.
+        case: see CASES.
+        number: of the life, from 0.
         delay: seconds after the start of its rounds at which it is killed from outside.
-        last_step: call at which it kills itself.
+        last_step: at which it kills itself.
     """
 
     def __init__(
@@ -190,15 +198,24 @@ class Life:
         self.seconds = time.perf_counter() - started
         self.code = os.waitstatus_to_exitcode(status)
         lines = log.read_text().splitlines()
-        self.fits = [line for line in lines if line.startswith("fit")]
+        # a fit that began just before a kill counts as begun, though its reply may have been on disk
+        repeated = {line.split(" ", 1)[1] for line in lines if line.startswith("repeated")}
+        begun = [line.split(" ", 1)[1] for line in lines if line.startswith("fit")]
+        self.fits = [fit for fit in begun if fit not in repeated]
         self.steps = next((int(line.split()[1]) for line in lines if line.startswith("steps")), None)
         self.died = next((line for line in lines if line.startswith("died")), "from outside")
         if self.code not in (0, -signal.SIGKILL):
             raise SystemExit(f"{case}: a run that was started again failed:\n{log.with_suffix('.err').read_text()}")
 
 
-def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[str, Any]:
-    """Kill a run one to four times, and return the outcome."""
+def snapshots(folder: Path) -> set[str]:
+    """Return the names of the snapshots that a run keeps."""
+    run = folder / "run"
+    return {str(path.relative_to(run)) for path in (*run.glob("state/*"), *run.glob("sites/*/after-*"))}
+
+
+def trial(whole: Life, expected: Left, kept: set[str], case: str, draw: random.Random) -> dict[str, Any]:
+    """Kill a run one to four times; return what came of it."""
     with tempfile.TemporaryDirectory() as place:
         folder, lives = Path(place), list[Life]()
         kills = draw.randint(1, MOST_KILLS)
@@ -214,7 +231,7 @@ def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[s
             if not lives[-1].code:
                 break
         killed = lives[:-1]
-        # for each kill: fits that began in that life and had to be repeated
+        # of each kill: fits that began in that life and had to begin again
         later = [{fit for life in lives[index + 1 :] for fit in life.fits} for index in range(len(killed))]
         return {
             "kills": [life.died for life in killed],
@@ -222,12 +239,12 @@ def trial(whole: Life, expected: Left, case: str, draw: random.Random) -> dict[s
             "fits_begun": sum(len(life.fits) for life in lives),
             "differences": differences(left_by(folder), expected),
             "left_behind": sorted(file.name for file in (folder / "run").rglob("*.part")),
-            "other_files": len(list((folder / "run/state").glob("fit-*"))),
+            "other_files": sorted(snapshots(folder) ^ kept),
         }
 
 
 def kills(trials: int = 15) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return protocol and result."""
+    """Protocol and result."""
     threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     if len(threads) - threads.count("jemalloc_bg_thd") > 1:  # pyarrow's allocator, which is made to be forked
         raise SystemExit(
@@ -238,11 +255,11 @@ def kills(trials: int = 15) -> tuple[dict[str, Any], dict[str, Any]]:
     for case in CASES:
         with tempfile.TemporaryDirectory() as place:
             whole = Life(Path(place), case, 0)
-            expected = left_by(Path(place))
+            expected, kept = left_by(Path(place)), snapshots(Path(place))
         number = max(1, trials // 3) if is_parallel(case) else trials
         found = []
         for index in range(number):
-            found.append(trial(whole, expected, case, random.Random(f"{case} {index}")))
+            found.append(trial(whole, expected, kept, case, random.Random(f"{case} {index}")))
             print(f"{case}, trial {index}: {found[-1]}", flush=True)
         rows[case] = {"fits": len(whole.fits), "steps": whole.steps, "seconds": whole.seconds, "trials": found}
     protocol = {
@@ -257,6 +274,11 @@ def kills(trials: int = 15) -> tuple[dict[str, Any], dict[str, Any]]:
     return protocol, {"cases": rows, "shared_memory_left": left_over}
 
 
+def count_of(files: list[str] | int) -> int:
+    """Return the number of files; old results hold the number alone."""
+    return files if isinstance(files, int) else len(files)
+
+
 def table(protocol: dict[str, Any], result: dict[str, Any]) -> None:
     print(
         "| run | runs | kills | from outside | while writing | fits of a run | fits lost a kill: 0, 1, 2, more "
@@ -269,7 +291,7 @@ def table(protocol: dict[str, Any], result: dict[str, Any]) -> None:
         cells += [len(died) - died.count("from outside"), row["fits"]]
         cells += [", ".join(str(lost[number]) for number in range(4))]
         cells += [sum(bool(trial["differences"]) for trial in row["trials"])]
-        cells += [sum(len(trial["left_behind"]) + trial["other_files"] for trial in row["trials"])]
+        cells += [sum(len(trial["left_behind"]) + count_of(trial["other_files"]) for trial in row["trials"])]
         print(f"| {' | '.join(map(str, cells))} |")
     steps = Counter(
         kind.split(" ", 1)[1]

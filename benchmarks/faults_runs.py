@@ -1,4 +1,4 @@
-"""Runs for `faults.py`, with a nano encoder with RANDOM WEIGHTS on SYNTHETIC images, and the files that they leave."""
+"""Runs for `faults.py`, of a nano encoder with RANDOM WEIGHTS on SYNTHETIC images, and what they leave on disk."""
 
 from __future__ import annotations
 
@@ -14,22 +14,33 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pfedst import simulation
+from pfedst.client.state import SiteState
 from pfedst.data import FederatedDataModule
 from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.state import RunState
+from pfedst.state.snapshot import flatten
 from pfedst.testing.small import data, template, trainer
 
 TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
-"""Keys of summary and records that may differ between runs; all others must be equal."""
+"""Keys of summary and records that differ from run to run; all others must not."""
 
 
 class Left(NamedTuple):
-    """The results of a run, without times."""
+    """What a run leaves on disk, without times.
+
+    Attributes:
+        summary: content of `summary.json`.
+        records: lines of `rounds.jsonl`.
+        merged: name of the newest round, and which fits the server has merged.
+        tensors: of the newest round of the server; of the last merged fit of each site; of its predictions.
+    """
 
     summary: Any
     records: Any
-    last_round: str
+    merged: Any
     tensors: dict[str, dict[str, Tensor]]
 
 
@@ -41,23 +52,31 @@ def start_or_go_on(
     callbacks: Sequence[Callback] = (),
     **coordinator: Any,
 ) -> dict[str, Any]:
-    """Start a run in `folder/run`, or resume it if it exists. Return its summary."""
+    """Start the run in `folder/run`, or continue it if it exists; return its summary."""
     place = folder / "run"
     resume = place.is_dir()
     run = RunFolder(place) if resume else RunFolder.create(folder, place.name, "run")
     local = trainer(max_epochs=method.fewest_local_epochs, callbacks=list(callbacks))
-    return FederatedCoordinator(**coordinator).fit(template(), sites or data(), method, local, run, seed, resume)
+    rounds = FederatedCoordinator(**coordinator)
+    return simulation.fit(rounds, template(), sites or data(), method, local, run, seed, resume)
 
 
 def left_by(folder: Path) -> Left:
-    """Return the results of a finished run."""
+    """Read what a finished run has left."""
     run = folder / "run"
-    last = sorted((run / "state").glob("round-*"))[-1]
+    last = RunState(run / "state").last_round()
+    tensors = {"server": flatten(last.parts["server"])}
+    for name, number in last.about["after"].items():
+        site = SiteState(run / simulation.SITES, name)
+        if number:
+            tensors |= {f"{name}, {part}": flatten(tree) for part, tree in site.read(number).parts.items()}
+        files = sorted((site.folder / "predictions").glob("*.safetensors"))
+        tensors |= {f"{name}, {file.name}": load_file(file) for file in files}
     return Left(
         without_times(json.loads((run / "summary.json").read_text())),
         without_times([json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]),
-        last.name,
-        {file.name: load_file(file) for file in sorted(last.glob("*.safetensors"))},
+        {"round": last.name} | {key: last.about[key] for key in ("after", "best", "kept")},
+        tensors,
     )
 
 
@@ -68,8 +87,8 @@ def without_times(value: Any) -> Any:
 
 
 def differences(one: Left, other: Left) -> list[str]:
-    """Return the parts in which two runs differ in any bit; empty if they are equal."""
-    found = [name for name in ("summary", "records", "last_round") if getattr(one, name) != getattr(other, name)]
+    """Return the names of what is not bit-identical in two runs."""
+    found = [name for name in ("summary", "records", "merged") if getattr(one, name) != getattr(other, name)]
     if one.tensors.keys() != other.tensors.keys():
         return [*found, "files"]
     for file, tensors in one.tensors.items():
@@ -80,19 +99,19 @@ def differences(one: Left, other: Left) -> list[str]:
 
 
 @contextmanager
-def recorded_warnings() -> Iterator[list[str]]:
-    """Record the warnings of the package within the block instead of printing them."""
-    warned: list[str] = []
+def warnings_told() -> Iterator[list[str]]:
+    """Collect the warnings of the package within a block; they are not printed."""
+    told: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            warned.append(record.getMessage())
+            told.append(record.getMessage())
 
     logger, handler = logging.getLogger("pfedst"), Handler(logging.WARNING)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield warned
+        yield told
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

@@ -142,6 +142,7 @@ class Client:
         data, encoder, most = self.data, self.module.encoder, self.local.batches
         return {
             "classes": list(data.class_names),
+            "ordinal": data.ordinal,
             "study": self.study,
             "fingerprint": data.fingerprint,
             "encoder_weights": encoder.compute_hash(),
@@ -173,16 +174,18 @@ class Client:
     def _fit(self, name: str, request: Request) -> Reply:
         state = self._state(name)
         digest = self._digest(request)
-        repeated = state.answered(request.fit_number, digest)
-        if repeated is not None:
-            state.drop({*request.pinned, request.after})  # a process may have been killed before it did
-            return repeated
+        reply = state.answered(request.fit_number, digest) or self._fitted(name, request, digest, state)
+        # by name, too: where the server resumed an older round, later fits may be on disk
+        state.drop({*request.pinned, request.after, request.fit_number})
+        return reply
+
+    def _fitted(self, name: str, request: Request, digest: str, state: SiteState) -> Reply:
+        """Run a local fit and save it."""
         self._restore(name, request)
         record = self._train(name, request)
         message = {} if request.finetune_epochs else make_upload(self.model, self.method)
         about = {"request": digest, "record": record, "finetune_epochs": request.finetune_epochs}
         state.save(request.fit_number, about, self.model, message)
-        state.drop({*request.pinned, request.after})
         return Reply({"record": record, "repeated": False}, message)
 
     def _evaluate(self, name: str, request: Request) -> Reply:
@@ -227,7 +230,7 @@ class Client:
         model = self.model.move_to("cpu")
         self.generic.move_to("cpu")
         model.name, model.round, model.finetuning = name, request.round, request.finetune_epochs > 0
-        saved = self._state(name).read(request.after) if request.after else None
+        saved = self._state(name).start(request.after) if request.after else None
         model.load_own_state(self._start_tensors)
         model.memo, model.optimizer_state = copy.deepcopy(self._start_memo), None
         if request.anchors is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfedst.data import FederatedDataModule, Split
 from pfedst.messages.payload import State
-from pfedst.state import write_atomically, writing
+from pfedst.state import clear_unfinished, write_atomically, writing
 
 FORMAT = 1
 
@@ -68,4 +68,5 @@ class Predictions:
         with writing(file):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # of patients: for this user alone
             file.parent.mkdir(exist_ok=True)
+            clear_unfinished(file.parent)
             write_atomically(file, save({key: tensor.contiguous() for key, tensor in tensors.items()}, about))

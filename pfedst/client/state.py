@@ -27,7 +27,7 @@ from pfedst.errors import StateError, listed
 from pfedst.messages.payload import NET, Payload, State, check_plain
 from pfedst.messages.records import is_fit_record
 from pfedst.messages.requests import Reply
-from pfedst.state.files import clear_unfinished, writing
+from pfedst.state.files import clear_unfinished, sync_folder, writing
 from pfedst.state.snapshot import (
     Snapshot,
     name_snapshot,
@@ -81,9 +81,24 @@ class SiteState:
         if found.about.get("site") != self.name or CLIENT not in found.parts:
             raise StateError(f"{self.path(number)} is not a snapshot of site {self.name}")
         client, message = found.parts[CLIENT], found.parts.get(MESSAGE, {})
-        shared = {ADAPTER + key: tensor for key, tensor in saved_table(message, NET).items()}
+        check_plain(message, f"{self.path(number)}: the message")
+        shared = {ADAPTER + key: tensor for key, tensor in message.get(NET, {}).items()}
         client["model"] = shared | saved_table(client, "model")
         return found
+
+    def start(self, number: int) -> Snapshot:
+        """Read the snapshot that a client continues from.
+
+        Raises:
+            StateError: the snapshot is missing or damaged, or of another site; the message has a remedy.
+        """
+        try:
+            return self.read(number)
+        except StateError as error:
+            raise StateError(
+                f"{error}; client {self.name} continues from this folder: put back a copy of it, or continue with the "
+                f"same command, --name and --resume true, which looks for an older round, or start a new run"
+            ) from error
 
     def answered(self, number: int, digest: str) -> Reply | None:
         """Return the reply to a request that was answered before; None if the fit has to be done.
@@ -125,6 +140,8 @@ class SiteState:
             temporary = write_snapshot(final, {"site": self.name, **about}, parts)
             sync_snapshot(temporary)
             name_snapshot(temporary, final)
+            for folder in (self.folder, self.folder.parent):
+                sync_folder(folder)
 
     def drop(self, keep: Collection[int]) -> None:
         """Remove all snapshots but the last two fits and those in `keep`, and what a killed process left."""

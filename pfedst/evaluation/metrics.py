@@ -34,6 +34,11 @@ Metrics = dict[str, float | None]
 """Metric name -> value in [0, 1] (the kappa in [-1, 1]), or None if it is not defined."""
 
 
+def metric_names(ordinal: bool) -> tuple[str, ...]:
+    """Return the names of all metrics of a client; `ordinal`: the classes are grades."""
+    return (*METRICS, *CALIBRATION, *(GRADING_METRICS if ordinal else ()))
+
+
 def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool = False) -> Metrics:
     """Return the metrics of one client.
 
@@ -51,7 +56,7 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
             metrics are None without samples.
     """
     if len(targets) == 0:
-        return dict.fromkeys((*METRICS, *CALIBRATION, *GRADING_METRICS) if ordinal else (*METRICS, *CALIBRATION))
+        return dict.fromkeys(metric_names(ordinal))
     # ties and sums in float64: the same predictions give the same number for any batch size
     probabilities, classes = probabilities.double(), probabilities.shape[1]
     present = torch.bincount(targets, minlength=classes) > 0

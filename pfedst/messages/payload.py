@@ -109,10 +109,12 @@ def check_message(
         what: the message, for errors.
 
     Raises:
-        StateError: an undeclared name or key, another shape or dtype, or an entry that is not a plain tensor.
+        StateError: no `net`, an undeclared name or key, another shape or dtype, or an entry that is not a plain tensor.
         NotFiniteError: NaN or infinite numbers.
     """
     check_plain(payload, what)
+    if NET not in payload:
+        raise StateError(f'{what} has no part "{NET}"')
     allowed = {NET, *extra_messages}
     if undeclared := sorted(set(payload) - allowed):
         raise StateError(

@@ -18,21 +18,31 @@ def is_integer(value: Any) -> bool:
     return type(value) is int and abs(value) < LARGEST_INTEGER
 
 
+def is_count(value: Any) -> bool:
+    """True for an int that is not negative."""
+    return is_integer(value) and value >= 0
+
+
 def is_number(value: Any) -> bool:
     """True for an int or a finite float of a size that can be squared and summed."""
     return is_integer(value) or (type(value) is float and math.isfinite(value) and abs(value) < LARGEST_NUMBER)
 
 
 def is_size(value: Any) -> bool:
-    """True for an int, or None where a platform does not tell."""
-    return value is None or is_integer(value)
+    """True for a count, or None where a platform does not tell."""
+    return value is None or is_count(value)
+
+
+def is_positive(value: Any) -> bool:
+    """True for a number that is not negative."""
+    return is_number(value) and value >= 0
 
 
 FIT_RECORD: dict[str, Check] = {
     "train_loss": is_number,
-    "fit_seconds": is_number,
-    "images": is_integer,
-    "skipped_steps": is_integer,
+    "fit_seconds": is_positive,
+    "images": is_count,
+    "skipped_steps": is_count,
     "peak_memory_bytes": is_size,
 }
 

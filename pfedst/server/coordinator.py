@@ -19,6 +19,7 @@ from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
+from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
 from pfedst.server.server import MakeStart, Server
 from pfedst.state import RunState
@@ -142,6 +143,7 @@ class FederatedCoordinator:
             ConfigurationError: the clients do not agree on classes or options.
         """
         started = time.perf_counter()
+        transport = CheckedTransport(transport)
         hellos = transport.hello(run.path.name)
         server = self._server(hellos, method, make_start, run_seed, study)
         summary = RunSummary(self._describe(server, hellos), study or {})
@@ -179,6 +181,7 @@ class FederatedCoordinator:
         Raises:
             StateError: no state, or one that does not fit the configuration.
         """
+        transport = CheckedTransport(transport)
         hellos = transport.hello(folder.name)
         server = self._server(hellos, method, make_start, run_seed, None)
         saved = RunState(folder / "state").last_round()
@@ -245,6 +248,11 @@ def check_hellos(hellos: Mapping[str, Reply], study: Mapping[str, Any] | None) -
             raise ConfigurationError(
                 f"site {name} has the classes {listed(hello.values['classes'])}, others have "
                 f"{listed(first['classes'])}: give all sites the same --data.class_names"
+            )
+        if hello.values["ordinal"] != first["ordinal"]:
+            raise ConfigurationError(
+                f"site {name} has --data.ordinal {hello.values['ordinal']}, others have {first['ordinal']}: give all "
+                f"sites the same"
             )
         theirs = hello.values["study"]
         own = theirs if study is None else of_the_study(study)

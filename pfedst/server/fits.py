@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pfedst.errors import StateError, TooFewClientsError, listed
+from pfedst.errors import TooFewClientsError, listed
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import Payload, payload_bytes
-from pfedst.messages.records import is_fit_record
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.server.screening import outliers
@@ -149,10 +148,8 @@ class Fits:
             self.server.merge(messages)
 
     def _ask(self, requests: Mapping[str, Request], activity: str) -> Iterator[tuple[str, Reply | Fault]]:
-        """Yield each client with its reply, or with the fault; a reply without a whole record is a fault."""
+        """Yield each client with its reply, or with the fault."""
         for name, reply in self.transport.ask(requests, lambda name: self.progress.say(f"{activity}, {name}")):
-            if isinstance(reply, Reply) and not is_fit_record(reply.values.get("record")):
-                reply = Fault.of(StateError(f"the reply from client {name} holds no record of a fit"))
             self.progress.fitted(earlier=isinstance(reply, Reply) and bool(reply.values.get("repeated")))
             yield name, reply
 

@@ -12,7 +12,7 @@ from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.evaluation import Evaluated
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import State
-from pfedst.messages.requests import PROTOTYPES, Kind, Reply, Request, SplitName
+from pfedst.messages.requests import Kind, Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.reporting import RunFolder, RunSummary, percent
 from pfedst.reporting.records import check_records
@@ -81,6 +81,7 @@ class RoundLoop:
         self.progress = RunProgress(fits + len(server.drawable) * bool(self.finetune_epochs))
         self.fits = Fits(options.fits, server, transport, self._request, self.progress)
         self._resumed: list[dict[str, Any]] | None = None
+        self._saved_rounds = self.saver.state.whole_rounds(finetuned=False)
 
     def run(self) -> None:
         """Run all rounds that `restore` has not found, the fine-tuning after them, and an evaluation after the last."""
@@ -88,6 +89,8 @@ class RoundLoop:
             if self._resumed is None:
                 self._gather_prototypes()
                 self.server.begin()
+            else:
+                self._check_clients()
             self._run_rounds(self._resumed)
 
     def restore(self) -> State | None:
@@ -99,11 +102,24 @@ class RoundLoop:
         Raises:
             StateError: rounds are saved, and none of them is whole or belongs to the records.
         """
-        state, run = self.saver.state, self.run_folder
-        for folder in (run.path, state.folder):
+        run = self.run_folder
+        for folder in (run.path, self.saver.state.folder):
             clear_unfinished(folder)
-        damage: StateError | None = None
-        for snapshot in state.whole_rounds(finetuned=False):
+        frozen = self._load_round()
+        if frozen is None:
+            if not run.is_empty:
+                logging.getLogger("pfedst").warning("%s: no round is saved; the run starts anew", run.path)
+            run.keep_records(None)
+        return frozen
+
+    def _load_round(self, damage: StateError | None = None) -> State | None:
+        """Load the next older round that is saved and recorded; return the frozen tensors of the adapter, or None.
+
+        Raises:
+            StateError: `damage`, or the first one that is found, if no such round is left.
+        """
+        state, run = self.saver.state, self.run_folder
+        for snapshot in self._saved_rounds:
             try:
                 records = run.records(snapshot.about.get("records", {}))
                 done = state.round_of(snapshot.name)
@@ -121,10 +137,28 @@ class RoundLoop:
             return frozen
         if damage is not None:
             raise damage
-        if not run.is_empty:
-            logging.getLogger("pfedst").warning("%s: no round is saved; the run starts anew", run.path)
-        run.keep_records(None)
         return None
+
+    def _check_clients(self) -> None:
+        """Let every client read the state from which it continues; load an older round while one cannot.
+
+        Raises:
+            StateError: a client cannot read its state, and no older round is saved.
+        """
+        while (damage := self._unreadable_state()) is not None:
+            logging.getLogger("pfedst").warning("%s; using an older round", damage)
+            self._load_round(damage)
+
+    def _unreadable_state(self) -> StateError | None:
+        requests = {name: self._request("evaluate", name) for name in self.server.members}
+        damage: StateError | None = None
+        for _, reply in self.transport.ask(requests, lambda name: None):
+            if not isinstance(reply, Fault):
+                continue
+            if not isinstance(reply.error, StateError):
+                reply.stop()
+            damage = damage or reply.error
+        return damage
 
     def _replay(self, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
         """Show finished rounds to the summary and the callbacks; return the last one, and if a callback stops."""
@@ -198,7 +232,7 @@ class RoundLoop:
         for name, reply in self.transport.ask(requests, lambda name: None):
             if isinstance(reply, Fault):
                 reply.stop()
-            parts[name] = reply.parts[PROTOTYPES]
+            parts[name] = self.server.check_prototypes(name, reply.parts)
         in_order = [parts[name] for name in self.server.sites]
         self.server.merge_prototypes([part["sums"] for part in in_order], [part["counts"] for part in in_order])
         self.summary.setup_upload_bytes = self.server.setup_upload_bytes
@@ -268,7 +302,8 @@ class RoundLoop:
         """Save the round, and the best round once more under its own name."""
         merged = self.merged
         if not finetuned:
-            merged.kept = [*merged.kept, dict(merged.after)][-self.options.keep_states :]
+            # two at least: until the newest round is on disk, a run resumes the one before
+            merged.kept = [*merged.kept, dict(merged.after)][-max(2, self.options.keep_states) :]
         if is_best:
             merged.best_round, merged.best_after = round_number, dict(merged.after)
         about, parts = {"records": self.run_folder.mark, **merged.about()}, self.server.state_parts()

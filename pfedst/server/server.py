@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pfedst.encoders import prototypes_from_sums
-from pfedst.errors import ConfigurationError, nearest
+from pfedst.errors import ConfigurationError, PfedstError, StateError, listed, nearest
 from pfedst.messages.payload import (
     NET,
     Payload,
@@ -76,6 +76,7 @@ class Server:
         self.state: ServerState = {}
         self.anchors: Tensor | None = None
         self.setup_upload_bytes = 0
+        self._train_samples = dict(train_samples)
         self._make_start = make_start
         self.start = make_start(None)
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
@@ -146,10 +147,40 @@ class Server:
         """
         self._check(payload, f"the message from client {name}")
 
+    def check_prototypes(self, name: str, parts: Payload) -> State:
+        """Check the sums of class prototypes from a site; return them.
+
+        Raises:
+            StateError: other shapes, numbers that are not finite, or sums that these images cannot have.
+        """
+        what = f"the class prototypes from site {name}"
+        check_plain(parts, what)
+        check_keys(parts, {PROTOTYPES}, what)
+        found, images = parts[PROTOTYPES], self._train_samples[name]
+        sums = torch.empty(self.start.anchors_shape, dtype=torch.float64)
+        check_tensors(found, {"sums": sums, "counts": torch.empty(len(sums), dtype=torch.long)}, what)
+        counts = found["counts"].double()
+        # a sum of n unit vectors is no longer than n
+        if counts.min() < 0 or counts.sum() != images or (found["sums"].norm(dim=1) > 1.001 * counts).any():
+            raise StateError(f"{what} are not the sums of {images} unit embeddings")
+        return found
+
     def merge(self, messages: Mapping[str, Payload]) -> None:
-        """Merge the messages of the clients that reported, in the order of their names."""
+        """Merge the messages of the clients that reported, in the order of their names.
+
+        Raises:
+            StateError: the method cannot merge them: nobody but the method knows what its extra messages must hold.
+        """
         uploads = {name: messages[name] for name in sorted(messages)}
-        self.method.merge(self.state, uploads, {name: self.weights[name] for name in uploads})
+        try:
+            self.method.merge(self.state, uploads, {name: self.weights[name] for name in uploads})
+        except PfedstError:
+            raise
+        except Exception as error:
+            raise StateError(
+                f"method {type(self.method).__name__} cannot merge the messages of {listed(list(uploads))} "
+                f"({type(error).__name__}: {error})"
+            ) from error
         self._copies.clear()
 
     def _copy(self, tensor: Tensor) -> Tensor:

@@ -187,6 +187,8 @@ def _sealed(manifest: Mapping[str, Any]) -> bytes:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     place = folder / MANIFEST
     try:
+        if place.exists() and not place.is_file():  # a device or a pipe would be read without end
+            raise StateError(f"{place} is no file of a snapshot")
         if place.stat().st_size > MOST_MANIFEST_BYTES:
             raise StateError(f"{place} is damaged (larger than any manifest)")
         content = place.read_bytes()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -65,6 +68,7 @@ class TorchSettings(NamedTuple):
 def serve(connection: Connection, client: Client, settings: TorchSettings) -> None:
     """Run a worker: answer requests until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the run
+    end_with_parent()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     with suppress(EOFError, ConnectionError):
@@ -79,6 +83,21 @@ def serve(connection: Connection, client: Client, settings: TorchSettings) -> No
         while True:
             name, values, parts = connection.recv()
             connection.send(answer(client, name, values, parts))
+
+
+def end_with_parent() -> None:
+    """Let this process end at once when the process of the run has ended, even if it was killed.
+
+    A worker that finished its fit would write into the folder of its site while the run is being resumed.
+    """
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def answer(client: Client, name: str, values: dict[str, Any], parts: dict[str, bytes]) -> Any:
