@@ -15,6 +15,7 @@ import yaml
 
 from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
+from pfedst.renamed import name_today
 from pfedst.reporting.loading import dotted
 
 HARMLESS = (
@@ -53,7 +54,7 @@ def check_same_configuration(folder: Path, text: str) -> None:
     """
     file = folder / "config.yaml"
     try:
-        then, now = dotted(read_yaml(file)), dotted(load_yaml(text, "the configuration"))
+        then, now = _settings(read_yaml(file)), _settings(load_yaml(text, "the configuration"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError, ConfigurationError) as error:
         raise StateError(f"{file} is missing or damaged: the run cannot go on; start a new one") from error
     differing = [
@@ -72,10 +73,18 @@ def results_depend_on(text: str) -> str:
 
     Threads, which change last bits only, are left out; where the images lie is not, as nothing is known of them yet.
     """
-    flat = dotted(load_yaml(text, "the configuration"))
+    flat = _settings(load_yaml(text, "the configuration"))
     left_out = ({*HARMLESS} | {"coordinator.threads"}) - {"data.init_args.root", "data.init_args.manifest"}
     kept = {key: value for key, value in flat.items() if not _is_of(key, left_out)}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
+
+
+def _settings(tree: Any) -> dict[str, Any]:
+    """A configuration by dotted keys. The old and the new name of a class are one setting."""
+    return {
+        key: name_today(value) if key.endswith("class_path") and isinstance(value, str) else value
+        for key, value in dotted(tree).items()
+    }
 
 
 def _is_of(key: str, groups: Iterable[str]) -> bool:
