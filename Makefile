@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench docs clean
+.PHONY: demo test lint types check-wheel check bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -21,7 +21,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: test lint types
+# one process, so that the wheel is built once
+check-wheel: $(READY)
+	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
+
+check: test lint types check-wheel
 
 # what needs images and weights of one's own (audit, epoch, four_sites) is told in benchmarks/README.md
 bench: $(READY)
