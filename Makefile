@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types check check-kernels bench docs clean
+.PHONY: demo test lint types check check-kernels check-wheel bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -21,7 +21,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: test lint types
+# one process, so that the wheel is built once
+check-wheel: $(READY)
+	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
+
+check: test lint types check-wheel
 
 # The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
 # differ between them, and no test may depend on those. Tests that start processes are left out.

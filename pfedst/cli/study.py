@@ -12,12 +12,21 @@ from typing import Any
 
 from pfedst.cli.yaml_text import load_yaml
 from pfedst.options import Effect, effect_of, of_the_study
+from pfedst.renamed import name_today
 from pfedst.reporting.loading import dotted
 
 CONFIG_FORMAT = 2
 """Of `config.yaml`. Format 1 had no such key."""
 INIT_ARGS = ".init_args."
 UNKNOWN = object()
+
+
+def settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration by dotted keys; class paths have their present names."""
+    return {
+        key: name_today(value) if key.endswith("class_path") and isinstance(value, str) else value
+        for key, value in dotted(tree).items()
+    }
 
 
 def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +36,7 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         text: the resolved configuration, as YAML.
         defaults: of options that belong to no class of the configuration, by dotted key.
     """
-    return of_the_study(_not_at_default(dotted(load_yaml(text, "the configuration")), defaults))
+    return of_the_study(_not_at_default(settings(load_yaml(text, "the configuration")), defaults))
 
 
 def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
@@ -36,7 +45,7 @@ def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
     Paths of images and weights are included, since their content is not known yet. Options that change last digits only
     are not.
     """
-    flat = _not_at_default(dotted(load_yaml(text, "the configuration")), defaults)
+    flat = _not_at_default(settings(load_yaml(text, "the configuration")), defaults)
     paths = ("data.init_args.root", "data.init_args.manifest")
     kept = {key: value for key, value in flat.items() if effect_of(key) is Effect.STUDY or key in paths}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
