@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from faults_runs import recorded_warnings, start_or_go_on
 
-from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.errors import PfedstError
 from pfedst.messages.payload import NET, Payload, State
-from pfedst.methods.interface import Batch
+from pfedst.methods.interface import Batch, LocalModel
 from pfedst.methods.pfedst import PFedST
 from pfedst.seeds import derive_seed
 from pfedst.server.screening import change_norm
@@ -55,18 +54,18 @@ class Attacked(PFedST):
         super().__init__(**options)
         self.attack = attack
 
-    def loss(self, client: FederatedClient, batch: Batch) -> torch.Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> torch.Tensor:
         if self.attack == "labels" and client.name == ATTACKER:
             batch = replace(batch, targets=(batch.targets + 1) % CLASSES)
         return super().loss(client, batch)
 
-    def upload(self, client: FederatedClient) -> Payload:
+    def upload(self, client: LocalModel) -> Payload:
         message = super().upload(client)
         if client.name != ATTACKER or self.attack in (NO_ATTACK, "labels"):
             return message
         return {NET: self.hostile(client, message[NET], client.received[NET])}
 
-    def hostile(self, client: FederatedClient, sent: State, received: State) -> State:
+    def hostile(self, client: LocalModel, sent: State, received: State) -> State:
         if self.attack == "NaN":
             return {key: torch.full_like(tensor, float("nan")) for key, tensor in sent.items()}
         if self.attack == "noise":

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from faults_runs import recorded_warnings, start_or_go_on
 
-from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.errors import PfedstError
 from pfedst.messages.payload import NET, Payload
-from pfedst.methods.interface import Batch
+from pfedst.methods.interface import Batch, LocalModel
 from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import data, encoder
 
@@ -48,13 +47,13 @@ class Unreliable(PFedST):
         drawn = random.Random(f"{self.draw} {name} {round_number}")
         return drawn.choice(self.ways) if drawn.random() < self.rate else None
 
-    def loss(self, client: FederatedClient, batch: Batch) -> torch.Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> torch.Tensor:
         fault = self.fault(client.name, client.round)
         if fault == "raises":
             raise ZeroDivisionError
         return super().loss(client, batch) * (float("nan") if fault == "NaN loss" else 1.0)
 
-    def upload(self, client: FederatedClient) -> Payload:
+    def upload(self, client: LocalModel) -> Payload:
         message, fault = super().upload(client), self.fault(client.name, client.round)
         net = dict(message[NET])
         if fault == "wrong keys":
@@ -66,7 +65,7 @@ class Unreliable(PFedST):
 class Hanging(PFedST):
     """pFedST in which some clients never finish some rounds."""
 
-    def loss(self, client: FederatedClient, batch: Batch) -> torch.Tensor:
+    def loss(self, client: LocalModel, batch: Batch) -> torch.Tensor:
         if (client.name, client.round) in HANGING:
             time.sleep(10**6)
         return super().loss(client, batch)
@@ -108,7 +107,7 @@ def drops(rounds: int = 50) -> tuple[dict[str, Any], dict[str, Any]]:
                 rows.append({"ways": ways, "rate": rate} | one_run(Unreliable(rate, ways), rounds, cache))
                 rows[-1]["failing"] = failing_a_round(Unreliable(rate, ways), rounds)
                 print(rows[-1], flush=True)
-        parallel = {"executor": "processes", "workers": WORKERS, "threads": 1, "timeout_seconds": TIMEOUT_SECONDS}
+        parallel = {"transport": "processes", "workers": WORKERS, "threads": 1, "timeout_seconds": TIMEOUT_SECONDS}
         hanging = one_run(Hanging(), HANG_ROUNDS, cache, **parallel)
         label = sites_of(cache).label
     protocol = {

@@ -1,11 +1,11 @@
-"""Damaged and malicious files: each is read or refused with a typed error; nothing hangs, crashes or fills the memory.
+"""Damaged and malicious files: each is read, or refused with a typed error; nothing hangs, crashes or fills the memory.
 
     OMP_NUM_THREADS=1 python benchmarks/fuzz.py run [--cases 10000] [--seed 0]
     python benchmarks/fuzz.py table
 
-Small valid files of every kind that the package reads (SYNTHETIC images, an encoder of RANDOM WEIGHTS) are changed at
-random: bits are flipped; spans are cut, doubled, moved or overwritten by numbers and words that are difficult for
-parsers. Named attacks are in tests/faults/. Writes benchmarks/results/fuzz.json. The time limit of a case is ten
+Small whole files of every kind that the package reads (SYNTHETIC images, an encoder of RANDOM WEIGHTS) are changed at
+random: bits flipped, spans cut, doubled, moved or overwritten by numbers and words that parsers stumble over. Named
+attacks are in tests/faults/. Writes benchmarks/results/fuzz.json, or the file that `--result` names. Each case has ten
 seconds.
 """
 
@@ -33,35 +33,40 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from environment import environment
-from pfedst_baselines.fedavg import FedAvg
 from PIL import Image
 from safetensors.torch import save_file
 
 from pfedst.cli import main as command
 from pfedst.cli.resume import check_same_configuration
+from pfedst.client.state import CLIENT, SiteState, load_client_part
 from pfedst.data import ManifestSites
 from pfedst.data.sources import FileSource
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import PfedstError
+from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
-from pfedst.server.server import Federation
-from pfedst.state import RunState
+from pfedst.simulation import SITES
+from pfedst.state import RunState, snapshot
+from pfedst.testing.federation import Federation
 from pfedst.testing.small import data, encoder, federation, fit
 
 RESULT = Path(__file__).resolve().parent / "results" / "fuzz.json"
 SECONDS_A_CASE = 10.0
+SITE = "site_a"
 SHARES = {
-    "image": 0.45,
+    "image": 0.40,
     "dicom": 0.08,
     "csv": 0.14,
     "parquet": 0.06,
     "weights": 0.07,
     "state": 0.08,
     "resealed state": 0.05,
+    "site": 0.03,
+    "resealed site": 0.02,
     "run folder": 0.05,
     "configuration": 0.02,
 }
-"""Share of the cases; a configuration is read with the command line's parser, which takes a second each."""
+"""Shares of the cases; a configuration takes the command line's parser, a second each."""
 WORDS = [b"NaN", b"-inf", b"1e400", b"9" * 400, b"\0", b"\xff\xfe", b'"', b"\n", b",", b"{", b"[" * 60, b"null", b"*a"]
 WORDS += [b"&a [*a]", b"!!python/object/apply:os.system [true]", b"../../", b"/dev/zero", b": ", b"\xed\xa0\x80"]
 NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
@@ -70,11 +75,11 @@ Read = Callable[[Path], object]
 
 
 class TookTooLongError(BaseException):
-    """Raised by the alarm. Not an Exception, so that readers that catch all errors of a library do not catch it."""
+    """Not an Exception: readers that catch whatever a library raises must not catch the alarm."""
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """Apply one to four changes."""
+    """One to four changes."""
     for _ in range(draw.choice((1, 1, 2, 4))):
         start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
         span = content[start:end][:64]
@@ -98,19 +103,19 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 class Kind:
-    """Files of one kind: valid files, and how they are read.
+    """Files of one kind: whole ones, and how they are read.
 
     Args:
-        files: valid files from which a case starts; for a folder, the files in it that may be changed.
-        read: function that reads the file or the copy of the folder as the package would.
-        folder: folder that is copied with the file.
+        files: whole files that a case starts from; for a folder, those in it that may be changed.
+        read: the file, or a copy of the folder, as the package would.
+        folder: what is copied with the file.
     """
 
     def __init__(self, files: list[Path], read: Read, folder: Path | None = None) -> None:
         self.files, self.read, self.folder = files, read, folder
 
     def prepare(self, place: Path, draw: random.Random) -> Path:
-        """Write the file of a case below a folder. Return the path to read."""
+        """Write the file of a case below a folder; what is to be read."""
         file = draw.choice(self.files)
         if self.folder is None:
             target = place / file.name
@@ -126,7 +131,7 @@ class Kind:
 
 
 def images(folder: Path) -> list[Path]:
-    """Write small images in every common format."""
+    """Small ones, in every format that is common."""
     draw, found = np.random.default_rng(0), []
     for name in ("a.png", "a.jpg", "progressive.jpg", "a.tif", "lzw.tif", "a.bmp", "a.gif", "a.webp", "grey.png"):
         pixels = draw.integers(0, 255, (24, 32) if name.startswith("grey") else (24, 32, 3), dtype=np.uint8)
@@ -139,7 +144,7 @@ def images(folder: Path) -> list[Path]:
 
 
 def dicom(folder: Path) -> list[Path]:
-    """Write a DICOM file with 16-bit grey levels."""
+    """One of 16-bit grey levels."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -158,7 +163,7 @@ def dicom(folder: Path) -> list[Path]:
 
 
 def tables(folder: Path) -> tuple[Path, Path]:
-    """Write a manifest as CSV and as parquet, with its images."""
+    """A manifest as CSV and as parquet, with its images beside it."""
     rows = []
     for index in range(12):
         name = f"images/{index}.png"
@@ -177,40 +182,55 @@ def tables(folder: Path) -> tuple[Path, Path]:
 
 
 def read_image(path: Path) -> None:
-    """Read an image as an epoch would, and its header as the audit would."""
+    """As an epoch would, and the header as the audit would."""
     source = FileSource([path])
     source.header(0)
     source.load(0)
 
 
 def read_state(made: Federation) -> Read:
-    """Read the last round into a federation of its method."""
+    """Read the last round into the server of a federation."""
 
     def read(folder: Path) -> None:
-        made.load_state_parts(RunState(folder).last_round().parts)
+        made.server.load_state_parts(RunState(folder).last_round().parts)
 
     return read
 
 
-def read_resealed(made: Federation) -> Read:
-    """Read the last round after the checksums have been corrected, as an attacker would."""
-    from pfedst.state import snapshot
+def read_site(made: Federation) -> Read:
+    """Read the last fit of a site as its client does to continue, and as a server gets its message."""
 
     def read(folder: Path) -> None:
-        for place in folder.iterdir():
-            manifest = json.loads((place / snapshot.MANIFEST).read_text())
+        site = SiteState(folder, SITE)
+        number = site.numbers()[-1]
+        found = site.start(number)
+        load_client_part(made.members[SITE], found.parts[CLIENT])
+        reply = site.answered(number, str(found.about.get("request")))
+        if reply is not None:
+            made.server.check_upload(SITE, reply.parts)
+
+    return read
+
+
+def resealed(read: Read) -> Read:
+    """Read the same after someone has made all checksums right again."""
+
+    def reseal(folder: Path) -> None:
+        for manifest_file in folder.rglob(snapshot.MANIFEST):
+            place = manifest_file.parent
+            manifest = json.loads(manifest_file.read_text())
             manifest.pop("sha256")
             for entry in manifest["parts"].values():
                 content = (place / entry["file"]).read_bytes()
                 entry |= {"bytes": len(content), "sha256": snapshot._sha256(content)}
-            (place / snapshot.MANIFEST).write_bytes(snapshot._sealed(manifest))
-        read_state(made)(folder)
+            manifest_file.write_bytes(snapshot._sealed(manifest))
+        read(folder)
 
-    return read
+    return reseal
 
 
 def read_run_folder(path: Path) -> None:
-    """Read the files that a resumed run reads in addition to the state."""
+    """What a resumed run reads beside the state."""
     run = RunFolder(path)
     mark = json.loads((path / "mark.json").read_text())
     check_same_configuration(path, (path / "whole.yaml").read_text())
@@ -220,16 +240,17 @@ def read_run_folder(path: Path) -> None:
 
 
 def read_configuration(path: Path) -> None:
-    """Read a configuration as the command line would. Its exit code reports the error."""
+    """As the command line would; it says what is wrong by its exit code."""
     if code := command(["fit", "--config", str(path), "--print_config"]):
         raise PfedstError(f"{path}: exit code {code}")
 
 
 def kinds(folder: Path) -> dict[str, Kind]:
-    """Return all kinds, with valid files in a folder."""
+    """All of them, with whole files in a folder."""
     manifest, parquet = tables(folder)
     run = folder / "runs" / "run"
-    fit(folder / "runs", FedAvg(), rounds=1, sites=data(sites=2, samples_per_site=[8, 8], test_samples_per_site=[3, 3]))
+    small = {"sites": 2, "samples_per_site": [8, 8], "test_samples_per_site": [3, 3]}
+    fit(folder / "runs", PFedST(), rounds=1, sites=data(**small), optimizer_state="keep")
     saved = run / "state"
     mark = RunState(saved).last_round().about["records"]
     (run / "mark.json").write_text(json.dumps(mark))
@@ -238,13 +259,14 @@ def kinds(folder: Path) -> dict[str, Kind]:
     for name in ("config.yaml", "whole.yaml"):
         shutil.copy(configuration, run / name)
     shutil.move(saved, folder / "state")
-    saved = folder / "state"
+    shutil.move(run / SITES, folder / SITES)
+    saved, sites = folder / "state", folder / SITES
     shutil.rmtree(saved / "round-000000")
-    made = federation(FedAvg(), sites=data(sites=2, samples_per_site=[8, 8], test_samples_per_site=[3, 3]))
+    made = federation(PFedST(), sites=data(**small))
     tower = encoder().tower
     save_file({key: tensor.contiguous() for key, tensor in tower.state_dict().items()}, folder / "tower.safetensors")
     whole = sorted(path for path in saved.rglob("*") if path.is_file())
-    tensors = [path for path in whole if path.suffix == ".safetensors"]
+    of_site = sorted(path for path in sites.glob(f"{SITE}/after-*/*") if path.is_file())
     logs = [run / name for name in ("config.yaml", "identity.json", "rounds.jsonl", "summary.json")]
     return {
         "image": Kind(images(folder), read_image),
@@ -253,15 +275,21 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "parquet": Kind([parquet], lambda path: ManifestSites(manifest=path, root=folder).found()),
         "weights": Kind([folder / "tower.safetensors"], lambda path: FrozenCLIP("vit-nano", str(path))),
         "state": Kind(whole, read_state(made), saved),
-        "resealed state": Kind(tensors, read_resealed(made), saved),
+        "resealed state": Kind(tensors_of(whole), resealed(read_state(made)), saved),
+        "site": Kind(of_site, read_site(made), sites),
+        "resealed site": Kind(tensors_of(of_site), resealed(read_site(made)), sites),
         "run folder": Kind(logs, read_run_folder, run),
         "configuration": Kind([configuration], read_configuration),
     }
 
 
+def tensors_of(files: list[Path]) -> list[Path]:
+    return [path for path in files if path.suffix == ".safetensors"]
+
+
 @contextlib.contextmanager
 def silent(*names: str) -> Iterator[None]:
-    """Silence loggers within a block."""
+    """Loggers that say nothing within a block."""
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -274,7 +302,7 @@ def silent(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alarm() -> Iterator[None]:
-    """Raise a TookTooLongError after SECONDS_A_CASE."""
+    """A TookTooLongError after SECONDS_A_CASE."""
 
     def ring(*_: object) -> None:
         raise TookTooLongError
@@ -289,7 +317,7 @@ def alarm() -> Iterator[None]:
 
 
 def attempt(kind: Kind, draw: random.Random, folder: Path) -> str:
-    """Return the outcome of one case: `read`, `refused`, `hung`, or the class of an unexpected error."""
+    """What becomes of one case: `read`, `refused`, `hung`, or the class of an error that is none of ours."""
     place = Path(tempfile.mkdtemp(dir=folder))
     shown = kind.prepare(place, draw)
     try:
@@ -310,7 +338,7 @@ def attempt(kind: Kind, draw: random.Random, folder: Path) -> str:
 
 
 def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[str, Any]]:
-    """Return outcomes by kind."""
+    """Outcomes by kind."""
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, silent("pfedst", "pydicom"):
         folder = Path(name)
@@ -338,9 +366,9 @@ def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[st
     return rows
 
 
-def table() -> None:
+def table(file: Path = RESULT) -> None:
     """Print the results as Markdown."""
-    result = json.loads(RESULT.read_text())
+    result = json.loads(file.read_text())
     print("| files | cases | read | refused | untyped, hung | slowest, s | memory grew by, MiB |")
     print("|" + "---|" * 7)
     for name, row in result["rows"].items():
@@ -354,21 +382,21 @@ def table() -> None:
 
 
 def main() -> None:
-    """Run the benchmark or print its results."""
+    """Run or show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, default=RESULT, help="file of the results")
     parser.add_argument("--only", choices=tuple(SHARES), help="one kind; nothing is written")
     given = parser.parse_args()
     if given.what == "run":
         rows = measure(given.cases, given.seed, given.only)
         if given.only is None:
-            RESULT.write_text(
-                json.dumps({"environment": environment(), "seed": given.seed, "rows": rows}, indent=2) + "\n"
-            )
+            content = {"environment": environment(), "seed": given.seed, "rows": rows}
+            given.result.write_text(json.dumps(content, indent=2) + "\n")
     if given.only is None:
-        table()
+        table(given.result)
 
 
 if __name__ == "__main__":
