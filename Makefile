@@ -1,5 +1,5 @@
 # Two commands set everything up on a fresh machine (Python >= 3.10, git, make, a package registry):
-#   make demo    runs the main job: pFedST across synthetic sites, in a minute, without a model hub
+#   make demo    runs the main job: pFedST across synthetic sites, in a minute or two, without a model hub
 #   make test    runs the tests
 PYTHON ?= python3
 VENV   ?= .venv

@@ -1,5 +1,6 @@
 """What loggers are told of a run, read back from what they kept; and that none of them can end a run."""
 
+import functools
 import http.server
 import json
 import re
@@ -170,6 +171,7 @@ def test_a_dead_network_costs_one_question_and_no_record(
         questions.append(settings.base_url)
         return ask(settings)
 
+    @functools.wraps(init)  # the command line reads options of the logger off its signature
     def started(**options):
         begun.append(options)
         return init(**options)
