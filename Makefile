@@ -1,12 +1,12 @@
 # Two commands set everything up on a fresh machine (Python >= 3.10, git, make, a package registry):
-#   make demo    runs the main job: pFedST across synthetic sites, in a minute, without a model hub
+#   make demo    runs the main job: pFedST across synthetic sites, in a minute or two, without a model hub
 #   make test    runs the tests
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench docs clean
+.PHONY: demo test lint types check check-kernels check-wheel bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -21,7 +21,28 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: test lint types
+# one process, so that the wheel is built once
+check-wheel: $(READY)
+	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
+
+check: test lint types check-kernels check-wheel
+
+# The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
+# differ between them, and no test may depend on those. Tests that start processes are left out.
+KERNELS ?= default avx2 own
+default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+avx2    := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+own     :=
+NUMERIC := tests/test_kernels.py tests/adapters tests/encoders tests/evaluation tests/methods/test_losses.py \
+           tests/methods/test_merging.py tests/baselines/test_classic.py tests/baselines/test_clip_methods.py \
+           tests/baselines/test_reference.py tests/client/test_training.py tests/server/test_coordinator.py \
+           tests/transport/test_processes.py tests/data/taps
+STARTS_PROCESSES := in_processes or two_processes or in_a_worker or to_a_process or killed or dies
+
+check-kernels: $(addprefix kernels-,$(KERNELS))
+
+$(addprefix kernels-,default avx2 own): kernels-%: $(READY)
+	$($*) $(BIN)/pytest -n 2 $(NUMERIC) -k "not ($(STARTS_PROCESSES))"
 
 # benchmarks that need images and weights (audit, epoch, four_sites): see benchmarks/README.md
 bench: $(READY)

@@ -1,10 +1,10 @@
-"""The data audit: seconds and memory, and which copies of real images it finds.
+"""The data audit: time, memory, and the copies of real images that it finds.
 
     python benchmarks/audit.py run --root FOLDER        (FedISIC2019's four centres 1, 2, 3, 5)
     python benchmarks/audit.py table
 
-Each kind of copy is made of 200 images and looked for among all of them, originals included. 100,000 rows are a
-made-up manifest of two sites, read without its images in a process of its own, so that its peak memory is its own.
+Each kind of copy is made of 200 images and searched among all of them, originals included. The 100,000 rows are a
+generated manifest of two sites, read without images in a separate process to measure its peak memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:
-    """The middle of an image, at its old size."""
+    """Return the middle of an image, resized to the original size."""
     width, height = image.size
     margins = (width * (1 - share) / 2, height * (1 - share) / 2)
     box = (margins[0], margins[1], width - margins[0], height - margins[1])
@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def images(root: Path) -> dict[str, Any]:
-    """The four centres: a look at every image, the comparison alone, and the copies that are found."""
+    """Measure the scan of every image of the four centres, the comparison alone, and the copies that are found."""
     data = FedISIC2019(root, centers=[1, 2, 3, 5])
     found = data.found()
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def images(root: Path) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> dict[str, Any]:
-    """A manifest of 100,000 rows, audited without images; to be called in a process of its own."""
+    """Audit a manifest of 100,000 rows without images. Call it in a separate process."""
     lines = ["path,label,site,split,group"]
     for number in range(ROWS):
         split = "test" if number % 5 == 0 else "train"
@@ -143,10 +143,10 @@ if __name__ == "__main__":
     if given.command == "run":
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder:
-            told = subprocess.run(
+            output = subprocess.run(
                 [sys.executable, __file__, "rows", "--root", folder], check=True, capture_output=True, text=True
             ).stdout
-        content = {"environment": environment(), "images": images(given.root), "rows": json.loads(told)}
+        content = {"environment": environment(), "images": images(given.root), "rows": json.loads(output)}
         RESULT.write_text(json.dumps(content, indent=1) + "\n")
     elif given.command == "rows":
         print(json.dumps(rows(given.root)))

@@ -1,4 +1,4 @@
-"""What a result was measured with; every benchmark writes it beside its numbers."""
+"""The environment of a measurement, which every benchmark saves with its numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pfedst.version import __version__
 
 
 def environment() -> dict[str, str | int | None]:
-    """Versions, threads of torch, and the machine."""
+    """Return versions, the number of torch threads, and the machine."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -25,7 +25,7 @@ def environment() -> dict[str, str | int | None]:
 
 
 def _processor() -> str:
-    """The processor's name, where Linux tells it."""
+    """Return the name of the processor if Linux reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -12,7 +12,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from faults_runs import start_or_go_on, warnings_told
+from faults_runs import recorded_warnings, start_or_go_on
 
 from pfedst.data import FederatedDataModule
 from pfedst.errors import PfedstError
@@ -39,15 +39,15 @@ ATTACKS = {
 }
 TARGET_POINTS = 3.0
 Accuracies = dict[str, float]
-"""Mean balanced accuracy of the honest sites, of the `generic` and of the `personal` model."""
+"""Mean balanced accuracy of the honest sites for the `generic` and the `personal` model."""
 
 
 class Attacked(PFedST):
-    """pFedST with one site that is hostile.
+    """pFedST with one hostile site.
 
     Args:
-        attack: see ATTACKS.
-        options: see PFedST.
+        attack: a key of ATTACKS.
+        options: options of PFedST.
     """
 
     def __init__(self, attack: str = NO_ATTACK, **options: Any) -> None:
@@ -85,7 +85,7 @@ def sites_of(seed: int, folder: Path) -> FederatedDataModule:
 
 
 def one_run(rule: str, attack: str, seed: int, rounds: int, cache: Path) -> tuple[Accuracies, int]:
-    """Accuracies, and in how many rounds the attacker was left out."""
+    """Return accuracies, and the number of rounds from which the attacker was excluded."""
     with tempfile.TemporaryDirectory() as folder:
         method = Attacked(attack, merge_rule=rule, trim=0.2)  # type: ignore[arg-type]
         options: dict[str, Any] = {"rounds": rounds, "evaluate_every": EVALUATE_EVERY, "min_clients": 0}
@@ -98,7 +98,7 @@ def one_run(rule: str, attack: str, seed: int, rounds: int, cache: Path) -> tupl
 
 
 def before_training(seed: int, cache: Path) -> Accuracies:
-    """What the untrained model does with the prototypes."""
+    """Return the accuracies of the untrained model with the prototypes."""
     with tempfile.TemporaryDirectory() as folder:
         start_or_go_on(Path(folder), Attacked(), sites_of(seed, cache), seed, rounds=1)
         lines = (Path(folder) / "run/rounds.jsonl").read_text().splitlines()
@@ -106,12 +106,12 @@ def before_training(seed: int, cache: Path) -> Accuracies:
 
 
 def evaluated(rounds: int) -> list[int]:
-    """The last rounds that are evaluated."""
+    """Return the last rounds that are evaluated."""
     return [rounds - EVALUATE_EVERY * index for index in reversed(range(EVALUATIONS))]
 
 
 def accuracies(records: list[dict[str, Any]], last: list[int]) -> Iterator[tuple[str, float]]:
-    """On test, over the honest sites and some rounds."""
+    """Yield test accuracies over the honest sites and some rounds."""
     tests = [
         record["received"]["test"]
         for record in records
@@ -122,9 +122,9 @@ def accuracies(records: list[dict[str, Any]], last: list[int]) -> Iterator[tuple
 
 
 def attackers(rounds: int = 30) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Protocol and result."""
+    """Return protocol and result."""
     rows: dict[str, dict[str, list[Any]]] = {rule: {attack: [] for attack in ATTACKS} for rule in RULES}
-    with tempfile.TemporaryDirectory() as cache, warnings_told():
+    with tempfile.TemporaryDirectory() as cache, recorded_warnings():
         for seed in range(SEEDS):
             for rule in RULES:
                 for attack in ATTACKS:
@@ -157,7 +157,10 @@ def attackers(rounds: int = 30) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def points(rows: list[dict[str, Any]], model: str) -> list[float]:
-    """In per cent, a seed each; a run that ended with an error has none, and counts as nothing learned."""
+    """Return percentages, one per seed.
+
+    A run that ended with an error has no value and counts as if nothing was learned.
+    """
     return [100 * row.get(model, 1 / CLASSES) for row in rows]
 
 
@@ -190,7 +193,7 @@ def table(protocol: dict[str, Any], result: dict[str, Any]) -> None:
             )
             met = "met" if worst >= -TARGET_POINTS else "MISSED"
             print(f"| {model}, against {name} without attack: worst {worst:+.1f} ({attack}) | {met} |")
-    told = "; ".join(f"{name}: {what}" for name, what in protocol["attacks"].items())
+    attacks = "; ".join(f"{name}: {what}" for name, what in protocol["attacks"].items())
     print(
         f"\n{protocol['encoder']}; {protocol['data']}: {protocol['sites']} sites of {protocol['train_images_a_site']} "
         f"training and {protocol['test_images_a_site']} test images in {protocol['classes']} classes "
@@ -198,6 +201,6 @@ def table(protocol: dict[str, Any], result: dict[str, Any]) -> None:
         f"{protocol['rounds']} rounds, trim {protocol['trim']}, {len(protocol['seeds'])} seeds, std over them. "
         f"Balanced accuracy on test, mean over the five honest sites and over rounds "
         f"{', '.join(map(str, protocol['evaluated']))}; chance is {100 / protocol['classes']:.1f}. Hostile is "
-        f"{protocol['attacker']}. {told}. Runs that ended with an error: {len(failed)}. Of six "
+        f"{protocol['attacker']}. {attacks}. Runs that ended with an error: {len(failed)}. Of six "
         "messages a trimmed mean of 0.2 leaves out two at each end, and is the median."
     )

@@ -1,4 +1,4 @@
-"""Clients that fail at random, in every way, for `faults.py`."""
+"""Clients that fail at random in every way, for `faults.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faults_runs import start_or_go_on, warnings_told
+from faults_runs import recorded_warnings, start_or_go_on
 
 from pfedst.data import FederatedDataModule
 from pfedst.errors import PfedstError
@@ -30,13 +30,13 @@ HANG_ROUNDS, WORKERS, TIMEOUT_SECONDS = 10, 2, 5.0
 
 
 class Unreliable(PFedST):
-    """pFedST whose clients fail at random, each round anew.
+    """pFedST whose clients fail at random, drawn again in each round.
 
     Args:
         rate: probability that a client fails in a round.
-        ways: of which one is drawn; see WAYS.
+        ways: kinds of failure from which one is drawn, keys of WAYS.
         draw: seed of the draws.
-        options: see PFedST.
+        options: options of PFedST.
     """
 
     def __init__(self, rate: float = 0.0, ways: Sequence[str] = WAYS, draw: int = 0, **options: Any) -> None:
@@ -63,7 +63,7 @@ class Unreliable(PFedST):
 
 
 class Hanging(PFedST):
-    """Some clients never end in some rounds."""
+    """pFedST in which some clients never finish some rounds."""
 
     def loss(self, client: LocalModel, batch: Batch) -> torch.Tensor:
         if (client.name, client.round) in HANGING:
@@ -77,10 +77,10 @@ def sites_of(folder: Path) -> FederatedDataModule:
 
 
 def one_run(method: PFedST, rounds: int, cache: Path, **options: Any) -> dict[str, Any]:
-    """How a run ended, and who reported."""
+    """Return how a run ended, and which clients reported."""
     started = time.perf_counter()
     chosen = {"rounds": rounds, "evaluate_every": EVALUATE_EVERY, "min_clients": 0} | options
-    with tempfile.TemporaryDirectory() as folder, warnings_told() as told:
+    with tempfile.TemporaryDirectory() as folder, recorded_warnings() as warned:
         try:
             summary = start_or_go_on(Path(folder), method, sites_of(cache), **chosen)
         except PfedstError as error:
@@ -92,13 +92,13 @@ def one_run(method: PFedST, rounds: int, cache: Path, **options: Any) -> dict[st
         "reported": sum(record["participated"] for record in records) / rounds,
         "rounds_without_any": rounds - len({record["round"] for record in records if record["participated"]}),
         "left_out": dict(Counter(record["left_out"] for record in records if "left_out" in record)),
-        "warnings": len(told),
+        "warnings": len(warned),
         "accuracy": {model: summary[model]["mean"]["balanced_accuracy"] for model in ("personal", "generic")},
     }
 
 
 def drops(rounds: int = 50) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Protocol and result."""
+    """Return protocol and result."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         cache = Path(place)
@@ -130,7 +130,7 @@ def drops(rounds: int = 50) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def failing_a_round(method: Unreliable, rounds: int) -> float:
-    """Mean number of clients that fail, by the draws alone."""
+    """Return the mean number of clients that fail, computed from the draws alone."""
     names = [f"site_{letter}" for letter in "abcdef"[:SITES]]
     drawn = [method.fault(name, number) for number in range(1, rounds + 1) for name in names]
     return sum(fault is not None for fault in drawn) / rounds

@@ -27,7 +27,7 @@ MEGA = 10**6
 
 
 class Samples(Callback):
-    """Resident memory and open files after rounds, as the system says; nothing is collected for it."""
+    """Record resident memory and open files after rounds, as the system reports them, without garbage collection."""
 
     def __init__(self) -> None:
         self.found: list[tuple[int, float, int]] = []
@@ -41,7 +41,7 @@ class Samples(Callback):
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """One run in this process."""
+    """Run once in this process."""
     torch.set_num_threads(1)
     samples = Samples()
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def memory(rounds: int = 1000) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Protocol and result of a run in a process of its own."""
+    """Return protocol and result of a run in a separate process."""
     command = [sys.executable, "-W", "ignore", __file__, str(rounds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])

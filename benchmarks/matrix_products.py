@@ -1,11 +1,11 @@
-"""The matrix products of a training step: which there are, and how long they take when nothing else is done.
+"""The matrix products of a training step, and the time that they take alone.
 
-`Recorder` writes down every product that torch computes inside its context. `floor_seconds` of what it found is the
-time of these products alone, each multiplied on random numbers of its own shape, layout and dtype: a step cannot be
-faster with this library on this machine, and what it takes beyond that went into something else.
+`Recorder` records every product that torch computes inside its context. `floor_seconds` is the time of these products
+alone, each multiplied with random numbers in its own shape, layout and dtype. A step cannot be faster with this library
+on this machine; the remaining time of a step is spent on other work.
 
-torch's own FlopCounterMode is not enough on a CPU: it knows neither scaled_dot_product_attention there nor the fused
-attention of torch.nn.MultiheadAttention without gradients, and it does not tell shapes.
+torch's FlopCounterMode is not sufficient on a CPU: it knows neither scaled_dot_product_attention on a CPU nor the fused
+attention of torch.nn.MultiheadAttention without gradients, and it does not report shapes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Clock = Callable[[], float]
-"""Seconds since some moment, such as time.perf_counter."""
+"""Function that returns seconds since a fixed moment, such as time.perf_counter."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Product:
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition count as two."""
+        """FLOPs; a multiplication and an addition count as two."""
         return 2 * self.batch * self.rows * self.inner * self.columns
 
     def seconds(self, device: torch.device, clock: Clock) -> float:
-        """Time of this product alone, on random numbers."""
+        """Measure the time of this product alone, on random numbers."""
         left = _random(self.batch, self.rows, self.inner, self.left_transposed, self.dtype, device)
         right = _random(self.batch, self.inner, self.columns, self.right_transposed, self.dtype, device)
         synchronise(device)
@@ -56,27 +56,27 @@ class Product:
 
 
 Products = Counter[Product]
-"""How often each product occurs."""
+"""Number of occurrences of each product."""
 
 
 def flops(products: Products) -> int:
-    """Of all products together."""
+    """Return the FLOPs of all products."""
     return sum(product.flops * count for product, count in products.items())
 
 
 def floor_seconds(products: Products, seconds: Mapping[Product, float]) -> float:
-    """Time of all products alone, from the time of each."""
+    """Return the time of all products alone, from the time of each."""
     return sum(seconds[product] * count for product, count in products.items())
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told; a CPU has."""
+    """Wait until a GPU has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Recorder(TorchDispatchMode):
-    """Counts in `products` what is multiplied inside this context, forward and backward."""
+    """Count in `products` all products inside this context, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _random(batch: int, rows: int, columns: int, transposed: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(rows, columns), or (batch, rows, columns) for more than one."""
+    """Return random numbers (rows, columns), or (batch, rows, columns) for a batch above one."""
     shape = (columns, rows) if transposed else (rows, columns)
     factor = torch.randn(*((batch,) if batch > 1 else ()), *shape, dtype=dtype, device=device)
     return factor.mT if transposed else factor
@@ -103,7 +103,7 @@ def _is_transposed(factor: Tensor) -> bool:
 
 
 def _product(left: Tensor, right: Tensor, **_: Any) -> list[Product]:
-    """Of mm and bmm."""
+    """Products of mm and bmm."""
     batch = left.shape[0] if left.ndim == 3 else 1
     rows, inner = left.shape[-2:]
     layouts = _is_transposed(left), _is_transposed(right)
@@ -111,18 +111,18 @@ def _product(left: Tensor, right: Tensor, **_: Any) -> list[Product]:
 
 
 def _product_with_sum(_: Tensor, left: Tensor, right: Tensor, **options: Any) -> list[Product]:
-    """Of addmm and baddbmm; the sum is not counted."""
+    """Products of addmm and baddbmm; the sum is not counted."""
     return _product(left, right)
 
 
 def _convolution(images: Tensor, weight: Tensor, *_: Any) -> list[Product]:
-    """A patch embedding: the patches, each as one row, times the filters. Patches must not overlap."""
+    """Products of a patch embedding: the patches, each as one row, times the filters. Patches must not overlap."""
     filters, inner = weight.shape[0], weight[0].numel()
     return [Product(1, images.numel() // inner, inner, filters, images.dtype, False, True)]
 
 
 def _convolution_backward(gradient: Tensor, images: Tensor, weight: Tensor, *options: Any) -> list[Product]:
-    """Gradients of the filters and, where they are asked for, of the images."""
+    """Products of the gradients of the filters and, if requested, of the images."""
     of_images, of_weight, _ = options[-1]
     (forward,) = _convolution(images, weight)
     rows, inner, filters = forward.rows, forward.inner, forward.columns
@@ -131,14 +131,14 @@ def _convolution_backward(gradient: Tensor, images: Tensor, weight: Tensor, *opt
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **options: Any) -> list[Product]:
-    """(B, heads, N, d) queries over (B, heads, M, d) keys: the scores, then the weighted values."""
+    """Products of (B, heads, N, d) queries over (B, heads, M, d) keys: the scores, then the weighted values."""
     B, heads, N, d = q.shape
     M = k.shape[2]
     return [Product(B * heads, N, d, M, q.dtype, False, True), Product(B * heads, N, M, d, q.dtype)]
 
 
 def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **options: Any) -> list[Product]:
-    """The scores once more, then the gradients of weights, values, keys and queries."""
+    """Products of the scores again, then of the gradients of weights, values, keys and queries."""
     B, heads, N, d = q.shape
     M = k.shape[2]
     over_keys, to_queries = Product(B * heads, N, d, M, q.dtype, False, True), Product(B * heads, N, M, d, q.dtype)
@@ -147,7 +147,7 @@ def _attention_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: A
 
 
 def _fused_self_attention(tokens: Tensor, key: Tensor, value: Tensor, width: int, heads: int, *_: Any) -> list[Product]:
-    """What torch.nn.MultiheadAttention computes where no gradient is asked for: projections and attention in one."""
+    """Products of torch.nn.MultiheadAttention without gradients: projections and attention in one kernel."""
     B, N, D = tokens.shape
     per_head = tokens.new_empty(B, heads, N, D // heads, device="meta")
     linear = [Product(1, B * N, D, columns, tokens.dtype, False, True) for columns in (3 * D, D)]

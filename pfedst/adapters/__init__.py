@@ -1,4 +1,4 @@
-"""Adapters: the small trainable modules. They know nothing of methods."""
+"""Adapters: the small trainable modules. They do not depend on the federated methods."""
 
 from pfedst.adapters.adapter import Adapter, AdapterFactory, WholeModel
 from pfedst.adapters.embedding import AttentionAdapter, LinearHead

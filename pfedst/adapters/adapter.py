@@ -1,4 +1,4 @@
-"""The adapter: the small trainable module between what the frozen encoder hands out and the logits."""
+"""Base classes of adapters: small trainable modules that turn the output of the frozen encoder into logits."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from pfedst.errors import ConfigurationError
 
 
 class Adapter(nn.Module):
-    """Base of every adapter.
+    """Base class of all adapters.
 
-    A subclass names in `needs` what it asks of the encoder (which decides whether cached taps serve) and computes
-    an image embedding; the class anchors in `head` turn it into logits. The encoder is held by reference: it is no
-    module, so that it is never moved, saved or sent with the adapter. Any batch norm in it that is given one value a
-    channel in training (a batch of one image) goes by its running statistics, and leaves them as they are.
+    A subclass sets `needs`, the kind of encoder output that it takes, and computes an image embedding. The class
+    anchors in `head` turn the embedding into logits. `needs` also decides whether cached taps can be used.
+
+    The encoder is held by reference and is not a module, so it is never moved, saved or sent with the adapter.
+
+    If a batch norm receives one value per channel in training (a batch of one image), it uses its running statistics
+    and does not update them.
 
     Attributes:
-        needs: what it asks of the encoder.
-        head_keys: glob over the state-dict keys of the classifier, for methods that treat it apart.
-        encoder: the frozen encoder, one a process.
-        head: class anchors; `head.weight` is trainable with learned anchors or after `learn_head`, otherwise the
-            head holds no state.
+        needs: kind of encoder output that the adapter takes.
+        head_keys: glob over the state-dict keys of the classifier, for methods that treat the classifier separately.
+        encoder: the frozen encoder, one per process.
+        head: class anchors. `head.weight` is trainable with learned anchors or after `learn_head`; otherwise the head
+            has no state.
 
     Raises:
-        ConfigurationError: the encoder does not offer what the adapter needs.
+        ConfigurationError: If the encoder does not offer what the adapter needs.
     """
 
     needs: ClassVar[Need]
@@ -47,15 +50,15 @@ class Adapter(nn.Module):
 
     @abstractmethod
     def embed(self, taps: Taps) -> Tensor:
-        """Taps of B images -> image embeddings (B, E), not normalised."""
+        """Return image embeddings (B, E), not normalised, for the taps of B images."""
 
     def forward(self, taps: Taps) -> Tensor:
-        """Taps of B images -> logits (B, K)."""
+        """Return logits (B, K) for the taps of B images."""
         logits: Tensor = self.head(self.embed(taps))
         return logits
 
     def train(self, mode: bool = True) -> Adapter:
-        """Set the mode; before training, prepare every batch norm that has come to be for a batch of one image."""
+        """Set the training mode and prepare every batch norm added since the last call for a batch of one image."""
         for layer in self.modules() if mode else ():
             if isinstance(layer, _BatchNorm) and _before_batch_norm not in layer._forward_pre_hooks.values():
                 layer.register_forward_pre_hook(_before_batch_norm, with_kwargs=True)
@@ -64,13 +67,13 @@ class Adapter(nn.Module):
         return self
 
     def learn_head(self) -> None:
-        """Make the classifier trainable, starting from the class anchors; one that already is stays as it is."""
+        """Make the classifier trainable, starting from the class anchors. A trainable classifier is unchanged."""
         if self.head.weight is None:
             self.head.learn("linear")
 
 
 def _before_batch_norm(layer: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-    """One value a channel has no variance: torch refuses it, unless the layer goes by running statistics."""
+    """Use running statistics for a batch with one value per channel, which torch refuses in training mode."""
     (values,) = (*inputs, *named.values())
     layer.is_lone = layer.training and values.numel() == layer.num_features
     layer.training = layer.training and not layer.is_lone
@@ -81,11 +84,11 @@ def _after_batch_norm(layer: Any, inputs: tuple[Tensor, ...], output: Tensor | N
 
 
 class WholeModel(Adapter):
-    """Base of an adapter that is a classifier of its own: from the images to the logits, without class anchors.
+    """Base class of adapters that are complete classifiers: images to logits, without class anchors.
 
-    With the encoder `Pixels` it runs every method on any model. A subclass makes its layers after calling this
-    constructor (`len(head.class_names)` classes), calls the last one `fc` or names another in `head_keys`, and
-    defines `forward`: `taps.tensors[0]` are the images (B, 3, S, S).
+    With the encoder `Pixels`, every method runs on any such model. A subclass creates its layers after calling this
+    constructor (`len(head.class_names)` classes), names the last layer `fc` or sets `head_keys` to another name, and
+    defines `forward`: `taps.tensors[0]` holds the images (B, 3, S, S).
     """
 
     needs = "images"
@@ -97,15 +100,15 @@ class WholeModel(Adapter):
 
     @abstractmethod
     def forward(self, taps: Taps) -> Tensor:
-        """Images -> logits (B, K)."""
+        """Return logits (B, K) for the images."""
 
     def embed(self, taps: Taps) -> Tensor:
-        """Refused: what lies before the last layer is not said."""
+        """Raise ConfigurationError: the model does not define an embedding."""
         raise ConfigurationError(f"{type(self).__name__} has no embedding of its own, which this method needs")
 
     def learn_head(self) -> None:
-        """The classifier is trainable as it is."""
+        """Do nothing: the classifier is already trainable."""
 
 
 AdapterFactory = Callable[[Encoder, AnchorHead], Adapter]
-"""What a configuration gives: an adapter class with its options, still to be told encoder and head."""
+"""An adapter class with its options, as a configuration gives it. Call it with the encoder and the head."""

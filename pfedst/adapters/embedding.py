@@ -1,4 +1,4 @@
-"""Adapters behind the encoder, on its image embedding alone: a head, and attention over channels.
+"""Adapters on the image embedding alone: a trainable classifier, and attention over channels.
 
 Shapes: B images, E channels of the embedding, K classes.
 """
@@ -14,12 +14,15 @@ from pfedst.encoders import AnchorHead, Encoder, HeadForm, Taps
 
 
 class LinearHead(Adapter):
-    """A trainable classifier on the frozen image embedding, started at the class anchors (round 0 is zero-shot).
+    """Train a classifier on the frozen image embedding, initialised with the class anchors.
+
+    Before training (round 0) the predictions are those of zero-shot classification.
 
     Args:
         encoder: the frozen encoder.
         head: the class anchors.
-        form: `linear` in the unit embedding, W x + b with W = logit scale * anchors, or `cosine` to trained anchors.
+        form: `linear`: W x + b on the unit embedding x, initialised with W = logit scale * anchors. `cosine`: cosine
+            similarity to trainable anchors.
     """
 
     needs = "pooled"
@@ -29,20 +32,20 @@ class LinearHead(Adapter):
         head.learn(form)
 
     def embed(self, taps: Taps) -> Tensor:
-        """The pooled embedding (B, E) as it is."""
+        """Return the pooled embedding (B, E) unchanged."""
         return taps.tensors[0]
 
 
 class AttentionAdapter(Adapter):
     """Attention over the channels of the image embedding: f' = softmax(second(h(first(f)))) * f.
 
-    As in FedCLIP (h = tanh) and, with `batch_norm`, as in FACMIC (h = LeakyReLU after BatchNorm). The embedding
-    enters raw, not normalised.
+    FedCLIP uses h = tanh. FACMIC uses h = LeakyReLU after BatchNorm (`batch_norm`). The embedding is not normalised
+    before it enters the adapter.
 
     Args:
         encoder: the frozen encoder.
         head: the class anchors.
-        batch_norm: FACMIC's form.
+        batch_norm: use the form of FACMIC in place of that of FedCLIP.
     """
 
     needs = "pooled"
@@ -54,12 +57,12 @@ class AttentionAdapter(Adapter):
         self.norm = nn.BatchNorm1d(E) if batch_norm else None
 
     def embed(self, taps: Taps) -> Tensor:
-        """Pooled (B, E) -> attended (B, E)."""
+        """Return the weighted embedding (B, E) for the pooled embedding (B, E)."""
         f_BE = taps.tensors[0]
         return self.attention(f_BE) * f_BE
 
     def attention(self, f_BE: Tensor) -> Tensor:
-        """Weights (B, E) of the channels, positive, summing to one."""
+        """Return weights (B, E) of the channels: positive, with sum one for each image."""
         hidden = self.first(f_BE)
         hidden = torch.tanh(hidden) if self.norm is None else F.leaky_relu(self.norm(hidden))
         weights: Tensor = self.second(hidden).softmax(-1)

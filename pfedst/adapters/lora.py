@@ -1,4 +1,4 @@
-"""LoRA beside a linear layer, behind a switch (Hu et al., ICLR 2022; placed as in the pFedST architecture figure)."""
+"""LoRA for a linear layer, with a switch (Hu et al., ICLR 2022; placed as in the pFedST architecture figure)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pfedst.errors import ConfigurationError
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer beside which a low-rank update can be attached: W_eff = W + (alpha / rank) B A.
+    """A linear layer to which a low-rank update can be attached: W_eff = W + (alpha / rank) B A.
 
-    The update is merged into the weight once a forward pass, because W is trained anyway: equal to the two-branch
-    form, without its activations for every token. State-dict names: `weight`, `bias`, and once attached `lora_A`
-    (rank, in) and `lora_B` (out, rank).
+    W is trained as well, so the update is merged into the weight once per forward pass. The result equals that of the
+    two-branch form, without storing its activations for every token. State-dict names: `weight`, `bias`, and once
+    attached `lora_A` (rank, in) and `lora_B` (out, rank).
 
     Attributes:
-        switch_closed: while False ("open"), the layer answers as if nothing were attached.
+        switch_closed: if False (the switch is open), the update is not applied.
     """
 
     lora_A: nn.Parameter | None
@@ -35,10 +35,11 @@ class LoRALinear(nn.Linear):
         self.switch_closed = True
 
     def attach_lora(self, rank: int, alpha: float) -> None:
-        """Attach an update of `rank` >= 1 that starts at zero: A Kaiming uniform (a = sqrt 5), B zero.
+        """Attach an update of `rank` >= 1. A is Kaiming uniform (a = sqrt 5) and B is zero, so the update starts at
+        zero.
 
         Raises:
-            ConfigurationError: rank below 1 or above what the layer can hold.
+            ConfigurationError: If the rank is below 1 or above the smaller dimension of the layer.
         """
         largest = min(self.in_features, self.out_features)
         if not 1 <= rank <= largest:
@@ -52,20 +53,20 @@ class LoRALinear(nn.Linear):
         self.lora_scale = alpha / rank
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Map (..., in) to (..., out)."""
         if self.lora_A is None or self.lora_B is None or not self.switch_closed:
             return F.linear(input, self.weight, self.bias)
         return F.linear(input, torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.lora_scale), self.bias)
 
 
 def lora_layers(module: nn.Module) -> list[tuple[str, LoRALinear]]:
-    """Every layer of `module` beside which LoRA can be attached, with its name."""
+    """Return the name and layer of every `LoRALinear` in `module`."""
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, LoRALinear)]
 
 
 @contextmanager
 def switches_open(module: nn.Module) -> Iterator[None]:
-    """Run a block with every LoRA of `module` switched off: the generic model."""
+    """Run a block with every LoRA update in `module` switched off (the generic model)."""
     layers = [layer for _, layer in lora_layers(module)]
     before = [layer.switch_closed for layer in layers]
     for layer in layers:

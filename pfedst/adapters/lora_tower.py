@@ -1,4 +1,4 @@
-"""LoRA inside the frozen image tower (Hu et al., ICLR 2022): gradients cross every block above the first update.
+"""LoRA inside the frozen image tower (Hu et al., ICLR 2022). Gradients pass through every block above the first update.
 
 Shapes: B images, E embedding, L blocks, r rank.
 """
@@ -21,7 +21,7 @@ Target = Literal["q", "k", "v", "o", "mlp_in", "mlp_out"]
 
 
 class LowRank(nn.Module):
-    """One update scale * B A of a weight (out, in): A (r, in) Kaiming uniform, B (out, r) zero."""
+    """A low-rank update scale * B A of a weight (out, in): A (r, in) is Kaiming uniform, B (out, r) is zero."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -31,16 +31,18 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def added_to(self, weight: Tensor, scale: float) -> Tensor:
-        """Weight + scale * B A."""
+        """Return weight + scale * B A."""
         return torch.addmm(weight, self.B, self.A, alpha=scale)
 
 
 class LoRATower(Adapter):
-    """Low-rank updates of linear layers in the image tower, then its embedding.
+    """Apply low-rank updates to linear layers of the image tower, and return the embedding of the tower.
 
-    The tower is shared by all clients, so the update is added to a copy of each changed weight once a forward pass
-    and the tower itself is never touched: equal to the two-branch form. Branches are sets of updates that add up;
-    the first is called `lora`, a method may add another. State-dict names: `BRANCH.{block}.{target}.{A,B}`.
+    All clients share the tower. In each forward pass the update is added to a copy of each changed weight, and the
+    tower itself is never modified. The result equals that of the two-branch form.
+
+    A branch is a set of updates; branches add up. The first branch is named `lora`, and a method may add others.
+    State-dict names: `BRANCH.{block}.{target}.{A,B}`.
 
     Attributes:
         strengths: factor on each branch, by name.
@@ -50,12 +52,12 @@ class LoRATower(Adapter):
         head: the class anchors.
         rank: r of every update, >= 1.
         alpha: scale; an update is alpha / rank * B A.
-        targets: layers that are changed: q, k, v, o of the attention, mlp_in, mlp_out.
-        last_blocks: number of blocks that are changed, counted from the last, >= 1; all by default. Gradients do
-            not pass below them.
+        targets: layers to update: q, k, v, o of the attention, mlp_in, mlp_out.
+        last_blocks: number of blocks to update, counted from the last block, >= 1. Default: all blocks. Gradients do
+            not pass below these blocks.
 
     Raises:
-        ConfigurationError: an option out of its range, or an encoder without a tower.
+        ConfigurationError: If an option is out of range, or the encoder has no tower.
     """
 
     needs = "images"
@@ -82,7 +84,7 @@ class LoRATower(Adapter):
         self.add_branch("lora")
 
     def add_branch(self, name: str) -> None:
-        """Add a set of updates of the same shape, which starts at zero."""
+        """Add a branch with updates of the same shapes. The updates start at zero."""
         updates = nn.ModuleDict()
         for index, weights in enumerate(self.encoder.block_weights(self.targets)):
             if index < self.first:
@@ -96,7 +98,7 @@ class LoRATower(Adapter):
 
     @contextmanager
     def strength(self, **factors: float) -> Iterator[None]:
-        """Run a block with other factors on the branches named: `strength(lora=0.5, personal=0.5)`."""
+        """Run a block with other factors on the named branches: `strength(lora=0.5, personal=0.5)`."""
         before = dict(self.strengths)
         self.strengths |= factors
         try:
@@ -105,7 +107,7 @@ class LoRATower(Adapter):
             self.strengths = before
 
     def weights(self) -> list[dict[str, Tensor]]:
-        """By block, target -> the weight (out, in) with all updates added; no entry where nothing is changed."""
+        """Return the updated weights (out, in) of each block, by target. Unchanged blocks have no entries."""
         changed = self.encoder.block_weights(self.targets)
         for index, weights in enumerate(changed):
             if index < self.first:
@@ -120,5 +122,5 @@ class LoRATower(Adapter):
         return changed
 
     def embed(self, taps: Taps) -> Tensor:
-        """Images (B, 3, H, W) -> embeddings (B, E) of the changed tower."""
+        """Return embeddings (B, E) of the updated tower for images (B, 3, H, W)."""
         return self.encoder.embed(taps.tensors[0], self.weights())

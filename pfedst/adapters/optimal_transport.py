@@ -10,16 +10,17 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
-    """How much of each patch is matched with each prompt, at cost 1 - similarity; no gradient passes through it.
+    """Return how much of each patch is matched with each prompt, at cost 1 - similarity. No gradient passes through.
 
-    Generalised Sinkhorn scaling (Chizat et al., Math. Comp. 2018) as in FedOTP (Li et al., CVPR 2024):
-    with kernel exp(-cost / epsilon), rows are scaled down to at most 1 / M, then columns to exactly mass / N.
+    Generalised Sinkhorn scaling (Chizat et al., Math. Comp. 2018) as in FedOTP (Li et al., CVPR 2024): with kernel
+    exp(-cost / epsilon), rows are scaled down to at most 1 / M, then columns to exactly mass / N.
 
     Args:
         similarity: cosines (..., M, N) of M patches and N prompts.
         epsilon: entropic regularisation, > 0.
-        mass: total mass that is matched, in (0, 1].
-        iterations: largest number of scaling steps, >= 1; they end when scales change by less than 0.001 on average.
+        mass: total mass to match, in (0, 1].
+        iterations: maximum number of scaling steps, >= 1. The steps stop when no scale changes by more than 0.001 of
+            its value.
 
     Returns:
         Plans (..., M, N): columns sum to mass / N, rows to at most 1 / M (within the tolerance).
@@ -30,7 +31,7 @@ def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: 
 
 def _scaled(cosines: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
     M, N = cosines.shape[-2:]
-    # a factor on a column is taken up by its scale: relative to its best patch, no column underflows
+    # subtract the best cosine of each column so that no column underflows; the column's scale absorbs the factor
     kernel = ((cosines - cosines.amax(-2, keepdim=True)) / epsilon).exp()
     columns = kernel.new_ones(*kernel.shape[:-2], N)
     for _ in range(iterations):

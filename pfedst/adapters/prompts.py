@@ -1,4 +1,4 @@
-"""Prompts as parameters: the words before a class name are learned through the frozen text tower.
+"""Learned prompts: the words before a class name are trained through the frozen text tower.
 
 Shapes: B images, K classes, p learned words, dt text width, T tokens of a prompt, E embedding, N tokens of an image.
 """
@@ -18,17 +18,18 @@ CONTEXT_STD = 0.02
 
 
 class ClassSequences(nn.Module):
-    """What stands around the learned words: [start] <words> NAME . [end], for every class.
+    """Build the prompt [start] <learned words> NAME . [end] of every class and encode it.
 
-    Its tensors are frozen word embeddings and in no state dict.
+    The frozen word embeddings around the learned words are buffers that are not in the state dict.
 
     Args:
-        encoder: with a text tower.
-        head: for the class names.
-        words: p.
+        encoder: an encoder with a text tower.
+        head: provides the class names.
+        words: p, number of learned words.
 
     Raises:
-        ConfigurationError: no usable text tower, no word, or a class name that does not fit beside p words.
+        ConfigurationError: If there is no usable text tower, `words` is below 1, or a class name with p words is too
+            long.
     """
 
     start: Tensor
@@ -54,18 +55,18 @@ class ClassSequences(nn.Module):
         self.register_buffer("ends", ends + words, persistent=False)
 
     def forward(self, context: Tensor) -> Tensor:
-        """Learned words (p, dt) -> a unit text embedding (K, E) for every class."""
+        """Return a unit text embedding (K, E) for every class, with the learned words (p, dt)."""
         K = len(self.start)
         embedded = torch.cat([self.start, context.expand(K, -1, -1), self.rest], 1)
         return self.tower.encode(embedded, self.ends)
 
     def __deepcopy__(self, memo: dict[int, object]) -> ClassSequences:
-        """Frozen, hence shared by all clients, as the encoder is."""
+        """Return the same object: it is frozen, and all clients share it."""
         return self
 
 
 class PromptAdapter(Adapter):
-    """Base of adapters whose classifier is the prompts themselves: there is no head apart from them."""
+    """Base class of adapters that classify with learned prompts. They have no separate head."""
 
     def __init__(self, encoder: Encoder, head: AnchorHead, words: int) -> None:
         super().__init__(encoder, head)
@@ -74,7 +75,7 @@ class PromptAdapter(Adapter):
         self.sequences = ClassSequences(encoder, head, words)
 
     def learn_head(self) -> None:
-        """Refused: a trained head would not be used."""
+        """Raise ConfigurationError: a trained head would not be used."""
         raise ConfigurationError(
             f"{type(self).__name__} has no head apart from its prompts, so it cannot have a personal one; choose "
             f"another --model.adapter"
@@ -82,19 +83,19 @@ class PromptAdapter(Adapter):
 
 
 class PromptLearner(PromptAdapter):
-    """One learned context for all classes; logits are cosines of the image embedding and the prompts' embeddings.
+    """Learn one context for all classes. Logits are cosines between the image embedding and the prompt embeddings.
 
-    State-dict names: `context` (p, dt) and, once `attach_low_rank` is called, `left` (p, b) and `right` (b, dt).
+    State-dict names: `context` (p, dt) and, after `attach_low_rank`, `left` (p, b) and `right` (b, dt).
 
     Args:
         encoder: the frozen encoder, with a text tower.
         head: the class anchors; not used for logits.
         words: p, number of learned words, >= 1.
-        initial: words to start from, such as "a photo of a" (`words` is then their number of tokens); by default
-            random, with standard deviation 0.02.
+        initial: words to start from, such as "a photo of a"; `words` is then their number of tokens. Default: random
+            values with standard deviation 0.02.
 
     Raises:
-        ConfigurationError: no usable text tower, or prompts longer than it takes.
+        ConfigurationError: If there is no usable text tower, or the prompts are too long for the text tower.
     """
 
     needs = "pooled"
@@ -112,10 +113,10 @@ class PromptLearner(PromptAdapter):
     right: nn.Parameter | None
 
     def attach_low_rank(self, rank: int) -> None:
-        """Add U V of rank b >= 1 to the context, both at random with standard deviation 0.02.
+        """Add U V of rank b >= 1 to the context. U and V are random with standard deviation 0.02.
 
         Raises:
-            ConfigurationError: a rank that does not fit.
+            ConfigurationError: If the rank is below 1 or above the smaller dimension of the context.
         """
         words, width = self.context.shape
         if not 1 <= rank <= min(words, width):
@@ -124,7 +125,7 @@ class PromptLearner(PromptAdapter):
         self.right = nn.Parameter(torch.randn(rank, width) * CONTEXT_STD)
 
     def features(self, low_rank: bool = True) -> Tensor:
-        """Unit text embeddings (K, E) of the classes, with or without the low-rank part."""
+        """Return unit text embeddings (K, E) of the classes, with or without the low-rank part."""
         context: Tensor = self.context
         if low_rank and self.left is not None and self.right is not None:
             context = context + self.left @ self.right
@@ -132,30 +133,30 @@ class PromptLearner(PromptAdapter):
         return features
 
     def embed(self, taps: Taps) -> Tensor:
-        """The pooled embedding (B, E) as it is."""
+        """Return the pooled embedding (B, E) unchanged."""
         return taps.tensors[0]
 
     def forward(self, taps: Taps) -> Tensor:
-        """Pooled (B, E) -> logits (B, K)."""
+        """Return logits (B, K) for the pooled embeddings (B, E)."""
         return self.head.cosine_logits(self.embed(taps), self.features())
 
 
 class TransportPrompts(PromptAdapter):
-    """Two learned contexts a class, matched with the patches of an image by optimal transport (FedOTP).
+    """Learn two contexts per class and match them with the patches of an image by optimal transport (FedOTP).
 
-    Logit of a class: scale * sum over patches m and prompts n of plan(m, n) * cos(patch m, prompt n). State-dict
-    names: `contexts.0` and `contexts.1`, (p, dt) each.
+    Logit of a class: scale * sum over patches m and prompts n of plan(m, n) * cos(patch m, prompt n). State-dict names:
+    `contexts.0` and `contexts.1`, (p, dt) each.
 
     Args:
         encoder: the frozen encoder, with a text tower.
         head: the class anchors; not used for logits.
-        words: p, of each context, >= 1.
-        epsilon: entropic regularisation of the plan, > 0: smaller is sharper.
-        mass: share of the patches' mass that is matched, in (0, 1].
-        iterations: largest number of scaling steps, >= 1; they end early at a change below 0.001.
+        words: p, number of learned words in each context, >= 1.
+        epsilon: entropic regularisation of the plan, > 0. A smaller value gives a sharper plan.
+        mass: share of the mass of the patches that is matched, in (0, 1].
+        iterations: maximum number of scaling steps, >= 1. The steps stop early at a change below 0.001.
 
     Raises:
-        ConfigurationError: an option out of its range, or no usable text tower.
+        ConfigurationError: If an option is out of range, or there is no usable text tower.
     """
 
     needs = "tokens"
@@ -177,11 +178,11 @@ class TransportPrompts(PromptAdapter):
         self.epsilon, self.mass, self.iterations = epsilon, mass, iterations
 
     def embed(self, taps: Taps) -> Tensor:
-        """Tokens (B, N, D) -> unit embeddings of the patches (B, N-1, E)."""
+        """Return unit embeddings of the patches (B, N-1, E) for tokens (B, N, D)."""
         return F.normalize(self.encoder.project(taps.tensors[0][:, 1:]), dim=-1)
 
     def forward(self, taps: Taps) -> Tensor:
-        """Tokens (B, N, D) -> logits (B, K)."""
+        """Return logits (B, K) for tokens (B, N, D)."""
         prompts_2KE = torch.stack([self.sequences(context) for context in self.contexts])
         similarity_BKM2 = torch.einsum("bme,nke->bkmn", self.embed(taps), prompts_2KE)
         plan = transport_plan(similarity_BKM2, self.epsilon, self.mass, self.iterations)

@@ -24,12 +24,12 @@ Gate = Literal["sum", "learned"]
 
 
 class SideBlock(nn.Module):
-    """One "pMHSA" block: S = X + O(MHSA(Norm(X))), without a feed-forward part unless asked for.
+    """A "pMHSA" block: S = X + O(MHSA(Norm(X))), with an optional feed-forward part.
 
     Args:
         width: W, channels of the side network.
-        heads: attention heads; must divide `width`.
-        feed_forward_ratio: hidden width of an optional feed-forward part, as a multiple of W; 0 for none.
+        heads: number of attention heads; must divide `width`.
+        feed_forward_ratio: hidden width of the feed-forward part, as a multiple of W; 0 for none.
     """
 
     def __init__(self, width: int, heads: int, feed_forward_ratio: float) -> None:
@@ -46,7 +46,7 @@ class SideBlock(nn.Module):
         )
 
     def forward(self, x_BNW: Tensor) -> Tensor:
-        """(B, N, W) -> (B, N, W)."""
+        """Map (B, N, W) to (B, N, W)."""
         B, N, W = x_BNW.shape
         q, k, v = self.qkv(self.norm(x_BNW)).view(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, W)
@@ -55,10 +55,10 @@ class SideBlock(nn.Module):
 
 
 class Ladder(nn.Module):
-    """Taps Z_0 .. Z_{L-1} -> the correction that is added to Z_{L-1}.
+    """Compute from the taps Z_0 .. Z_{L-1} the correction that is added to Z_{L-1}.
 
     P_i = down_i(Z_i);  X_1 = P_0;  X_{i+1} = S_i(X_i) + P_i  for i = 1 .. L-1;  correction = up(X_L).
-    `up` starts at zero, so that an untrained ladder changes nothing.
+    `up` starts at zero, so the correction of an untrained ladder is zero.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Ladder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal weights with deviation 1/sqrt(fan in), zero biases, zero up-projection."""
+        """Set truncated normal weights with standard deviation 1/sqrt(fan in), zero biases and a zero up-projection."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
@@ -91,7 +91,7 @@ class Ladder(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def project(self, index: int, z_BND: Tensor) -> Tensor:
-        """P_i (B, N, W). A tap's norm grows over the tower, hence the LayerNorm before its projection."""
+        """Return P_i (B, N, W). The norm of the taps grows over the tower, so a LayerNorm precedes the projection."""
         if self.tap_norm == "frozen":
             z_BND = F.layer_norm(z_BND, z_BND.shape[-1:])
         elif self.tap_norm == "affine":
@@ -100,7 +100,7 @@ class Ladder(nn.Module):
         return projected
 
     def forward(self, taps: Sequence[Tensor]) -> Tensor:
-        """L tensors (B, N, D) -> correction (B, N, D)."""
+        """Return the correction (B, N, D) for L taps (B, N, D)."""
         x_BNW = self.project(0, taps[0])
         for index, block in enumerate(self.blocks):
             s_BNW, p_BNW = block(x_BNW), self.project(index + 1, taps[index + 1])
@@ -115,22 +115,24 @@ class Ladder(nn.Module):
 
 
 class SideNetwork(Adapter):
-    """The ladder, then the FROZEN last block, norm and projection: only block L is crossed by gradients.
+    """Add the correction of a ladder of small blocks to Z_{L-1}, then apply the FROZEN last block, norm and projection.
 
-    An untrained side network predicts exactly as the encoder does. State-dict names: `side.down.{l}.*`,
-    `side.blocks.{j}.{norm,qkv,o}.*`, `side.up.*`, and `head.weight` with learned anchors.
+    Gradients pass through block L only. An untrained side network predicts exactly as the encoder does. State-dict
+    names: `side.down.{l}.*`, `side.blocks.{j}.{norm,qkv,o}.*`, `side.up.*`, and `head.weight` with learned anchors.
 
     Args:
         encoder: the frozen encoder.
         head: the class anchors.
-        width: W, channels of the side network. Default: D / 8, up to the next multiple of `head_width`.
+        width: W, channels of the side network. Default: D / 8, rounded up to a multiple of `head_width`.
         head_width: channels of one attention head; must divide `width`.
-        tap_norm: LayerNorm before a tap's down-projection: without parameters (`frozen`), with (`affine`), `none`.
-        gate: how a block's output and the next tap join: plain `sum`, as the figure draws it, or a `learned` balance.
+        tap_norm: LayerNorm before the down-projection of a tap: `frozen` (without parameters), `affine` (with
+            parameters) or `none`.
+        gate: how the output of a block and the next tap are combined: `sum`, as in the figure, or `learned`, a trained
+            balance of the two.
         feed_forward_ratio: hidden width of a feed-forward part in each block, as a multiple of W; 0 for none.
 
     Raises:
-        ConfigurationError: `head_width` does not divide `width`, or the tower has fewer than two blocks.
+        ConfigurationError: If `head_width` does not divide `width`, or the tower has fewer than two blocks.
     """
 
     needs = "taps"
@@ -158,5 +160,5 @@ class SideNetwork(Adapter):
         self.side = Ladder(spec, width, width // head_width, tap_norm, gate, feed_forward_ratio)
 
     def embed(self, taps: Taps) -> Tensor:
-        """L taps (B, N, D) -> image embeddings (B, E): frozen block L on Z_{L-1} + correction."""
+        """Return image embeddings (B, E) for L taps (B, N, D): the frozen block L applied to Z_{L-1} + correction."""
         return self.encoder.finish(taps.tensors[-1] + self.side(taps.tensors), taps.correction)

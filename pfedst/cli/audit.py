@@ -1,4 +1,4 @@
-"""`pfedst data audit`: with the options of fit, or with a path alone."""
+"""`pfedst data audit`, with the options of `pfedst fit` or with a path alone."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from pfedst.state import write_atomically, write_json
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What to look at, and where to write.
+    """What to check, and where to write the report.
 
     Args:
-        folder: for `audit.json` and `audit.html`; written anew each time.
-        images: open every image; without, the tables alone are read, and no image need be there.
-        images_per_site: that the encoder sees of each site, to tell how differently sites look; 0 leaves that out.
+        folder: folder for `audit.json` and `audit.html`, which are overwritten each time.
+        images: open every image. If false, only the tables are read and no image needs to exist.
+        images_per_site: number of images of each site that the encoder sees, to measure how differently sites look; 0
+            skips this check.
 
     Raises:
-        ConfigurationError: `images_per_site` is negative.
+        ConfigurationError: If `images_per_site` is negative.
     """
 
     folder: Path = Path("audit")
@@ -46,16 +47,16 @@ class AuditOptions:
 
 
 class AuditCLI(PFedSTCLI):
-    """`fit` that ends after a look at the data."""
+    """`pfedst fit`, but it ends after an audit of the data."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Those of fit, which need no method here, and the audit's own."""
+        """Add the options of fit, without a required method, and those of the audit."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(AuditOptions, "audit")
         parser.set_defaults({"method": {"class_path": "pfedst.methods.pfedst.PFedST"}})
 
     def instantiate_classes(self) -> None:
-        """Build what the configuration names; an audit goes on without an encoder that cannot be had."""
+        """Build the classes of the configuration. If the encoder cannot be loaded, the audit continues without it."""
         options = self.config["fit"]["audit"]
         self.encoder_is_there = bool(options.images and options.images_per_site)
         if self.encoder_is_there:
@@ -63,7 +64,7 @@ class AuditCLI(PFedSTCLI):
                 super().instantiate_classes()
                 return
             except WeightsError as error:
-                logging.getLogger("pfedst").warning("how sites look to the encoder is left out: %s", error)
+                logging.getLogger("pfedst").warning("the comparison of sites by the encoder is skipped: %s", error)
                 self.encoder_is_there = False
         self.config["fit"]["model"]["encoder"] = Namespace(  # type: ignore[no-untyped-call]
             class_path="pfedst.encoders.encoder.Pixels"
@@ -71,7 +72,7 @@ class AuditCLI(PFedSTCLI):
         super().instantiate_classes()
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
-        """Look, print, write."""
+        """Audit the data, print the report and write it."""
         options: AuditOptions = self._get(self.config_init, "audit")
         found = datamodule.found(files=options.images)
         seen = scan(found, True, datamodule.cache.folder) if options.images else None
@@ -84,7 +85,7 @@ class AuditCLI(PFedSTCLI):
 
 
 def run_audit(arguments: Sequence[str]) -> int:
-    """Audit what the options of fit, or a path that comes first, name; the exit code."""
+    """Audit the data of the options of fit, or of a path that comes first. Return the exit code."""
     given = list(arguments)
     if given and not given[0].startswith("-"):
         name, options = recognise(Path(given[0]))

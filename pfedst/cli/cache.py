@@ -1,4 +1,4 @@
-"""`pfedst cache build | info | clear`: fill the tap cache before a run, see what it holds, remove it."""
+"""`pfedst cache build | info | clear`: fill the tap cache before a run, list its content, remove it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pfedst.reporting import bytes_text, console_of
 from pfedst.simulation import make_client
 
 USAGE = """\
-usage: pfedst cache build OPTIONS OF FIT     compute what the run with these options would cache, and stop
+usage: pfedst cache build OPTIONS OF FIT     fill the cache for a run with these options, and stop
        pfedst cache info [--folder FOLDER] [--verify]
        pfedst cache clear [NAME ...] [--all] [--folder FOLDER]
 """
 
 
 def run_cache(arguments: Sequence[str]) -> int:
-    """Run one of the commands; the exit code."""
+    """Run one of the cache commands. Return the exit code."""
     command, rest = (arguments[0] if arguments else "--help"), list(arguments[1:])
     if command == "build":
         return run_command(["fit", *rest], BuildCLI)
@@ -45,10 +45,10 @@ def run_cache(arguments: Sequence[str]) -> int:
 
 
 class BuildCLI(PFedSTCLI):
-    """`fit` that ends when the cache is complete."""
+    """`pfedst fit`, but it ends when the cache is complete."""
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
-        """Complete the cache and say where it is."""
+        """Complete the cache and print its location."""
         if datamodule.cache.kind == "none":
             raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
         method = self._get(self.config_init, "method")
@@ -62,7 +62,7 @@ class BuildCLI(PFedSTCLI):
 
 
 def _info(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="pfedst cache info", description="What the tap cache holds.")
+    parser = argparse.ArgumentParser(prog="pfedst cache info", description="List the content of the tap cache.")
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
     given = parser.parse_args(arguments)
@@ -82,8 +82,10 @@ def _info(arguments: Sequence[str]) -> int:
 
 def _clear(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the tap cache.")
-    parser.add_argument("name", nargs="*", help="as pfedst cache info tells it")
-    parser.add_argument("--all", action="store_true", help="every store in the folder, and what was seen of images")
+    parser.add_argument("name", nargs="*", help="as listed by pfedst cache info")
+    parser.add_argument(
+        "--all", action="store_true", help="every store in the folder, and the saved results of image scans"
+    )
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     given = parser.parse_args(arguments)
     stores = stores_in(given.folder)

@@ -1,6 +1,6 @@
-"""`pfedst` as a comparison starts it: it ends when the process that started it does.
+"""`pfedst` as a child process of a comparison. It ends when its parent ends.
 
-A comparison that is killed may not leave runs behind that write on while it is started again.
+If a comparison is killed, its runs must not continue to write while the comparison is started again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pfedst.cli import main
 
 
 def end_with_parent() -> None:
-    """End this process when its standard input closes: the other end was the parent's, and runs survive any end."""
+    """End this process when its standard input closes, which means that the parent has ended. Runs survive any end."""
 
     def watch() -> None:
-        while os.read(0, 1):  # of the file itself: a buffered reader would hold up the end of this process
+        while os.read(0, 1):  # unbuffered: a buffered reader would delay the end of this process
             pass
         os._exit(1)
 

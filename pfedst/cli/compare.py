@@ -1,4 +1,4 @@
-"""`pfedst compare`: a table of methods, from one command."""
+"""`pfedst compare`: a table of methods from one command."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ from pfedst.errors import ConfigurationError, PfedstError, listed
 
 
 class FailedRunsError(PfedstError):
-    """A comparison in which runs failed; the others are done, and reported."""
+    """Some runs of a comparison failed. The other runs are finished and reported."""
 
 
 def run_compare(arguments: Sequence[str]) -> int:
-    """Run a comparison, or what is left of it, and write its report; the exit code."""
+    """Run a comparison, or the runs that are not finished, and write its report. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="pfedst compare",
         allow_abbrev=False,
-        description="Methods x seeds on one data set. Started again it goes on; finished runs are kept.",
+        description="Methods x seeds on one data set. The same command continues a comparison; finished runs are kept.",
         epilog="Any other option is one of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
     )
     parser.add_argument("--config", type=Path, required=True, help="rows, seeds and a base: see configs/compare/")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where the folder is made")
-    parser.add_argument("--name", help="of the folder; default: compare- and the name of the file")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of those of the file")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and the reference")
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where the folder is created")
+    parser.add_argument("--name", help="name of the folder; default: compare- and the name of the file")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use in place of those of the file")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="run only these rows and the reference")
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
     plan = _plan(given.config, given.seeds, given.only)
     folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
     comparison = Comparison(plan, folder, _checked(overrides), resolver(), partial(Grid, jobs=given.jobs))
-    with resumable("the runs that had ended are kept; the same command goes on"):
+    with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()
-    from pfedst.cli.report import write_report  # draws: a second of imports that a wrong option need not wait for
+    from pfedst.cli.report import write_report  # imports matplotlib (a second), so only after options are checked
 
     if comparison.has_finished:
         write_report([folder])
     if failed:
-        told = listed([f"{name}: {words}" for name, words in sorted(failed.items())], "\n  ")
+        failures = listed([f"{name}: {words}" for name, words in sorted(failed.items())], "\n  ")
         raise FailedRunsError(
-            f"{len(failed)} runs failed; what is done is kept and reported. The same command tries them again:\n"
-            f"  {told}"
+            f"{len(failed)} runs failed; finished runs are kept and reported. Run the same command to try again:\n"
+            f"  {failures}"
         )
     return 0
 
 
 def resolver() -> Resolve:
-    """From arguments of `pfedst fit` to all that results depend on of their resolved configuration, as text."""
+    """Return a function from arguments of `pfedst fit` to the configuration on which results depend, as text."""
     parse = parse_only()
 
     def resolve(arguments: Sequence[str]) -> str:
         Parser.arguments = arguments
-        # what a configuration leaves open and the environment gives
+        # values from the environment that the configuration leaves open
         given = [f"{n}: {os.environ[n]}\n" for n in (ROOT_VARIABLE, WEIGHTS_VARIABLE) if n in os.environ]
         return parse(arguments) + "".join(given)
 

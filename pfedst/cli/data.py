@@ -1,4 +1,4 @@
-"""`pfedst data ...`: what to get, a manifest, simulated sites, small images, and the audit."""
+"""`pfedst data`: sources of public data, manifests, simulated sites, small copies of images, and the audit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pfedst.reporting import bytes_text, console_of
 from pfedst.state import write_atomically
 
 USAGE = """\
-usage: pfedst data prepare NAME [--root FOLDER]      what to get of a public data set, and what is there
+usage: pfedst data prepare NAME [--root FOLDER]      what to download for a public data set; check a folder
        pfedst data init FOLDER                       write a manifest of a folder of images, for you to check
        pfedst data audit [PATH] [OPTIONS OF FIT]     leaks, duplicates, absent classes, damaged images
        pfedst data preprocess SOURCE TARGET          small copies of large images
@@ -31,11 +31,11 @@ usage: pfedst data prepare NAME [--root FOLDER]      what to get of a public dat
 
 Options of a command: pfedst data COMMAND --help.
 """
-OUTSIDE = "images may lie outside of the folder, where a path or a link leads out of it"
+OUTSIDE = "allow images outside the folder, to which a path or a link leads"
 
 
 def run_data(arguments: Sequence[str]) -> int:
-    """Run one of the commands; the exit code."""
+    """Run one of the data commands. Return the exit code."""
     command, rest = (arguments[0] if arguments else "--help"), list(arguments[1:])
     if command in ("--help", "-h", "help"):
         print(USAGE, end="")
@@ -44,22 +44,24 @@ def run_data(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f'pfedst data: there is no command "{command}".{nearest(command, COMMANDS)}\n{USAGE}')
     try:
         return COMMANDS[command](rest)
-    except SystemExit as end:  # --help ends this way
+    except SystemExit as end:  # raised by --help
         return int(end.code or 0)
 
 
 class DataParser(ArgumentParser):
-    """A parser whose errors are ours."""
+    """An argument parser that raises errors of pfedst."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise one clear error in place of a usage text."""
+        """Raise an error in place of printing a usage text."""
         raise ConfigurationError(f"{self.prog}: {str(message).strip()}; see {self.prog} --help")
 
 
 def _prepare(arguments: Sequence[str]) -> int:
-    parser = DataParser(prog="pfedst data prepare", description="What to get of a public data set, and what is there.")
+    parser = DataParser(
+        prog="pfedst data prepare", description="List what to download for a public data set; check a folder."
+    )
     parser.add_argument("name", type=str, help=", ".join(PUBLIC_DATA))
-    parser.add_argument("--root", type=Path | None, default=None, help="the folder to look at")
+    parser.add_argument("--root", type=Path | None, default=None, help="the folder to check")
     given = parser.parse_args(list(arguments))
     if given.name not in PUBLIC_DATA:
         known = ", ".join(PUBLIC_DATA)
@@ -75,7 +77,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     for number, step in enumerate(found.steps, start=1):
         console.print(f"  {number}. {step}", highlight=False, markup=False)
     if given.root is None:
-        console.print(f"Then: pfedst data prepare {given.name} --root ROOT tells what is there.", highlight=False)
+        console.print(f"Then: pfedst data prepare {given.name} --root ROOT checks what is there.", highlight=False)
         return 0
     if not given.root.is_dir():
         raise DataError(f"--root {given.root}: no such folder")
@@ -85,15 +87,17 @@ def _prepare(arguments: Sequence[str]) -> int:
         console.print(f"{mark:8} {check.what}: {check.seen}", highlight=False, markup=False)
     if lacking := [check.what for check in checks if check.needed and not check.complete]:
         raise DataError(f"{given.root} is not complete: {listed(lacking)}")
-    told = f"{given.root} is complete by names and counts; pfedst data audit {given.root} opens every image."
-    console.print(told, highlight=False, markup=False)
+    message = f"{given.root} is complete by names and counts; pfedst data audit {given.root} opens every image."
+    console.print(message, highlight=False, markup=False)
     return 0
 
 
 def _init(arguments: Sequence[str]) -> int:
     parser = DataParser(prog="pfedst data init", description="Write a manifest of a folder of images.")
     parser.add_argument("folder", type=Path, help="images in folders named by class, site or split")
-    parser.add_argument("--manifest", type=Path | None, default=None, help="to write; default: FOLDER/manifest.csv")
+    parser.add_argument(
+        "--manifest", type=Path | None, default=None, help="manifest to write; default: FOLDER/manifest.csv"
+    )
     parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(InitOptions)
     given = parser.parse_args(list(arguments))
@@ -139,7 +143,9 @@ def _partition(arguments: Sequence[str]) -> int:
     parser = DataParser(prog="pfedst data partition", description="Simulated sites from one pooled set.")
     parser.add_argument("manifest", type=Path, help="columns path, label, split, and optionally group")
     parser.add_argument("target", type=Path, help="folder to write: manifest.csv, partition.json, partition.png")
-    parser.add_argument("--root", type=Path | None, default=None, help="of the paths; default: the manifest's folder")
+    parser.add_argument(
+        "--root", type=Path | None, default=None, help="folder of the paths; default: that of the manifest"
+    )
     parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(PartitionOptions)
     given = parser.parse_args(list(arguments))
@@ -162,7 +168,7 @@ def _partition(arguments: Sequence[str]) -> int:
 
 
 def _options(kind: Callable[..., Any], given: Any) -> Any:
-    """An options dataclass from what was parsed; what it refuses is its own error."""
+    """Build an options dataclass from parsed arguments. The dataclass raises its own errors."""
     return kind(**{name: getattr(given, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Readable option errors: the full key, the class that does not know it, the nearest name that it does."""
+"""Rewrite option errors of the parser: the full key, the class that does not accept it, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pfedst.errors import ConfigurationError, nearest
 
 
 def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -> str:
-    """Make a parser's message name the whole key and a way out.
+    """Return a parser message with the whole key and a remedy.
 
-    The parser reports only the last part of a key that a class does not accept; the arguments and config files that
-    were given are searched for the rest.
+    The parser reports only the last part of a key that a class does not accept. The rest is searched in the arguments
+    and configuration files.
 
     Args:
-        message: what the parser says.
+        message: message of the parser.
         arguments: the command line.
-        bases: last part of a key -> base class of what can be chosen there.
+        bases: last part of a key -> base class of the values allowed there.
     """
-    # an optional class is parsed as a union; its parser has explained the error of the branch that matters
+    # an optional class is parsed as a union; its parser has already explained the error of the relevant branch
     inner = re.search(r"- ((?:unknown option|--[\w.]+:).*?)(?=\n\s*- |\n\s*Given value|$)", message, re.DOTALL)
     if inner:
         return re.sub(r"\n\s+", "\n  ", inner.group(1)).strip()
@@ -37,14 +37,14 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     base = bases.get(full.split(".")[-1])
     if base is not None and re.search(r"import path|subclass|Problem with given class_path", message, re.IGNORECASE):
         return _unknown_class(full, pairs, base, message)
-    # the part after the last arrow of a chain of parsers says what is wrong; the key says where
+    # the part after the last arrow of a chain of parsers is the problem; the key is the location
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
     detail = re.sub(r"<class '(\w+)'>", r"\1", detail).replace("typing.Literal", "one of ")
     return f"--{full}: {detail}" if key else message
 
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) pairs of the config files and of the command line, in order."""
+    """Yield (dotted key, value) pairs of the configuration files and of the command line, in order."""
     for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name in ("--config", "-c"):
@@ -57,7 +57,7 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def subclasses(base: type) -> dict[str, type]:
-    """What can be chosen where `base` is asked for, by short name: its subclasses, or itself if it has none."""
+    """Return the classes allowed for `base`, by short name: its subclasses, or `base` itself if it has none."""
     children: list[type] = base.__subclasses__()
     if not children:
         return {base.__name__: base}
@@ -88,7 +88,7 @@ def _plain(key: str) -> str:
 
 
 def _chosen(key: str, pairs: Sequence[tuple[str, Any]]) -> str | None:
-    """The class that was chosen at `key`, in either way of writing it."""
+    """Return the class chosen at `key`, written in either way."""
     for path, value in reversed(pairs):
         if _plain(path) in (_plain(key), f"{_plain(key)}.class_path") and isinstance(value, str):
             return value.split(".")[-1]
@@ -116,7 +116,7 @@ def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, mess
 
 
 def _options(owner: type) -> list[str]:
-    """Parameters of a class, those that it passes on to its bases included."""
+    """Return the parameters of a class, including those that it passes on to its base classes."""
     options: dict[str, None] = {}
     for cls in inspect.getmro(owner):
         if "__init__" not in vars(cls):

@@ -1,4 +1,4 @@
-"""Entry point. What needs no heavy import is answered before one is made."""
+"""Entry point of the command line. Commands without heavy imports are handled first."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ usage: pfedst COMMAND [OPTIONS]
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
-  cache     the encoder's answers on disk   pfedst cache build --config FILE | info | clear
-  methods   the methods that are installed
+  cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
+  methods   the installed methods
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: those after the program's name; `sys.argv` by default.
+        arguments: arguments after the program's name; `sys.argv` by default.
 
     Returns:
-        The exit code: 0, or that of the PfedstError that ended the command (its message is on standard error).
-        Anything else that is raised is a defect and keeps its traceback.
+        The exit code: 0, or that of the PfedstError that ended the command, whose message is printed to standard error.
+            Any other exception is a defect and keeps its traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = given[0] if given else "--help"

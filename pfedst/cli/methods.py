@@ -1,4 +1,7 @@
-"""`pfedst methods`: what is installed, what it shares, what it costs; on the terminal or as pages of documentation."""
+"""`pfedst methods`: list the installed methods with their shared parts and cost.
+
+The list is printed on the terminal or written as documentation pages.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ HEADINGS = ("method", "what it is", "adapter", "needs", "shared", "personal", "t
 
 
 def list_methods(arguments: Sequence[str]) -> int:
-    """Print a table of every registered method, the pages of some, or write all pages; the exit code."""
+    """Print a table of all methods or the pages of some, or write all pages. Return the exit code."""
     parser = argparse.ArgumentParser(prog="pfedst methods", description="List and explain the installed methods.")
     parser.add_argument("name", nargs="*", help="print the page of each of these methods in place of the table")
     parser.add_argument("--docs", type=Path, help="write a page for every method, and README.md with the table, here")
@@ -57,7 +60,7 @@ def list_methods(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class MethodCost:
-    """What a method holds, trains and sends on ViT-B/16 with 8 classes, counted from shapes alone.
+    """What a method holds, trains and sends on ViT-B/16 with 8 classes, computed from shapes alone.
 
     `download_bytes` and `upload_bytes` are those of one client in one round, all messages included.
     """
@@ -73,7 +76,7 @@ class MethodCost:
 
 
 def method_cost(method: FederatedMethod) -> MethodCost:
-    """Count for a method with these options; weights are not even made."""
+    """Compute the cost of a method with its options. Weights are not allocated."""
     with torch.device("meta"):
         encoder = FrozenCLIP(MODEL, weights="random")
         names = [f"class {index}" for index in range(CLASSES)]
@@ -96,7 +99,7 @@ def method_cost(method: FederatedMethod) -> MethodCost:
 
 
 def page(name: str, method: type[FederatedMethod]) -> str:
-    """The page of a method in Markdown: from its docstring and its counted cost."""
+    """Return the Markdown page of a method, from its docstring and its cost."""
     paragraphs = _paragraphs(method)
     lines = [f"# {name}", "", paragraphs["What"], "", f"*{method.source}*", ""]
     for section in SECTIONS:
@@ -125,7 +128,7 @@ def page(name: str, method: type[FederatedMethod]) -> str:
 
 
 def pages(methods: dict[str, type[FederatedMethod]]) -> dict[str, str]:
-    """File name -> text: a page a method, and README.md with the table of all."""
+    """Return file name -> text: one page per method, and README.md with the table of all."""
     rows = [" | ".join([f"[{name}]({name}.md)", *_row(method)]) for name, method in methods.items()]
     index = [
         "# Methods",
@@ -153,7 +156,7 @@ def _row(method: type[FederatedMethod]) -> list[str]:
 
 
 def _paragraphs(method: type[FederatedMethod]) -> dict[str, str]:
-    """The docstring's first paragraph as `What`, and its paragraphs that begin with a heading, each as one line."""
+    """Return the first paragraph of the docstring as `What`, and its paragraphs with a heading, each as one line."""
     found: dict[str, str] = {}
     title = "What"
     for line in (inspect.getdoc(method) or "").partition("\nArgs:")[0].split("\n"):
@@ -161,13 +164,13 @@ def _paragraphs(method: type[FederatedMethod]) -> dict[str, str]:
         if colon and heading in SECTIONS:
             title, line = heading, rest
         found[title] = f"{found.get(title, '')} {line.strip()}".strip()
-    # a paragraph begins with a capital, a formula as it is
+    # capitalise the first letter of a paragraph, but not of a formula
     words = r"^(a(?= [a-z]{2})|[a-z](?=[a-z]+[ ,'-][a-zA-Z]))"
     return {title: re.sub(words, lambda c: c[0].upper(), text) for title, text in found.items()}
 
 
 def _options(method: type[FederatedMethod]) -> list[tuple[str, object, str]]:
-    """Name, default and meaning of every option, from the signatures and docstrings along the class's bases."""
+    """Return name, default and meaning of every option, from the signatures and docstrings along the class's bases."""
     meanings: dict[str, str] = {}
     defaults: dict[str, object] = {}
     for cls in [base for base in method.__mro__ if issubclass(base, FederatedMethod)]:
@@ -181,7 +184,7 @@ def _options(method: type[FederatedMethod]) -> list[tuple[str, object, str]]:
 
 
 def _groups(keys: Sequence[str]) -> str:
-    """Keys without layer numbers and tensor names: `side.down, side.blocks.o, ...`, LoRA told apart."""
+    """Return keys without layer numbers and tensor names: `side.down, side.blocks.o, ...`, with LoRA apart."""
     groups = dict.fromkeys(
         (".".join([part for part in key.removeprefix("adapter.").split(".")[:-1] if not part.isdigit()]) or key)
         + (" LoRA" if key.endswith(("lora_A", "lora_B")) else "")

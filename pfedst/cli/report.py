@@ -1,4 +1,4 @@
-"""`pfedst report`: tables and figures from finished runs, from their JSON alone."""
+"""`pfedst report`: tables and figures from the JSON files of finished runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ WIDTH = 150
 
 
 def run_report(arguments: Sequence[str]) -> int:
-    """Report on the runs that are named; the exit code."""
+    """Report on the given runs. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="pfedst report", allow_abbrev=False, description="Tables and figures from finished runs."
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of comparisons")
-    parser.add_argument("--reference", help="row the others are tested against; default: the comparison's, or PFedST")
+    parser.add_argument(
+        "--reference", help="row against which the others are tested; default: that of the comparison, or PFedST"
+    )
     parser.add_argument("--metric", default=SELECTION_METRIC, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="folder; default: report/ in the only folder named, or report")
     given = parser.parse_args(arguments)
@@ -35,11 +37,11 @@ def write_report(
     reference: str | None = None,
     metric: str = SELECTION_METRIC,
 ) -> None:
-    """Write every format, and print the tables.
+    """Write every format and print the tables.
 
     Raises:
-        ConfigurationError: no finished run, no such row or metric.
-        StateError: a damaged file, or a folder that cannot be written.
+        ConfigurationError: If there is no finished run, or no such row or metric.
+        StateError: If a file is damaged, or the folder cannot be written.
     """
     compared = load_compared(paths, reference)
     folder = output or (paths[0] / "report" if len(paths) == 1 else Path("report"))

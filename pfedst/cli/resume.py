@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from pfedst.cli.renamed_options import CONFIG_FORMAT
+from pfedst.cli.study import settings
 from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
 from pfedst.options import Effect, effect_of
-from pfedst.reporting.loading import dotted
 
 
 def check_same_configuration(folder: Path, text: str) -> None:
@@ -32,7 +32,7 @@ def check_same_configuration(folder: Path, text: str) -> None:
     """
     file = folder / "config.yaml"
     try:
-        then, now = dotted(read_yaml(file)), dotted(load_yaml(text, "the configuration"))
+        then, now = settings(read_yaml(file)), settings(load_yaml(text, "the configuration"))
     except (OSError, ValueError, AttributeError, yaml.YAMLError, ConfigurationError) as error:
         raise StateError(f"{file} is missing or damaged: the run cannot be continued; start a new one") from error
     if then.get("config_format") != CONFIG_FORMAT:

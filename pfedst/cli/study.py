@@ -12,10 +12,19 @@ from typing import Any
 
 from pfedst.cli.yaml_text import load_yaml
 from pfedst.options import PATHS, WEIGHTS, Effect, with_effect
+from pfedst.renamed import name_today
 from pfedst.reporting.loading import dotted
 
 INIT_ARGS = ".init_args."
 UNKNOWN = object()
+
+
+def settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration by dotted keys; class paths have their present names."""
+    return {
+        key: name_today(value) if key.endswith("class_path") and isinstance(value, str) else value
+        for key, value in dotted(tree).items()
+    }
 
 
 def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +37,7 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         text: the resolved configuration, as YAML.
         defaults: of options that belong to no class of the configuration, by dotted key.
     """
-    flat = _not_at_default(dotted(load_yaml(text, "the configuration")), defaults)
+    flat = _not_at_default(settings(load_yaml(text, "the configuration")), defaults)
     found = with_effect(flat, Effect.STUDY, Effect.LAST_DIGITS)
     if isinstance(found.get(WEIGHTS), str):
         found[WEIGHTS] = PurePath(found[WEIGHTS]).name
@@ -41,7 +50,7 @@ def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
     Paths of images and weights are included, since their content is not known yet. Options that change last digits only
     are not.
     """
-    flat = _not_at_default(dotted(load_yaml(text, "the configuration")), defaults)
+    flat = _not_at_default(settings(load_yaml(text, "the configuration")), defaults)
     kept = with_effect(flat, Effect.STUDY) | {key: flat[key] for key in PATHS if key in flat}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
 

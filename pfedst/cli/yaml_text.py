@@ -1,7 +1,7 @@
-"""YAML that a user gives, refused before a parser makes more of it than memory holds.
+"""Check the YAML of a user before a parser expands it beyond the memory.
 
-A few lines of YAML may stand for billions of values, as a name (`&a`) can be repeated (`*a`) within what another name
-stands for; and a parser calls itself for every level of nesting.
+A few lines of YAML may represent billions of values, since a name (`&a`) can be repeated (`*a`) within the value of
+another name. In addition, a parser recurses for every level of nesting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pfedst.cli.renamed_options import with_present_names
 from pfedst.errors import ConfigurationError
 
 CHECKED_YAML = "checked_yaml"
-"""The `parser_mode` of a parser that refuses such YAML, wherever it comes from."""
+"""The `parser_mode` of a parser that refuses such YAML from any source."""
 MOST_BYTES = 1 << 20
 MOST_VALUES = 50_000
 DEEPEST = 100
@@ -29,26 +29,26 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_yaml(text: str, name: str) -> Any:
-    """The values.
+    """Return the values of a text.
 
     Args:
         text: YAML, or JSON.
-        name: of the text, for the error.
+        name: name of the text, for the error.
 
     Raises:
-        ConfigurationError: it is too long, nested too deeply, or stands for too many values.
-        yaml.YAMLError: it is no YAML.
+        ConfigurationError: If the text is too long, nested too deeply, or represents too many values.
+        yaml.YAMLError: If the text is not YAML.
     """
     _check(text, name)
     return _made(lambda: yaml.load(text, Loader=_Loader))
 
 
 def read_yaml(file: Path) -> Any:
-    """The values of a file.
+    """Return the values of a file.
 
     Raises:
-        ConfigurationError, yaml.YAMLError: as of its text.
-        OSError, ValueError: it cannot be read, or is no text.
+        ConfigurationError, yaml.YAMLError: As in `load_yaml`.
+        OSError, ValueError: If the file cannot be read, or is not text.
     """
     if not file.is_file():  # a device or a pipe may never end
         raise FileNotFoundError(f"{file}: no file")
@@ -57,14 +57,14 @@ def read_yaml(file: Path) -> Any:
 
 
 def check_configurations(arguments: Sequence[str], environment: str) -> None:
-    """Look at every configuration file before a parser reads it as a whole; what else is wrong, the parser says.
+    """Check every configuration file before a parser reads it. The parser reports all other errors.
 
     Args:
-        arguments: of the command line.
-        environment: what the variables that give options begin with.
+        arguments: arguments of the command line.
+        environment: prefix of the environment variables with options.
 
     Raises:
-        ConfigurationError: a file that is too large, no text, nested too deeply, or stands for too many values.
+        ConfigurationError: If a file is too large, not text, nested too deeply, or represents too many values.
     """
     given = [value for name, value in os.environ.items() if re.fullmatch(rf"{environment}_(\w+__)?CONFIG", name)]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -72,7 +72,7 @@ def check_configurations(arguments: Sequence[str], environment: str) -> None:
         if name in ("--config", "-c"):
             given.append(value or following)
     for value in given:
-        if "\n" in value or not Path(value).is_file():  # a variable may hold the YAML itself; a pipe is read but once
+        if "\n" in value or not Path(value).is_file():  # a variable may hold the YAML; a pipe can be read only once
             continue
         try:
             _check_size(Path(value))
@@ -96,15 +96,15 @@ def _check(text: str, name: str) -> None:
     try:
         values = _values(text, name)
     except yaml.YAMLError:
-        return  # the parser tells it with its place
+        return  # the parser reports the error with its place
     if values > MOST_VALUES:
         raise ConfigurationError(f"{name}: stands for more than {MOST_VALUES:,} values: {REMEDY}")
 
 
 def _values(text: str, name: str) -> int:
-    """How many values the text stands for once every alias is written out; stops where there are too many."""
+    """Return the number of values after expanding every alias. Counting stops once there are too many."""
     sizes: dict[str, int] = {}
-    # of every collection that is open: its anchor, and the values before it
+    # for every open collection: its anchor, and the number of values before it
     opened: list[tuple[str | None, int]] = []
     values = 0
     for event in yaml.parse(text, Loader=_Loader):
@@ -131,7 +131,7 @@ def _values(text: str, name: str) -> int:
 
 
 def _load(text: str) -> Any:
-    """What the parser does with YAML, once it is checked; `None`, as a sweep of W&B writes null, is null."""
+    """Check YAML and parse it with the YAML loader of jsonargparse. `None`, as W&B sweeps write null, is null."""
     if text == "None":
         return None
     _check(text, "the configuration")
@@ -139,14 +139,14 @@ def _load(text: str) -> Any:
 
 
 def _made(make: Callable[[], Any]) -> Any:
-    """What is made of YAML; a value that cannot be made (`!!int ""`, the 45th of a month) is an error of YAML too."""
+    """Return the parsed YAML. Values that cannot be built (`!!int ""`, the 45th of a month) raise a YAML error."""
     try:
         made = make()
-        repr(made)  # a hexadecimal number of any length is read, but no message could show it
+        repr(made)  # a hexadecimal number of any length can be read, but not shown in a message
         return made
     except yaml.YAMLError:
         raise
-    except Exception as error:  # whatever int(), datetime and the loader's own look-ups raise
+    except Exception as error:  # int(), datetime and the loader's look-ups raise many kinds
         raise yaml.YAMLError(" ".join(str(error).split()) or type(error).__name__) from error
 
 

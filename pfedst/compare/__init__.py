@@ -1,4 +1,4 @@
-"""A comparison: methods x seeds on one data set, a grid of ordinary runs."""
+"""Comparisons: methods x seeds on one data set, as a grid of ordinary runs."""
 
 from pfedst.compare.grid import Grid, GridRun
 from pfedst.compare.plan import Plan, Row, make_plan

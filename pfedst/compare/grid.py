@@ -1,4 +1,4 @@
-"""Many runs on one machine, each a process of its own: so many at a time, with the time that is left."""
+"""Run a grid of runs on one machine, each in its own process, a given number at a time, with the time left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST_LINES = 5
 
 @dataclass(frozen=True)
 class GridRun:
-    """A run: what it is called, of which row, with which arguments of `pfedst fit`."""
+    """A run: its name, the label of its row, and its arguments of `pfedst fit`."""
 
     name: str
     label: str
@@ -42,12 +42,12 @@ class _Running:
 
 
 class Grid:
-    """Starts runs as processes that end with this one, and follows them.
+    """Start runs as processes that end with this process, and follow them.
 
     Args:
-        folder: of the runs; the log of each lies beside it.
-        jobs: how many at a time, >= 1.
-        console: for the progress; standard error by default.
+        folder: folder of the runs. The log of each run lies beside the run.
+        jobs: number of runs at a time, >= 1.
+        console: console for the progress; standard error by default.
     """
 
     def __init__(self, folder: Path, jobs: int, console: Console | None = None) -> None:
@@ -57,18 +57,18 @@ class Grid:
         self._seconds: dict[str, list[float]] = {}
 
     def is_finished(self, run: GridRun) -> bool:
-        """Whether a run has its summary; its name holds the hash of its configuration."""
+        """Return True if a run has its summary. The name of a run holds the hash of its configuration."""
         return (self.folder / run.name / "summary.json").is_file()
 
     def run(self, runs: Sequence[GridRun], what: str) -> dict[str, str]:
-        """Do those that are not finished.
+        """Run all runs that are not finished.
 
         Args:
-            runs: in the order in which they are started.
-            what: they are, for the progress.
+            runs: runs in the order in which they are started.
+            what: name of the runs, for the progress.
 
         Returns:
-            Name of a run that failed -> what it said last.
+            Name of a failed run -> its last output.
         """
         waiting = [run for run in runs if not self.is_finished(run)]
         earlier = len(runs) - len(waiting)
@@ -86,18 +86,18 @@ class Grid:
                     running.append(self._start(waiting.pop(0)))
                 for done in [one for one in running if one.process.poll() is not None]:
                     running.remove(done)
-                    told = self._ended(done, failed)
+                    outcome = self._ended(done, failed)
                     left = self._seconds_left(waiting, running)
                     bar.update(task, advance=1, description=f"{what}, {_left(left)}")
                     number = len(runs) - len(waiting) - len(running)
-                    self._say(f"{what}: {number} of {len(runs)}, {told}, {_left(left)}")
+                    self._say(f"{what}: {number} of {len(runs)}, {outcome}, {_left(left)}")
                 time.sleep(POLL_SECONDS)
         return failed
 
     def _start(self, run: GridRun) -> _Running:
         log = self.folder / f"{run.name}.log"
         environment = {"WANDB_RUN_GROUP": self.folder.parent.name, "WANDB_NAME": run.name} | os.environ
-        if self.jobs > 1:  # as many threads in all as the machine has cores
+        if self.jobs > 1:  # all runs together use as many threads as the machine has cores
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         with writing(log):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +119,10 @@ class Grid:
             self._seconds.setdefault(done.run.label, []).append(seconds)
             return f"{name} took {seconds:.0f} s"
         failed[name] = f"exit code {done.process.returncode}: {last_words(done.log)}"
-        return f"{name} FAILED with {failed[name]} (all it said: {done.log})"
+        return f"{name} FAILED with {failed[name]} (full log: {done.log})"
 
     def _seconds_left(self, waiting: Sequence[GridRun], running: Sequence[_Running]) -> float | None:
-        """By the time that runs of the same row took, or where none has ended those of all rows."""
+        """Estimate the time left from earlier runs of the same row, or of all rows if the row has no finished run."""
         if not self._seconds:
             return None
         of_all = fmean(seconds for row in self._seconds.values() for seconds in row)
@@ -136,7 +136,7 @@ class Grid:
         return left / self.jobs
 
     def _end(self, running: Sequence[_Running]) -> None:
-        """Interrupted: let the runs save what they have, and wait for them."""
+        """End interrupted runs: let them save their state, and wait for them."""
         for one in running:
             one.process.terminate()
         deadline = time.monotonic() + END_SECONDS
@@ -154,11 +154,11 @@ class Grid:
 
 
 def last_words(log: Path) -> str:
-    """What a run said of its end: its error if it told one, or else its last lines."""
+    """Return the error message in the log of a run, or its last lines if there is none."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [index for index, line in enumerate(lines) if line.startswith("pfedst: error:")]
-    told = lines[errors[-1] :] if errors else lines[-LAST_LINES:]
-    return " ".join(line.removeprefix("pfedst: error: ").strip() for line in told) or "it said nothing"
+    chosen = lines[errors[-1] :] if errors else lines[-LAST_LINES:]
+    return " ".join(line.removeprefix("pfedst: error: ").strip() for line in chosen) or "no output"
 
 
 def _close(stream: IO[bytes] | None) -> None:

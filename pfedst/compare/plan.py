@@ -1,4 +1,4 @@
-"""What a comparison's file asks for: a base configuration, rows of options, seeds, and what is tuned."""
+"""The plan of a comparison, read from its file: a base configuration, rows of options, seeds, and tuning."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """A row of the table.
 
     Attributes:
-        label: its name there.
-        options: of its runs, beyond those of all.
-        grid: options -> values that are tried on validation; empty where nothing is tuned.
+        label: name of the row in the table.
+        options: options of its runs, in addition to those of all rows.
+        grid: options -> values that are tried on validation; empty without tuning.
     """
 
     label: str
@@ -34,22 +34,22 @@ class Row:
 
     @property
     def trials(self) -> list[Options]:
-        """Every combination of the grid."""
+        """All combinations of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison.
+    """The plan of a comparison.
 
     Attributes:
-        file: where it was read.
-        base: the configuration of `pfedst fit` that every run starts from.
-        options: of every run.
-        seeds: of the runs of each row.
-        reference: label of the row that the others are tested against.
-        rows: by label, in the order of the table.
-        trial_seeds: of what is tuned; empty where nothing is.
+        file: file of the plan.
+        base: configuration of `pfedst fit` from which every run starts.
+        options: options of every run.
+        seeds: seeds of the runs of each row.
+        reference: label of the row against which the others are tested.
+        rows: rows by label, in the order of the table.
+        trial_seeds: seeds of the tuning; empty without tuning.
     """
 
     file: Path
@@ -61,10 +61,10 @@ class Plan:
     trial_seeds: tuple[int, ...]
 
     def only(self, labels: Sequence[str]) -> Plan:
-        """The same with these rows and the reference.
+        """Return the plan with only these rows and the reference.
 
         Raises:
-            ConfigurationError: there is no such row.
+            ConfigurationError: If there is no such row.
         """
         for label in labels:
             if label not in self.rows:
@@ -74,10 +74,10 @@ class Plan:
 
 
 def make_plan(content: Any, file: Path) -> Plan:
-    """The plan that a file's content asks for.
+    """Return the plan for the content of a file.
 
     Raises:
-        ConfigurationError: a key that does not exist, is missing, or has a value that cannot work.
+        ConfigurationError: If a key is unknown or missing, or a value is invalid.
     """
     tree = _mapping(content, str(file), KEYS, file)
     base = file.parent / _text(tree.get("base"), "base", file)
@@ -101,14 +101,14 @@ def make_plan(content: Any, file: Path) -> Plan:
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as `pfedst fit` takes them."""
+    """Return options as arguments of `pfedst fit`."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
 
 
 def _tuning(
     tree: Any, seeds: tuple[int, ...], file: Path
 ) -> tuple[tuple[int, ...], dict[str, list[Any]], dict[str, dict[str, list[Any]]]]:
-    """Seeds of the trials, the grid of all rows, and grids of rows' own."""
+    """Return the seeds of the trials, the grid of all rows, and the grids of single rows."""
     if tree is None:
         return (), {}, {}
     given = _mapping(tree, "tune", TUNE_KEYS, file)
@@ -121,11 +121,11 @@ def _tuning(
 
 
 def _check_trials(rows: Iterable[Row], file: Path) -> None:
-    """All rows that are tuned get the same number of trials."""
+    """Check that all tuned rows have the same number of trials."""
     numbers = {row.label: len(row.trials) for row in rows if row.grid}
     if len(set(numbers.values())) > 1:
-        told = ", ".join(f"{label} {number}" for label, number in numbers.items())
-        raise ConfigurationError(f"{file}: tune: rows get different numbers of trials ({told}); give all the same")
+        counts = ", ".join(f"{label} {number}" for label, number in numbers.items())
+        raise ConfigurationError(f"{file}: tune: rows get different numbers of trials ({counts}); give all the same")
 
 
 def _grid(tree: Any, what: str, file: Path) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""The whole of a comparison: tune on validation, run the grid, keep what was asked and what came of it."""
+"""Run a comparison: tune on validation, run the grid, save the plan and the results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.state import write_json, writing
 
 Resolve = Callable[[Sequence[str]], str]
-"""Arguments of `pfedst fit` -> what its resolved configuration is, for all that results depend on."""
+"""Arguments of `pfedst fit` -> the part of the resolved configuration on which results depend, as text."""
 
 
 Tuned = dict[str, Any]
-"""`trials`: the `options` of each and its `validation`, None where it failed; `chosen`: options, None of no trial."""
+"""`trials`: `options` and `validation` (None if failed) of each trial; `chosen`: options, None if all trials failed."""
 UNTUNED: Tuned = {"chosen": {}, "trials": []}
 
 
@@ -31,14 +31,14 @@ class Comparison:
     """A comparison in its folder.
 
     Args:
-        plan: what is compared.
-        folder: `comparison.json`, `runs/`, `tuning/`.
-        overrides: arguments for every run; a row's own options stand above them.
-        resolve: see there.
-        grid: makes the runners of a folder.
+        plan: the plan.
+        folder: folder of `comparison.json`, `runs/` and `tuning/`.
+        overrides: arguments for every run. The options of a row take precedence.
+        resolve: function from arguments to the configuration, see `Resolve`.
+        grid: function from a folder to its `Grid`.
 
     Attributes:
-        has_finished: whether any run of the table is done.
+        has_finished: True if any run of the table is finished.
     """
 
     def __init__(
@@ -58,10 +58,14 @@ class Comparison:
         self.has_finished = False
 
     def run(self) -> dict[str, str]:
-        """All of it; name of a run that failed -> what it said."""
+        """Run the whole comparison.
+
+        Returns:
+            Name of a failed run -> its last output.
+        """
         rows = self.plan.rows.values()
         trials = {row.label: self._trials(row) for row in rows if row.grid}
-        for row in rows:  # a wrong option of the last row is told before the first one runs
+        for row in rows:  # report a wrong option of the last row before the first row runs
             if row.label not in trials:
                 self._run(row, row.options, self.plan.seeds[0])
         tuned = self._tune(trials)
@@ -81,7 +85,7 @@ class Comparison:
     # -- runs --------------------------------------------------------------------------------------------------
 
     def _run(self, row: Row, options: Options, seed: int, of: str = "runs") -> GridRun:
-        """A run named by its row, its seed and the hash of its resolved configuration."""
+        """Return a run named by its row, its seed and the hash of its resolved configuration."""
         arguments = [f"--config={self.plan.base}", *as_arguments(self.plan.options), *self.overrides]
         arguments += [*as_arguments(options), f"--seed_everything={seed}"]
         digest = hashlib.sha256(self.resolve(arguments).encode()).hexdigest()[:8]
@@ -98,12 +102,14 @@ class Comparison:
         ]
 
     def _tune(self, trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]]) -> dict[str, Tuned]:
-        """Run all trials; of each row the options whose mean over trial seeds is the highest, the first of equals.
+        """Run all trials and choose options for each row.
 
-        A trial that failed is out, and a row whose trials all failed is too.
+        The options with the highest mean over trial seeds are chosen, the first of equal ones.
+
+        A failed trial is excluded, and so is a row whose trials all failed.
         """
-        if asked := [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]:
-            self.failed |= self.grid(self.folder / "tuning").run(asked, "tuning on validation")
+        if trial_runs := [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]:
+            self.failed |= self.grid(self.folder / "tuning").run(trial_runs, "tuning on validation")
         tuned: dict[str, Tuned] = {}
         for label, of_row in trials.items():
             tried: list[Tuned] = [{"options": trial, "validation": self._score(runs)} for trial, runs in of_row]
@@ -113,7 +119,7 @@ class Comparison:
         return tuned
 
     def _score(self, runs: Sequence[GridRun]) -> float | None:
-        """Mean over seeds of the validation score after the last round; None where a run failed."""
+        """Return the mean over seeds of the validation score after the last round; None if a run failed."""
         scores = []
         for run in runs:
             summary = RunFolder(self.folder / "tuning" / run.name).summary()
@@ -125,7 +131,7 @@ class Comparison:
             scores.append(score)
         return fmean(scores)
 
-    # -- what is kept ------------------------------------------------------------------------------------------
+    # -- files ------------------------------------------------------------------------------------------------
 
     def _write(self, runs: Mapping[tuple[str, int], GridRun], tuned: Mapping[str, Tuned]) -> None:
         rows = [

@@ -1,4 +1,4 @@
-"""Data of several sites. They know nothing of methods."""
+"""Data of several sites. The data modules do not depend on the federated methods."""
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.sets.fed_drg import FedDRG

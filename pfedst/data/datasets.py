@@ -1,4 +1,4 @@
-"""The data set of one site and split, its transforms, and an order that is a pure function of seeds."""
+"""The data set of one site and split, its transforms, and a sampler whose order depends only on seeds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Augmentation = Literal["none", "flips", "crops"]
 
 
 class Draw(NamedTuple):
-    """One training sample: its position in the data set, and the seed of its augmentation."""
+    """A training sample: its position in the data set and the seed of its augmentation."""
 
     position: int
     seed: int
 
 
 class SeededSampler(Sampler[Draw]):
-    """A new order each epoch; order and augmentation depend on (seed, epoch, index) alone, not on workers.
+    """Sampler with a new order in each epoch.
+
+    Order and augmentation depend only on (seed, epoch, index), not on workers.
 
     Args:
         size: number of samples.
-        seed: of this client, round and purpose.
+        seed: seed for this client, round and purpose.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -38,28 +40,31 @@ class SeededSampler(Sampler[Draw]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each local epoch."""
+        """Set the local epoch. Lightning calls this method at the start of each local epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self.size
 
     def __iter__(self) -> Iterator[Draw]:
-        """Every sample once."""
+        """Yield every sample once."""
         order = torch.randperm(self.size, generator=generator(derive_seed(self.seed, "order", self.epoch)))
         for index in order.tolist():
             yield Draw(index, derive_seed(self.seed, "augmentation", self.epoch, index))
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
-    """PIL image -> (3, S, S): shorter side to S, centre crop, the encoder's own normalisation."""
+    """Return the transform of a PIL image to (3, S, S): resize the shorter side to S, centre crop, normalise."""
     size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
     return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)])
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
-    """As for evaluation; `flips` adds both flips (a lesion has no up), `crops` also a random resized crop."""
+    """Return the training transform.
+
+    `none`: as for evaluation. `flips`: adds both flips (a lesion has no up). `crops`: also adds a random resized crop.
+    """
     if augmentation == "none":
         return evaluation_transform(preprocessing)
     flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
@@ -79,11 +84,11 @@ class SiteDataset(Dataset[tuple[Tensor, int]]):
     """Images and class indices of one site and split.
 
     Args:
-        source: where the images are.
-        labels: class index of each.
-        transform: for a plain index.
-        augmented: for a `Draw`.
-        views: number of augmented views an image has, whatever the epoch; 0 for a new one at each draw.
+        source: source of the images.
+        labels: class index of each image.
+        transform: transform for a plain index.
+        augmented: transform for a `Draw`.
+        views: fixed number of augmented views per image over all epochs; 0 for a new view at each draw.
     """
 
     def __init__(
@@ -101,11 +106,11 @@ class SiteDataset(Dataset[tuple[Tensor, int]]):
         self.views = views
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitem__(self, item: Draw | int) -> tuple[Tensor, int]:
-        """(3, S, S) float32 and the class index."""
+        """Return an image (3, S, S), float32, and its class index."""
         if isinstance(item, Draw):
             seed = self.view_seed(item.position, item.seed % self.views) if self.views else item.seed
             with seeded(seed):
@@ -113,12 +118,12 @@ class SiteDataset(Dataset[tuple[Tensor, int]]):
         return self.transform(self.source.load(item)), self.labels[item]
 
     def view_seed(self, position: int, view: int) -> int:
-        """Of one augmented view; of the image alone, so that all runs share it."""
+        """Return the seed of an augmented view. It depends on the image alone, so all runs share the view."""
         return derive_seed(view, "view", self.source.digest(position))
 
     @classmethod
     def joined(cls, parts: Sequence[SiteDataset]) -> SiteDataset:
-        """Several data sets with the same transforms as one."""
+        """Join several data sets with the same transforms to one."""
         first, labels = parts[0], [label for part in parts for label in part.labels]
         sources = JoinedSource([part.source for part in parts])
         return cls(sources, labels, first.transform, first.augmented, first.views)

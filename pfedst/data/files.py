@@ -1,4 +1,4 @@
-"""Whether image files are there, and lie in the folders that a data set names."""
+"""Check that image files exist and lie in the folders that a data set names."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 from pfedst.errors import DataError
 
-MOST_TOLD = 200
-"""Characters of a name in an error: a name may be as long as the table that lists it."""
+MOST_SHOWN = 200
+"""Maximum number of characters of a name in an error: a name may be as long as the table that lists it."""
 MOST_LINKS = 40
-"""That lead from one to the next; as Linux has it."""
+"""Maximum length of a chain of links, as in Linux."""
 
 
 class Look(NamedTuple):
-    """What is wrong with files.
+    """Files with problems.
 
     Attributes:
-        missing: those that are not there, or are no files, and why if more is known.
-        outside: those that lie outside of the roots, and where they really are.
+        missing: files that do not exist or are not files, with the reason if it is known.
+        outside: files outside the roots, with their real location.
     """
 
     missing: dict[Path, str]
@@ -35,16 +35,18 @@ class _Folder(NamedTuple):
 
 
 class _Folders:
-    """Folders that have been listed and resolved."""
+    """Cache of folders that have been listed and resolved."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self.allowed = _resolved(roots)
         self.known: dict[str, _Folder] = {}
 
     def followed(self, path: str) -> tuple[_Folder, str, os.DirEntry[str] | None, bool]:
-        """At the end of all links: the folder, the name, the entry (None without one, or without an end).
+        """Follow all links of a path.
 
-        And whether there was a link.
+        Returns:
+            The folder, the name, the entry (None if it does not exist or the links do not end), and True if there was a
+                link.
         """
         linked = False
         for _ in range(MOST_LINKS):
@@ -71,15 +73,15 @@ class _Folders:
 
 
 def look(paths: Iterable[Path], roots: Sequence[Path] = ()) -> Look:
-    """Look at files without opening one.
+    """Check files without opening them.
 
-    A folder is listed and resolved once, and a file is asked for by itself only if it is a link: on network disks each
-    question takes a millisecond.
+    Each folder is listed and resolved once. A single file is queried only if it is a link, because on network disks
+    each query takes a millisecond.
 
     Args:
-        paths: of the files.
-        roots: folders, which may be links, that the files must lie in once all links and `..` are followed; none:
-            they may lie anywhere.
+        paths: paths of the files.
+        roots: folders, which may be links, that must hold the files once all links and `..` are followed. Empty: the
+            files may lie anywhere.
     """
     folders, found = _Folders(roots), Look({}, {})
     for path in paths:
@@ -96,23 +98,23 @@ def look(paths: Iterable[Path], roots: Sequence[Path] = ()) -> Look:
 def refuse_outside(
     paths: Iterable[Path], root: Path, remedy: str = "give --outside_files true if that is meant"
 ) -> None:
-    """Refuse files that `root` holds by name, but not in truth.
+    """Raise an error for files that lie in `root` by name, but outside `root` once links are followed.
 
     Raises:
-        DataError: naming the first, and where it really lies.
+        DataError: If there is such a file. The message names the first file and its real location.
     """
     if outside := look(paths, [root]).outside:
-        raise DataError(told_outside(outside, [root], remedy))
+        raise DataError(outside_message(outside, [root], remedy))
 
 
-def told_outside(outside: Mapping[Path, Path], roots: Sequence[Path], remedy: str, where: str = "") -> str:
-    """The one message for files outside of the roots.
+def outside_message(outside: Mapping[Path, Path], roots: Sequence[Path], remedy: str, where: str = "") -> str:
+    """Return the error message for files outside the roots.
 
     Args:
-        outside: of `look`.
-        roots: as given there.
+        outside: files outside, as returned by `look`.
+        roots: roots, as passed to `look`.
         remedy: what to do.
-        where: the row that names the first of them, if a table does.
+        where: the row that names the first file, if a table does.
     """
     (path, target), *others = outside.items()
     place = f" (to {shown(target)})" if path != target else ""
@@ -121,15 +123,15 @@ def told_outside(outside: Mapping[Path, Path], roots: Sequence[Path], remedy: st
 
 
 def shown(path: PurePath, why: str = "") -> str:
-    """A path for an error: bytes that are no text spelled out, the middle of a very long one left out."""
+    """Return a path for an error: undecodable bytes are escaped, and the middle of a very long path is left out."""
     text = str(path).encode("utf-8", "backslashreplace").decode()
-    if len(text) > MOST_TOLD:
-        text = f"{text[: MOST_TOLD // 2]}...{text[-MOST_TOLD // 2 :]}"
+    if len(text) > MOST_SHOWN:
+        text = f"{text[: MOST_SHOWN // 2]}...{text[-MOST_SHOWN // 2 :]}"
     return f"{text} ({why})" if why else text
 
 
 def _resolved(roots: Sequence[Path]) -> list[str]:
-    """What the place of everything within the roots begins with."""
+    """Return the path prefixes of everything within the roots."""
     found = [Path(os.path.realpath(root)) for root in roots]
     for root in list(found):
         # a snapshot in the cache of Hugging Face's hub is a tree of links to the blobs beside it
@@ -140,12 +142,12 @@ def _resolved(roots: Sequence[Path]) -> list[str]:
 
 
 def _prefix(folder: Path) -> str:
-    """As text that everything in it begins with; in lower case where the system does not tell cases apart."""
+    """Return the prefix of all paths in a folder, in lower case if the system ignores case."""
     return os.path.normcase(folder).rstrip(os.sep) + os.sep
 
 
 def _alike(name: str, folder: _Folder) -> str:
-    """What a name may have meant: disks of Windows and macOS do not tell some names apart, Linux does."""
+    """Return a hint for a missing name: Windows and macOS ignore differences between names that Linux does not."""
     if "\\" in name:
         return "write / in place of \\"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from pfedst.data.files import look, shown, told_outside
+from pfedst.data.files import look, outside_message, shown
 from pfedst.data.sources import FileSource, ImageSource, Record, Subset
 from pfedst.data.splitting import split_sites
 from pfedst.errors import DataError, listed, nearest
@@ -135,7 +135,7 @@ class Sites:
         if outside:
             remedy = "give --data.root a folder that holds all images, or --data.outside_files true if that is meant"
             row = self.rows.get(next(iter(outside)))
-            raise DataError(told_outside(outside, self.roots, remedy, f"{row}: " if row else ""))
+            raise DataError(outside_message(outside, self.roots, remedy, f"{row}: " if row else ""))
         if missing:
             told = listed([shown(path, why) for path, why in missing.items()], most=3)
             raise DataError(f"{len(missing):,} of {len(paths):,} images are missing: {told}; {self.complete}")

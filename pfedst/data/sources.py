@@ -1,4 +1,4 @@
-"""Where images come from, and how a bad one is told."""
+"""Sources of images, and the errors for images that cannot be read."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"),
     "WEBP",
 )
-"""What is opened, whatever the file's name says. Left to itself PIL hands PostScript to Ghostscript, an interpreter."""
+"""Formats that are opened, whatever the file name. By default PIL passes PostScript to Ghostscript, an interpreter."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says of its image without its pixels: sides in pixels, PIL's mode (or DICOM's modality).
+    """Metadata of an image file: width and height in pixels, PIL's mode (or DICOM's modality).
 
-    `burned_in` is DICOM's own word on text within the image, None where there is none.
+    `burned_in` is the DICOM attribute on text within the image, None if the file does not state it.
     """
 
     width: int
@@ -39,32 +39,32 @@ class ImageHeader:
 
 
 class ImageSource(Protocol):
-    """Images by index; a data set does not know whether they lie on disk."""
+    """Images by index. A data set does not know whether the images are on disk."""
 
     def load(self, index: int) -> Image.Image:
-        """The image, in RGB."""
+        """Return the image in RGB."""
         ...
 
     def digest(self, index: int) -> str:
-        """A hash of the image's content, in 32 hexadecimal digits: equal images are one image to a cache."""
+        """Return a hash of the image's content, 32 hexadecimal digits. A cache stores equal images once."""
         ...
 
     def name(self, index: int) -> str:
-        """What a user knows the image by: a path, or a row."""
+        """Return the name of the image for the user: a path or a row."""
         ...
 
     def header(self, index: int) -> ImageHeader:
-        """Size and mode, without decoding it."""
+        """Return size and mode without decoding the image."""
         ...
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         ...
 
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled image file; `group` (a patient, a lesion) is never split over train and validation."""
+    """A labelled image file. Images of one `group` (a patient, a lesion) are never split over train and validation."""
 
     path: Path
     label: int
@@ -73,28 +73,28 @@ class Record:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files: what PIL reads, and DICOM."""
+    """Image files that PIL can read, and DICOM files."""
 
     paths: Sequence[Path]
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Return the number of files."""
         return len(self.paths)
 
     def load(self, index: int) -> Image.Image:
-        """Open, turn as EXIF says, and convert to RGB (palettes, grey, CMYK and alpha included).
+        """Open a file, apply its EXIF orientation and convert it to RGB (palettes, grey, CMYK and alpha included).
 
         Raises:
-            DataError: the file is missing, truncated, no image, or so large that it may be an attack.
+            DataError: If the file is missing, truncated, not an image, or so large that it may be an attack.
         """
         path = self.paths[index]
         return load_dicom(path) if is_dicom(path) else decode(path, str(path))
 
     def digest(self, index: int) -> str:
-        """Of the file's bytes.
+        """Return a hash of the file's bytes.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: If the file cannot be read.
         """
         try:
             return content_digest(self.paths[index].read_bytes())
@@ -102,14 +102,14 @@ class FileSource:
             raise unreadable(str(self.paths[index]), error) from error
 
     def name(self, index: int) -> str:
-        """The path; bytes that are no text are spelled out, so that it can be printed and saved."""
+        """Return the path. Undecodable bytes are escaped, so that the path can be printed and saved."""
         return str(self.paths[index]).encode("utf-8", "backslashreplace").decode()
 
     def header(self, index: int) -> ImageHeader:
-        """Of the file.
+        """Return size and mode of a file.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: If the file cannot be read.
         """
         path = self.paths[index]
         if is_dicom(path):
@@ -119,23 +119,24 @@ class FileSource:
 
     @staticmethod
     def paths_of(source: ImageSource) -> list[Path]:
-        """The files of a source; none where it holds no files."""
+        """Return the files of a source, or an empty list if it has no files."""
         return [path for path in _paths(source) if path is not None]
 
     def group(self, index: int) -> str | None:
-        """The patient, where the file itself says one (as DICOM does); as a hash, never in clear."""
+        """Return a hash of the patient if the file names one, as DICOM does; never the identifier in clear."""
         path = self.paths[index]
         return read_header(path).patient if is_dicom(path) else None
 
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """Encoded images in memory or in a table: the bytes of JPEG, PNG and the like.
+    """Encoded images (JPEG, PNG and so on) in memory or in a table.
 
     Args:
         read: index -> bytes.
-        names: what each is called.
-        files: that `read` reads, None for an image that is in no file of its own; empty: none is.
+        names: name of each image.
+        files: file that `read` reads for each image, None for an image without its own file. Empty: no image has a
+            file.
     """
 
     read: Callable[[int], bytes]
@@ -143,95 +144,95 @@ class EncodedSource:
     files: Sequence[Path | None] = ()
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.names)
 
     def load(self, index: int) -> Image.Image:
-        """As of a file.
+        """Decode an image, as `FileSource` does.
 
         Raises:
-            DataError: truncated, or no image.
+            DataError: If the bytes are truncated or not an image.
         """
         return decode(BytesIO(self.read(index)), self.names[index])
 
     def digest(self, index: int) -> str:
-        """Of the bytes."""
+        """Return a hash of the bytes."""
         return content_digest(self.read(index))
 
     def name(self, index: int) -> str:
-        """As given."""
+        """Return the name of the image."""
         return self.names[index]
 
     def header(self, index: int) -> ImageHeader:
-        """Of the bytes."""
+        """Return size and mode of the image."""
         return image_header(BytesIO(self.read(index)), self.names[index])
 
 
 class Rearranged:
-    """Images of other sources, in another order."""
+    """Base class of sources that give images of other sources in another order."""
 
     @abstractmethod
     def place(self, index: int) -> tuple[ImageSource, int]:
-        """The source of an image, and its index there."""
+        """Return the source of an image and the index of the image in it."""
 
     def load(self, index: int) -> Image.Image:
-        """The image."""
+        """Return the image in RGB."""
         source, own_index = self.place(index)
         return source.load(own_index)
 
     def digest(self, index: int) -> str:
-        """Of its content."""
+        """Return a hash of the image's content."""
         source, own_index = self.place(index)
         return source.digest(own_index)
 
     def name(self, index: int) -> str:
-        """As its source calls it."""
+        """Return the name of the image in its source."""
         source, own_index = self.place(index)
         return source.name(own_index)
 
     def header(self, index: int) -> ImageHeader:
-        """Size and mode."""
+        """Return size and mode."""
         source, own_index = self.place(index)
         return source.header(own_index)
 
 
 @dataclass(frozen=True)
 class Subset(Rearranged):
-    """Some images of a source."""
+    """A part of the images of a source."""
 
     source: ImageSource
     indices: Sequence[int]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.indices)
 
     def place(self, index: int) -> tuple[ImageSource, int]:
-        """In the one source."""
+        """Return the source and the index of an image in it."""
         return self.source, self.indices[index]
 
 
 class JoinedSource(Rearranged):
-    """Several sources as one.
+    """Several sources joined to one.
 
     Args:
-        sources: in a fixed order.
+        sources: sources in a fixed order.
     """
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
         self.places = [(source, index) for source in sources for index in range(len(source))]
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.places)
 
     def place(self, index: int) -> tuple[ImageSource, int]:
-        """In the source that holds it."""
+        """Return the source that holds the image and the index of the image in it."""
         return self.places[index]
 
 
 def _paths(source: ImageSource) -> Sequence[Path | None]:
-    """Of every image the file, or nothing at all."""
+    """Return the file of each image, or an empty list if the source has no files."""
     if isinstance(source, Subset):
         paths = _paths(source.source)
         return [paths[index] for index in source.indices] if paths else []
@@ -241,10 +242,10 @@ def _paths(source: ImageSource) -> Sequence[Path | None]:
 
 
 def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
-    """An encoded image in RGB, turned as EXIF says.
+    """Decode an image to RGB and apply its EXIF orientation.
 
     Raises:
-        DataError: missing, truncated, no image, or so large that it may be an attack.
+        DataError: If the image is missing, truncated, not an image, or so large that it may be an attack.
     """
     try:
         with warnings.catch_warnings():
@@ -262,13 +263,13 @@ def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
 
 @cache
 def known_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that the installed Pillow reads; to ask it for another is a KeyError."""
+    """Return the names in `FORMATS` that the installed Pillow supports. An unsupported name would raise KeyError."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _content(image: Image.Image) -> bytes:
-    """All bytes of an image that is opened and not decoded yet."""
+    """Return all bytes of an opened image that is not decoded yet."""
     file = image.fp  # type: ignore[attr-defined]
     place = file.tell()
     file.seek(0)
@@ -278,10 +279,10 @@ def _content(image: Image.Image) -> bytes:
 
 
 def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
-    """Size and mode of an encoded image.
+    """Return size and mode of an encoded image.
 
     Raises:
-        DataError: missing, or no image.
+        DataError: If the image is missing or not an image.
     """
     try:
         with warnings.catch_warnings():
@@ -293,12 +294,12 @@ def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
 
 
 def content_digest(content: bytes | memoryview) -> str:
-    """32 hexadecimal digits."""
+    """Return a hash of 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def unreadable(name: str, error: Exception) -> DataError:
-    """The one error for an image that cannot be read."""
+    """Return the error for an image that cannot be read."""
     if isinstance(error, FileNotFoundError):
         reason = "no such file"
     elif isinstance(error, UnidentifiedImageError):

@@ -1,4 +1,4 @@
-"""Cutting one part from another (validation from train, test from all): stratified, seeded, never splitting a group."""
+"""Stratified, seeded splits that never divide a group (validation from train, test from all)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Groups = Sequence[str | None]
 def split_groups(
     labels: Labels, groups: Groups, fraction: float, seed: int, placed: Mapping[str, bool] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Indices of what stays and of what is cut, each ascending.
+    """Split indices into two ascending lists: the kept part and the part that is cut off.
 
-    Units are groups; an image without a group is a unit of its own. Units are stratified by the class of their first
-    image. Of every class at least one of the units that are drawn stays.
+    The units of the split are groups; an image without a group is a unit of its own. Units are stratified by the class
+    of their first image. At least one drawn unit of each class is kept.
 
     Args:
         labels: class of each image.
         groups: group id of each image, or None.
-        fraction: share of units that are cut, in [0, 1); rounded a class, so that a class with few units
-            may have none.
-        seed: of the draw.
-        placed: groups that are not drawn: whether each is cut.
+        fraction: share of units that are cut off, in [0, 1). The number is rounded for each class, so it may be zero
+            for a class with few units.
+        seed: seed of the draw.
+        placed: groups that are not drawn; True if the group is cut off.
     """
     units: dict[object, list[int]] = {}
     for index, group in enumerate(groups):
@@ -51,21 +51,21 @@ def split_groups(
 def split_sites(
     sites: Mapping[str, tuple[Labels, Groups]], fraction: float, seed: int, purpose: str
 ) -> dict[str, tuple[list[int], list[int]]]:
-    """`split_groups` of every site, drawn for itself; a group of several sites lies on one side at all of them.
+    """Apply `split_groups` to every site. A group of several sites lies on the same side at all of them.
 
-    It is drawn at the first of them by name, so that the order of sites changes nothing. Where that would leave a site
-    with nothing, its first group stays, at all sites.
+    Such a group is drawn at its first site by name, so the order of the sites changes nothing. If a site would keep no
+    image, its first group is kept, at all sites.
 
     Args:
-        sites: labels and groups of the images of each.
-        fraction: share of units that are cut, in [0, 1).
-        seed: of the draws.
-        purpose: of the cut, which with the seed and the site's name seeds its draw.
+        sites: labels and groups of the images of each site.
+        fraction: share of units that are cut off, in [0, 1).
+        seed: seed of the draws.
+        purpose: purpose of the split; with the seed and the name of the site it seeds the draw of that site.
     """
     staying: dict[str, bool] = {}
     while True:
         found = _split_in_turn(sites, fraction, seed, purpose, staying)
-        # a group that is all that a site has may have been cut at another site
+        # the only group of a site may have been cut off at another site
         emptied = [site for site in sorted(sites) if not found[site][0] and sites[site][0]]
         if not emptied:
             return found

@@ -1,4 +1,4 @@
-"""Tables and JSON that others wrote, read only once it is clear that they fit into memory."""
+"""Read tables and JSON from other programs after checking that they fit into memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from pfedst.errors import DataError, listed
 
 MOST_BYTES = 1 << 30
-"""Of a table: millions of rows."""
+"""Maximum size of a table: enough for millions of rows."""
 MOST_CELLS = 100_000_000
 MOST_IN_A_CELL = 100_000
 MOST_IN_A_HEADER = 1 << 16
@@ -20,15 +20,15 @@ STEP = 1 << 20
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """A CSV table (any of comma, semicolon, tab) with all values as text, or a parquet table without nested columns.
+    """Read a CSV table (comma, semicolon or tab) with all values as text, or a parquet table without nested columns.
 
     Raises:
-        DataError: it cannot be read, or is far larger than a table of images is.
+        DataError: If the table cannot be read, or is far larger than a table of images.
     """
     try:
         check_size(file)
         table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
-        _check_lengths(file, table)  # here: a cell that is no text says so when it is looked at
+        _check_lengths(file, table)  # within the try: a cell that is not text raises an error when it is read
         return table
     except ImportError as error:
         raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
@@ -47,23 +47,23 @@ def _check_lengths(file: Path, table: pd.DataFrame) -> None:
 
 
 def check_size(file: Path, most: int = MOST_BYTES) -> None:
-    """A file may be read as a whole.
+    """Check that a file is small enough to be read as a whole.
 
     Raises:
-        DataError: it is larger than `most` bytes.
-        OSError: it is not there.
+        DataError: If the file is larger than `most` bytes.
+        OSError: If the file does not exist.
     """
     if (size := file.stat().st_size) > most:
         raise DataError(f"{file}: {size:,} bytes; at most {most:,} are read: give only the rows that are needed")
 
 
 def check_parquet(file: Path) -> None:
-    """What a parquet file says of itself fits into memory: a few kilobytes may hold terabytes.
+    """Check with its metadata that a parquet file fits into memory: a few kilobytes may hold terabytes.
 
     Raises:
-        DataError: it does not.
-        ImportError: without pyarrow.
-        ValueError, OSError: it is none.
+        DataError: If the file is too large.
+        ImportError: If pyarrow is not installed.
+        ValueError, OSError: If the file is not a parquet file.
     """
     import pyarrow.parquet
 
@@ -81,11 +81,11 @@ def check_parquet(file: Path) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """JSON.
+    """Read a JSON file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is none, larger than a table may be, or so nested that nobody wrote it.
+        OSError: If the file cannot be read.
+        ValueError: If the file is not JSON, larger than a table may be, or nested too deeply.
     """
     try:
         check_size(file)
@@ -108,7 +108,7 @@ def _read_parquet(file: Path) -> pd.DataFrame:
 
     flat = [field for field in pyarrow.parquet.read_schema(file) if not pyarrow.types.is_nested(field.type)]
     texts = [field.name for field in flat if _is_text(field.type)]
-    # a text that many rows repeat is stored once: as a dictionary it is read once, too, and can be counted
+    # a repeated text is stored once; as a dictionary it is also read once, and can be counted
     table = pyarrow.parquet.read_table(file, columns=[field.name for field in flat], read_dictionary=texts)
     size = 0
     for name in texts:
@@ -120,7 +120,7 @@ def _read_parquet(file: Path) -> pd.DataFrame:
             [chunk.dictionary_decode() for chunk in table[name].chunks], table[name].type.value_type
         )
         table = table.set_column(table.column_names.index(name), name, whole)
-    # what pandas has written about itself into the file is of no use here, and may be anything
+    # the pandas metadata in the file is not needed, and may hold anything
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     return frame
 
@@ -133,7 +133,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _text_bytes(file: Path, name: str, chunk: Any) -> int:
-    """Of a column that is a dictionary: the bytes of all its rows, written out."""
+    """Return the number of bytes of all rows of a dictionary-encoded text column."""
     import pyarrow.compute
 
     if not _is_text(chunk.type.value_type):
@@ -171,6 +171,6 @@ def _read_csv(file: Path) -> pd.DataFrame:
     )
 
 
-def columns_told(table: pd.DataFrame) -> str:
-    """The names of columns for an error."""
+def column_names(table: pd.DataFrame) -> str:
+    """Return the names of the columns, for an error."""
     return listed([str(column)[:100] for column in table.columns], most=20)

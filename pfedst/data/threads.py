@@ -1,4 +1,4 @@
-"""Work on many items in threads, and how far it is."""
+"""Process many items in threads and show the progress."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ Found = TypeVar("Found")
 def for_each(
     function: Callable[[Given], Found], items: Sequence[Given], description: str, workers: int = 0
 ) -> Iterator[Found]:
-    """Results in the order of the items, from threads (decoding holds no lock), with progress on a terminal.
+    """Yield results in the order of the items, with progress on a terminal.
+
+    The function runs in threads: decoding holds no lock.
 
     Args:
-        function: of one item.
-        items: what there is to do.
-        description: for the progress.
-        workers: number of threads; 0: as many as cores.
+        function: function of one item.
+        items: items to process.
+        description: text of the progress display.
+        workers: number of threads; 0: the number of cores.
     """
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
         yield from track(pool.map(function, items), description, len(items))
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the items at hand, not all that wait
+        pool.shutdown(cancel_futures=True)  # Ctrl-C finishes the items in progress and cancels the waiting ones
 
 
 def track(items: Iterable[Found], description: str, total: int | None = None) -> Iterable[Found]:
-    """The items, with progress and an estimate of what is left on standard error, where that is a terminal."""
+    """Iterate over items with progress and an estimate of the time left, on standard error if it is a terminal."""
     console = Console(stderr=True)
     hidden = not console.is_terminal
     return progress.track(items, description, total=total, console=console, disable=hidden, transient=True)

@@ -1,4 +1,4 @@
-"""Encoders: frozen towers, their weights, class anchors. They know nothing of methods."""
+"""Encoders: frozen towers, their weights and class anchors. They do not depend on the federated methods."""
 
 from pfedst.encoders.anchors import AnchorHead, AnchorKind, HeadForm, class_sums, prototypes_from_sums, text_anchors
 from pfedst.encoders.encoder import Encoder, Pixels

@@ -1,4 +1,4 @@
-"""Class anchors: the K embeddings to which an image's embedding is compared."""
+"""Class anchors: K embeddings, one per class, with which the embedding of an image is compared."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ HeadForm = Literal["cosine", "linear"]
 
 
 class AnchorHead(nn.Module):
-    """Logits (B, K): the logit scale times the cosine of an embedding and each class's anchor.
+    """Logits (B, K): the logit scale times the cosine between an embedding and the anchor of each class.
 
-    With `text` and `prototypes` the anchors are a buffer that is in no state dict: frozen, never sent. With
-    `learned` they are the parameter `weight` (K, E), at random unit vectors in the beginning. `learn` makes a head
-    trainable that starts from its anchors, so that an untrained one predicts as the frozen head does.
+    With `text` and `prototypes` the anchors are a frozen buffer that is not in the state dict and is never sent. With
+    `learned` the anchors are the parameter `weight` (K, E), initialised with random unit vectors. `learn` makes a head
+    trainable, starting from its anchors: before training it predicts as the frozen head does.
 
     Attributes:
-        class_names: of the K classes, in the order of the logits.
+        class_names: names of the K classes, in the order of the logits.
 
     Args:
-        class_names: see there.
+        class_names: names of the K classes, in the order of the logits.
         embedding: E.
         logit_scale: factor on the cosine.
-        kind: where the anchors come from.
+        kind: source of the anchors.
     """
 
     anchors: Tensor
@@ -52,17 +52,21 @@ class AnchorHead(nn.Module):
             self.learn("cosine")
 
     def learn(self, form: HeadForm) -> None:
-        """Train this head from its anchors on: a `cosine` to rows of `weight`, or `linear` in the unit embedding."""
+        """Make the head trainable, starting from its anchors.
+
+        Args:
+            form: `cosine`: cosine similarity to the rows of `weight`. `linear`: a linear layer on the unit embedding.
+        """
         self.form = form
         self.weight = nn.Parameter(torch.empty_like(self.anchors))
         self.bias = nn.Parameter(torch.zeros_like(self.anchors[:, 0])) if form == "linear" else None
         self._start()
 
     def set_anchors(self, anchors: Tensor) -> None:
-        """Take anchors (K, E) of the classes; rows are normalised, zero rows stay zero.
+        """Set the anchors (K, E) of the classes. Rows are normalised; zero rows stay zero.
 
         Raises:
-            ConfigurationError: learned anchors, or another shape.
+            ConfigurationError: If the anchors are learned, or have another shape.
         """
         if self.kind == "learned" or anchors.shape != self.anchors.shape:
             raise ConfigurationError(f"class anchors of shape {tuple(anchors.shape)} do not fit this head")
@@ -76,7 +80,7 @@ class AnchorHead(nn.Module):
             self.weight.copy_(self.anchors * (self.logit_scale if self.form == "linear" else 1.0))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(B, E) -> (B, K)."""
+        """Return logits (B, K) for embeddings (B, E)."""
         if not self.is_set:
             raise ConfigurationError("class anchors are not set: gather the prototypes first")
         if self.form == "linear":
@@ -85,23 +89,23 @@ class AnchorHead(nn.Module):
         return self.cosine_logits(embedding, self.unit_anchors())
 
     def unit_anchors(self) -> Tensor:
-        """The class anchors (K, E) as they are now, trained or not; a class without an image may have a zero row."""
+        """Return the current class anchors (K, E), trained or not. A class without images may have a zero row."""
         # the gradient of a zero row is one over the smallest norm
         return self.anchors if self.weight is None else F.normalize(self.weight, dim=-1, eps=1e-3)
 
     def cosine_logits(self, embedding: Tensor, unit_anchors: Tensor) -> Tensor:
-        """Logits (B, K) of embeddings (B, E), not normalised, for any unit vectors (K, E)."""
+        """Return logits (B, K) of embeddings (B, E), not normalised, for given unit vectors (K, E)."""
         return self.logit_scale * F.normalize(embedding, dim=-1) @ unit_anchors.T
 
 
 def text_anchors(
     encoder: Encoder, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
 ) -> Tensor:
-    """Anchors (K, E): each template filled with each class name, unit embeddings averaged over templates.
+    """Return anchors (K, E): the mean over the templates of the unit text embeddings of each class name, normalised.
 
     Raises:
-        ConfigurationError: no template, or one without a place for the class name.
-        WeightsError: the encoder has no text tower.
+        ConfigurationError: If there is no template, or a template has no {} for the class name.
+        WeightsError: If the encoder has no text tower.
     """
     if not templates or any("{}" not in template for template in templates):
         raise ConfigurationError(f"--model.prompts {list(templates)}: each needs a {{}} for the class name")
@@ -110,7 +114,7 @@ def text_anchors(
 
 
 def class_sums(embeddings: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """What one client tells of its images: sums (K, E) of unit embeddings a class, and counts (K,).
+    """Return the statistics that one client sends: sums (K, E) of unit embeddings per class, and image counts (K,).
 
     Args:
         embeddings: (n, E), not normalised.
@@ -123,9 +127,9 @@ def class_sums(embeddings: Tensor, targets: Tensor, classes: int) -> tuple[Tenso
 
 
 def prototypes_from_sums(sums: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
-    """Class means (K, E) over all clients, weighted by class counts, as unit rows.
+    """Return class means (K, E) over all clients, weighted by class counts, as unit rows.
 
-    A class without an image anywhere has a zero row: its logit is 0 for every image.
+    A class without images at any client has a zero row: its logit is 0 for every image.
     """
     total = torch.stack(list(counts)).sum(0).clamp_min(1)
     return F.normalize(torch.stack(list(sums)).sum(0) / total[:, None], dim=-1).float()

@@ -1,4 +1,4 @@
-"""What every encoder offers, and the encoder that is none: pixels as they come."""
+"""The interface of encoders, and `Pixels`, which returns the images unchanged."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from pfedst.errors import ConfigurationError
 
 
 class Encoder:
-    """Frozen, one instance a process, shared by all clients by reference: never copied, trained, sent or saved.
+    """Base class of encoders: frozen, one instance per process, shared by all clients by reference.
 
-    It is no torch module, so that a module that holds it neither moves nor saves it.
+    An encoder is never copied, trained, sent or saved. It is not a torch module, so a module that holds an encoder does
+    not move or save it.
 
     Attributes:
-        offers: what an adapter may ask of it; an adapter that needs something else is refused before training.
+        offers: kinds of output that an adapter can use. An adapter that needs another kind is refused before training.
         spec: sizes of the image tower.
-        preprocessing: how images must enter.
-        label: name, weights and image size, for every output; random weights say so in capitals.
-        random_weights: whether the image tower was never trained.
+        preprocessing: how images must be prepared.
+        label: name, weights and image size, for every output. Random weights are marked in capitals.
+        random_weights: True if the image tower was never trained.
         logit_scale: factor on cosines.
     """
 
@@ -38,14 +39,14 @@ class Encoder:
 
     @abstractmethod
     def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
-        """Several answers about a batch of images (B, 3, H, W), normalised as `preprocessing` says, in one pass."""
+        """Return several kinds of output for images (B, 3, H, W), normalised as in `preprocessing`, in one pass."""
 
     def extract(self, images: Tensor, need: Need) -> Taps:
-        """What an adapter needs of a batch of images (B, 3, H, W)."""
+        """Return the output that an adapter needs for images (B, 3, H, W)."""
         return self.encode(images, (need,))[need]
 
     def taps_of(self, inputs: Inputs, need: Need) -> Taps:
-        """What an adapter needs of a batch, from its images or from what a cache kept of them."""
+        """Return the output that an adapter needs for a batch of images, or decode it from a cached batch."""
         if isinstance(inputs, Tensor):
             return self.extract(inputs, need)
         if inputs.kind != need:
@@ -54,55 +55,55 @@ class Encoder:
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """All that an image's answers depend on, but for the image and the device: the key of a cache."""
+        """Everything that the output for an image depends on, except the image and the device: the key of a cache."""
         return {"label": self.label, "weights": self.compute_hash()}
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Encoder:
-        """Move the towers, if they are elsewhere."""
+        """Move the towers to a device if they are on another one."""
 
     @abstractmethod
     def compute_hash(self) -> str:
-        """SHA-256 over name, dtype, shape and bytes of every tensor of the image tower as it is now."""
+        """Return the SHA-256 over name, dtype, shape and bytes of every current tensor of the image tower."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image tower."""
+        """Size of the image tower in bytes."""
         return 0
 
     def finish(self, tokens: Tensor, correction: Tensor | None = None) -> Tensor:
-        """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`.
+        """Return image embeddings (B, E), not normalised, for the input (B, N, D) of block L.
 
-        `correction` is that of the taps: see `Taps`.
+        Gradients pass to `tokens`. `correction` is the correction of the taps, see `Taps`.
         """
         raise self._without("image tower")
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Output of block L (..., D) -> the joint space of images and texts (..., E), not normalised."""
+        """Project the output of block L (..., D) to the joint space of images and texts (..., E), not normalised."""
         raise self._without("image tower")
 
     def block_weights(self, targets: Sequence[str]) -> list[dict[str, Tensor]]:
-        """The weights of the L blocks that a low-rank update may change, by target; see `ImageTower.targets`."""
+        """Return the weights of the L blocks that a low-rank update may change, by target; see `ImageTower.targets`."""
         raise self._without("image tower")
 
     def embed(self, images: Tensor, block_weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Images (B, 3, H, W) -> embeddings (B, E) with other weights in some blocks; gradients pass to those."""
+        """Return embeddings (B, E) of images (B, 3, H, W) with replaced block weights, to which gradients pass."""
         raise self._without("image tower")
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Unit embeddings (P, E) of P prompts."""
+        """Return unit embeddings (P, E) of P prompts."""
         raise self._without("text tower")
 
     def prompt_tower(self) -> PromptTower:
-        """The frozen text tower, for prompts that are learned.
+        """Return the frozen text tower, for learned prompts.
 
         Raises:
-            ConfigurationError: there is none, or none whose prompts can be learned.
+            ConfigurationError: If there is no text tower, or its prompts cannot be learned.
         """
         raise self._without("text tower")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
-        """The encoder is shared, never copied."""
+        """Return the same object: the encoder is shared, never copied."""
         return self
 
     def _without(self, tower: str) -> ConfigurationError:
@@ -110,14 +111,14 @@ class Encoder:
 
 
 class Pixels(Encoder):
-    """No encoder at all: hands out the images themselves, for an adapter that is a whole model of its own.
+    """Return the images themselves, for an adapter that is a complete model.
 
-    With it every method runs on any classifier (a ResNet, a small CNN): see `pfedst.adapters.WholeModel`.
+    With `Pixels` every method runs on any classifier (a ResNet, a small CNN): see `pfedst.adapters.WholeModel`.
 
     Args:
         image_size: side of the square images in pixels, >= 1.
-        mean: of each colour channel, subtracted.
-        std: of each colour channel, divided by.
+        mean: value subtracted from each colour channel.
+        std: value by which each colour channel is divided.
     """
 
     offers = ("images",)
@@ -137,15 +138,15 @@ class Pixels(Encoder):
         self.logit_scale = 1.0
 
     def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
-        """The images (B, ...) as they come."""
+        """Return the images (B, ...) unchanged."""
         if set(needs) != {"images"}:
             raise self._without("image tower")
         return {"images": Taps("images", (images,))}
 
     def to(self, device: torch.device | str) -> Pixels:
-        """Nothing to move."""
+        """Do nothing: there are no towers to move."""
         return self
 
     def compute_hash(self) -> str:
-        """Nothing to hash."""
+        """Return a constant: there are no weights."""
         return "pixels"

@@ -1,4 +1,4 @@
-"""FrozenCLIP: both towers of a CLIP model, or an image tower alone, never trained, sent or saved."""
+"""FrozenCLIP: both towers of a CLIP model, or the image tower alone; never trained, sent or saved."""
 
 from __future__ import annotations
 
@@ -29,41 +29,42 @@ from pfedst.seeds import derive_seed, seeded
 LastBlock = Literal["class_token", "whole"]
 
 CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-# a tower alone does not hold CLIP's scale; its training ends at the cap, 100
+# used if the weights of an image tower hold no scale: CLIP's training ends at the cap, 100
 DEFAULT_LOGIT_SCALE = 100.0
 IMAGES_AT_ONCE = 8
-"""On a CPU the tower sees so many images, always: the last bits of a matrix product depend on its number of rows,
-and an image must have the same taps in any batch, read from a cache or not. A larger number is no faster."""
+"""Batch size of the tower on a CPU. It is fixed because the last bits of a matrix product depend on the number of
+rows, and an image must have the same taps in any batch, cached or not. A larger batch is not faster."""
 
 
 WEIGHTS_VARIABLE = "PFEDST_ENCODER_WEIGHTS"
-"""Of the environment: the file where no option names one."""
+"""Environment variable with the weights to use if no option names them."""
 
 
 class FrozenCLIP(Encoder):
-    """A CLIP model, or the image tower of one alone.
+    """A CLIP model, or the image tower of a CLIP model alone.
 
     Attributes:
         tower: the image tower.
-        text: the model with its text tower, if its weights are at hand.
+        text: the model with its text tower, or None if there are no weights for it.
 
     Args:
         model: an open_clip model (`ViT-B-16-quickgelu`), a hub repository (`hf-hub:org/name`), or a timm ViT
             (`timm/vit_base_patch14_dinov2`), which has no text tower.
-        weights: a pretrained tag (`openai`; for `hf-hub:` and timm: `pretrained`), a .safetensors file with the
-            whole model or the image tower alone, or `random`; with null, what the environment's
-            PFEDST_ENCODER_WEIGHTS names.
-        image_size: side of the square input in pixels, a multiple of the patch; default: the model's own. The
-            position embedding is resampled.
-        last_block: evaluate block L for the `class_token` alone, or as a `whole`: equal to 1e-5, at another cost.
-        logit_scale: factor on cosines, > 0; default: the weights' own, or 100 for an image tower alone.
-        token_grid: hand out tokens and taps with the patches averaged to so many a side, which makes a cache smaller
-            and a side network faster, and is another model: the frozen block L then sees fewer tokens. An untrained
-            side network still predicts as the encoder does. Default: all patches.
+        weights: a pretrained tag (`openai`; for `hf-hub:` and timm: `pretrained`), a .safetensors file with the whole
+            model or the image tower alone, or `random`. With null, the value of the environment variable
+            PFEDST_ENCODER_WEIGHTS.
+        image_size: side of the square input in pixels, a multiple of the patch size. The position embedding is
+            resampled. Default: the size of the model.
+        last_block: compute block L for the `class_token` alone, or as a `whole`. The results are equal to 1e-5; the
+            cost differs.
+        logit_scale: factor on cosines, > 0. Default: the scale in the weights, or 100 for an image tower alone.
+        token_grid: side of the square grid to which the patches of tokens and taps are averaged. A cache becomes
+            smaller and a side network faster. The result is another model, since the frozen block L sees fewer tokens.
+            An untrained side network still predicts as the encoder does. Default: all patches.
 
     Raises:
-        WeightsError: unknown model, weights that do not fit or cannot be had, a tower without tokens.
-        ConfigurationError: an image size that is no multiple of the patch, or an option out of its range.
+        WeightsError: If the model is unknown, the weights do not fit or cannot be loaded, or the tower has no tokens.
+        ConfigurationError: If the image size is not a multiple of the patch size, or an option is out of range.
     """
 
     def __init__(
@@ -127,11 +128,11 @@ class FrozenCLIP(Encoder):
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
+        """The device of the towers."""
         return next(self.tower.parameters()).device
 
     def to(self, device: torch.device | str) -> FrozenCLIP:
-        """Move the towers, if they are elsewhere."""
+        """Move the towers to a device if they are on another one."""
         if self.device != torch.device(device):
             self.tower.to(device)
             if self.text is not None:
@@ -140,13 +141,13 @@ class FrozenCLIP(Encoder):
 
     @torch.no_grad()
     def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
-        """Several answers about a batch of images (B, 3, H, W), normalised as `preprocessing` says, in one pass.
+        """Return several kinds of output for images (B, 3, H, W), normalised as in `preprocessing`, in one pass.
 
-        They are float32 whatever precision they were computed with. On a CPU the bits of an image's answer depend on
-        nothing but the image and that precision.
+        The output is float32 whatever precision it was computed with. On a CPU the bits of the output for an image
+        depend only on the image and that precision.
 
         Raises:
-            ConfigurationError: images of another shape.
+            ConfigurationError: If the images have another shape.
         """
         size = self.spec.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
@@ -187,40 +188,45 @@ class FrozenCLIP(Encoder):
         return tokens if self.token_grid is None else pooled_patches(tokens, self.tower.patches, self.token_grid)
 
     def _class_token(self, tokens: Tensor) -> Tensor:
-        """Block L's output for the class token: (B, N, D) -> (B, D)."""
+        """Return the output of block L for the class token: (B, N, D) to (B, D)."""
         if self.last_block == "class_token":
             return self.tower.last_block_class_token(tokens)
         token: Tensor = self.tower.blocks[-1](tokens)[:, 0]
         return token
 
     def finish(self, tokens: Tensor, correction: Tensor | None = None) -> Tensor:
-        """What enters block L (B, N, D) -> image embeddings (B, E), not normalised; gradients pass to `tokens`.
+        """Return image embeddings (B, E), not normalised, for the input (B, N, D) of block L.
 
-        `correction` is that of the taps: see `Taps`.
+        Gradients pass to `tokens`. `correction` is the correction of the taps, see `Taps`.
         """
         token = self._class_token(tokens)
         return self.tower.project(token if correction is None else token + correction)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Output of block L (..., D) -> (..., E): final norm and projection, of patch tokens as of the class token."""
+        """Apply the final norm and projection, (..., D) to (..., E), to patch or class tokens of block L."""
         return self.tower.project(tokens)
 
     def block_weights(self, targets: Sequence[str]) -> list[dict[str, Tensor]]:
-        """By block, target -> its weight (out, in), a view where a tower keeps several in one matrix."""
+        """Return the weights (out, in) of each block by target, as views if the tower stores several in one matrix."""
         return self.tower.target_weights(targets)
 
     def embed(self, images: Tensor, block_weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Images (B, 3, H, W) through the tower in which block l has `block_weights[l]`, target -> weight (out, in)."""
+        """Return embeddings (B, E) of images (B, 3, H, W) through the tower with replaced block weights.
+
+        Args:
+            images: normalised images (B, 3, H, W).
+            block_weights: for each block, target -> weight (out, in).
+        """
         replaced = self.tower.with_targets(block_weights)
         embeddings: Tensor = functional_call(self.tower, replaced, (images, self.last_block == "whole"))
         return embeddings
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Unit embeddings (P, E) of P prompts.
+        """Return unit embeddings (P, E) of P prompts.
 
         Raises:
-            WeightsError: there is no text tower.
+            WeightsError: If there is no text tower.
         """
         if self.text is None:
             raise WeightsError(
@@ -231,10 +237,10 @@ class FrozenCLIP(Encoder):
         return F.normalize(self.text.encode_text(tokens), dim=-1)  # type: ignore[operator]
 
     def prompt_tower(self) -> PromptTower:
-        """The text tower for learned prompts.
+        """Return the text tower for learned prompts.
 
         Raises:
-            ConfigurationError: the weights are those of an image tower alone, or the text tower is not CLIP's own.
+            ConfigurationError: If the weights are those of an image tower alone, or the text tower is not CLIP's own.
         """
         if self.text is None:
             raise ConfigurationError(
@@ -256,12 +262,12 @@ class FrozenCLIP(Encoder):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image tower."""
+        """Size of the image tower in bytes."""
         return sum(tensor.nbytes for tensor in self.tower.state_dict().values())
 
     @property
     def identity(self) -> dict[str, str | int | None]:
-        """All that an image's answers depend on, but for the image and the device."""
+        """Everything that the output for an image depends on, except the image and the device."""
         device = self.device.type
         autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
         return {
@@ -274,7 +280,7 @@ class FrozenCLIP(Encoder):
         }
 
     def compute_hash(self) -> str:
-        """SHA-256 over name, dtype, shape and bytes of every tensor of the image tower as it is now."""
+        """Return the SHA-256 over name, dtype, shape and bytes of every current tensor of the image tower."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tower.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -284,7 +290,7 @@ class FrozenCLIP(Encoder):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For products of as few rows as there are images, whose last bits depend on how threads share the rows."""
+    """Use one thread for products with one row per image, whose last bits depend on how threads share the rows."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -297,12 +303,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def _filled(images: Tensor) -> Tensor:
-    """A last, smaller batch, filled up with copies of its last image."""
+    """Fill up a smaller last batch with copies of its last image."""
     return torch.cat([images, images[-1:].expand(IMAGES_AT_ONCE - len(images), -1, -1, -1)])
 
 
 def _joined(parts: Sequence[Taps], images: int) -> Taps:
-    """One batch of the parts, without what filled up the last of them."""
+    """Join the parts to one batch and remove the copies that filled up the last part."""
     tensors = tuple(torch.cat(group)[:images] for group in zip(*(part.tensors for part in parts), strict=True))
     corrections = [part.correction for part in parts if part.correction is not None]
     return Taps(parts[0].kind, tensors, torch.cat(corrections)[:images] if corrections else None)

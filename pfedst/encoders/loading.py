@@ -1,4 +1,4 @@
-"""How an image tower is made: its architecture from open_clip or timm, its weights from a hub or a file."""
+"""Build image towers: the architecture from open_clip or timm, the weights from a hub or a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ open_clip.add_model_config(Path(__file__).parent / "models")
 
 
 def open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[Any, dict[str, Any]]:
-    """An open_clip model at its random start, and how to get the weights of a tag (empty for files and random)."""
+    """Return a randomly initialised open_clip model and the download configuration of a pretrained tag.
+
+    The configuration is empty for files and random weights.
+    """
     configuration: dict[str, Any] = {}
     if model.startswith("hf-hub:"):
         repository = model.removeprefix("hf-hub:")
@@ -57,7 +60,10 @@ def open_clip_model(model: str, weights: str, image_size: int | None) -> tuple[A
 
 @contextmanager
 def _silent_about_random_weights() -> Iterator[None]:
-    """open_clip warns on the root logger that it loads nothing; that is done here, strictly, or said in the label."""
+    """Silence open_clip's warning that no weights are loaded.
+
+    pfedst loads the weights itself, strictly, or states in the label that they are random.
+    """
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)
     try:
@@ -72,7 +78,7 @@ def _check_multiple(image_size: int | None, patch: int | None) -> None:
 
 
 def load_open_clip(architecture: Any, file: Path, model: str) -> bool:
-    """Load a file with the whole model, or the image tower alone; True for the whole model."""
+    """Load a file with the whole model or the image tower alone. Return True for the whole model."""
     state, metadata = read_file(file, architecture)
     if metadata.get("model", model) != model:
         raise WeightsError(
@@ -94,7 +100,7 @@ def load_open_clip(architecture: Any, file: Path, model: str) -> bool:
 
 
 def timm_tower(model: str, weights: str, image_size: int | None) -> tuple[ImageTower, Any, Any]:
-    """A timm tower with its weights, and the channel means and deviations of its images."""
+    """Return a timm tower with its weights, and the channel means and standard deviations of its images."""
     name = model.removeprefix("timm/")
     if not timm.is_model(name):
         raise WeightsError(f'encoder: timm has no model "{name}".{nearest(name, timm.list_models())}')
@@ -122,13 +128,13 @@ def timm_tower(model: str, weights: str, image_size: int | None) -> tuple[ImageT
 
 
 def _timm_class(name: str) -> type:
-    """The class that a timm model has, without building its weights."""
+    """Return the class of a timm model without allocating its weights."""
     with torch.device("meta"):
         return type(timm.create_model(name, pretrained=False))
 
 
 def image_size_of(tower: ImageTower) -> int:
-    """Side of the square input in pixels."""
+    """Return the side of the square input in pixels."""
     if isinstance(tower, OpenCLIPTower):
         return int(tower.visual.image_size[0])
     assert isinstance(tower, TimmTower)

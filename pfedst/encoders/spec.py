@@ -1,4 +1,4 @@
-"""What an encoder promises to the rest of the house: its sizes, its preprocessing, and the taps it hands out."""
+"""The data types that encoders share with other packages: sizes, preprocessing and taps."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import Literal
 from torch import Tensor
 
 Need = Literal["pooled", "tokens", "taps", "images"]
-"""What an adapter asks of the encoder; see `Taps`."""
+"""Kind of encoder output that an adapter needs; see `Taps`."""
 
 
 @dataclass(frozen=True)
 class Taps:
-    """What the encoder hands to an adapter for one batch.
+    """Output of the encoder for one batch.
 
-    `kind` says what `tensors` holds (B images, N tokens with the class token first, D width, E embedding, L blocks):
+    `kind` determines the content of `tensors` (B images, N tokens with the class token first, D width, E embedding, L
+    blocks):
 
     * `pooled`: one tensor (B, E), the image embedding, NOT normalised;
     * `tokens`: one tensor (B, N, D), the output of block L before the final norm;
-    * `taps`: L tensors (B, N, D), Z_0 .. Z_{L-1}: what enters block 1, then the outputs of blocks 1 .. L-1;
-    * `images`: one tensor (B, 3, H, W), for adapters that are injected into the tower.
+    * `taps`: L tensors (B, N, D), Z_0 .. Z_{L-1}: the input of block 1, then the outputs of blocks 1 .. L-1;
+    * `images`: one tensor (B, 3, H, W), for adapters inside the tower.
 
-    With taps whose patches are averaged, `correction` (B, D) is what block L says of the class token on all patches
-    less what it says on the averages; added to the latter it makes an untrained side network exact. Otherwise None.
+    If the patches of the taps are averaged, `correction` (B, D) is the output of block L for the class token on all
+    patches minus its output on the averaged patches. Adding `correction` to the latter makes an untrained side network
+    exact. Otherwise `correction` is None.
     """
 
     kind: Need
@@ -31,7 +33,7 @@ class Taps:
     correction: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.tensors[0])
 
 
@@ -42,10 +44,10 @@ class EncoderSpec:
     Attributes:
         width: D, channels of a token.
         layers: L, number of transformer blocks.
-        tokens: N, class token + patches (+ register tokens, where a tower has them).
+        tokens: N, class token + patches (+ register tokens, if the tower has them).
         embedding: E, channels of the image embedding.
         image_size: side of the square input, pixels.
-        has_text: whether a text tower with usable weights is at hand.
+        has_text: True if there is a text tower with usable weights.
     """
 
     width: int
@@ -58,7 +60,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images must enter the tower: square side in pixels, channel means and deviations of RGB in [0, 1]."""
+    """Input of the tower: square side in pixels, channel means and standard deviations of RGB in [0, 1]."""
 
     image_size: int
     mean: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""Taps as a cache keeps them: in fewer bytes, decoded where they are used."""
+"""Taps in the form in which a cache stores them: in fewer bytes, decoded on use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pfedst.encoders.spec import Need, Taps
 
 TapDtype = Literal["float32", "bfloat16", "float16", "int8"]
-"""How a number of a token is kept; `int8` has one float32 scale a token, the largest of its channels over 127."""
+"""Storage type of the numbers of a token. `int8` has one float32 scale per token: its largest absolute value / 127."""
 
 STORED: dict[TapDtype, torch.dtype] = {
     "float32": torch.float32,
@@ -22,27 +22,27 @@ STORED: dict[TapDtype, torch.dtype] = {
 
 
 def encoded(tokens: Tensor, dtype: TapDtype) -> tuple[Tensor, Tensor | None]:
-    """Tokens (..., D) float32 -> their stored form, and the scales (...) of int8."""
+    """Return tokens (..., D) float32 in their stored form, and the scales (...) of int8."""
     if dtype != "int8":
         return tokens.to(STORED[dtype]), None
-    # a token of zeros has a scale too; NaN and infinity stay what they are, for the store to refuse
+    # a token of zeros gets a nonzero scale; NaN and infinity are kept, so that the store refuses them
     scales = (tokens.abs().amax(-1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     return (tokens / scales[..., None]).round().to(torch.int8), scales
 
 
 def decoded(values: Tensor, scales: Tensor | None) -> Tensor:
-    """The inverse of `encoded`, to float32 and to the precision of the stored form."""
+    """Inverse of `encoded`: return float32, up to the precision of the stored form."""
     return values.float() if scales is None else values * scales[..., None]
 
 
 @dataclass(frozen=True)
 class StoredTaps:
-    """A batch from a cache, in place of its images.
+    """A cached batch, used in place of images.
 
     Attributes:
-        kind: what `tensors` holds, as in `Taps`.
+        kind: content of `tensors`, as in `Taps`.
         tensors: as in `Taps`, in the stored form.
-        scales: one tensor (B, N) for each of them with int8, otherwise nothing.
+        scales: with int8 one tensor (B, N) for each of `tensors`; otherwise empty.
         correction: as in `Taps`.
     """
 
@@ -52,11 +52,11 @@ class StoredTaps:
     correction: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.tensors[0])
 
     def to(self, device: torch.device | str) -> StoredTaps:
-        """The same on a device, still in the stored form: a quarter of the bytes with int8."""
+        """Return the batch on another device, still in the stored form: a quarter of the bytes with int8."""
         return replace(
             self,
             tensors=tuple(tensor.to(device) for tensor in self.tensors),
@@ -65,11 +65,11 @@ class StoredTaps:
         )
 
     def decode(self) -> Taps:
-        """Taps in float32."""
+        """Return the taps in float32."""
         scales = self.scales or (None,) * len(self.tensors)
         tensors = tuple(decoded(values, scale) for values, scale in zip(self.tensors, scales, strict=True))
         return Taps(self.kind, tensors, self.correction)
 
 
 Inputs = Tensor | StoredTaps
-"""What a data set hands out for a batch: images (B, 3, H, W), or what a cache kept of them."""
+"""A batch from a data set: images (B, 3, H, W), or cached encoder output for them."""

@@ -1,4 +1,4 @@
-"""The frozen text tower, entered behind its token embedding, so that the words of a prompt can be learned."""
+"""The frozen text tower, entered after its token embedding so that the words of a prompt can be learned."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pfedst.errors import ConfigurationError
 
 
 class PromptTower:
-    """The text tower of a plain CLIP model; gradients pass to what enters it, never to its weights.
+    """The text tower of a plain CLIP model. Gradients pass to its inputs, never to its weights.
 
     Shapes: P prompts, T tokens, dt text width, E embedding.
 
     Args:
         model: the frozen open_clip model.
         tokenizer: prompts -> token ids (P, 77).
-        label: of the encoder, for errors.
+        label: label of the encoder, for errors.
 
     Raises:
-        ConfigurationError: a text tower of another kind (a language model from the hub, pooled otherwise).
+        ConfigurationError: If the text tower is of another kind (a language model from the hub, or other pooling).
     """
 
     def __init__(self, model: Any, tokenizer: Callable[[Sequence[str]], Tensor], label: str) -> None:
@@ -39,24 +39,24 @@ class PromptTower:
         self.context_length: int = model.context_length
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (P, T), and for each prompt the position (P,) of its end token, whose output is its embedding."""
+        """Return token ids (P, T) and the position (P,) of each end token, whose output is the text embedding."""
         with torch.device("cpu"):
             ids = self.tokenizer(list(prompts))
         return ids, ids.argmax(-1)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
-        """(P, T) -> what the tower starts from (P, T, dt), without positions."""
+        """Return the token embeddings (P, T, dt) of token ids (P, T), without positions."""
         table: Tensor = self.model.token_embedding.weight
         embedded: Tensor = F.embedding(ids.to(table.device), table.detach())
         return embedded
 
     def words_of(self, text: str) -> Tensor:
-        """Embeddings (p, dt) of the words of a text, without start and end."""
+        """Return embeddings (p, dt) of the words of a text, without the start and end tokens."""
         ids, ends = self.tokenize([text])
         return self.embed_tokens(ids[:, 1 : int(ends)])[0]
 
     def encode(self, embedded: Tensor, ends: Tensor) -> Tensor:
-        """Embedded tokens (P, T, dt) with their ends (P,) -> unit embeddings (P, E)."""
+        """Return unit embeddings (P, E) of embedded tokens (P, T, dt) with end positions (P,)."""
         model, T = self.model, embedded.shape[1]
         mask = None if model.attn_mask is None else model.attn_mask[:T, :T]
         x = model.transformer(embedded + model.positional_embedding[:T], attn_mask=mask)

@@ -1,4 +1,4 @@
-"""Image towers, block by block: what open_clip's and timm's VisionTransformers have in common.
+"""Image towers with access to single blocks: a common interface for open_clip and timm VisionTransformers.
 
 Shapes: B images, N tokens (class token first), D width, E embedding, L blocks.
 """
@@ -23,15 +23,15 @@ from pfedst.errors import WeightsError
 
 
 class ImageTower(nn.Module):
-    """A frozen transformer whose tokens keep one width over all blocks, and whose class token is its answer.
+    """A frozen transformer with the same token width in all blocks. The class token gives the image embedding.
 
     Attributes:
         blocks: the L blocks.
         width, tokens, embedding: D, N, E.
-        patches: how many of the N tokens are patches; they come last.
+        patches: number of patches among the N tokens; the patches come last.
         targets: the linear layers of a block that a low-rank update may change: queries, keys, values, attention
-            output, and the two layers of the MLP. Each names a weight within the block and, where a weight holds
-            several targets, its part.
+            output, and the two layers of the MLP. Each entry names a weight of the block and, if the weight holds
+            several targets, the index of the part.
     """
 
     width: int
@@ -47,22 +47,22 @@ class ImageTower(nn.Module):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> Z_0 (B, N, D): patches, class token, positions, norm."""
+        """Return Z_0 (B, N, D) for images (B, 3, H, W): patches, class token, positions, norm."""
 
     @abstractmethod
     def last_block_class_token(self, tokens: Tensor) -> Tensor:
-        """Block L evaluated for the class token alone: (B, N, D) -> (B, D).
+        """Compute block L for the class token alone: (B, N, D) to (B, D).
 
-        Only that token of block L's output is used, so its queries, output projection and MLP are needed for one
-        token, keys and values for all: equal to the whole block at about a sixth of its cost.
+        Only this token of the output of block L is used. Queries, output projection and MLP are computed for one token,
+        keys and values for all. The result equals that of the whole block at about a sixth of the cost.
         """
 
     @abstractmethod
     def project(self, class_token: Tensor) -> Tensor:
-        """Final norm and projection: (B, D) -> (B, E)."""
+        """Apply the final norm and projection: (B, D) to (B, E)."""
 
     def forward(self, images: Tensor, whole_last_block: bool = False) -> Tensor:
-        """Images (B, 3, H, W) -> embeddings (B, E), not normalised."""
+        """Return embeddings (B, E), not normalised, of images (B, 3, H, W)."""
         *blocks, last = self.blocks
         tokens = self.embed(images)
         for block in blocks:
@@ -70,11 +70,11 @@ class ImageTower(nn.Module):
         return self.project(last(tokens)[:, 0] if whole_last_block else self.last_block_class_token(tokens))
 
     def target_weights(self, targets: Sequence[str]) -> list[dict[str, Tensor]]:
-        """By block, target -> its frozen weight (out, in)."""
+        """Return the frozen weights (out, in) of each block, by target."""
         return [{target: self._part(block, target) for target in targets} for block in self.blocks]
 
     def with_targets(self, block_weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Parameters of this tower, by name, that hold other weights for some targets of some blocks."""
+        """Return parameters of this tower, by name, with the given weights for some targets of some blocks."""
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         replaced: dict[str, Tensor] = {}
         for block, weights in zip(self.blocks, block_weights, strict=True):
@@ -99,7 +99,7 @@ class OpenCLIPTower(ImageTower):
     """The image tower of an open_clip model.
 
     Raises:
-        WeightsError: the tower has no class token, or no tokens of one width.
+        WeightsError: If the tower has no class token, or no tokens of constant width.
     """
 
     targets: ClassVar[Mapping[str, tuple[str, int | None]]] = {
@@ -132,12 +132,12 @@ class OpenCLIPTower(ImageTower):
         return found
 
     def embed(self, images: Tensor) -> Tensor:
-        """Convolution, class token, positions, ln_pre."""
+        """Apply convolution, class token, positions and ln_pre."""
         z_0: Tensor = self.visual._embeds(images)
         return z_0
 
     def last_block_class_token(self, tokens: Tensor) -> Tensor:
-        """The class token's path through the last residual attention block."""
+        """Compute the last residual attention block for the class token alone."""
         block: Any = self.blocks[-1]
         attention, D = block.attn, self.width
         y = block.ln_1(tokens)
@@ -151,7 +151,7 @@ class OpenCLIPTower(ImageTower):
         return result
 
     def project(self, class_token: Tensor) -> Tensor:
-        """ln_post, then the projection."""
+        """Apply ln_post, then the projection."""
         projected: Tensor = self.visual.ln_post(class_token) @ self.visual.proj
         return projected
 
@@ -160,7 +160,7 @@ class TimmTower(ImageTower):
     """A plain timm VisionTransformer with a class token (DINOv2, RETFound-like).
 
     Raises:
-        WeightsError: another architecture, no class token, or a block that is not the plain one.
+        WeightsError: If the architecture is another one, there is no class token, or a block is not a plain block.
     """
 
     targets: ClassVar[Mapping[str, tuple[str, int | None]]] = {
@@ -193,12 +193,12 @@ class TimmTower(ImageTower):
         return nn.ModuleList(self.vit.blocks)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patches, class and register tokens, positions."""
+        """Apply patch embedding, class and register tokens and positions."""
         z_0: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
         return z_0
 
     def last_block_class_token(self, tokens: Tensor) -> Tensor:
-        """The class token's path through the last block."""
+        """Compute the last block for the class token alone."""
         block: Any = self.blocks[-1]
         attention = block.attn
         y = block.norm1(tokens)
@@ -214,13 +214,13 @@ class TimmTower(ImageTower):
         return result
 
     def project(self, class_token: Tensor) -> Tensor:
-        """The final norm; there is no projection."""
+        """Apply the final norm; there is no projection."""
         projected: Tensor = self.vit.fc_norm(self.vit.norm(class_token))
         return projected
 
 
 def refused(model: str, architecture: str) -> WeightsError:
-    """Why a tower without constant-width tokens cannot be used."""
+    """Return the error for a tower without tokens of constant width."""
     return WeightsError(
         f"encoder {model}: its image tower is a {architecture}, which has no tokens of one width from block to "
         f"block, so that a side network has nothing to tap; choose a ViT (ViT-B-16-quickgelu, timm/vit_*)"
@@ -228,12 +228,12 @@ def refused(model: str, architecture: str) -> WeightsError:
 
 
 def frozen(tower: ImageTower) -> ImageTower:
-    """In eval mode, float32, without gradients."""
+    """Return the tower in eval mode, float32, without gradients."""
     return tower.eval().float().requires_grad_(False)
 
 
 def pooled_patches(tokens: Tensor, patches: int, grid: int) -> Tensor:
-    """(B, N, D) whose last `patches` tokens are a square -> the same with averages over a grid of grid x grid."""
+    """Average the last `patches` tokens of (B, N, D), which form a square, over a grid of grid x grid."""
     prefix, square = tokens[:, :-patches], tokens[:, -patches:]
     side = round(patches**0.5)
     image = square.transpose(1, 2).reshape(len(tokens), -1, side, side)
@@ -242,7 +242,7 @@ def pooled_patches(tokens: Tensor, patches: int, grid: int) -> Tensor:
 
 
 def lie_on_square(positions: Tensor, prefix: int) -> bool:
-    """Whether positions (..., tokens, D), but for those of so many tokens in front, are those of a square grid."""
+    """Return True if positions (..., tokens, D), without the first `prefix` tokens, form a square grid."""
     if positions.ndim < 2 or not positions.numel():
         return False
     patches = positions.shape[-2] - prefix
@@ -250,10 +250,10 @@ def lie_on_square(positions: Tensor, prefix: int) -> bool:
 
 
 def resized_positions(positions: Tensor, tokens: int) -> Tensor:
-    """Position embedding (1 + g*g, D) of a class token and a square grid, resampled to 1 + h*h = `tokens` rows.
+    """Resample the position embedding (1 + g*g, D) of a class token and a square grid to 1 + h*h = `tokens` rows.
 
-    Bicubic with antialiasing, as open_clip does on loading. Positions that lie on no square are given back as they are:
-    whoever loads them says that they do not fit.
+    Bicubic with antialiasing, as open_clip does on loading. Positions that do not form a square are returned unchanged;
+    the caller reports that they do not fit.
     """
     if positions.shape[0] == tokens or not lie_on_square(positions, 1):
         return positions

@@ -1,4 +1,4 @@
-"""Encoder weights: read strictly, from safetensors only, and at once with a remedy when there is no network."""
+"""Encoder weights: loaded strictly and from safetensors only. Without a network the error names a remedy at once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pfedst.errors import WeightsError
 SHOWN = 8
 BYTES_A_NUMBER = 8
 SPARE_BYTES = 2**26
-"""What a file may hold beside the model: a head, positions of a larger image, metadata."""
+"""Bytes that a file may hold in addition to the model: a head, positions of a larger image, metadata."""
 
 
 def read_file(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Read the tensors and metadata of a safetensors file.
 
     Args:
-        path: of the file.
-        module: that is to be loaded; a file that is far larger is not read.
+        path: path of the file.
+        module: module to load the file into. A file that is far larger than the module is not read.
 
     Raises:
-        WeightsError: the file is missing, damaged, far too large, or of another kind.
+        WeightsError: If the file is missing, damaged, far too large, or of another kind.
     """
     if not path.is_file():
         raise WeightsError(f"--model.encoder.weights {path}: no such file")
@@ -52,15 +52,15 @@ def read_file(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[st
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except Exception as error:  # beside its own, safetensors passes on what torch raises of an absurd shape or type
+    except Exception as error:  # safetensors' own errors, and torch's errors for an invalid shape or type
         raise WeightsError(f"--model.encoder.weights {path}: not a whole safetensors file ({error})") from error
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load every key, or none.
+    """Load all keys, or raise an error and load none.
 
     Raises:
-        WeightsError: listing missing, unexpected and misshaped keys.
+        WeightsError: If keys are missing, unexpected or of another shape. The message lists them.
     """
     own = module.state_dict()
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
@@ -81,10 +81,10 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
 
 
 def download(configuration: Mapping[str, Any], what: str) -> Path:
-    """The file of a pretrained tag, from the hub or its cache.
+    """Return the file of a pretrained tag, from the hub or its cache.
 
     Raises:
-        WeightsError: out of reach, or offered as a pickle only.
+        WeightsError: If the file cannot be downloaded, or is offered as a pickle only.
     """
     repository, _, file = str(configuration.get("hf_hub", "")).rpartition("/")
     if not repository:
@@ -100,16 +100,16 @@ def download(configuration: Mapping[str, Any], what: str) -> Path:
                 return Path(huggingface_hub.hf_hub_download(repository, name))
         except EntryNotFoundError as missing:
             error = missing
-        except Exception as failure:  # the hub client raises many kinds, all of which mean "not to be had"
+        except Exception as failure:  # the hub client raises many kinds; all mean that the file is not available
             raise unreachable(what, repository, failure) from failure
     raise unreachable(what, repository, error)
 
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Within this block the hub's client answers from its cache at once if the hub cannot be reached.
+    """Run a block in which the hub client reads from its cache at once if the hub cannot be reached.
 
-    Left alone it repeats each question five times, for half a minute a file.
+    Without this the client retries each request five times, half a minute per file.
     """
     constants = huggingface_hub.constants
     before = constants.HF_HUB_OFFLINE
@@ -132,7 +132,7 @@ def _hub_answers() -> bool:
 
 
 def unreachable(what: str, repository: str, error: Exception | None) -> WeightsError:
-    """What to do without the hub."""
+    """Return the error for a hub that cannot be reached, with the remedy."""
     reason = str(error).splitlines()[0] if error and str(error) else type(error).__name__
     return WeightsError(
         f"{what}: cannot be had from the model hub ({repository}): {reason}\n"
@@ -142,10 +142,10 @@ def unreachable(what: str, repository: str, error: Exception | None) -> WeightsE
 
 
 def check_activation(model: str, tag: str, configuration: Mapping[str, Any]) -> None:
-    """Refuse weights that were trained with the other activation: they load without a word, and predict worse.
+    """Refuse weights that were trained with another activation. They would load without an error and predict worse.
 
     Raises:
-        WeightsError: naming the right model.
+        WeightsError: If the activations differ. The message names the right model.
     """
     model_is_quick = bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
     weights_are_quick = bool(configuration.get("quick_gelu", tag == "openai"))

@@ -1,4 +1,4 @@
-"""Evaluation: metrics over present classes, counts of predictions, and their summary over clients."""
+"""Evaluation: metrics over the classes present, counts of predictions, and summaries over clients."""
 
 from pfedst.evaluation.counts import Counts, prediction_counts
 from pfedst.evaluation.evaluate import Evaluated, evaluate

@@ -1,7 +1,7 @@
 """Metrics over the classes PRESENT in a client's targets, and their summary over clients.
 
-A macro average that counts an absent class as 0 understates a client that has few classes: in FedISIC five of the
-six test sets lack some. Hence balanced accuracy, AUROC and macro F1 average over present classes only.
+A macro average that counts an absent class as 0 understates a client that has few classes: in FedISIC five of the six
+test sets lack some classes. Therefore balanced accuracy, AUROC and macro F1 average over present classes only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ METRICS = ("balanced_accuracy", "auroc", "macro_f1", "accuracy")
 CALIBRATION = ("ece", "classwise_ece")
 """Lower is better."""
 GRADING_METRICS = ("auroc_ovo", "quadratic_kappa")
-"""Of classes that are grades, as the grading of retinopathy reports them."""
+"""Additional metrics for classes that are grades, as reported for the grading of retinopathy."""
 Metrics = dict[str, float | None]
-"""Metric name -> value in [0, 1] (the kappa in [-1, 1]), or None where it is not defined."""
+"""Metric name -> value in [0, 1] (the kappa in [-1, 1]), or None if it is not defined."""
 
 
 def metric_names(ordinal: bool) -> tuple[str, ...]:
@@ -40,24 +40,24 @@ def metric_names(ordinal: bool) -> tuple[str, ...]:
 
 
 def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool = False) -> Metrics:
-    """Metrics of one client.
+    """Return the metrics of one client.
 
     Args:
-        probabilities: (n, K) rows that sum to one.
+        probabilities: (n, K), rows sum to one.
         targets: (n,) class indices.
-        ordinal: whether the classes are grades in their order.
+        ordinal: True if the classes are grades in their order.
 
     Returns:
-        `balanced_accuracy`: mean recall; `auroc`: mean one-against-rest area, None with fewer than two classes
-        present; `macro_f1`; `accuracy`; `ece`: mean distance between confidence and accuracy in 15 bins (Guo et al.,
-        ICML 2017); `classwise_ece`: the same between the probability of a class and its share, averaged over all K
-        classes (Kull et al., NeurIPS 2019). Of grades also `auroc_ovo`, the mean area over pairs of classes (Hand and
-        Till 2001), and `quadratic_kappa` (Cohen 1968), None where all targets and predictions are one class. All None
-        without samples.
+        `balanced_accuracy`: mean recall. `auroc`: mean one-against-rest area, None with fewer than two classes present.
+            `macro_f1`. `accuracy`. `ece`: mean distance between confidence and accuracy in 15 bins (Guo et al., ICML
+            2017). `classwise_ece`: the same between the probability of a class and its share, averaged over all K
+            classes (Kull et al., NeurIPS 2019). For grades also `auroc_ovo`, the mean area over pairs of classes (Hand
+            and Till 2001), and `quadratic_kappa` (Cohen 1968), None if all targets and predictions are one class. All
+            metrics are None without samples.
     """
     if len(targets) == 0:
         return dict.fromkeys(metric_names(ordinal))
-    # ties and sums in float64: the same predictions give the same number whatever the batch size was
+    # ties and sums in float64: the same predictions give the same number for any batch size
     probabilities, classes = probabilities.double(), probabilities.shape[1]
     present = torch.bincount(targets, minlength=classes) > 0
     recall = multiclass_recall(probabilities, targets, classes, average=None)
@@ -65,7 +65,7 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
     auroc = None
     if int(present.sum()) > 1:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of absent classes, which are left out
+            warnings.simplefilter("ignore")  # about absent classes, which are excluded
             areas = multiclass_auroc(probabilities, targets, classes, average=None)
         auroc = float(areas[present].double().mean())
     found: Metrics = {
@@ -84,7 +84,7 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
 
 
 def _defined(value: float) -> float | None:
-    """None in place of NaN, which probabilities that are NaN give."""
+    """Return None in place of NaN, which results from NaN probabilities."""
     return None if math.isnan(value) else value
 
 
@@ -95,7 +95,7 @@ def _classwise_calibration_error(probabilities: Tensor, targets: Tensor) -> floa
 
 
 def _one_against_one(probabilities: Tensor, targets: Tensor, present: list[int]) -> float | None:
-    """For each two classes the area of either's probability among their images, then the mean."""
+    """Return the mean over ordered pairs of classes of the area of one class's probability among the images of both."""
     areas = []
     for one, other in itertools.permutations(present, 2):
         among = (targets == one) | (targets == other)
@@ -104,15 +104,15 @@ def _one_against_one(probabilities: Tensor, targets: Tensor, present: list[int])
 
 
 def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> dict[str, object]:
-    """`clients`, and over those where a metric is defined its `mean`, `weighted_mean`, `worst` and `std`.
+    """Return `clients`, and the `mean`, `weighted_mean`, `worst` and `std` over clients for which a metric is defined.
 
     Args:
         clients: metrics by client name.
-        samples: number of evaluated samples by client name: the weights.
+        samples: number of evaluated samples by client name, used as weights.
 
     Returns:
-        The deviation is the population's, over clients. Clients are summed in the order of their names, so that the
-        order in a configuration changes no bit.
+        The summary. `std` is the population standard deviation over clients. Clients are summed in the order of their
+            names, so that their order in a configuration does not change a bit.
     """
     summary: dict[str, object] = {"clients": {name: clients[name] for name in sorted(clients)}}
     columns: dict[str, Metrics] = {"mean": {}, "weighted_mean": {}, "worst": {}, "std": {}}

@@ -1,10 +1,12 @@
-"""Is a method better than a reference? Paired differences over (site, seed), with Wilcoxon, Holm and a bootstrap.
+"""Test whether a method is better than a reference.
 
-Demsar (2006) recommends the signed-rank test for two classifiers over several data sets, and Holm's correction where
-several are compared with one. The test takes what it is given as independent, but the sites of a seed share their
-training: where a lucky seed lifts every site, p-values over (site, seed) pairs are too small (simulated with 4 sites,
-5 seeds and 3 comparisons: a false claim in 4 % of studies without correlation within a seed, in 28 % with one of 0.5).
-Hence the same test over seeds, each with the mean over its sites, stands beside it, and a claim needs both.
+The tests use paired differences over (site, seed), with Wilcoxon, Holm and a bootstrap.
+
+Demsar (2006) recommends the signed-rank test for two classifiers over several data sets, and Holm's correction if
+several are compared with one. The test assumes independent values, but the sites of a seed share their training. If a
+lucky seed lifts every site, p-values over (site, seed) pairs are too small (simulated with 4 sites, 5 seeds and 3
+comparisons: a false claim in 4 % of studies without correlation within a seed, in 28 % with a correlation of 0.5).
+Therefore the same test is also made over seeds, each with the mean over its sites, and a claim needs both.
 """
 
 from __future__ import annotations
@@ -18,47 +20,46 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LEVEL = 0.05
-"""Of significance, two-sided, after Holm."""
+"""Significance level, two-sided, after Holm."""
 RESAMPLES = 10_000
-"""Of the bootstrap."""
+"""Number of bootstrap resamples."""
 DIGITS = 12
-"""Differences are rounded to so many decimals: what is equal but for floating-point noise is a tie, or zero."""
+"""Decimals to which differences are rounded, so that floating-point noise does not break ties or zeros."""
 
 Pair = tuple[str, int]  # site and seed
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against the reference, over the pairs that both have; positive where the row is larger.
+    """Difference of a row to the reference over the pairs that both have; positive if the row is larger.
 
-    With one seed there is neither a p-value nor an interval that anybody could quote: they would tell nothing of the
-    randomness of training.
+    With one seed there are no p-values and no interval: they would say nothing about the randomness of training.
     """
 
     pairs: int
-    """With a value on both sides."""
+    """Number of pairs with a value on both sides."""
     seeds: int
-    """Distinct ones among the pairs."""
+    """Number of distinct seeds among the pairs."""
     mean: float | None
-    """Of row - reference; None without pairs."""
+    """Mean of row - reference; None without pairs."""
     interval: tuple[float, float] | None
     """See `bootstrap_interval`."""
     effect: float | None
     """See `rank_biserial`."""
     p_value: float | None
-    """See `wilcoxon`; over the pairs."""
+    """p-value over the pairs, see `wilcoxon`."""
     p_holm: float | None
-    """Adjusted over all rows that are compared with this reference."""
+    """`p_value`, adjusted over all rows that are compared with this reference."""
     p_seeds: float | None
-    """Over seeds, of the mean over the sites of each."""
+    """p-value over seeds, each with the mean over its sites."""
     p_seeds_holm: float | None
-    """The same, adjusted."""
+    """`p_seeds`, adjusted."""
     significant: bool
-    """`p_holm` and `p_seeds_holm` below `LEVEL`, and seeds enough for a claim."""
+    """True if `p_holm` and `p_seeds_holm` are below `LEVEL` and there are enough seeds for a claim."""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979), in their order: they bound the chance of any false claim among them."""
+    """Return adjusted p-values (Holm 1979), in their order. They bound the chance of any false claim among them."""
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"p-values are between 0 and 1, not {list(p_values)}")
     adjusted, largest = [0.0] * len(p_values), 0.0
@@ -69,10 +70,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:
-    """Exact two-sided p-value of the signed-rank test (Wilcoxon 1945); None where no difference is nonzero.
+    """Return the exact two-sided p-value of the signed-rank test (Wilcoxon 1945), or None if all differences are zero.
 
-    Zeros are ranked and then dropped (Pratt 1959): dropped before, raising a difference can raise the evidence against
-    it. To split their ranks ("zsplit") shifts both sides by a constant and gives the same exact p-value.
+    Zeros are ranked and then dropped (Pratt 1959). If zeros were dropped first, raising a difference could raise the
+    evidence against it. Splitting their ranks ("zsplit") shifts both sides by a constant and gives the same exact
+    p-value.
     """
     signed = _signed_ranks(differences)
     ranks = np.abs(signed[signed != 0])
@@ -80,11 +82,11 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
         return None
     plus, minus = signed[signed > 0].sum(), -signed[signed < 0].sum()
     if len(np.unique(ranks)) == len(signed):  # neither ties nor zeros: scipy's table of the ranks 1..n is exact
-        # the small sum as the positive one: of a large one scipy 1.17 takes 1 - cdf, which is 0 from 54 pairs on
+        # pass the smaller sum as the positive one: for a large one scipy 1.17 uses 1 - cdf, which is 0 from 54 pairs on
         return float(stats.wilcoxon(signed if plus < minus else -signed, method="exact").pvalue)
-    # With ties or zeros scipy turns to the normal approximation above 13 pairs, and its PermutationMethod takes over
-    # a minute to go through the signs of 20. Each rank is on the positive side with chance 1/2, so the distribution
-    # of the sum is a convolution; twice a rank is an integer.
+    # With ties or zeros scipy uses the normal approximation above 13 pairs, and its PermutationMethod takes over a
+    # minute for all signs of 20. Each rank is on the positive side with probability 1/2, so the distribution of the
+    # sum is a convolution; twice a rank is an integer.
     doubled = np.rint(2 * ranks).astype(int)
     chances = np.zeros(int(doubled.sum()) + 1)
     chances[0] = 1.0
@@ -95,10 +97,12 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def rank_biserial(differences: Sequence[float]) -> float | None:
-    """Matched-pairs rank-biserial correlation (Kerby 2014): favourable minus unfavourable share of the ranks.
+    """Return the matched-pairs rank-biserial correlation (Kerby 2014).
 
-    In [-1, 1]; None where no difference is nonzero. Zeros are ranked as in `wilcoxon` and favour neither side, so 1
-    says that the row is larger in every pair.
+    It is the favourable minus the unfavourable share of the ranks.
+
+    In [-1, 1]; None if all differences are zero. Zeros are ranked as in `wilcoxon` and favour neither side, so 1 means
+    that the row is larger in every pair.
     """
     signed = _signed_ranks(differences)
     if not signed.any():
@@ -107,19 +111,20 @@ def rank_biserial(differences: Sequence[float]) -> float | None:
 
 
 def bootstrap_interval(differences: Sequence[float], seeds: Sequence[int]) -> tuple[float, float] | None:
-    """95 % interval of the mean difference over training seeds, on these sites and test images.
+    """Return a 95 % interval of the mean difference over training seeds, on these sites and test images.
 
-    Whole seeds are drawn, each with all its sites: the sites of a seed come from one training, and pairs drawn singly
-    would count them as independent. It claims nothing of other sites: a few hospitals are no sample of all. Percentiles
-    (Efron 1979), as BCa is undefined where the seeds agree and estimates its acceleration from as many values as there
-    are seeds. Of few seeds it is too narrow (simulated: covers 91 % with ten, 85 % with five, 75 % with three).
+    Whole seeds are drawn, each with all its sites: the sites of a seed come from one training, and drawing single pairs
+    would treat them as independent. The interval makes no claim about other sites: a few hospitals are not a sample of
+    all. Percentiles are used (Efron 1979), since BCa is undefined if the seeds agree and estimates its acceleration
+    from as many values as there are seeds. With few seeds the interval is too narrow (simulated: covers 91 % with ten,
+    85 % with five, 75 % with three).
 
     Args:
-        differences: one for each pair.
-        seeds: of the same pairs.
+        differences: one value for each pair.
+        seeds: seeds of the same pairs.
 
     Returns:
-        Lower and upper end, the same for any order of the pairs; None with fewer than two seeds.
+        Lower and upper end, independent of the order of the pairs; None with fewer than two seeds.
     """
     groups: dict[int, list[float]] = {}
     for difference, seed in zip(_rounded(differences), seeds, strict=True):
@@ -128,7 +133,7 @@ def bootstrap_interval(differences: Sequence[float], seeds: Sequence[int]) -> tu
         return None
     sums = np.array([math.fsum(groups[seed]) for seed in sorted(groups)])
     counts = np.array([len(groups[seed]) for seed in sorted(groups)])
-    # a generator of its own: the interval of a row depends neither on other rows nor on what ran before
+    # a separate generator: the interval of a row does not depend on other rows or earlier calls
     drawn = np.random.default_rng(0).integers(len(groups), size=(RESAMPLES, len(groups)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     lower, upper = np.quantile(means, [0.025, 0.975])
@@ -136,9 +141,10 @@ def bootstrap_interval(differences: Sequence[float], seeds: Sequence[int]) -> tu
 
 
 def fewest_differences(comparisons: int, level: float = LEVEL) -> int:
-    """With fewer no two-sided Wilcoxon p-value can fall below the level after Holm over so many comparisons.
+    """Return the least number of differences with which a Wilcoxon p-value can be below the level after Holm.
 
-    The smallest of n differences is 2 / 2**n, and Holm multiplies the smallest of all by the number of comparisons.
+    The smallest two-sided p-value of n differences is 2 / 2**n, and Holm multiplies the smallest of all by the number
+    of comparisons.
     """
     if comparisons < 1 or not 0 < level <= 1:
         raise ValueError(f"need a comparison and a level in (0, 1], not {comparisons} and {level}")
@@ -149,14 +155,14 @@ def fewest_differences(comparisons: int, level: float = LEVEL) -> int:
 
 
 def differences_to(reference: str, rows: Mapping[str, Mapping[Pair, float | None]]) -> dict[str, Difference]:
-    """Every other row against `rows[reference]`, in the order of the rows.
+    """Compare every other row with `rows[reference]`, in the order of the rows.
 
-    A pair that one side lacks, or has as None, is left out; the counts tell. Holm counts every row compared, also one
-    without a p-value: who runs further seeds only of what did best with one has made all those comparisons.
+    A pair that is missing or None on one side is excluded; the counts report this. Holm counts every compared row, also
+    rows without a p-value: running further seeds only for the best row of one seed still makes all those comparisons.
 
     Raises:
-        ValueError: a value is not finite; names the row and the pair.
-        KeyError: there is no such reference.
+        ValueError: If a value is not finite. The message names the row and the pair.
+        KeyError: If there is no such reference.
     """
     for name, row in rows.items():
         for pair, value in row.items():
@@ -181,14 +187,14 @@ def differences_to(reference: str, rows: Mapping[str, Mapping[Pair, float | None
             p_holm=adjusted[0],
             p_seeds=over_seeds[name][0],
             p_seeds_holm=adjusted[1],
-            # Holm alone lets a row with fewer seeds pass once others did; so the least number can be told beforehand
+            # Holm alone would let a row with fewer seeds pass after others; this way the minimum is known beforehand
             significant=len(seeds[name]) >= least and all(p is not None and p < LEVEL for p in adjusted),
         )
     return found
 
 
 def _tests(differences: Mapping[str, Sequence[float]]) -> dict[str, tuple[float | None, float | None]]:
-    """p-value of every row and the same after Holm; None without differences."""
+    """Return the p-value of every row and its Holm adjustment; None without differences."""
     p_values = {name: wilcoxon(values) for name, values in differences.items()}
     adjusted = holm([1.0 if p is None else p for p in p_values.values()])
     return {
@@ -197,7 +203,7 @@ def _tests(differences: Mapping[str, Sequence[float]]) -> dict[str, tuple[float 
 
 
 def _seed_means(paired: Mapping[Pair, float]) -> list[float]:
-    """Mean over the sites of each seed."""
+    """Return the mean over the sites of each seed."""
     by_seed: dict[int, list[float]] = {}
     for (_, seed), value in paired.items():
         by_seed.setdefault(seed, []).append(value)
@@ -205,7 +211,7 @@ def _seed_means(paired: Mapping[Pair, float]) -> list[float]:
 
 
 def _paired(row: Mapping[Pair, float | None], base: Mapping[Pair, float | None]) -> dict[Pair, float]:
-    """Row - base where both have a value."""
+    """Return row - base for pairs with a value on both sides."""
     pairs = ((pair, row[pair], base.get(pair)) for pair in sorted(row))
     return {pair: round(float(x) - float(y), DIGITS) for pair, x, y in pairs if x is not None and y is not None}
 
@@ -217,7 +223,7 @@ def _rounded(differences: Sequence[float]) -> list[float]:
 
 
 def _signed_ranks(differences: Sequence[float]) -> NDArray[np.float64]:
-    """Mean ranks of the sizes, zeros among them, with the sign of the difference."""
+    """Return the mean ranks of the absolute differences, zeros included, with the sign of the difference."""
     values = np.array(_rounded(differences), dtype=np.float64)
     signed: NDArray[np.float64] = np.sign(values) * stats.rankdata(np.abs(values))
     return signed

@@ -14,8 +14,8 @@ GROUP = "pfedst.methods"
 def registered_methods() -> dict[str, type[FederatedMethod]]:
     """Every registered method, by entry-point name, sorted.
 
-    A method that cannot be imported is reported as a warning and left out: a broken wheel of a stranger must not
-    stop the others.
+    Methods that cannot be imported are left out, and one warning names them all with the reason: a broken or missing
+    package of methods must not stop the others.
 
     Raises:
         ConfigurationError: two distributions register the same name, or an entry is no FederatedMethod, or its
@@ -29,18 +29,28 @@ def registered_methods() -> dict[str, type[FederatedMethod]]:
                 f'two installed packages register a method "{point.name}": {other.value} and {point.value}; '
                 f"uninstall one of them"
             )
-    methods = {name: _load(point) for name, point in sorted(points.items())}
-    return {name: method for name, method in methods.items() if method is not None}
+    methods: dict[str, type[FederatedMethod]] = {}
+    left_out: dict[str, list[str]] = {}
+    for name, point in sorted(points.items()):
+        try:
+            found = point.load()
+        except Exception as error:
+            left_out.setdefault(repr(error), []).append(name)
+        else:
+            methods[name] = _checked(point, found)
+    if left_out:
+        # one message for all: a missing package takes every method of it along
+        reasons = (f"{', '.join(names)} ({error})" for error, names in left_out.items())
+        logging.getLogger("pfedst").warning("methods that cannot be imported are left out: %s", "; ".join(reasons))
+    return methods
 
 
-def _load(point: EntryPoint) -> type[FederatedMethod] | None:
-    try:
-        found = point.load()
-    except Exception as error:
-        logging.getLogger("pfedst").warning(
-            "method %s (%s) cannot be imported and is left out: %r", point.name, point.value, error
-        )
-        return None
+def _checked(point: EntryPoint, found: object) -> type[FederatedMethod]:
+    """What an entry point names, if it is a method of that name.
+
+    Raises:
+        ConfigurationError: the object is no FederatedMethod, or has another name.
+    """
     if not (isinstance(found, type) and issubclass(found, FederatedMethod)) or found.__name__ != point.name:
         raise ConfigurationError(
             f'entry point "{point.name} = {point.value}" in group {GROUP} must name a subclass of '

@@ -1,4 +1,4 @@
-"""Reporting: the run folder, the summary of a run, and tables from its JSON."""
+"""Reporting: the folder of a run, its summary, and tables from the JSON files of runs."""
 
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import RunSummary, describe, of_model

@@ -1,4 +1,7 @@
-"""Finished runs side by side: rows (a method and its options) of runs that differ in their seed, from JSON alone."""
+"""Compare finished runs from their JSON files.
+
+A row is a method with its options; its runs differ only in the seed.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ from pfedst.reporting.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run, from its folder."""
+    """A finished run, read from its folder."""
 
     folder: Path
     summary: Mapping[str, Any]
 
     @property
     def protocol(self) -> Mapping[str, Any]:
-        """What its numbers mean."""
+        """The protocol of the run's numbers."""
         protocol: Mapping[str, Any] = self.summary["protocol"]
         return protocol
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the run."""
         return int(self.protocol["seed"])
 
     @property
@@ -51,33 +54,33 @@ class FinishedRun:
 
     @property
     def cost(self) -> Mapping[str, Any]:
-        """What it took."""
+        """Cost of the run."""
         cost: Mapping[str, Any] = self.summary["cost"]
         return cost
 
     @property
     def total_bytes(self) -> float:
-        """That all clients sent and were sent, class prototypes included; by the last round that was run."""
+        """Bytes that all clients sent and received up to the last round, class prototypes included."""
         a_round = self.cost["upload_bytes_per_round"] + self.cost["download_bytes_per_round"]
         return float(a_round * self.protocol["round"] + self.cost["setup_upload_bytes"])
 
     @property
     def total_flops(self) -> float | None:
-        """Of training; None where they were not counted."""
+        """FLOPs of training; None if they were not counted."""
         an_image = self.cost["flops_per_image"]
         return None if an_image is None else float(an_image * self.cost["images_trained"])
 
     @cached_property
     def confusion(self) -> list[list[int]]:
-        """Of the personal model, summed over sites: numbers of images, rows the target."""
+        """Numbers of images for the personal model, summed over sites; rows are targets."""
         return summed(counts["confusion"] for counts in self.summary["personal"]["counts"].values())
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """`rounds.jsonl`.
+        """The records in `rounds.jsonl`.
 
         Raises:
-            StateError: it is missing or damaged.
+            StateError: If the file is missing or damaged.
         """
         file = RunFolder(self.folder).records_file
         try:
@@ -86,7 +89,7 @@ class FinishedRun:
             raise StateError(f"{file} is missing or damaged ({error}); run it again") from error
 
     def value(self, model: str, column: str, metric: str) -> float | None:
-        """A metric of a model: of a site, or its `mean`, `weighted_mean`, `worst` or `std` over sites."""
+        """Return a metric of a model for a site, or its `mean`, `weighted_mean`, `worst` or `std` over sites."""
         found = self.summary[model]
         value: float | None = (found["clients"].get(column) or found[column])[metric]
         return value
@@ -94,57 +97,57 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class RunsOfARow:
-    """A row: runs that differ in their seed alone, by seed."""
+    """A row: runs that differ only in their seed, sorted by seed."""
 
     label: str
     runs: tuple[FinishedRun, ...]
 
     @property
     def first(self) -> FinishedRun:
-        """For what all of them have in common."""
+        """The first run, for properties that all runs share."""
         return self.runs[0]
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained."""
+        """True if the row trains parameters."""
         return bool(self.first.cost["parameters_trained"])
 
     @property
     def pooled(self) -> bool:
-        """Whether it pools the images of all sites, which no federation can."""
+        """True if the row pools the images of all sites, which no federation can."""
         return bool(self.first.protocol["pooled"])
 
     @property
     def has_random_weights(self) -> bool:
-        """Whether the encoder was never trained."""
+        """True if the encoder was never trained."""
         return bool(self.first.protocol["random_weights"])
 
     @property
     def has_synthetic_images(self) -> bool:
-        """Whether the images are made up."""
+        """True if the images are synthetic."""
         return str(self.first.protocol["data"]).startswith("SYNTHETIC")
 
     def values(self, model: str, column: str, metric: str) -> list[float]:
-        """Of each seed where it is defined."""
+        """Return the values of all seeds for which the metric is defined."""
         found = [run.value(model, column, metric) for run in self.runs]
         return [value for value in found if value is not None]
 
     def by_pair(self, model: str, sites: Sequence[str], metric: str) -> dict[tuple[str, int], float | None]:
-        """(site, seed) -> value."""
+        """Return (site, seed) -> value."""
         return {(site, run.seed): run.value(model, site, metric) for run in self.runs for site in sites}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a report is made of.
+    """The input of a report.
 
     Attributes:
-        name: of the comparison.
-        rows: in the order of the table.
-        reference: label of the row that the others are tested against.
-        notes: what a reader must know: rows that differ in budget, runs that are missing.
-        tuned: label -> `chosen` and `trials`; empty where nothing was tuned.
-        tuning: seeds and metric of the trials; None where nothing was tuned.
+        name: name of the comparison.
+        rows: rows in the order of the table.
+        reference: label of the row against which the others are tested.
+        notes: remarks that a reader must know: rows that differ in budget, missing runs.
+        tuned: label -> `chosen` and `trials`; empty without tuning.
+        tuning: seeds and metric of the trials; None without tuning.
     """
 
     name: str
@@ -156,33 +159,33 @@ class Compared:
 
     @property
     def protocol(self) -> Mapping[str, Any]:
-        """Of the row with most rounds."""
+        """Protocol of the row with most rounds."""
         return max((row.first.protocol for row in self.rows), key=lambda protocol: protocol["rounds"])
 
     @property
     def sites(self) -> list[str]:
-        """In the order of the table."""
+        """Sites in the order of the table."""
         return list(self.rows[0].first.summary["personal"]["clients"])
 
     @property
     def classes(self) -> list[str]:
-        """In the order of a confusion matrix."""
+        """Classes in the order of a confusion matrix."""
         return list(self.protocol["classes"])
 
     @property
     def seeds(self) -> list[int]:
-        """Of any run."""
+        """Seeds of all runs."""
         return sorted({run.seed for row in self.rows for run in row.runs})
 
     def test_images(self, site: str) -> int:
-        """Images that a site was evaluated on."""
+        """Return the number of images on which a site was evaluated."""
         return int(self.protocol["samples"][site][self.protocol["split"]])
 
     def row(self, label: str) -> RunsOfARow:
-        """By its label."""
+        """Return the row with this label."""
         return next(row for row in self.rows if row.label == label)
 
 
 def summed(matrices: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:
-    """Of matrices of one shape, cell by cell."""
+    """Return the elementwise sum of matrices of one shape."""
     return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]

@@ -1,4 +1,7 @@
-"""A report for the terminal, as Markdown, LaTeX, CSV and JSON; all from the same cells, without a file or a clock."""
+"""Render a report for the terminal and as Markdown, LaTeX, CSV and JSON.
+
+All formats use the same cells and need neither files nor the clock.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +22,37 @@ from pfedst.reporting.report_table import Cell, ReportTable
 
 LEGEND = "Best in bold, second best underlined."
 STYLES = {"": "", "best": "bold", "second": "underline"}
-DASHES = ("", "-", "\N{EN DASH}", "\N{EM DASH}")  # what stands where there is nothing to tell
-WORDS = 24  # columns of a terminal that words get before they fold
-BORDER = 3  # of a column of a terminal: a line and two spaces
-LATEX_WIDE = 80  # characters that fit a line of a page, roughly
+DASHES = ("", "-", "\N{EN DASH}", "\N{EM DASH}")  # texts of empty cells
+WORDS = 24  # terminal columns for words before they wrap
+BORDER = 3  # terminal columns between two table columns: a line and two spaces
+LATEX_WIDE = 80  # approximate number of characters in a line of a page
 
 
 def plain(text: str) -> str:
-    """A text on one line; what cannot be printed (a name of a folder may hold anything) is a question mark."""
+    """Return a text on one line. Characters that cannot be printed, as in a folder name, become question marks."""
     shown = (c if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs") else "?" for c in text)
     return " ".join("".join(shown).split())
 
 
 def number(value: float | None) -> str:
-    """A number with all its digits; nothing where it is not defined."""
+    """Return a number with all its digits, or an empty text if it is not defined."""
     if value is None or math.isnan(value):
         return ""
     return repr(value if isinstance(value, int) else float(value))  # float: NumPy's repr names its type
 
 
 def is_numeric(table: ReportTable, column: int) -> bool:
-    """Whether a column holds a number."""
+    """Return True if a column holds a number."""
     return any(number(row[column].value) for row in table.rows)
 
 
 def right_aligned(table: ReportTable) -> list[bool]:
-    """Which columns are: those of numbers, but not the first, which names the row."""
+    """Return for each column whether it is right-aligned: columns of numbers except the first, which names the row."""
     return [column > 0 and is_numeric(table, column) for column in range(len(table.headings))]
 
 
 def is_marked(table: ReportTable) -> bool:
-    """Whether it has a best or a second best."""
+    """Return True if a cell of the table is marked as best or second best."""
     return any(cell.mark for row in table.rows for cell in row)
 
 
@@ -61,7 +64,10 @@ def _captioned(table: ReportTable) -> str:
 
 
 def rich_report(report: Report, width: int = 120) -> RenderableType:
-    """For a terminal of so many columns; a table that is wider continues below, with the names of its rows again."""
+    """Render a report for a terminal of `width` columns.
+
+    A wider table is split into parts, each with the names of its rows.
+    """
     shown: list[RenderableType] = [Text(plain(report.title), style="bold")]
     shown += [Text(f"! {plain(note)}", style="bold yellow") for note in report.notes]
     shown += [Text(plain(line)) for line in report.protocol]
@@ -75,7 +81,7 @@ def rich_report(report: Report, width: int = 120) -> RenderableType:
 
 
 def _least(table: ReportTable, column: int, width: int) -> int:
-    """Columns of a terminal without which a column of a table is hard to read; two of them always fit."""
+    """Return the minimum number of terminal columns for a readable table column. Two columns always fit."""
     heading, *texts = _column(table, column)
     word = max((cell_len(word) for word in heading.split()), default=0)
     longest = max((cell_len(text) for text in texts), default=0)
@@ -84,7 +90,7 @@ def _least(table: ReportTable, column: int, width: int) -> int:
 
 
 def _blocks(table: ReportTable, width: int) -> list[list[int]]:
-    """Columns of a table that fit beside each other; the first is in every block."""
+    """Split the columns of a table into blocks that fit the width. The first column is in every block."""
     cost = [_least(table, column, width) + BORDER for column in range(len(table.headings))]
     blocks = [[0]]
     for column in range(1, len(cost)):
@@ -95,7 +101,7 @@ def _blocks(table: ReportTable, width: int) -> list[list[int]]:
 
 
 def _widths(table: ReportTable, columns: list[int], width: int) -> list[int]:
-    """Of each column its least, and of what is left over as much as it can use."""
+    """Return the width of each column: its minimum, plus a share of the spare width if it can use more."""
     wanted = [max(cell_len(text) for text in _column(table, column)) for column in columns]
     widths = [_least(table, column, width) for column in columns]
     spare = width - 1 - sum(w + BORDER for w in widths)
@@ -118,10 +124,10 @@ def _rich_table(table: ReportTable, columns: list[int], width: int, part: str) -
             Text(plain(table.headings[column])),
             justify="right" if right_aligned(table)[column] else "left",
             width=its_width,
-            overflow="fold",  # never an ellipsis: a digit that is cut off is another number
+            overflow="fold",  # never an ellipsis: a number with a missing digit would be wrong
         )
     for row in table.rows:
-        cells = (row[column] for column in columns)  # a style of the whole cell would underline its padding too
+        cells = (row[column] for column in columns)  # styled below: a style of the whole cell would underline padding
         shown.add_row(*(Text.assemble((plain(cell.text), STYLES[cell.mark])) for cell in cells))
     return shown
 
@@ -132,7 +138,7 @@ _MARKDOWN = re.compile(r"[\\`*|~$]|<(?=[A-Za-z/!?])|](?=[(\[:])|&(?=[#\w])|(?<![
 
 
 def markdown(report: Report) -> str:
-    """Markdown with GitHub's tables."""
+    """Render a report as Markdown with tables of GitHub."""
     parts = [f"# {_markdown(report.title)}"]
     if report.notes:
         parts.append("\n>\n".join(["> **Notes**", "\n".join(f"> - {_markdown_line(note)}" for note in report.notes)]))
@@ -148,7 +154,7 @@ def _markdown(text: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Escaped also where a line begins, so that it does not become a list, a heading or a quotation."""
+    """Escape a line, also at its start, so that it does not become a list, a heading or a quotation."""
     return re.sub(r"^(\d*)([-+#=>.)\[])", r"\1\\\2", _markdown(text))
 
 
@@ -160,7 +166,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def markdown_table(table: ReportTable) -> str:
-    """One table as GitHub shows it, without its title."""
+    """Render one table as Markdown of GitHub, without its title."""
     right = right_aligned(table)
     lines = [[_markdown(heading) for heading in table.headings]]
     lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
@@ -187,14 +193,14 @@ _ESCAPES = str.maketrans(_LATEX | {symbol: f"$\\{name}$" for symbol, name in _SY
 
 
 def latex_text(text: str) -> str:
-    """A text that LaTeX sets as it is written; letters of other alphabets are kept."""
+    """Escape a text for LaTeX. Letters of other alphabets are kept."""
     escaped = plain(text).translate(_ESCAPES)
-    escaped = re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # else two of them are set as one other character
-    return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped  # after \\ these would be an option of it
+    escaped = re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # otherwise LaTeX merges two of them into another character
+    return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped  # after \\ these would be read as an option
 
 
 def latex(table: ReportTable) -> str:
-    """One table for a paper; needs booktabs, and graphicx if it is wide."""
+    """Render one table for a paper. Needs the package booktabs, and graphicx if the table is wide."""
     rows = [" & ".join(_latex_cell(cell) for cell in row) for row in table.rows]
     lines = [
         rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in right_aligned(table))}}}",
@@ -227,7 +233,7 @@ def _latex_width(table: ReportTable) -> int:
 
 
 def latex_document(report: Report) -> str:
-    """All tables in a document that compiles by itself."""
+    """Render all tables as a document that compiles by itself."""
     lines = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage[margin=2cm]{geometry}"]
     lines += [r"\usepackage{booktabs}", r"\usepackage{graphicx}", r"\begin{document}"]
     lines += [rf"\section*{{{latex_text(report.title)}}}"]
@@ -244,9 +250,9 @@ def latex_document(report: Report) -> str:
 
 
 def csv_text(table: ReportTable) -> str:
-    """Every number with all its digits, its deviation over seeds in a column of its own, and nothing where none is.
+    """Render one table as CSV: numbers with all digits, standard deviations over seeds in separate columns.
 
-    A column of numbers holds numbers alone: why one is not defined is told by the other formats.
+    Missing values are empty. A column of numbers holds only numbers; the other formats say why one is not defined.
     """
     columns = range(len(table.headings))
     spread = [any(number(row[column].spread) for row in table.rows) for column in columns]
@@ -266,7 +272,7 @@ def csv_text(table: ReportTable) -> str:
 
 
 def _csv_words(text: str) -> str:
-    """Words that a spreadsheet does not take for a formula; a dash is nothing."""
+    """Return words that a spreadsheet does not interpret as a formula. A dash becomes an empty text."""
     if text.strip() in DASHES:
         return ""
     text = text.replace("\r\n", "\n").replace("\r", "\n").encode(errors="replace").decode()
@@ -275,7 +281,7 @@ def _csv_words(text: str) -> str:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """Everything, for JSON: a number that is not finite is null, and its text tells what it was."""
+    """Return the whole report for JSON. A number that is not finite becomes null; its text shows the value."""
     return {
         "title": report.title,
         "protocol": list(report.protocol),

@@ -1,4 +1,4 @@
-"""From finished runs to a report: its tables, what the numbers mean, and what they do not allow to say."""
+"""Build a report from finished runs: tables, the protocol of the numbers, and notes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pfedst.reporting.report_table import ReportTable
 
 
 def make_report(compared: Compared, metric: str) -> Report:
-    """The report.
+    """Build the report.
 
     Args:
         compared: the runs.
-        metric: by which rows are compared, such as `balanced_accuracy`.
+        metric: metric by which rows are compared, such as `balanced_accuracy`.
     """
     differences = tables.differences(compared, metric)
     made: list[ReportTable | None] = [
@@ -41,7 +41,7 @@ def make_report(compared: Compared, metric: str) -> Report:
 
 
 def protocol_lines(compared: Compared) -> tuple[str, ...]:
-    """What the numbers mean, of the row with most rounds; what others differ in is a note."""
+    """Return the protocol of the row with most rounds. Notes report how other rows differ."""
     protocol = compared.protocol
     images = {split: sum(site[split] for site in protocol["samples"].values()) for split in ("train", "validation")}
     images["test"] = sum(compared.test_images(site) for site in compared.sites)
@@ -60,7 +60,7 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
 
 
 def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[str, ...]:
-    """What a reader may not miss."""
+    """Return the notes that a reader must see."""
     found = []
     if any(row.has_random_weights for row in compared.rows):
         found.append("The encoder has RANDOM WEIGHTS: the numbers show that the software works, and no more.")
@@ -81,7 +81,7 @@ def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[st
 
 
 def _claims(compared: Compared, differences: Mapping[str, Difference]) -> str:
-    """What can be claimed against the reference, and why not more."""
+    """Return the differences to the reference that can be claimed, or the reason why there are none."""
     least = fewest_differences(len(differences))
     seeds = max(difference.seeds for difference in differences.values())
     if seeds < 2:
@@ -108,18 +108,18 @@ def _is(difference: Difference, what: str) -> bool:
 
 
 def _optimizers(compared: Compared) -> str:
-    """Of the rows that train; what they differ in, each with its rows."""
-    told: dict[str, list[str]] = {}
+    """Return the optimizer of the rows that train. If rows differ, return each optimizer with its rows."""
+    labels_of: dict[str, list[str]] = {}
     for row in compared.rows:
         if row.trains:
-            told.setdefault(_optimizer(row.first.protocol), []).append(row.label)
-    if len(told) == 1:
-        return next(iter(told))
-    return "; ".join(f"{optimizer}: {', '.join(labels)}" for optimizer, labels in told.items())
+            labels_of.setdefault(_optimizer(row.first.protocol), []).append(row.label)
+    if len(labels_of) == 1:
+        return next(iter(labels_of))
+    return "; ".join(f"{optimizer}: {', '.join(labels)}" for optimizer, labels in labels_of.items())
 
 
 def _optimizer(protocol: Mapping[str, Any]) -> str:
     options = dict(protocol["optimizer"])
     name = options.pop("class")
-    told = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in options.items())
-    return f"{name} ({told}, state: {protocol['optimizer_state']})"
+    listing = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in options.items())
+    return f"{name} ({listing}, state: {protocol['optimizer_state']})"

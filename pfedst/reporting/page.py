@@ -1,4 +1,4 @@
-"""A report as one HTML page that a browser opens from disk: without network, readable without its script."""
+"""A report as one HTML page that a browser opens from disk, without network; it can be read without its script."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pfedst.reporting.formats import DASHES, is_marked, is_numeric, number, plai
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import Cell, ReportTable
 
-WIDE = 9  # columns from which a table is printed on a page in landscape
-# a browser that obeys it loads nothing from elsewhere, whatever a figure or a name holds
+WIDE = 9  # minimum number of columns of a table that is printed in landscape
+# with this policy a browser loads nothing from elsewhere, whatever a figure or a name holds
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1f2328; --soft: #59636e; --line: #d1d9e0; --stripe: #f6f8fa;
@@ -76,7 +76,7 @@ figcaption { margin-top: .5rem; max-width: 50rem; }
   .wide th, .wide td { padding: .25rem; min-width: 0 !important; }
   td.best, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
-# headings become buttons, which a keyboard reaches; a third press gives the order of the report back
+# headings become buttons, which can be reached by keyboard; a third press restores the order of the report
 SCRIPT = """
 "use strict";
 const next = { none: "ascending", ascending: "descending", descending: "none" };
@@ -93,11 +93,11 @@ for (const table of document.querySelectorAll("table")) {
       const order = next[head.getAttribute("aria-sort") || "none"];
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       if (order !== "none") head.setAttribute("aria-sort", order);
-      const told = given.filter((row) => key(row) !== undefined);
+      const known = given.filter((row) => key(row) !== undefined);
       const missing = given.filter((row) => key(row) === undefined);
       const sign = order === "ascending" ? 1 : -1;
-      told.sort((a, b) => sign * compare(key(a), key(b)));
-      body.append(...(order === "none" ? given : [...told, ...missing]));
+      known.sort((a, b) => sign * compare(key(a), key(b)));
+      body.append(...(order === "none" ? given : [...known, ...missing]));
     });
   });
 }
@@ -106,11 +106,11 @@ document.documentElement.classList.add("sortable");
 
 
 def html_page(report: Report, figures: Sequence[tuple[str, str, str]] = ()) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        report: what it tells.
-        figures: a title, a caption and the text of an SVG each.
+        report: the report.
+        figures: title, caption and SVG text of each figure.
     """
     names = anchors([table.name for table in report.tables])
     parts = [
@@ -133,7 +133,7 @@ def html_page(report: Report, figures: Sequence[tuple[str, str, str]] = ()) -> s
 
 
 def anchors(names: Sequence[str]) -> list[str]:
-    """An id a table, of its name, that no other part of the page bears."""
+    """Return an id for each table, made of its name, that no other part of the page has."""
     taken = {"notes", "protocol", "contents", "legend"}
     ids = []
     for name in names:
@@ -175,7 +175,7 @@ def _legend(report: Report) -> str:
         if any(is_marked(table) for table in report.tables)
         else ""
     )
-    hint = "A heading sorts its table: up, down, and as it was; what is not defined stays last."
+    hint = "Click a heading to sort its table: ascending, descending, original order. Undefined values stay last."
     return f'<p class="legend" id="legend">{marks}<span class="hint">{hint}</span></p>'
 
 
@@ -183,7 +183,7 @@ def _table(table: ReportTable, name: str) -> str:
     right = right_aligned(table)
     numeric = [is_numeric(table, column) for column in range(len(right))]
     longest = max((len(row[0].text) for row in table.rows), default=0)
-    room = f' style="min-width: min({longest + 2}ch, 16rem, 32vw)"'  # else names of rows fold to make room for numbers
+    room = f' style="min-width: min({longest + 2}ch, 16rem, 32vw)"'  # otherwise row names wrap before numbers
     head = "".join(
         f'<th scope="col"{_class("right" if r else "")}{" data-numeric" if n else ""}{"" if i else room}>'
         f"{_text(heading)}</th>"
@@ -214,7 +214,7 @@ def _cell(cell: Cell, names_row: bool, right: bool, numeric: bool) -> str:
 
 
 def _sorted_by(cell: Cell, numeric: bool) -> str | None:
-    """What a cell is sorted by; None where it is missing."""
+    """Return the sort key of a cell, or None if the cell is empty."""
     if not numeric:
         return None if cell.text.strip() in DASHES else cell.text
     if cell.value is not None and math.isinf(cell.value):
@@ -227,8 +227,8 @@ def _class(names: str) -> str:
 
 
 def _figure(index: int, title: str, caption: str, svg: str) -> str:
-    """As an image of its own: ids, styles and scripts of one figure cannot reach another, nor the page."""
-    if "xmlns=" not in svg:  # an image, unlike a part of a page, is not drawn without it
+    """Embed a figure as an image, so that its ids, styles and scripts cannot affect other figures or the page."""
+    if "xmlns=" not in svg:  # required for an image, unlike for inline SVG
         svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     data = base64.b64encode(svg.encode(errors="replace")).decode()
     return (

@@ -1,4 +1,4 @@
-"""A report as data: what every format tells."""
+"""The data of a report, from which every format is rendered."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pfedst.reporting.report_table import ReportTable
 
 @dataclass(frozen=True)
 class Report:
-    """Tables and what their numbers mean.
+    """Tables and the protocol of their numbers.
 
     Attributes:
-        title: a line, such as `demo: 5 methods, 4 sites, 3 seeds`.
-        protocol: lines that say how the numbers came about.
-        notes: warnings that a reader must not miss: too few seeds to claim, random weights, synthetic images.
-        tables: in the order of reading.
+        title: one line, such as `demo: 5 methods, 4 sites, 3 seeds`.
+        protocol: lines that describe how the numbers were obtained.
+        notes: warnings that a reader must see: too few seeds for a claim, random weights, synthetic images.
+        tables: tables in reading order.
     """
 
     title: str

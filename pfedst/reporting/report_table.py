@@ -1,4 +1,4 @@
-"""A table of a report, as data: every format is made of the same cells."""
+"""The data of a table in a report. Every format is rendered from the same cells."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Mark = Literal["", "best", "second"]
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell.
+    """Content of a cell.
 
     Attributes:
-        text: as it is shown.
-        value: to sort by, and for CSV and JSON; None where the cell is words, or a number that is not defined.
-        spread: deviation over seeds, in the unit of `value`; None where there is none.
-        mark: of the best and the second best in a column.
+        text: displayed text.
+        value: number for sorting, CSV and JSON; None if the cell is words or an undefined number.
+        spread: standard deviation over seeds, in the unit of `value`, or None.
+        mark: mark of the best and the second best cell of a column.
     """
 
     text: str
@@ -31,11 +31,11 @@ class ReportTable:
     """One table.
 
     Attributes:
-        name: of its files and its anchor, such as `results`.
-        title: a line.
-        caption: what the numbers mean; sentences.
-        headings: one a column; the first column names the row.
-        rows: cells, as many as headings.
+        name: name of its files and its anchor, such as `results`.
+        title: one line.
+        caption: sentences that explain the numbers.
+        headings: one heading per column; the first column names the row.
+        rows: as many cells as headings in each row.
     """
 
     name: str
@@ -46,12 +46,12 @@ class ReportTable:
 
 
 def marked(column: Sequence[Cell], higher_is_better: bool, ranked: Sequence[bool]) -> list[Cell]:
-    """A column with its best and second best marked; of equals all are.
+    """Mark the best and second best cells of a column. Equal cells get the same mark.
 
     Args:
         column: the cells.
-        higher_is_better: what best is.
-        ranked: whether a cell takes part.
+        higher_is_better: True if the largest value is the best.
+        ranked: for each cell, True if it takes part.
     """
     values = sorted(
         {

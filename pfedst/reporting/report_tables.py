@@ -1,4 +1,4 @@
-"""The tables of a report: what each row reached at each site, what it cost, and whether differences can be claimed."""
+"""The tables of a report: results of each row at each site, cost, and tests of differences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pfedst.reporting.report_table import Cell, ReportTable, marked
 from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words, percent
 
 Values = Callable[[RunsOfARow], Sequence[float]]
-"""Of a row, one value a seed."""
+"""Function of a row that returns one value per seed."""
 Column = tuple[str, Values, bool | None]
-"""Heading, values of a row, and whether higher is better; None where neither is."""
+"""Heading, values of a row, and True if higher is better (None if neither is)."""
 SEEDS = "Mean over {} seeds ± their standard deviation (n - 1)."
 ONE_SEED = "One seed: no deviation, and no claim."
 
 
 def results_table(compared: Compared, metric: str) -> ReportTable:
-    """Row by site, personal model; the columns of a summary, and the generic model beside it."""
+    """Table of rows by sites for the personal model, with the columns of a summary and the generic model."""
     columns: list[Column] = [
         (f"{site} ({compared.test_images(site)})", _of("personal", site, metric), True) for site in compared.sites
     ]
@@ -42,7 +42,7 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
 
 
 def metrics_table(compared: Compared, metric: str) -> ReportTable:
-    """The other metrics, mean over sites and worst site."""
+    """Table of the other metrics: mean over sites and worst site."""
     there = compared.rows[0].first.summary["personal"]["mean"]
     others = [name for name in HEADINGS if name in there and name != metric]
     columns = [
@@ -58,7 +58,7 @@ def metrics_table(compared: Compared, metric: str) -> ReportTable:
 
 
 def calibration_table(compared: Compared) -> ReportTable:
-    """Expected calibration errors."""
+    """Table of expected calibration errors."""
     columns = [
         (f"{heading}, {model} {column}", _of(model, column, name), False)
         for name, heading in (("ece", "ECE"), ("classwise_ece", "classwise ECE"))
@@ -72,7 +72,7 @@ def calibration_table(compared: Compared) -> ReportTable:
 
 
 def recall_table(compared: Compared) -> ReportTable:
-    """Recall of each class, over the images of all sites together."""
+    """Table of the recall of each class over the images of all sites."""
     first = compared.rows[0].first.confusion
     there = [index for index in range(len(compared.classes)) if sum(first[index])]
     columns: list[Column] = [
@@ -88,7 +88,7 @@ def recall_table(compared: Compared) -> ReportTable:
 
 
 def cost_table(compared: Compared) -> ReportTable:
-    """What a row costs."""
+    """Table of the cost of each row."""
     costs: list[tuple[str, Callable[[FinishedRun], float | None], Callable[[float], str]]] = [
         ("trained a client", lambda run: run.cost["parameters_trained"], _count),
         ("sent a client", lambda run: run.cost["parameters_sent"], _count),
@@ -118,7 +118,7 @@ def cost_table(compared: Compared) -> ReportTable:
 
 
 def tests_table(compared: Compared, metric: str, found: Mapping[str, Difference]) -> ReportTable:
-    """Every row against the reference, by what `differences` gave."""
+    """Table of every row against the reference, from the result of `differences`."""
     rows = tuple((Cell(label), *_difference_cells(difference)) for label, difference in found.items())
     caption = (
         f"Each row minus {compared.reference}: {metric_words(metric)} of the personal model on "
@@ -134,13 +134,15 @@ def tests_table(compared: Compared, metric: str, found: Mapping[str, Difference]
 
 
 def tuning_table(compared: Compared) -> ReportTable | None:
-    """What was tried on validation, and chosen; None where nothing was."""
+    """Table of the options tried on validation and chosen; None without tuning."""
     if not compared.tuned or compared.tuning is None:
         return None
     rows = []
     for label, tuned in compared.tuned.items():
-        tried = ", ".join(f"{_told(trial['options'])}: {percent(trial['validation'])}" for trial in tuned["trials"])
-        rows.append((Cell(label), Cell(_told(tuned["chosen"]) if tuned["chosen"] else "-"), Cell(tried)))
+        tried = ", ".join(
+            f"{_options_text(trial['options'])}: {percent(trial['validation'])}" for trial in tuned["trials"]
+        )
+        rows.append((Cell(label), Cell(_options_text(tuned["chosen"]) if tuned["chosen"] else "-"), Cell(tried)))
     seeds = ", ".join(str(seed) for seed in compared.tuning["seeds"])
     caption = (
         f"Options chosen by {compared.tuning['metric']}, %, of the personal model, with seeds of their own ({seeds}); "
@@ -150,7 +152,7 @@ def tuning_table(compared: Compared) -> ReportTable | None:
 
 
 def differences(compared: Compared, metric: str) -> dict[str, Difference]:
-    """Every row but the reference against it, over (site, seed) pairs of the personal model."""
+    """Compare every row with the reference over (site, seed) pairs of the personal model."""
     rows = {row.label: row.by_pair("personal", compared.sites, metric) for row in compared.rows}
     return differences_to(compared.reference, rows)
 
@@ -166,7 +168,7 @@ def _table(
     columns: Sequence[Column],
     text: Callable[[float | None], str],
 ) -> ReportTable:
-    """Rows down, columns with their best marked."""
+    """Build a table with one line per row; the best cells of each column are marked."""
     ranked = [not row.pooled for row in compared.rows]
     made = []
     for _, values, higher in columns:
@@ -217,7 +219,7 @@ def _of(model: str, column: str, metric: str) -> Values:
 
 
 def _recall(classes: Sequence[int]) -> Values:
-    """Mean recall of some classes."""
+    """Return a function for the mean recall of some classes."""
 
     def values(row: RunsOfARow) -> list[float]:
         found = [run.confusion for run in row.runs]
@@ -236,7 +238,7 @@ def _pooled(compared: Compared) -> str:
     return f" {pooled}: the images of all sites in one place, no part in best and second best." if pooled else ""
 
 
-def _told(options: dict[str, Any]) -> str:
+def _options_text(options: dict[str, Any]) -> str:
     return ", ".join(
         f"{key.split('.')[-1]} {value:g}" if isinstance(value, float) else f"{key.split('.')[-1]} {value}"
         for key, value in options.items()

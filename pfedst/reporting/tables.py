@@ -1,4 +1,4 @@
-"""Tables for the terminal, from the JSON of a summary alone."""
+"""Tables for the terminal, from the JSON of a summary."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ HEADINGS = {
     "quadratic_kappa": "quadratic kappa",
 }
 WORDS = HEADINGS | {"ece": "ECE", "classwise_ece": "classwise ECE"}
-"""Also of what the table of a run has no column for."""
+"""Words for all metrics, also those without a column in the table of a run."""
 MODELS = ("personal", "generic")
 
 
 def metric_words(metric: str) -> str:
-    """A metric in words."""
+    """Return a metric in words."""
     return WORDS.get(metric, metric.replace("_", " "))
 
 
 def metric_title(metric: str) -> str:
-    """The same as a title or a sentence begins."""
+    """Return a metric in words, with a capital letter."""
     words = metric_words(metric)
     return words[:1].upper() + words[1:]
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage with one digit; a dash where it is not defined."""
+    """Return a share as a percentage with one decimal, or a dash if it is not defined."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def bytes_text(count: float | None) -> str:
-    """A number of bytes in the unit that suits it."""
+    """Return a number of bytes in a suitable unit."""
     if count is None:
         return "-"
     for unit in ("B", "KiB", "MiB"):
@@ -50,12 +50,12 @@ def bytes_text(count: float | None) -> str:
 
 
 def console_of(width: int) -> Console:
-    """Standard output: as wide as the terminal, or where it is none of so many columns."""
+    """Return a console on standard output, as wide as the terminal, or `width` columns if there is no terminal."""
     return Console(width=None if Console().is_terminal else width)
 
 
 def metrics_table(summary: Mapping[str, Any]) -> Table:
-    """Sites and their summary down, metrics across; the personal and the generic model of each, in percent."""
+    """Build the table of sites and their summary by metrics, for the personal and the generic model, in percent."""
     models = [model for model in MODELS if model in summary]
     table = Table(title=f"{summary['name']}: personal / generic model on {summary['protocol']['split']}, %")
     table.add_column("client")
@@ -80,7 +80,7 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
 
 
 def protocol_text(summary: Mapping[str, Any]) -> Text:
-    """What the numbers of a summary mean, in a few lines; random weights and synthetic images stand out."""
+    """Describe the protocol of a summary in a few lines. Random weights and synthetic images are highlighted."""
     protocol = summary["protocol"]
     text = Text()
     text.append(f"method   {protocol['method']}, {protocol['adapter']}, anchors {protocol['anchors']}\n")
@@ -117,7 +117,7 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """The table and its protocol, on standard output."""
+    """Print the table and its protocol to standard output."""
     parts: list[RenderableType] = [metrics_table(summary), protocol_text(summary)]
     (console or console_of(120)).print(Group(*parts), highlight=False)
 

@@ -1,4 +1,4 @@
-"""A report on disk: one page, Markdown, LaTeX, CSV, JSON, and each figure."""
+"""Write a report to disk: an HTML page, Markdown, LaTeX, CSV, JSON, and each figure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pfedst.state import json_bytes, write_atomically, writing
 
 
 def write_files(compared: Compared, folder: Path, metric: str = SELECTION_METRIC) -> Report:
-    """Write every format into a folder, and give the report.
+    """Write every format into a folder, and return the report.
 
     Args:
         compared: finished runs.
-        folder: made where it is missing; files of an earlier report are replaced.
-        metric: by which rows are compared.
+        folder: target folder, created if it does not exist. Files of an earlier report are replaced.
+        metric: metric by which rows are compared.
 
     Raises:
-        ConfigurationError: there is no such metric.
-        StateError: the disk refuses, or the records of a run are damaged.
+        ConfigurationError: If there is no such metric.
+        StateError: If the folder cannot be written, or the records of a run are damaged.
     """
     there = compared.rows[0].first.summary["personal"]["mean"]
     if metric not in there:

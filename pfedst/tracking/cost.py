@@ -8,9 +8,9 @@ import torch
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Highest memory so far: allocated on the accelerator, or resident in this process on a CPU.
+    """Return the peak memory so far: allocated on the accelerator, or resident in this process on a CPU.
 
-    None where the platform does not tell (Windows).
+    None if the platform does not report it (Windows).
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

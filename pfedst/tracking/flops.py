@@ -1,4 +1,4 @@
-"""FLOPs of training: those of matrix products, convolutions and attention, as torch counts them."""
+"""FLOPs of training: matrix products, convolutions and attention, as counted by torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 
 def counted_flops(work: Callable[[], object]) -> int:
-    """FLOPs of what `work` does, backward passes included; a multiplication with its addition is two.
+    """Return the FLOPs of `work`, backward passes included. A multiplication with its addition counts as two.
 
-    Elementwise work, norms and optimisers, a few percent of a step, are not counted.
+    Elementwise operations, norms and optimisers (a few percent of a step) are not counted.
     """
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for a whole attention layer, which no formula knows
+    torch.backends.mha.set_fastpath_enabled(False)  # torch has no formula for this kernel of a whole attention layer
     try:
         with counter:
             work()
@@ -37,4 +37,4 @@ ATTENTION_ON_CPU: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Kernels whose formulas torch lists for GPUs only."""
+"""Kernels for which torch has formulas on GPUs only."""

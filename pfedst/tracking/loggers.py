@@ -1,4 +1,4 @@
-"""Loggers of a run: their steps are its rounds, what they miss is told once, and none of them can end it."""
+"""Loggers of a run. Their steps are rounds. An error of a logger is reported once and does not end the run."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pfedst.tracking.recorder import Recorder, WriteReport, flat_options, is_wor
 
 
 class CSVRecorder(Recorder):
-    """CSV files in the run's folder unless another was given."""
+    """Write CSV files into the folder of the run, unless another folder was given."""
 
     logger: CSVLogger
 
     def start(self, folder: Path, configuration: dict[str, Any]) -> None:
-        """The configuration as `hparams.yaml`."""
+        """Write the configuration to `hparams.yaml`."""
         if is_working_directory(self.logger.save_dir):
             self.logger._save_dir = self.logger._root_dir = str(folder)
         super().start(folder, configuration)
 
 
 class TensorBoardRecorder(Recorder):
-    """TensorBoard's files in the run's folder unless another was given."""
+    """Write TensorBoard files into the folder of the run, unless another folder was given."""
 
     logger: TensorBoardLogger
 
     def start(self, folder: Path, configuration: dict[str, Any]) -> None:
-        """The configuration as `hparams.yaml`; TensorBoard's own table is written at the end, with the results."""
+        """Write the configuration to `hparams.yaml`. TensorBoard's own table is written with the results."""
         if is_working_directory(self.logger.save_dir):
             self.logger._root_dir = str(folder)
         self._options = flat_options(configuration)
         self.logger.log_hyperparams(self._options, metrics={})
 
     def end(self, folder: Path, summary: Mapping[str, Any] | None, write_report: WriteReport) -> None:
-        """The row of this run in the table of hyperparameters."""
+        """Write the row of this run in TensorBoard's table of hyperparameters."""
         try:
             if summary is not None:
                 self.logger.log_hyperparams(self._options, main_numbers(summary), summary["protocol"]["round"])
@@ -51,21 +51,21 @@ class RunLoggers:
     """All loggers of a run.
 
     Args:
-        loggers: of the Trainer.
+        loggers: loggers of the Trainer.
     """
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self._recorders = [_recorder(logger) for logger in loggers]
-        self._told: list[Recorder] = []
+        self._reported: list[Recorder] = []
         self._summary: Mapping[str, Any] | None = None
 
     @contextmanager
     def recording(self, folder: Path, write_report: WriteReport) -> Iterator[None]:
-        """Start them, and end them whatever happens within the block.
+        """Start the loggers, and end them when the block ends, also after an error.
 
         Args:
-            folder: of the run; `config.yaml` in it is the configuration that is logged.
-            write_report: of the run, into that folder; for loggers that keep files.
+            folder: folder of the run. Its `config.yaml` is the logged configuration.
+            write_report: writes the report of a run into its folder, for loggers that keep files.
         """
         file = folder / "config.yaml"
         configuration = yaml.safe_load(file.read_text()) if self._recorders and file.is_file() else {}
@@ -76,24 +76,24 @@ class RunLoggers:
             self._each(lambda recorder: recorder.end(folder, self._summary, write_report))
 
     def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
-        """What a round came to, evaluated or not."""
+        """Log the metrics of a round."""
         if metrics:
             self._each(lambda recorder: recorder.log(round_number, metrics))
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
-        """The run is done, and its folder holds all there is: this goes with the end of the block."""
+        """Set the summary of a finished run. The loggers receive it at the end of the block."""
         self._summary = summary
 
-    def _each(self, tell: Callable[[Recorder], None]) -> None:
+    def _each(self, call: Callable[[Recorder], None]) -> None:
         for recorder in self._recorders:
             try:
-                tell(recorder)
+                call(recorder)
             except Exception as error:
-                if recorder not in self._told:
-                    self._told.append(recorder)
+                if recorder not in self._reported:
+                    self._reported.append(recorder)
                     logging.getLogger("pfedst").warning(
-                        "%s: %s: %s; the run goes on, its folder holds what this logger misses, and more of this is "
-                        "not told",
+                        "%s: %s: %s; the run goes on, its folder holds all records, and further errors of this logger "
+                        "are not reported",
                         type(recorder.logger).__name__,
                         type(error).__name__,
                         error,
@@ -111,7 +111,7 @@ def _recorder(logger: Logger) -> Recorder:
 
 
 def save_dir_may_be_left_out() -> None:
-    """Let a configuration name a logger without `save_dir`, which two of Lightning's demand."""
+    """Make `save_dir` optional for two Lightning loggers that require it in a configuration."""
     for kind in (CSVLogger, TensorBoardLogger):
         defaults = kind.__init__.__defaults__ or ()
         if len(defaults) < kind.__init__.__code__.co_argcount - 1:

@@ -1,4 +1,4 @@
-"""One progress display for rounds, clients and time left."""
+"""A progress display for rounds, clients and time left."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from rich.progress import (
 
 
 class RunProgress:
-    """Counts local fits over all rounds. On a terminal a bar; elsewhere one line a round, for log files.
+    """Count local fits over all rounds.
+
+    On a terminal it shows a bar; otherwise it prints one line per round, for log files.
 
     Args:
         fits: number of local fits of the whole run.
-        console: where to write; standard error by default, so that standard output holds results only.
+        console: console to write to; standard error by default, so that standard output holds only results.
     """
 
     def __init__(self, fits: int, console: Console | None = None) -> None:
@@ -54,22 +56,22 @@ class RunProgress:
         self.bar.stop()
 
     def say(self, doing: str) -> None:
-        """Show what is being done now."""
+        """Show the current activity."""
         self.bar.update(self.task, description=doing)
 
     def fitted(self, earlier: bool = False) -> None:
-        """One more local fit is done; one of an earlier process says nothing of the time that is left."""
+        """Count one more local fit. A fit of an earlier process does not count for the estimated time left."""
         self.done += 1
         self.earlier += earlier
         self.bar.update(self.task, completed=self.done)
 
     def seconds_left(self) -> float | None:
-        """Estimate from the mean time of a fit so far, evaluations included; None before the first."""
+        """Estimate the time left from the mean time of the fits so far, with evaluations; None before the first."""
         here = self.done - self.earlier
         return (time.perf_counter() - self.started) / here * (self.fits - self.done) if here else None
 
     def round_done(self, text: str) -> None:
-        """Note the end of a round; the line shows where there is no terminal."""
+        """Print the end of a round if there is no terminal."""
         if self.bar.disable:
             left = self.seconds_left()
             self.console.print(

@@ -1,4 +1,4 @@
-"""One run of W&B for one run of a federation; a network that is dead costs a bounded time, and no record."""
+"""One W&B run for each federated run. A network failure costs a bounded time and no record."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from pfedst.state import write_atomically
 from pfedst.tracking.recorder import Recorder, WriteReport, is_working_directory, main_numbers
 
 ANSWER_SECONDS = 5.0
-"""Most that a server may take to say that it is there, at the start and at the end of a run."""
+"""Maximum time to wait for an answer of the server, at the start and at the end of a run."""
 PATIENCE = {"init_timeout": 15.0, "finish_timeout": 15.0, "finish_timeout_raises": True}
-"""Settings of W&B that would let a run wait for a network: 90 s at its start, and without end at its end."""
+"""Settings of W&B with shorter timeouts. By default a run waits for the network 90 s at its start, and without limit at
+its end."""
 ID_FILE = "wandb_id"
-"""In the run's folder: W&B's id of the run, so that a run that goes on does so there too."""
+"""File in the folder of the run with the W&B id, so that a resumed run continues the same W&B run."""
 GROUPS = ("client", "federation", "generic")
 ARTIFACT = ("summary.json", "config.yaml", "rounds.jsonl")
 
@@ -30,22 +31,22 @@ _log = logging.getLogger("pfedst")
 
 
 class WandbRecorder(Recorder):
-    """A run of W&B, begun with what its logger was given, before Lightning does it its own way.
+    """Start the W&B run with the options of its logger, before Lightning would start it.
 
-    Lightning would make `trainer/global_step` the step of all there is.
+    Lightning would use `trainer/global_step` as the step of all metrics.
     """
 
     logger: WandbLogger
     run: Any = None
-    """None where W&B could not be started."""
+    """None if W&B could not be started."""
     _owned = False
 
     def start(self, folder: Path, configuration: dict[str, Any]) -> None:
-        """The run with its configuration; rounds become the steps of what is logged."""
+        """Start the W&B run with its configuration, and use rounds as the steps of logged metrics."""
         given = self.logger._experiment or wandb.run
         run = self.run = self.logger._experiment = given or self._begin(folder, configuration)
         self._owned = given is None
-        if given is not None:  # begun by whoever called pfedst, who ends it too
+        if given is not None:  # started by the caller of pfedst, who also ends it
             run.config.update(configuration, allow_val_change=True)
         elif not run.disabled:
             write_atomically(folder / ID_FILE, run.id.encode())
@@ -54,12 +55,12 @@ class WandbRecorder(Recorder):
             run.define_metric(self._name(f"{group}/*"), step_metric=self._name("round"))
 
     def log(self, round_number: int, metrics: Mapping[str, float]) -> None:
-        """One row a round; a step given to the logger would come out as `trainer/global_step`."""
+        """Log one row per round. No step is passed to the logger: it would be logged as `trainer/global_step`."""
         if self.run is not None:
             self.logger.log_metrics({**metrics, "round": round_number})
 
     def end(self, folder: Path, summary: Mapping[str, Any] | None, write_report: WriteReport) -> None:
-        """The main numbers and the files of the run; then W&B's run ends too."""
+        """Log the main numbers and the files of the run, then end the W&B run."""
         if self.run is None:
             return
         try:
@@ -72,7 +73,7 @@ class WandbRecorder(Recorder):
 
     def _keep_files(self, folder: Path, write_report: WriteReport) -> None:
         if not self.run.offline and _out_of_reach(wandb.setup().settings):
-            return  # W&B asks its server about artifacts at once, and would wait; the files are in the run's folder
+            return  # for artifacts W&B queries its server at once and would wait; the files are in the run's folder
         artifact = wandb.Artifact(f"pfedst-{self.run.id}", type="pfedst-run")
         for file in (folder / name for name in ARTIFACT):
             if file.is_file():
@@ -85,16 +86,16 @@ class WandbRecorder(Recorder):
         try:
             self.run.finish(exit_code=exit_code)
         except TimeoutError:
-            _log.warning("W&B did not take all there is in time: send the rest with wandb sync %s", self.run.sync_dir)
+            _log.warning("W&B did not upload all data in time: send the rest with wandb sync %s", self.run.sync_dir)
 
     def _name(self, key: str) -> str:
         return f"{self.logger._prefix}{self.logger.LOGGER_JOIN_CHAR}{key}" if self.logger._prefix else key
 
     def _begin(self, folder: Path, configuration: dict[str, Any]) -> Any:
-        """A new run, or that of an earlier process; offline where W&B is out of reach."""
+        """Start a new W&B run or continue that of an earlier process; offline if W&B cannot be reached."""
         options = self._options(folder)
         options["config"] = configuration | dict(options.get("config") or {})
-        # how W&B is used would be sent at the end of the process, which waits 10 s for a server that does not answer
+        # W&B would send usage data at the end of the process, which waits 10 s for a server that does not answer
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         settings = wandb.setup().settings
         mode = options.get("mode") or options["settings"].get("mode") or settings.mode
@@ -104,7 +105,7 @@ class WandbRecorder(Recorder):
             trouble = _trouble(settings)
             if trouble is None:
                 return wandb.init(**options)
-        except Exception as error:  # whatever W&B's client, its service and the network raise
+        except Exception as error:  # W&B's client, its service and the network raise many kinds
             trouble = f"{type(error).__name__}: {error}"
         run = wandb.init(**options | {"mode": "offline"})
         _log.warning(
@@ -115,7 +116,7 @@ class WandbRecorder(Recorder):
         return run
 
     def _options(self, folder: Path) -> dict[str, Any]:
-        """What `wandb.init` is given: the logger's own arguments, and what they and the environment leave open."""
+        """Return the arguments of `wandb.init`: those of the logger, completed by defaults and the environment."""
         options = {key: value for key, value in self.logger._wandb_init.items() if value is not None}
         if self.logger._offline:
             options.setdefault("mode", "offline")
@@ -125,7 +126,7 @@ class WandbRecorder(Recorder):
                 options["dir"] = str(folder)
         if "WANDB_NAME" not in os.environ:
             options.setdefault("name", folder.name)
-        if "WANDB_SWEEP_ID" in os.environ:  # the sweep decides, and W&B would say so for each
+        if "WANDB_SWEEP_ID" in os.environ:  # the sweep sets these; W&B would warn for each
             options = {key: value for key, value in options.items() if key not in ("project", "entity", "id")}
         elif "WANDB_RUN_ID" not in os.environ and (folder / ID_FILE).is_file():
             options.setdefault("id", (folder / ID_FILE).read_text())
@@ -135,26 +136,26 @@ class WandbRecorder(Recorder):
 
 
 def _trouble(settings: Any) -> str | None:
-    """Why W&B cannot be used, if it is known before its client tries."""
+    """Return the reason why W&B cannot be used if it is known before its client starts, otherwise None."""
     if (trouble := _out_of_reach(settings)) is not None:
         return trouble
-    # without a key W&B would ask for one, and a run that nobody watches would wait
+    # without a key W&B would prompt for one, and an unattended run would wait
     return None if wandb.login(prompt=False, verify=False) else "no API key; wandb login keeps one"
 
 
 def _out_of_reach(settings: Any) -> str | None:
-    """Why W&B's server does not answer, or None if it does."""
+    """Return the reason why the W&B server does not answer, or None if it answers."""
     found: list[str | None] = []
-    # in a thread, as looking up a name has no time limit
-    asking = threading.Thread(target=lambda: found.append(_ask(settings)), daemon=True)
-    asking.start()
-    asking.join(ANSWER_SECONDS)
+    # in a thread, since a name lookup has no time limit
+    thread = threading.Thread(target=lambda: found.append(_request(settings)), daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
     trouble = found[0] if found else f"no answer within {ANSWER_SECONDS:.0f} s"
     return None if trouble is None else f"{settings.base_url}: {trouble}"
 
 
-def _ask(settings: Any) -> str | None:
-    """Why the server does not answer; any answer will do."""
+def _request(settings: Any) -> str | None:
+    """Return the reason why the server does not answer. Any answer counts, also an HTTP error."""
     given = {"http": settings.http_proxy, "https": settings.https_proxy}
     proxies = {scheme: proxy for scheme, proxy in given.items() if proxy}
     request = urllib.request.Request(

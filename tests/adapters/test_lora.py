@@ -32,12 +32,12 @@ def test_merged_form_equals_the_two_branch_form_with_its_gradients() -> None:
 def test_an_attached_lora_starts_at_zero_and_an_open_switch_hides_it() -> None:
     layer, x = layer_with_lora(), torch.randn(3, 7, generator=generator(1))
     plain = F.linear(x, layer.weight, layer.bias)
-    assert torch.equal(layer(x), plain)
+    assert torch.allclose(layer(x), plain, atol=1e-6)  # of weights to which zeros were added
     torch.nn.init.ones_(layer.lora_B)
-    assert not torch.equal(layer(x), plain)
+    assert not torch.allclose(layer(x), plain, atol=1e-2)
     with switches_open(layer):
-        assert torch.equal(layer(x), plain)
-    assert not torch.equal(layer(x), plain)
+        assert torch.allclose(layer(x), plain, atol=1e-6)
+    assert not torch.allclose(layer(x), plain, atol=1e-2)
 
 
 def test_switches_close_again_after_an_error() -> None:

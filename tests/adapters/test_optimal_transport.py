@@ -49,7 +49,8 @@ def test_a_plan_is_of_float32_in_mixed_precision(dtype) -> None:
     similarity = cosines(2, 3, 49, 2, mean=CLIP_LIKE[0], deviation=CLIP_LIKE[1])
     with torch.autocast("cpu", dtype):
         mixed, of_rounded = (transport_plan(cosine, 0.1, 0.8, 100) for cosine in (similarity, similarity.to(dtype)))
-    assert torch.equal(mixed, transport_plan(similarity, 0.1, 0.8, 100))
+    # autocast is another way to the same plan; bfloat16 within it would be off by 1e-2
+    assert torch.allclose(mixed, transport_plan(similarity, 0.1, 0.8, 100), rtol=1e-4)
     assert of_rounded.dtype == dtype
 
 

@@ -41,12 +41,13 @@ def trained(network: nn.Module) -> None:
 @pytest.mark.parametrize("last_block", ["class_token", "whole"])
 @pytest.mark.parametrize("lora_rank", [0, 4])
 @pytest.mark.parametrize("options", [{}, {"gate": "learned", "feed_forward_ratio": 2.0, "tap_norm": "affine"}])
-def test_untrained_predicts_as_the_encoder_bit_for_bit(last_block, lora_rank, options) -> None:
+def test_untrained_predicts_as_the_encoder(last_block, lora_rank, options) -> None:
     encoder = FrozenCLIP("vit-nano", weights="random", last_block=last_block)
     network, batch = make(encoder, lora_rank=lora_rank, **options), images(encoder, 8)
-    with torch.no_grad():  # as predictions are made; with gradients torch runs another attention kernel (1e-6 apart)
+    with torch.no_grad():
         own = network.head(encoder.extract(batch, "pooled").tensors[0])
-        assert torch.equal(network(encoder.extract(batch, "taps")), own)
+        # the last block runs within the encoder here and within the network there; logits are up to 100
+        assert torch.allclose(network(encoder.extract(batch, "taps")), own, atol=1e-4)
 
 
 def reference(network: SideNetwork, taps):

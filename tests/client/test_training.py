@@ -20,6 +20,7 @@ from pfedst.errors import ConfigurationError
 from pfedst.methods.pfedst import PFedST
 from pfedst.seeds import seeded
 from pfedst.testing.small import data, federation, fit, prepared, trainer
+from tests.rounding import alike
 
 
 @pytest.mark.parametrize(
@@ -66,8 +67,7 @@ def test_the_fit_equals_a_bare_loop() -> None:
             optimizer.zero_grad()
             bare.training_step(batch, 0).backward()
             optimizer.step()
-    expected = bare.model.own_state()
-    assert all(torch.equal(value, expected[key]) for key, value in module.model.own_state().items())
+    assert alike(module.model.own_state(), bare.model.own_state())  # Lightning's way and a bare loop's
 
 
 def test_a_failed_fit_leaves_trainer_and_module_usable() -> None:
@@ -156,10 +156,10 @@ def test_lean_steps_equal_those_of_lightning(options, method) -> None:
     made.deliver(name)
     (lean, ours), (plain, lightnings) = (fits(module, sites, name, own_way, **options) for own_way in (True, False))
     assert ours.fit_loop.epoch_loop.lean
-    state = plain.model.own_state()
-    assert all(torch.equal(value, state[key]) for key, value in lean.model.own_state().items())
-    assert any(not torch.equal(value, state[key]) for key, value in module.model.own_state().items())
-    assert lean.trained_loss() == plain.trained_loss()
+    # two loops: alike but for rounding, and a step moves a weight by 1e-3
+    assert alike(lean.model.own_state(), plain.model.own_state())
+    assert not alike(module.model.own_state(), plain.model.own_state())
+    assert lean.trained_loss() == pytest.approx(plain.trained_loss(), rel=1e-5)
     assert counters(ours) == counters(lightnings)
 
 

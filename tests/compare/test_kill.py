@@ -36,10 +36,10 @@ def test_killed_and_started_again(tmp_path, monkeypatch) -> None:
     arguments = ["compare", "--config", str(tmp_path / "plan.yaml"), "--runs_dir"]
     killed = tmp_path / "killed" / "compare-plan"
     process = subprocess.Popen([sys.executable, "-m", "pfedst", *arguments, str(tmp_path / "killed")])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any(file.read_text().count("\n") > 5 for file in killed.glob("runs/side-*/rounds.jsonl")):
         assert process.poll() is None
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "it hangs"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -13,6 +13,7 @@ from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, NotFiniteError, TooFewClientsError
 from pfedst.testing.small import federation, fit, prepared, template, train, trainer
 from tests.faults.runs_that_stop import Steps
+from tests.rounding import alike
 
 BATCH = 1
 
@@ -81,8 +82,8 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(monkeypatch) -> None:
 
     skipped = losses_of("skip", bad_at(BAD_STEPS["NaN loss"])())
     assert skipped.skipped_steps == 1
-    for key, tensor in losses_of("stop", Without()).model.own_state().items():
-        assert torch.equal(tensor, skipped.model.own_state()[key]), key
+    # two ways to skip a step: alike but for rounding, and a step that counts moves weights by 1e-3
+    assert alike(losses_of("stop", Without()).model.own_state(), skipped.model.own_state())
 
 
 def test_a_method_never_sees_gradients_that_are_not_finite() -> None:

@@ -32,6 +32,7 @@ from pfedst.state import RunState
 from pfedst.testing import federation, fit, template
 from pfedst.testing.small import encoder
 from tests.baselines.models import Small, pictures
+from tests.rounding import alike
 
 METHODS = registered_methods()
 MODELS = {"PFedMe": {"optimizer": partial(SGD, lr=0.005)}}
@@ -234,9 +235,10 @@ def test_one_image_goes_by_running_statistics_and_leaves_them(make, name, copied
     logits.sum().backward()
     assert torch.isfinite(norm.weight.grad).all()
     with torch.no_grad():
-        assert torch.equal(functional_call(adapter, dict(adapter.named_parameters()), (lone,)), logits)
+        # with and without gradients, in training and in evaluation: torch may choose other kernels for each
+        assert alike(functional_call(adapter, dict(adapter.named_parameters()), (lone,)), logits.detach(), 1e-4)
         assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
-        assert torch.equal(adapter.eval()(lone), logits)
+        assert alike(adapter.eval()(lone), logits.detach(), 1e-4)
         assert not norm.training
         adapter.train().train()(three)  # and three by their own, once
     assert norm.num_batches_tracked == before["num_batches_tracked"] + 1

@@ -1,5 +1,7 @@
 """Tables and configurations that are huge, or that a few bytes make huge, are refused before they fill the memory."""
 
+import signal
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pfedst.cli import main
+from pfedst.cli import main, yaml_text
 from pfedst.cli.resume import check_same_configuration
 from pfedst.cli.yaml_text import DEEPEST, MOST_BYTES, MOST_VALUES, load_yaml
 from pfedst.data import FedDRG, FedISIC2019, ManifestSites
@@ -20,13 +22,64 @@ from tests.fake_data.fed_drg.data import make as make_fed_drg
 from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 
 HEADER = "path,label,site,split\n"
+_hollow: set[str] = set()
+_opened: list[str] = []
+
+
+@sys.addaudithook
+def _note(event, arguments) -> None:
+    if event == "open" and _hollow and str(arguments[0]) in _hollow:
+        _opened.append(str(arguments[0]))
 
 
 def hollow(file: Path, size: int) -> Path:
-    """A file of that size, which takes no room on disk."""
+    """A file of that size, which takes no room on disk; nobody may open it."""
     with file.open("wb") as opened:
         opened.truncate(size)
+    _hollow.add(str(file))
     return file
+
+
+@pytest.fixture(autouse=True)
+def unopened():
+    """What is too large is refused by its size."""
+    _hollow.clear()
+    _opened.clear()
+    yield
+    assert _opened == []
+
+
+@pytest.fixture(autouse=True)
+def hangs_fail():
+    """A table or a text that takes minutes is one that never ends."""
+
+    def told(*_) -> None:
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, told)
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """How many events of each text the check looks at."""
+    seen, parse = [], yaml.parse
+
+    def counted(*arguments, **options):
+        seen.append(0)
+        for event in parse(*arguments, **options):
+            seen[-1] += 1
+            yield event
+
+    monkeypatch.setattr(yaml_text.yaml, "parse", counted)
+    return seen
+
+
+MOST_EVENTS = 2 * MOST_VALUES + 10
+"""A value has two at most, its start and its end; then the text's own."""
 
 
 # -- tables ----------------------------------------------------------------------------------------------------
@@ -157,7 +210,7 @@ YAML = {
 
 @pytest.mark.parametrize("way", ["option", "equals", "environment", "within"])
 @pytest.mark.parametrize("name", YAML)
-def test_a_configuration(tmp_path, capsys, monkeypatch, name, way) -> None:
+def test_a_configuration(tmp_path, capsys, monkeypatch, events, name, way) -> None:
     text, words = YAML[name]
     file = tmp_path / "a.yaml"
     file.write_text(text)
@@ -171,6 +224,7 @@ def test_a_configuration(tmp_path, capsys, monkeypatch, name, way) -> None:
     message = capsys.readouterr().err
     assert way == "within" or words in message, message
     assert "Traceback" not in message
+    assert max(events, default=0) <= MOST_EVENTS
 
 
 def test_a_configuration_of_a_gigabyte_and_one_that_is_no_text(tmp_path, capsys) -> None:
@@ -183,10 +237,11 @@ def test_a_configuration_of_a_gigabyte_and_one_that_is_no_text(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", [name for name in YAML if name != "zero byte"])
-def test_the_configuration_of_a_run_that_goes_on(tmp_path, name) -> None:
+def test_the_configuration_of_a_run_that_goes_on(tmp_path, events, name) -> None:
     (tmp_path / "config.yaml").write_text(YAML[name][0])
     with pytest.raises(StateError, match=r"config.yaml is missing or damaged"):
         check_same_configuration(tmp_path, "a: 1\n")
+    assert max(events, default=0) <= MOST_EVENTS
 
 
 def test_what_a_person_writes_is_read() -> None:

@@ -13,13 +13,14 @@ def points(*pairs):
     return lambda group: [EntryPoint(name, value, group) for name, value in pairs]
 
 
-def test_a_broken_method_is_a_warning(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(
-        registry, "entry_points", points(("Bad", "no.such:Bad"), ("Local", "pfedst_baselines.local:Local"))
-    )
+def test_broken_methods_are_one_warning_with_the_reasons(monkeypatch, caplog) -> None:
+    given = [("Bad", "no.such:Bad"), ("Worse", "no.such:Worse"), ("Gone", "pfedst_baselines.local:Gone")]
+    monkeypatch.setattr(registry, "entry_points", points(*given, ("Local", "pfedst_baselines.local:Local")))
     with caplog.at_level(logging.WARNING, "pfedst"):
         assert list(registry.registered_methods()) == ["Local"]
-    assert "Bad" in caplog.text
+    assert len(caplog.records) == 1
+    assert "Bad, Worse (ModuleNotFoundError(\"No module named 'no'\"))" in caplog.text
+    assert "Gone (AttributeError(" in caplog.text
 
 
 @pytest.mark.parametrize(

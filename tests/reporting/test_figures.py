@@ -14,7 +14,7 @@ from pfedst.reporting.comparison import Compared
 from pfedst.reporting.figures import KINDS, ReportFigure, make_figures, save_figure, svg_text
 from pfedst.reporting.figures.labels import Labelled, label_points
 from pfedst.reporting.figures.reliability import Pooled
-from pfedst.reporting.figures.style import TEXT, house_style, new_figure, row_styles, settle, text_inches
+from pfedst.reporting.figures.style import TEXT, figure_style, new_figure, row_styles, settle, text_inches
 from tests.reporting.small import compared
 
 NAMES = ["learning_curves", "bars", "cost", "confusion", "reliability"]
@@ -93,7 +93,7 @@ def made() -> dict[str, ReportFigure]:
 
 def drawn(kind: str, of: Compared, metric: str = "balanced_accuracy") -> ReportFigure:
     """One figure alone."""
-    with house_style():
+    with figure_style():
         figure = next(found for found in KINDS if found.__name__ == kind)(of, metric)
         settle(figure.figure)
     return figure
@@ -306,7 +306,7 @@ def test_no_text_is_small_and_nothing_leaves_the_figure() -> None:
 
 
 def test_no_label_lies_on_another() -> None:
-    with house_style():
+    with figure_style():
         one = compared({f"a long name {n}": {0: {"x": 0.5}} for n in range(16)})
         figure = new_figure(one, "told", 3.6, 3.6)
         axes = figure.subplots()

@@ -180,7 +180,7 @@ def test_latex_document_compiles(tmp_path) -> None:
     path = tmp_path / "report.tex"
     path.write_text(latex_document(Report("R&D_1", ("[x]",), ("50 %",), (TABLE, nasty))), encoding="utf-8")
     options = ["-halt-on-error", "-interaction=nonstopmode"] if "pdflatex" in program else []
-    subprocess.run([program, *options, path.name], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    subprocess.run([program, *options, path.name], cwd=tmp_path, check=True, capture_output=True, timeout=600)
     assert path.with_suffix(".pdf").stat().st_size > 1000
 
 

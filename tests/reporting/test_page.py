@@ -153,7 +153,7 @@ def dumped(path: Path, page: str, script: str) -> str:
         f"--user-data-dir={path.parent / 'profile'}",
         "--dump-dom",
     ]
-    ended = subprocess.run([chromium, *options, path.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run([chromium, *options, path.as_uri()], capture_output=True, text=True, timeout=600, check=True)
     return ended.stdout
 
 

@@ -17,6 +17,7 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, federation, fit, prepared, template
+from tests.rounding import alike
 
 PARTS = ("personal", "generic", "best_on_validation", "trained")
 
@@ -54,7 +55,7 @@ def test_weighted_averaging_by_hand() -> None:
 
 
 def test_generic_is_the_lora_switched_off(tmp_path) -> None:
-    """Personal tensors at their start (LoRA B = 0) and open switches are the same model, bit for bit."""
+    """Personal tensors at their start (LoRA B = 0) and open switches are the same model."""
     from pfedst.adapters import switches_open
     from pfedst.testing import train
 
@@ -71,8 +72,8 @@ def test_generic_is_the_lora_switched_off(tmp_path) -> None:
         closed = client.adapter(taps)
         with switches_open(client.adapter):
             opened = client.adapter(taps)
-        assert torch.equal(opened, made.generic.adapter(taps))
-    assert not torch.equal(opened, closed)
+        assert alike(opened, made.generic.adapter(taps), 1e-4)  # logits up to 100 are computed in two ways
+    assert not alike(opened, closed, 1e-3)
 
 
 def test_participation_draws_by_round_and_counts_bytes(tmp_path) -> None:
@@ -89,13 +90,14 @@ def test_participation_draws_by_round_and_counts_bytes(tmp_path) -> None:
 def test_reference_rows(tmp_path) -> None:
     zero = fit(tmp_path / "zero", ZeroShot())
     assert zero["cost"]["parameters_trained"] == zero["cost"]["upload_bytes_per_round"] == 0
-    assert zero["personal"] == zero["generic"]
+    assert alike(zero["personal"], zero["generic"])  # two models, whose products may round differently
     assert zero["trained"] is None
     local = fit(tmp_path / "local", Local())
     assert local["cost"]["upload_bytes_per_round"] == 0 < local["cost"]["parameters_trained"]
     # a client without personal tensors is the untrained model
-    assert local["generic"] == zero["generic"]
-    assert local["trained"]["personal"] == {k: v for k, v in local["personal"].items() if k != "counts"}
+    assert alike(local["generic"], zero["generic"])  # one has an adapter, the other has none
+    # evaluated right after the fit, and once more after the merge
+    assert alike(local["trained"]["personal"], {k: v for k, v in local["personal"].items() if k != "counts"})
 
 
 def test_prototypes_are_counted_as_sent(tmp_path) -> None:

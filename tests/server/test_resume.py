@@ -314,7 +314,7 @@ def test_a_signal_ends_a_run_with_how_to_go_on(tmp_path) -> None:
     while process.poll() is None and not list((tmp_path / "a/state").glob("round-*")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "--name a --resume true" in err.decode()
     assert "Traceback" not in err.decode()

@@ -1,12 +1,12 @@
 """What loggers are told of a run, read back from what they kept; and that none of them can end a run."""
 
+import functools
 import http.server
 import json
 import re
 import socket
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,22 +152,41 @@ def useless():
 
 
 @pytest.mark.parametrize(
-    ("network", "key", "reason"),
+    ("network", "key", "reason", "modes"),
     [
-        (closed, KEY, "refused"),
-        (silent, KEY, "no answer within 1 s"),
-        (useless, KEY, "CommError"),
-        (useless, "", "no API key"),
-        (useless, "short", "40"),
+        (closed, KEY, "refused", ["offline"]),
+        (silent, KEY, "no answer within 1 s", ["offline"]),
+        (useless, KEY, "CommError", ["online", "offline"]),
+        (useless, "", "no API key", ["offline"]),
+        (useless, "short", "40", ["offline"]),
     ],
 )
-def test_a_dead_network_costs_seconds_and_no_record(network, key, reason, tmp_path, monkeypatch, capsys) -> None:
+def test_a_dead_network_costs_one_question_and_no_record(
+    network, key, reason, modes, tmp_path, monkeypatch, capsys
+) -> None:
+    """Neither W&B's own patience nor a question a round: a run asks once, and then goes on offline."""
+    questions, begun, ask, init = [], [], wandb_run._ask, wandb.init
+
+    def asked(settings):
+        questions.append(settings.base_url)
+        return ask(settings)
+
+    @functools.wraps(init)  # the command line reads options of the logger off its signature
+    def started(**options):
+        begun.append(options)
+        return init(**options)
+
     monkeypatch.setattr(wandb_run, "ANSWER_SECONDS", 1.0)
-    started = time.monotonic()
+    monkeypatch.setattr(wandb_run, "_ask", asked)
+    monkeypatch.setattr(wandb, "init", started)
     with network() as port:
         url = f"http://127.0.0.1:{port}"
         assert fit(tmp_path, *WANDB, WANDB_MODE="online", WANDB_BASE_URL=url, WANDB_API_KEY=key) == 0
-    assert time.monotonic() - started < 20
+    assert questions == [url]
+    assert [options.get("mode", "online") for options in begun] == modes
+    for options in begun:
+        patience = options["settings"]
+        assert max(patience["init_timeout"], patience["finish_timeout"]) <= 15
     (file,) = [file for file in files_of(tmp_path) if read(file).history]
     same_rows(read(file).rows, expected_rows(tmp_path / "runs" / "a"))
     assert read(file).exit_code == 0

@@ -1,4 +1,4 @@
-"""The audit of a data set: what would make its results misleading, found before the first epoch."""
+"""The audit of a data set: finds problems that would make results misleading, before the first epoch."""
 
 from pfedst.data.audit.facts import Seen, fingerprint, image_digests
 from pfedst.data.audit.findings import AuditReport, Finding, Severity

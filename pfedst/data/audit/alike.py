@@ -1,12 +1,12 @@
-"""Photographs of one thing: copies (encoded again, resized, brightened, turned, mirrored), and pictures taken twice.
+"""Find photographs of the same object: copies (re-encoded, resized, brightened, turned, mirrored) and repeated shots.
 
-A perceptual hash of the usual kind finds copies, but no second photograph of a lesion, which is shifted, turned by a
-few degrees and lit otherwise. Here the hash is the power spectrum of the image with its light taken out: a shift
-leaves it as it is, a turn turns it. Pairs of like spectra are then laid over each other and compared pixel by pixel
-(phase correlation, Kuglin and Hines 1975).
+The usual perceptual hash finds copies, but not a second photograph of a lesion, which is shifted, turned by a few
+degrees and lit differently. The hash used here is the power spectrum of the image after its lighting is removed: a
+shift does not change the spectrum, and a turn turns it. Pairs with similar spectra are then aligned and compared pixel
+by pixel (phase correlation, Kuglin and Hines 1975).
 
-Thresholds were set on 5,984 dermoscopy images, where the seven pairs above LIKE were two photographs of one lesion by
-eye, with likenesses from 0.41, and the likest of the others reached 0.31. What is reported is to be looked at.
+Thresholds were set on 5,984 dermoscopy images. The seven pairs above LIKE were, by eye, two photographs of one lesion,
+with likenesses from 0.41; the highest likeness of the other pairs was 0.31. Reported pairs must be checked by eye.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from torch.nn import functional as F
 from pfedst.data.threads import track
 
 SIDE = 112
-"""Pixels of a thumbnail's side."""
+"""Side of a thumbnail in pixels."""
 SMALLEST = 24
-"""Pixels of the shorter side of an image that is compared: of 16 pixels many unlike ones look alike, of 28 none."""
+"""Minimum shorter side in pixels of a compared image: at 16 pixels many different images look alike, at 28 none."""
 LOWEST, HIGHEST = 2, 12
-"""Cycles an image that a spectrum is compared over."""
+"""Range of frequencies over which spectra are compared, in cycles per image."""
 MARGIN = 4
-"""Cycles beyond, for turned and scaled spectra."""
+"""Additional cycles per image, for turned and scaled spectra."""
 TURNS = (-4.0, 0.0, 4.0)
 SCALES = (0.93, 1.0, 1.075)
 FINE = [(turn, scale) for turn in (-2.0, 0.0, 2.0) for scale in (0.97, 1.0, 1.03)]
 LIKE_SPECTRUM = 0.50
 CANDIDATES = 8
-"""Likest spectra that are compared by pixels, for each image on average; 6,000 photographs have 1,600 in all."""
+"""Maximum number of pairs with similar spectra per image, on average, that are compared by pixels; 6,000 photographs
+have 1,600 in all."""
 WORTH_REFINING = 0.18
 LIKE = 0.36
 FURTHEST_SHIFT = 28
-"""Pixels of a thumbnail."""
+"""In pixels of a thumbnail."""
 BATCH = 64
 ROWS = 512
 
 
 class Alike(NamedTuple):
-    """Two images, by their positions, and how alike they are: 1 is the same picture, what is told is LIKE or more."""
+    """Two images, by their positions, and their likeness: 1 is the same picture. Reported pairs have LIKE or more."""
 
     first: int
     second: int
@@ -56,7 +57,7 @@ class Alike(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """What is done to one image of a pair: turned by degrees, scaled, then one of four flips."""
+    """The change of one image of a pair: turned by degrees, scaled, then one of four flips."""
 
     turn: float
     scale: float
@@ -64,7 +65,7 @@ class _Change(NamedTuple):
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.uint8] | None:
-    """The central square in grey, (112, 112); None of an image so small that enlarging would be all there is to see."""
+    """Return the central square in grey, (112, 112), or None if the image is too small to be compared."""
     side = min(image.size)
     if side < SMALLEST:
         return None
@@ -74,9 +75,9 @@ def thumbnail(image: Image.Image) -> NDArray[np.uint8] | None:
 
 
 def find_alike(thumbnails: Sequence[NDArray[np.uint8]]) -> list[Alike]:
-    """All pairs that look like one photograph, or two of one thing, likest first.
+    """Return all pairs that look like one photograph or two photographs of one object, the most similar first.
 
-    Time grows with the square of the number of images: 8 seconds for 6,000 on one core.
+    The time grows with the square of the number of images: 8 seconds for 6,000 on one core.
 
     Args:
         thumbnails: (112, 112) each.
@@ -98,7 +99,7 @@ def find_alike(thumbnails: Sequence[NDArray[np.uint8]]) -> list[Alike]:
 
 
 def _like_spectra(pictures: Tensor) -> dict[tuple[int, int], _Change]:
-    """Pairs whose spectra are alike under some change of the first, with the change under which they are likest."""
+    """Return pairs whose spectra are similar under some change of the first image, with the best change."""
     spectra = torch.cat([_log_power(_light_out(batch, 3.0, 6.0)) for batch in torch.split(pictures, BATCH)])
     plain = _described(_sampled(spectra, 0.0, 1.0))
     changes, most = _changes(), CANDIDATES * len(pictures)
@@ -125,10 +126,10 @@ def _like_spectra(pictures: Tensor) -> dict[tuple[int, int], _Change]:
 
 
 def _changes() -> list[_Change]:
-    """One of each change and its inverse: every pair is compared both ways."""
+    """Return one of each change and its inverse, since every pair is compared both ways."""
     wanted = []
     for flip in range(4):
-        # a mirror turns a turn round, so that a mirrored turn is its own inverse; 1.075 and 0.93 undo each other
+        # mirroring reverses a turn, so a mirrored turn is its own inverse; 1.075 and 0.93 are inverse scales
         mirrored = flip in (1, 2)
         for turn in TURNS:
             for scale in SCALES:
@@ -139,7 +140,7 @@ def _changes() -> list[_Change]:
 
 
 def _log_power(pictures: Tensor) -> Tensor:
-    """(n, 112, 112) -> (n, 33, 33): log power at -16 to 16 cycles an image, a shift left out."""
+    """Return the log power (n, 33, 33) of images (n, 112, 112) at -16 to 16 cycles per image, independent of shifts."""
     reach = HIGHEST + MARGIN
     rows = torch.arange(-reach, reach + 1) % SIDE
     half = torch.fft.rfft2(pictures * _window())[:, rows, : reach + 1].abs().square()
@@ -148,7 +149,7 @@ def _log_power(pictures: Tensor) -> Tensor:
 
 
 def _sampled(spectra: Tensor, turn: float, scale: float) -> Tensor:
-    """(n, 33, 33) -> (n, 25, 25): the spectra of the images turned by degrees and scaled."""
+    """Return the spectra (n, 25, 25) of the turned and scaled images, from spectra (n, 33, 33)."""
     reach = HIGHEST + MARGIN
     axis = torch.arange(-HIGHEST, HIGHEST + 1) / (reach + 0.5)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -159,7 +160,10 @@ def _sampled(spectra: Tensor, turn: float, scale: float) -> Tensor:
 
 
 def _described(spectra: Tensor) -> Tensor:
-    """(n, 25, 25) -> (n, D) of length one: half a plane, less the mean of each ring, which all images share."""
+    """Return unit vectors (n, D) of spectra (n, 25, 25).
+
+    They hold half a plane minus the mean of each ring, which is common to all images.
+    """
     axis = torch.arange(-HIGHEST, HIGHEST + 1)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     radius = (x.square() + y.square()).float().sqrt()
@@ -167,14 +171,17 @@ def _described(spectra: Tensor) -> Tensor:
     values, rings = spectra[:, kept], radius[kept].round().long() - LOWEST
     weights = F.one_hot(rings).float()
     values = values - (values @ weights / weights.sum(0)) @ weights.T
-    return F.normalize(values, dim=1, eps=1.0)  # of photographs about 15; of a flat picture noise, which stays small
+    return F.normalize(values, dim=1, eps=1.0)  # about 15 for photographs; noise of a flat picture stays small
 
 
 # -- pixels --------------------------------------------------------------------------------------------------------
 
 
 def _likeness(pictures: Tensor, pairs: Sequence[tuple[tuple[int, int], _Change]]) -> list[float]:
-    """Of each pair, the first image changed: the highest peak of their phase correlation, refined where it may pay."""
+    """Return the highest peak of the phase correlation of each pair, with the first image changed.
+
+    Promising pairs are refined.
+    """
     first = pictures[[i for (i, _), _ in pairs]].float()
     second = _spectrum(_light_out(pictures[[j for (_, j), _ in pairs]], 1.0, 3.0))
     changes = [change for _, change in pairs]
@@ -187,7 +194,7 @@ def _likeness(pictures: Tensor, pairs: Sequence[tuple[tuple[int, int], _Change]]
 
 
 def _peaks(first: Tensor, second: Tensor, changes: Sequence[_Change]) -> Tensor:
-    """(n,) of images (n, 112, 112), each changed and then either way up, and spectra (n or 1, 112, 57)."""
+    """Return peaks (n,) of images (n, 112, 112), changed and in both orientations, with spectra (n or 1, 112, 57)."""
     plain = _light_out(_warped(first, changes), 1.0, 3.0)
     flipped = torch.cat([_flipped(plain[k : k + 1], change.flip) for k, change in enumerate(changes)])
     near = torch.arange(-FURTHEST_SHIFT, FURTHEST_SHIFT + 1) % SIDE
@@ -199,7 +206,7 @@ def _peaks(first: Tensor, second: Tensor, changes: Sequence[_Change]) -> Tensor:
 
 
 def _warped(pictures: Tensor, changes: Sequence[_Change]) -> Tensor:
-    """Each turned by its degrees and scaled."""
+    """Turn each image by its degrees and scale it."""
     angles = [math.radians(change.turn) for change in changes]
     maps = [
         [[math.cos(a) / c.scale, math.sin(a) / c.scale, 0.0], [-math.sin(a) / c.scale, math.cos(a) / c.scale, 0.0]]
@@ -211,7 +218,7 @@ def _warped(pictures: Tensor, changes: Sequence[_Change]) -> Tensor:
 
 
 def _spectrum(pictures: Tensor) -> Tensor:
-    """Of windowed pictures of mean 0 and length 1, so that a correlation of 1 is identity."""
+    """Return spectra of windowed pictures with mean 0 and length 1, so that a correlation of 1 means identity."""
     pictures = pictures * _window()
     pictures = pictures - pictures.mean((1, 2), keepdim=True)
     length = pictures.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1.0)  # of photographs about 30
@@ -220,14 +227,17 @@ def _spectrum(pictures: Tensor) -> Tensor:
 
 
 def _flipped(squares: Tensor, flip: int) -> Tensor:
-    """(n, S, S) as it is, mirrored, transposed, or turned by a quarter; half turns leave a spectrum as it is."""
+    """Return squares (n, S, S) unchanged, mirrored, transposed, or turned by a quarter. Half turns keep a spectrum."""
     if flip >= 2:
         squares = squares.transpose(1, 2)
     return squares.flip(2) if flip % 2 else squares
 
 
 def _light_out(pictures: Tensor, detail: float, surroundings: float) -> Tensor:
-    """What is finer than `detail` pixels, relative to its strength in the surroundings: no light, no contrast."""
+    """Remove lighting and contrast.
+
+    Detail finer than `detail` pixels is kept, relative to its strength in the surroundings.
+    """
     pictures = pictures.float()
     fine = pictures - _blurred(pictures, detail)
     return fine / (_blurred(fine.square(), surroundings) + 1).sqrt()
@@ -240,7 +250,10 @@ def _blurred(pictures: Tensor, sigma: float) -> Tensor:
 
 @cache
 def _blur(sigma: float) -> Tensor:
-    """A Gaussian blur along one side, edges mirrored, as a matrix (112, 112): faster than a convolution here."""
+    """Return a Gaussian blur along one side, with mirrored edges, as a matrix (112, 112).
+
+    Here the matrix is faster than a convolution.
+    """
     reach = int(4 * sigma + 0.5)
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
     columns = torch.arange(SIDE)[:, None] + torch.arange(-reach, reach + 1)
@@ -251,6 +264,6 @@ def _blur(sigma: float) -> Tensor:
 
 @cache
 def _window() -> Tensor:
-    """Hann, (112, 112): without it a picture's edges would be its strongest feature."""
+    """Return a Hann window (112, 112). Without it the edges of a picture would be its strongest feature."""
     window = torch.hann_window(SIDE, periodic=False)
     return window[:, None] * window

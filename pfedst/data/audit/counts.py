@@ -1,4 +1,4 @@
-"""Checks of tables alone: classes, label skew, and groups that lie in two splits."""
+"""Checks that need only the tables: classes, label skew, and groups that lie in two splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW = 5
 
 
 def class_findings(sites: Sites) -> Checked:
-    """Classes that some split lacks, or has so few of that one image decides."""
+    """Find classes that are absent from a split, or have so few images there that one image decides."""
     counts = {(site, split): part.counts(len(sites.class_names)) for site, split, part in sites.parts()}
     names = sites.class_names
     trained = [sum(counts[site, "train"][k] for site in sites.splits) for k in range(len(names))]
@@ -24,7 +24,7 @@ def class_findings(sites: Sites) -> Checked:
             Finding(
                 "class_never_trained",
                 "error",
-                f"no site has a training image of {', '.join(untaught)}, which test asks for",
+                f"no site has a training image of {', '.join(untaught)}, but test images exist",
                 "add training images, or leave the class out",
             )
         )
@@ -35,38 +35,38 @@ def class_findings(sites: Sites) -> Checked:
         )
 
     def by_site(wanted: Any) -> list[str]:
-        told = []
+        lines = []
         for site in sites.splits:
             train, test = counts[site, "train"], counts[site, "test"]
             found = [name for name, a, b in zip(names, train, test, strict=True) if wanted(a, b)]
             if found:
-                told.append(f"{site}: {', '.join(found)}")
-        return told
+                lines.append(f"{site}: {', '.join(found)}")
+        return lines
 
-    if told := by_site(lambda train, test: test and not train):
+    if lines := by_site(lambda train, test: test and not train):
         findings.append(
             Finding(
                 "class_not_trained_at_site",
                 "warning",
-                f"in test of a site, but not in its train ({'; '.join(told)})",
+                f"in test of a site, but not in its train ({'; '.join(lines)})",
                 "only what other sites share can teach it there; expect it to be missed by personal models",
             )
         )
-    if told := by_site(lambda train, test: train and not test):
+    if lines := by_site(lambda train, test: train and not test):
         findings.append(
             Finding(
                 "class_not_tested_at_site",
                 "note",
-                f"in train of a site, but not in its test ({'; '.join(told)})",
+                f"in train of a site, but not in its test ({'; '.join(lines)})",
                 "macro metrics average over the classes that are present in a site's test; sites differ in them",
             )
         )
-    if told := by_site(lambda train, test: 0 < test < FEW):
+    if lines := by_site(lambda train, test: 0 < test < FEW):
         findings.append(
             Finding(
                 "few_test_images",
                 "note",
-                f"fewer than {FEW} test images of a class ({'; '.join(told)})",
+                f"fewer than {FEW} test images of a class ({'; '.join(lines)})",
                 f"one image moves the recall of such a class by more than {100 // FEW} points: use several seeds "
                 f"and splits before a difference is believed",
             )
@@ -75,7 +75,7 @@ def class_findings(sites: Sites) -> Checked:
 
 
 def skew_findings(sites: Sites) -> Checked:
-    """How far the class shares of each site's train are from those of all sites together (total variation, 0 to 1)."""
+    """Measure how far the class shares of each site's train are from the pooled shares (total variation, 0 to 1)."""
     counts = {site: sites.splits[site]["train"].counts(len(sites.class_names)) for site in sites.splits}
     pooled = [sum(column) for column in zip(*counts.values(), strict=True)]
 
@@ -100,7 +100,7 @@ def skew_findings(sites: Sites) -> Checked:
 
 
 def group_findings(sites: Sites) -> Checked:
-    """Groups (patients, lesions) that lie in more than one split, within a site or over sites."""
+    """Find groups (patients, lesions) that lie in more than one split, within a site or over sites."""
     where: dict[str, list[Place]] = defaultdict(list)
     unknown = total = 0
     for site, split, part in sites.parts():
@@ -114,7 +114,7 @@ def group_findings(sites: Sites) -> Checked:
         finding = Finding(
             "groups_unknown",
             "warning",
-            "no image has a group, so that nobody can tell whether a patient or lesion is in both train and test",
+            "no image has a group, so it is unknown whether a patient or lesion is in both train and test",
             "give patients or lesions (the column group of a manifest, metadata of the data set)",
         )
         return [finding], None
@@ -150,7 +150,7 @@ def group_findings(sites: Sites) -> Checked:
 
 
 def test_overlap(sites: Sites, groups: Iterable[Sequence[Place]]) -> dict[str, Any]:
-    """For every site and over all: test images, and how many share a group with one that training or selection sees."""
+    """Count the test images of each site and of all, and those that share a group with a train or validation image."""
     leaking = dict.fromkeys(sites.splits, 0)
     for places in groups:
         if any(place.split != "test" for place in places):
@@ -169,7 +169,7 @@ def test_overlap(sites: Sites, groups: Iterable[Sequence[Place]]) -> dict[str, A
 
 def _overlaps(sites: Sites, groups: Sequence[Sequence[Place]]) -> list[Finding]:
     findings = []
-    # validation selects: for test it counts as train
+    # models are selected on validation, so for test it counts as train
     cases: list[tuple[Split, tuple[Split, ...]]] = [("test", ("train", "validation")), ("validation", ("train",))]
     for judged, seen in cases:
         both = [

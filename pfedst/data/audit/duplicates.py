@@ -1,4 +1,4 @@
-"""Findings on images that are there twice: the same file, or pictures that look like one."""
+"""Findings on duplicate images: identical files, or pictures that look alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Together = tuple[Place, ...]
 
 
 def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
-    """Images that are there twice, across splits, across sites, and within one part of one site."""
+    """Find duplicate images across splits, across sites, and within one part of one site."""
     same = _identical(seen)
     alike = [(a, b) for a, b, _ in seen.alike]
     findings = [
@@ -59,7 +59,7 @@ def _findings(
     code: str, what: str, found: Sequence[Together], severities: tuple[Severity, Severity, Severity]
 ) -> list[Finding]:
     words: dict[Relation, tuple[str, str]] = {
-        "splits": ("in test and in what is trained or selected on", "keep them in one split"),
+        "splits": ("in test and in train or validation", "keep them in one split"),
         "sites": ("at different sites", "find out which site they belong to; a shared patient leaks between sites"),
         "within": ("within one site", "keep one of them: doubled images count twice"),
     }

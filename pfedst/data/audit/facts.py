@@ -1,4 +1,4 @@
-"""What was seen of images."""
+"""The results of a scan of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pfedst.errors import DataError, listed
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What was seen of one image; `error` in place of the rest where it cannot be read."""
+    """Result for one image. If the image cannot be read, only `error` is set."""
 
     header: ImageHeader | None = None
     digest: str = ""
@@ -22,22 +22,22 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of all images.
+    """Results for all images.
 
     Attributes:
-        facts: of every image.
-        alike: pairs of different files that look like one photograph or two of one thing, with their likeness, likest
-            first; empty where images were not compared.
+        facts: result for each image.
+        alike: pairs of different files that look like one photograph or two photographs of one object, with their
+            likeness, the most similar first; empty if images were not compared.
     """
 
     facts: Mapping[Place, ImageFacts]
     alike: Sequence[tuple[Place, Place, float]] = ()
 
     def refuse_unreadable(self) -> None:
-        """Raises if an image cannot be read.
+        """Raise an error if an image cannot be read.
 
         Raises:
-            DataError: all bad files at once, the first ten by name.
+            DataError: If there are such images. The message counts all and names the first ten.
         """
         if faults := [found.error for found in self.facts.values() if found.error]:
             raise DataError(
@@ -62,11 +62,12 @@ def image_digests(site: str, split: Split, part: LabelledImages, seen: Seen | No
 
 
 def fingerprint(sites: Sites, seen: Seen | None) -> str:
-    """32 hexadecimal digits of all sites, splits, classes, labels and images.
+    """Return 32 hexadecimal digits for all sites, splits, classes, labels and images.
 
     Args:
         sites: the data.
-        seen: of `scan`: images are told by their content; without, by the last part of their names.
+        seen: result of `scan`, to identify images by their content; without it they are identified by the last part of
+            their names.
     """
     lines = [repr(list(sites.class_names))]
     for site, split, part in sites.parts():

@@ -1,4 +1,4 @@
-"""What an audit found: findings with severity and remedy, and the figures behind them."""
+"""The result of an audit: findings with severity and remedy, and the figures behind them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a user should know.
+    """One result of an audit.
 
     Attributes:
         code: a stable name, such as `group_overlap`.
-        severity: `error`: numbers on test would mislead, or training would fail; `warning`: look at it;
-            `note`: a fact of these data that results should be read with.
-        message: what it is, with figures.
+        severity: `error`: test results would mislead, or training would fail. `warning`: needs a check. `note`: a fact
+            about the data that matters for reading results.
+        message: the finding, with figures.
         remedy: what to do.
-        images: those concerned, in tuples of images that belong together; empty where it is about counts.
+        images: the images concerned, in tuples of images that belong together; empty for findings about counts.
     """
 
     code: str
@@ -34,19 +34,19 @@ class Finding:
 
 
 Checked = tuple[list[Finding], Any]
-"""What a check gives: its findings, and the figures behind them, ready for JSON (None without)."""
+"""Result of a check: its findings, and the figures behind them, ready for JSON (None if there are none)."""
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Everything an audit says of some data.
+    """The complete result of an audit.
 
     Attributes:
-        label: what the data are.
-        sites: the data themselves.
-        opened: whether the images were opened, or the tables alone were read.
-        findings: the gravest first.
-        figures: by the name of a check, what it measured (ready for JSON).
+        label: description of the data.
+        sites: the data.
+        opened: True if the images were opened, False if only the tables were read.
+        findings: findings, the most severe first.
+        figures: name of a check -> its measurements (ready for JSON).
     """
 
     label: str
@@ -56,31 +56,31 @@ class AuditReport:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
+        """Return the findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 
     def tally(self) -> dict[Severity, int]:
-        """Number of findings by severity."""
+        """Return the number of findings by severity."""
         return {severity: len(self.of(severity)) for severity in SEVERITIES}
 
     def headline(self) -> str:
-        """One line: how many findings of each severity, and the gravest in words."""
+        """Return one line: the number of findings of each severity, and the message of the most severe."""
         counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in self.tally().items())
         grave = next((f for f in self.findings if f.severity != "note"), None)
         return f"data audit: {counts}" + (f"; first: {grave.message}" if grave else "")
 
     def refuse_errors(self) -> None:
-        """Raises if anything was found that makes results misleading.
+        """Raise an error if a finding makes results misleading.
 
         Raises:
-            DataError: all errors, with their remedies.
+            DataError: If there are errors. The message lists all with their remedies.
         """
         if errors := self.of("error"):
-            told = "; ".join(f"{finding.message}: {finding.remedy}" for finding in errors)
-            raise DataError(f"--data.audit strict: {told}")
+            messages = "; ".join(f"{finding.message}: {finding.remedy}" for finding in errors)
+            raise DataError(f"--data.audit strict: {messages}")
 
     def summary(self) -> dict[str, Any]:
-        """For the record of a run: no image, no patient, only what was found how often."""
+        """Return a summary for the record of a run: the number of findings, without images or patients."""
         return {
             "opened": self.opened,
             "findings": self.tally(),
@@ -88,14 +88,14 @@ class AuditReport:
         }
 
     def counts(self) -> dict[str, dict[str, list[int]]]:
-        """Images of every site, split and class."""
+        """Return the number of images of every site, split and class."""
         found: dict[str, dict[str, list[int]]] = {}
         for site, split, part in self.sites.parts():
             found.setdefault(site, {})[split] = part.counts(len(self.sites.class_names))
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The whole report; it names files, and groups by nothing but their number."""
+        """Return the whole report. It names files; groups appear only as counts."""
         return {
             "data": self.label,
             "opened": self.opened,
@@ -116,7 +116,7 @@ class AuditReport:
         }
 
     def describe(self, place: Place) -> dict[str, Any]:
-        """An image's site, split, class and name."""
+        """Return site, split, class and name of an image."""
         part = self.sites.splits[place.site][place.split]
         return {
             "site": place.site,
@@ -126,6 +126,6 @@ class AuditReport:
         }
 
 
-def gravest_first(findings: Sequence[Finding]) -> list[Finding]:
-    """By severity; within one as they came."""
+def most_severe_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Sort findings by severity, keeping their order within one severity."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -1,4 +1,7 @@
-"""An audit report as one HTML page that a browser opens from disk: no script, no network, thumbnails within it."""
+"""An audit report as one HTML page that a browser opens from disk.
+
+The page needs no script and no network; thumbnails are embedded.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ img { width: 8rem; height: 8rem; object-fit: contain; background: #eee; }
 
 
 def page(report: AuditReport) -> str:
-    """The page."""
+    """Return the HTML page."""
     figures = "".join(_table(plain) for plain in tables(report))
     findings = "\n".join(_finding(report, finding) for finding in report.findings)
     opened = "every image was opened" if report.opened else "tables alone: no image was opened"
@@ -67,8 +70,8 @@ def _together(report: AuditReport, places: Sequence[Place]) -> str:
 
 
 def _figure(report: AuditReport, place: Place) -> str:
-    told = report.describe(place)
-    caption = escape(f"{told['site']}, {told['split']}, {told['class']}: {str(told['image']).rsplit('/', 1)[-1]}")
+    shown = report.describe(place)
+    caption = escape(f"{shown['site']}, {shown['split']}, {shown['class']}: {str(shown['image']).rsplit('/', 1)[-1]}")
     if not report.opened:
         return f"<figure>{caption}</figure>"
     try:
@@ -79,5 +82,5 @@ def _figure(report: AuditReport, place: Place) -> str:
     encoded = BytesIO()
     image.save(encoded, "JPEG", quality=80)
     data = base64.b64encode(encoded.getvalue()).decode()
-    name = escape(str(told["image"]), quote=True)
+    name = escape(str(shown["image"]), quote=True)
     return f'<figure><img alt="{name}" title="{name}" src="data:image/jpeg;base64,{data}">{caption}</figure>'

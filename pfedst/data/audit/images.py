@@ -1,4 +1,4 @@
-"""Findings on single images: what cannot be read, odd sizes and modes, text burnt into the picture."""
+"""Findings on single images: unreadable files, unusual sizes and modes, text burnt into the picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Headers = dict[str, dict[Place, ImageHeader]]
 
 
 def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
-    """Unreadable images, odd sizes and shapes, mixed modes, burnt-in text."""
+    """Find unreadable images, unusual sizes and shapes, mixed colour modes and burnt-in text."""
     by_site: Headers = {site: {} for site in sites.splits}
     for place, found in facts.items():
         if found.header is not None:
@@ -36,18 +36,18 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 _single(bad),
             )
         )
-    for code, places, message, remedy in _odd(by_site):
+    for code, places, message, remedy in _unusual(by_site):
         if places:
             findings.append(Finding(code, "warning", f"{len(places):,} {message}", remedy, _single(places)))
     modes = {site: Counter(header.mode for header in headers.values()) for site, headers in by_site.items()}
     if len(set().union(*modes.values())) > 1:
-        told = "; ".join(f"{site}: {_counted(found)}" for site, found in modes.items())
+        by_mode = "; ".join(f"{site}: {_counted(found)}" for site, found in modes.items())
         findings.append(
             Finding(
                 "mixed_modes",
                 "note",
-                f"images of different colour modes ({told}); all become RGB",
-                "see that grey images are grey on purpose; a site that alone is grey is told from the others by that",
+                f"images of different colour modes ({by_mode}); all become RGB",
+                "check that grey images are intended; a model can recognise a site that alone has grey images",
             )
         )
     sides = {site: Counter((h.width, h.height) for h in headers.values()) for site, headers in by_site.items()}
@@ -60,8 +60,8 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
     }
 
 
-def _odd(by_site: Headers) -> list[tuple[str, list[Place], str, str]]:
-    """What may be odd of single images: a code, the images, what they are, and what to do."""
+def _unusual(by_site: Headers) -> list[tuple[str, list[Place], str, str]]:
+    """Return groups of unusual images: code, images, message and remedy."""
     shorter, longer, marked = {}, {}, []
     for headers in by_site.values():
         for place, header in headers.items():
@@ -77,7 +77,7 @@ def _odd(by_site: Headers) -> list[tuple[str, list[Place], str, str]]:
             "tiny_images",
             [place for place, side in shorter.items() if side < TINY],
             f"images have a side under {TINY} pixels",
-            "see that they are no thumbnails or icons",
+            "check that they are not thumbnails or icons",
         ),
         (
             "elongated_images",
@@ -89,7 +89,7 @@ def _odd(by_site: Headers) -> list[tuple[str, list[Place], str, str]]:
             "odd_sizes",
             outlying,
             f"images are more than {OUTLYING:g} times larger or smaller than is usual at their site",
-            "see whether they come from another source",
+            "check whether they come from another source",
         ),
         (
             "burned_in_text",

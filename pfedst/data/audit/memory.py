@@ -1,4 +1,4 @@
-"""What a look at image files found, kept on disk: the next run of the same files need not look again."""
+"""Save the result of a scan of image files on disk, so that the next run with the same files can load it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from pfedst.state import write_json
 
 LOOKS = "looks"
 RULE = 1
-"""Raised whenever the same files give other facts."""
+"""Version number, increased whenever the same files give other results."""
 
 
 def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
-    """Where the look at these files is kept: a name of their paths, sizes and times of change; None for other images.
+    """Return the file for the scan result, named by the paths, sizes and times of change of the images.
+
+    Returns None if an image is not a file.
 
     Args:
-        sites: whose images were looked at.
-        compared: whether they were compared with each other.
-        folder: of the cache.
+        sites: sites whose images were scanned.
+        compared: True if the images were compared with each other.
+        folder: folder of the cache.
     """
     lines = [f"{RULE} {PIL.__version__} {compared}"]
     for site, split, part in sites.parts():
@@ -45,12 +47,12 @@ def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
 
 
 def forget(folder: Path) -> None:
-    """Remove all that was kept in a cache's folder."""
+    """Remove all saved scan results from the folder of a cache."""
     shutil.rmtree(folder / LOOKS, ignore_errors=True)
 
 
 def recall(file: Path, places: Sequence[Place]) -> Seen | None:
-    """What was kept of these images; None if nothing was, or if it is damaged."""
+    """Load the scan result of these images, or return None if it is missing or damaged."""
     try:
         kept = read_json(file)
         facts = {
@@ -63,7 +65,7 @@ def recall(file: Path, places: Sequence[Place]) -> Seen | None:
 
 
 def remember(file: Path, seen: Seen) -> None:
-    """Keep it, if the folder lets us: it saves time, and nothing else depends on it."""
+    """Save a scan result. Errors are ignored: the file only saves time."""
     row = {place: number for number, place in enumerate(seen.facts)}
     content = {
         "facts": [[f.header and astuple(f.header), f.digest, f.error] for f in seen.facts.values()],

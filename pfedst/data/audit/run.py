@@ -1,11 +1,11 @@
-"""All checks, in one report."""
+"""Run all checks and collect them in one report."""
 
 from __future__ import annotations
 
 from pfedst.data.audit.counts import class_findings, group_findings, skew_findings
 from pfedst.data.audit.duplicates import duplicate_findings
 from pfedst.data.audit.facts import Seen
-from pfedst.data.audit.findings import AuditReport, Checked, gravest_first
+from pfedst.data.audit.findings import AuditReport, Checked, most_severe_first
 from pfedst.data.audit.images import image_findings
 from pfedst.data.audit.shift import site_shift
 from pfedst.data.sites import Sites
@@ -15,14 +15,14 @@ from pfedst.encoders import Encoder
 def audit(
     sites: Sites, label: str, seen: Seen | None, encoder: Encoder | None = None, images_per_site: int = 64
 ) -> AuditReport:
-    """Check everything that is given allows.
+    """Run every check for which the arguments suffice.
 
     Args:
-        sites: read, checked, with their validation splits.
-        label: what the data are.
-        seen: of `scan`; None for the tables alone.
-        encoder: for the distance between sites, which is left out without.
-        images_per_site: that the encoder sees of each site.
+        sites: sites, read and checked, with their validation splits.
+        label: description of the data.
+        seen: result of `scan`, or None to check the tables alone.
+        encoder: encoder to measure the distance between sites. Without an encoder this check is skipped.
+        images_per_site: number of images of each site for the encoder.
     """
     checked: dict[str, Checked] = {
         "classes": class_findings(sites),
@@ -37,4 +37,4 @@ def audit(
             checked["site_shift"] = site_shift(sites, encoder, images_per_site, unreadable)
     findings = [finding for found, _ in checked.values() for finding in found]
     figures = {name: figure for name, (_, figure) in checked.items() if figure is not None}
-    return AuditReport(label, sites, seen is not None, gravest_first(findings), figures)
+    return AuditReport(label, sites, seen is not None, most_severe_first(findings), figures)

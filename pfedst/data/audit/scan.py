@@ -1,4 +1,4 @@
-"""One look at every image: whether it can be read, its size, its content, and which others it looks like."""
+"""Scan every image once: readability, size, content, and similarity to other images."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def scan(sites: Sites, compare: bool, folder: Path | None = None) -> Seen:
     """Open and decode every image once, with progress on a terminal.
 
     Args:
-        sites: read and checked.
-        compare: whether images are compared with each other.
-        folder: where what was seen is kept, so that files that have not changed since are not opened again.
+        sites: sites, read and checked.
+        compare: True to compare images with each other.
+        folder: folder where results are saved, so that unchanged files are not opened again.
     """
     places = [Place(site, split, row) for site, split, part in sites.parts() for row in range(len(part.labels))]
     file = memory_file(sites, compare, folder) if folder is not None else None
     if file is not None and (kept := recall(file, places)) is not None:
         return kept
     seen = _look(sites, places, compare)
-    # a damaged file may be mended without a change of its size and time: it is looked at again
+    # a damaged file may be repaired without a change of size and time, so it is scanned again
     if file is not None and not any(found.error for found in seen.facts.values()):
         remember(file, seen)
     return seen
@@ -49,7 +49,7 @@ def _look(sites: Sites, places: Sequence[Place], compare: bool) -> Seen:
     digests: set[str] = set()
     for place, (found, picture) in zip(places, for_each(look, places, "checking images"), strict=True):
         facts[place] = found
-        if picture is not None and found.digest not in digests:  # the same file is told by its digest
+        if picture is not None and found.digest not in digests:  # identical files are found by their digest
             pictures[place] = picture
             digests.add(found.digest)
     compared = list(pictures)

@@ -1,4 +1,4 @@
-"""How differently the sites' images look to the encoder: whether a classifier can tell two sites apart.
+"""Measure how differently the images of two sites look to the encoder, with a classifier of the site.
 
 Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample Tests, ICLR 2017.
 """
@@ -27,20 +27,20 @@ FEWEST = 8
 def site_shift(
     sites: Sites, encoder: Encoder, images_per_site: int, unreadable: Collection[Place] = frozenset()
 ) -> Checked:
-    """For every two sites, how well a linear classifier on the encoder's embedding tells them apart.
+    """Measure for every two sites how well a linear classifier on the encoder's embedding separates them.
 
-    Both sites give as many training images of a class, so that what is told is how images look and not which classes
-    they show.
+    Both sites contribute equally many training images of each class, so the result depends on how images look and not
+    on the classes they show.
 
     Args:
-        sites: read and checked.
-        encoder: gives pooled embeddings (B, E).
-        images_per_site: at most so many of each site are encoded, drawn evenly over its classes.
-        unreadable: images that are left out.
+        sites: sites, read and checked.
+        encoder: encoder with pooled embeddings (B, E).
+        images_per_site: maximum number of encoded images of each site, drawn evenly over its classes.
+        unreadable: images to exclude.
 
     Returns:
-        Findings, and in `told_apart` the balanced accuracy of every pair, cross-validated: 0.5 where sites look
-        alike, 1 where they look quite different; None where two sites share too few images of a class.
+        Findings, and in `told_apart` the cross-validated balanced accuracy of every pair: 0.5 if the sites look alike,
+            1 if they look completely different, None if two sites share too few images of a class.
     """
     embeddings: dict[str, Tensor] = {}
     labels: dict[str, list[int]] = {}
@@ -52,20 +52,20 @@ def site_shift(
     found: dict[str, dict[str, float | None]] = {site: {} for site in sites.splits}
     for one, other in itertools.combinations(sites.splits, 2):
         rows = _matched(labels[one], labels[other])
-        told = None
+        accuracy = None
         if len(rows) >= FEWEST:
-            told = told_apart(
+            accuracy = site_accuracy(
                 embeddings[one][[a for a, _ in rows]],
                 embeddings[other][[b for _, b in rows]],
                 derive_seed(0, "folds", one, other),
             )
-        found[one][other] = found[other][one] = told
+        found[one][other] = found[other][one] = accuracy
     figures = {"encoder": encoder.label, "images_per_site": images_per_site, "told_apart": found}
     return _finding(found, images_per_site, encoder.label), figures
 
 
 def _embedded(sample: LabelledImages, encoder: Encoder) -> Tensor:
-    """(n, E) of length one."""
+    """Return unit embeddings (n, E)."""
     transform = evaluation_transform(encoder.preprocessing)
     dataset = SiteDataset(sample.source, sample.labels, transform, transform)
     rows = []
@@ -75,12 +75,12 @@ def _embedded(sample: LabelledImages, encoder: Encoder) -> Tensor:
     return torch.nn.functional.normalize(torch.cat(rows), dim=1)
 
 
-def told_apart(one: Tensor, other: Tensor, seed: int) -> float:
-    """Cross-validated balanced accuracy of a ridge classifier between two sets of embeddings.
+def site_accuracy(one: Tensor, other: Tensor, seed: int) -> float:
+    """Return the cross-validated balanced accuracy of a ridge classifier between two sets of embeddings.
 
     Args:
         one, other: (n, E) each.
-        seed: of the folds.
+        seed: seed of the folds.
     """
     order = torch.randperm(len(one), generator=generator(seed))
     fold = torch.empty(len(one), dtype=torch.long)
@@ -92,17 +92,17 @@ def told_apart(one: Tensor, other: Tensor, seed: int) -> float:
     for held_out in range(FOLDS):
         fitted, judged = folds != held_out, folds == held_out
         mean, scale = inputs[fitted].mean(0), inputs[fitted].std(0) + 1e-8
-        known, asked = (inputs[fitted] - mean) / scale, (inputs[judged] - mean) / scale
+        known, unknown = (inputs[fitted] - mean) / scale, (inputs[judged] - mean) / scale
         # dual form: there are fewer images than dimensions
         kernel = known @ known.T / known.shape[1]
         weights = torch.linalg.solve(kernel + RIDGE * torch.eye(len(kernel)), targets[fitted])
-        scores = asked @ known.T @ weights / known.shape[1]
+        scores = unknown @ known.T @ weights / known.shape[1]
         right += int(((scores > 0) == (targets[judged] > 0)).sum())
     return right / len(targets)
 
 
 def _evenly(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Indices of at most `count` images, in turns over the classes, in a seeded order."""
+    """Return indices of at most `count` images, taken from the classes in turn, in a seeded order."""
     order = torch.randperm(len(labels), generator=generator(seed)).tolist()
     turns: dict[int, int] = {}
     ranked: list[tuple[int, int, int]] = []
@@ -113,7 +113,7 @@ def _evenly(labels: Sequence[int], count: int, seed: int) -> list[int]:
 
 
 def _matched(one: Sequence[int], other: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of images of one class, each image once."""
+    """Return pairs of images of one class; each image occurs once."""
     pairs: list[tuple[int, int]] = []
     for label in sorted(set(one) & set(other)):
         pairs += zip(
@@ -134,13 +134,13 @@ def _finding(found: dict[str, dict[str, float | None]], images: int, encoder: st
     if not pairs:
         return []
     ends = [max(pairs, key=lambda p: pairs[p]), min(pairs, key=lambda p: pairs[p])][: len(pairs)]
-    told = ", ".join(f"{one} and {other} in {100 * pairs[one, other]:.0f} % of images" for one, other in ends)
+    extremes = ", ".join(f"{one} and {other} in {100 * pairs[one, other]:.0f} % of images" for one, other in ends)
     return [
         Finding(
             "site_shift",
             "note",
-            f"a linear classifier tells the sites apart by the encoder's embedding, classes matched: {told} (chance "
-            f"50 %, at most {images} images a site, {encoder})",
+            f"a linear classifier tells the sites apart by the encoder's embedding, classes matched: {extremes} "
+            f"(chance 50 %, at most {images} images a site, {encoder})",
             "where sites look different, expect one shared model to fit some of them badly: report every site",
         )
     ]

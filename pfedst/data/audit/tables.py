@@ -1,4 +1,4 @@
-"""The figures of an audit as plain tables, which the terminal and the page draw."""
+"""The figures of an audit as plain tables, for the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pfedst.data.audit.findings import AuditReport
 
 @dataclass(frozen=True)
 class PlainTable:
-    """Text in rows; the first cell of a row names it, and an empty cell stands out as something that is not there."""
+    """Text in rows. The first cell of a row names it; an empty cell is highlighted as missing."""
 
     title: str
     headings: Sequence[str]
@@ -19,7 +19,7 @@ class PlainTable:
 
 
 def tables(report: AuditReport) -> list[PlainTable]:
-    """Those that the report has figures for."""
+    """Return the tables for which the report has figures."""
     found = [_counts(report)]
     if groups := report.figures.get("groups"):
         found.append(_overlap(groups["test_overlap"]))
@@ -54,7 +54,7 @@ def _shift(shift: dict[str, Any]) -> PlainTable:
         values = [row.get(other) for other in pairs]
         rows.append([one, *("·" if value is None else f"{100 * value:.0f}" for value in values)])
     title = (
-        "Images whose site a linear classifier names rightly, two sites at a time, classes matched (chance 50), %; "
+        "Images whose site a linear classifier identifies, two sites at a time, classes matched (chance 50), %; "
         f"at most {shift['images_per_site']} images a site, {shift['encoder']}"
     )
     return PlainTable(title, ["", *pairs], rows)

@@ -1,4 +1,4 @@
-"""An audit report for the terminal; names are shown as they are, never read as rich's markup."""
+"""Render an audit report for the terminal. Names are printed literally, never parsed as rich markup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOGETHER = 4
 
 
 def rendered(report: AuditReport) -> RenderableType:
-    """The whole report."""
+    """Return the whole report."""
     drawn = [_drawn(table) for table in tables(report)]
     return Group(Text(report.label, style="bold"), *drawn, _findings(report), Text(report.headline(), style="bold"))
 
@@ -31,16 +31,16 @@ def _drawn(plain: PlainTable) -> Table:
 
 
 def _findings(report: AuditReport) -> Text:
-    """Every finding with its remedy, and a few of its images."""
+    """Return every finding with its remedy and a few of its images."""
     text = Text()
     for finding in report.findings:
         text.append(f"{finding.severity:8}", style=STYLES[finding.severity])
         text.append(f"{finding.message}\n")
         text.append(f"{'':8}-> {finding.remedy}\n", style="dim")
         for together in finding.images[:EXAMPLES]:
-            told = [report.describe(place) for place in together]
-            # the end of a path tells an image; the JSON has the whole
-            names = [f"{_end(t['image'])} ({t['site']}, {t['split']}, {t['class']})" for t in told]
+            described = [report.describe(place) for place in together]
+            # the end of a path identifies an image; the JSON has the whole path
+            names = [f"{_end(d['image'])} ({d['site']}, {d['split']}, {d['class']})" for d in described]
             text.append(f"{'':11}{listed(names, '  |  ', TOGETHER)}\n")
         if len(finding.images) > EXAMPLES:
             text.append(f"{'':11}and {len(finding.images) - EXAMPLES:,} more\n")

@@ -1,7 +1,9 @@
-"""Stored DICOM values as grey levels and colours: rescale, lookup tables, windows, palettes (PS3.3 C.7.6.3, C.11).
+"""Convert stored DICOM values to grey levels and colours.
 
-Not left to pydicom 3.0, which lets an index beyond an 8-bit table wrap around instead of taking the last entry, and
-whose windows turn dark into bright where the rescale slope is negative.
+Rescale, lookup tables, windows and palettes follow PS3.3 C.7.6.3 and C.11.
+
+pydicom 3.0 is not used for this: its index beyond an 8-bit table wraps around instead of taking the last entry, and its
+windows turn dark into bright if the rescale slope is negative.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ COPY_AGAIN = "remove it, or copy it again"
 
 
 class NamelessError(Exception):
-    """A reason and a remedy, which still lack the file's name."""
+    """An error with reason and remedy, to which the name of the file must still be added."""
 
 
-@np.errstate(divide="raise", over="raise", invalid="raise")  # an absurd rescale must not become a black image
+@np.errstate(divide="raise", over="raise", invalid="raise")  # an invalid rescale must not give a black image
 def grey_levels(dataset: Dataset, stored: NDArray[Any], window: tuple[float, float] | None) -> NDArray[Any]:
-    """Grey as fractions of white (H, W), before MONOCHROME1 is inverted.
+    """Return grey levels as fractions of white (H, W), before MONOCHROME1 is inverted.
 
     Raises:
-        NamelessError: a window that is too narrow, a damaged table.
+        NamelessError: If a window is too narrow, or a table is damaged.
     """
     values = stored
     slope, intercept = _number(dataset, "RescaleSlope", 1), _number(dataset, "RescaleIntercept", 0)
@@ -61,7 +63,10 @@ def _number(dataset: Dataset, keyword: str, missing: float) -> float:
 
 
 def _look_up(dataset: Dataset, descriptor: Sequence[int], data: Any, values: NDArray[Any]) -> NDArray[Any]:
-    """Entries of a table that says (number of entries, first value, bits); the ends go on for values outside."""
+    """Look values up in a table with descriptor (number of entries, first value, bits).
+
+    Values outside the table take its end entries.
+    """
     entries, first = descriptor[0] or 2**16, descriptor[1]
     if first >= 2**15 and values.min() < 0:
         first -= 2**16  # -1024 that was written, or read, as unsigned
@@ -78,7 +83,7 @@ def _look_up(dataset: Dataset, descriptor: Sequence[int], data: Any, values: NDA
 
 
 def _windowed(values: NDArray[Any], centre: float, width: float, function: str) -> NDArray[Any]:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, from 0 to 1."""
+    """Apply a window as in PS3.3 C.11.2.1.2 and C.11.2.1.3; the result is in [0, 1]."""
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise NamelessError(f"the VOI LUT function {function} is unknown; give a window (centre, width)")
     least = "at least 1" if function == "LINEAR" else "more than 0"
@@ -98,7 +103,7 @@ def _windowed(values: NDArray[Any], centre: float, width: float, function: str) 
 
 
 def _stretched(dataset: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """From the smallest value present to the largest. Padding lies beyond the dark end, so it comes out black."""
+    """Scale from the smallest to the largest present value. Padding lies beyond the dark end, so it becomes black."""
     present = values
     padding, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if padding is not None:
@@ -113,7 +118,7 @@ def _stretched(dataset: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> 
 
 
 def palette_colours(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:
-    """Indices (H, W) -> colours (H, W, 3)."""
+    """Return the colours (H, W, 3) of palette indices (H, W)."""
     entries, first, _ = dataset.RedPaletteColorLookupTableDescriptor
     values = np.arange(first, first + (entries or 2**16))
     if "RedPaletteColorLookupTableData" in dataset:
@@ -124,12 +129,12 @@ def palette_colours(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]
         from pydicom.pixels.processing import apply_color_lut
 
         palette = apply_color_lut(values, dataset)[:, :3]
-    # whatever it says: 8-bit entries in 16-bit words are common
+    # the descriptor is not used: 8-bit entries in 16-bit words are common
     colours: NDArray[np.uint8] = top_byte(palette, 8 if palette.max() < 256 else 16)
     return np.take(colours, np.clip(stored.astype(np.int64) - int(first), 0, len(values) - 1), axis=0)
 
 
 def top_byte(levels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Of levels of so many bits, 8."""
+    """Reduce levels of `bits` bits to 8 bits."""
     # exact for 8-bit levels widened by repetition as well as for those filled up with zeros
     return (levels >> max(bits - 8, 0)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""DICOM files as 8-bit RGB images, and the little of their headers that splitting and reporting need.
+"""Read DICOM files as 8-bit RGB images, and the header fields that splitting and reporting need.
 
 pydicom (`pfedst[dicom]`) is imported when the first file is read.
 """
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".dcm", ".dicom")
 MOST_PIXELS = 89_478_485  # where PIL warns of a decompression bomb, and `data.sources` refuses any image
-MOST_BYTES = 600_000_000  # of a deflated file once it is inflated: so many pixels of three 16-bit colours
+MOST_BYTES = 600_000_000  # of an inflated file: MOST_PIXELS pixels of three 16-bit colours
 HEADER = ["PatientID", "BurnedInAnnotation", "Modality", "Rows", "Columns", "NumberOfFrames"]
 
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a split or a report needs to know of a file, without the name of a person.
+    """Header fields for splits and reports, without the name of a person.
 
     Attributes:
-        patient: a hash of the patient's identifier in 16 hexadecimal digits, equal for equal identifiers; None if the
-            file has none. It keeps the identifier out of reports and logs, but does not anonymise: who guesses an
-            identifier can check the guess.
-        burned_in: whether the file says that text is burned into its pixels; None if it does not say.
-        modality: such as "CT"; "" if the file does not say.
+        patient: a hash of the patient identifier in 16 hexadecimal digits, equal for equal identifiers; None if the
+            file has none. The hash keeps the identifier out of reports and logs, but does not anonymise: a guessed
+            identifier can be checked against it.
+        burned_in: True if the file states that text is burned into its pixels; None if it makes no statement.
+        modality: such as "CT"; "" if the file does not state it.
         size: width and height in pixels; (0, 0) if the file holds no image.
         frames: number of images in the file.
     """
@@ -52,10 +52,10 @@ class DicomHeader:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM image, by its suffix, or by its content where the suffix says nothing.
+    """Return True if a file is a DICOM image, by its suffix, or by its content if the suffix is inconclusive.
 
-    A damaged `.dcm` is one, so that it is told as damaged instead of being left out. A DICOMDIR is none: it is the
-    table of contents of an exported disc. Needs no pydicom.
+    A damaged `.dcm` counts as DICOM, so that it is reported as damaged and not skipped. A DICOMDIR does not count: it
+    is the table of contents of an exported disc. pydicom is not needed.
     """
     if path.suffix.lower() in SUFFIXES:
         return True
@@ -72,12 +72,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> DicomHeader:
-    """The header, without the pixels.
+    """Read the header without the pixels.
 
     Raises:
-        DataError: pydicom is missing, or the file is missing, damaged or no DICOM file.
+        DataError: If pydicom is missing, or the file is missing, damaged or not a DICOM file.
     """
-    with _told(path):
+    with _named_errors(path):
         dataset = _read(path, stop_before_pixels=True, specific_tags=HEADER)
         burned_in = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
         return DicomHeader(
@@ -90,23 +90,24 @@ def read_header(path: Path) -> DicomHeader:
 
 
 def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.Image:
-    """The image as a screen would show it: RGB, 8 bits a channel.
+    """Read the image as a screen would show it: RGB, 8 bits per channel.
 
-    Greyscale goes through the modality lookup table or rescale; then through `window`, or else the file's own lookup
-    table or first window, or else from the smallest value to the largest, padding left out. MONOCHROME1 is inverted.
-    Unsigned 8-bit greyscale with neither rescale nor window is kept as it is: such files (secondary captures,
-    ultrasound, photographs) hold display levels, and stretching would change the brightness from image to image.
+    Greyscale passes through the modality lookup table or rescale. Then the first available of these is applied:
+    `window`; the file's lookup table; the file's first window; scaling from the smallest to the largest value without
+    padding. MONOCHROME1 is inverted. Unsigned 8-bit greyscale without rescale and window is unchanged: such files
+    (secondary captures, ultrasound, photographs) hold display levels, and scaling would change the brightness from
+    image to image.
 
     Args:
-        path: a file of one frame.
+        path: a file with one frame.
         window: centre and width in rescaled units (Hounsfield units in CT): black at centre - width / 2 and below,
             white at centre + width / 2 and above, whatever the file's VOI LUT function. Ignored for colour.
 
     Raises:
-        DataError: pydicom or a decoder is missing; the file is missing, damaged, or holds no pixels, several frames,
-            more pixels than PIL accepts, or colours of an unknown kind; a window is too narrow.
+        DataError: If pydicom or a decoder is missing; the file is missing or damaged; it holds no pixels, several
+            frames, more pixels than PIL accepts, or colours of an unknown kind; or a window is too narrow.
     """
-    with _told(path):
+    with _named_errors(path):
         dataset = _read(path)
         _check(dataset)
         _unfold(dataset)
@@ -125,7 +126,7 @@ def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.I
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
@@ -155,7 +156,7 @@ def _read(path: Path, **options: Any) -> Dataset:
 
 
 def _check_inflated(path: Path) -> None:
-    """Refuse a deflated file that would fill the memory: pydicom inflates all of it, whatever of it is wanted."""
+    """Refuse a deflated file that would fill the memory: pydicom always inflates the whole file."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -205,18 +206,24 @@ def _unfold(dataset: Dataset) -> None:
 
 
 def _check_frames(dataset: Dataset) -> None:
-    """Refuse what a decoder would take minutes for. Cut as a decoder cuts it: a header cannot hide a part of it."""
+    """Refuse frames that would take minutes to decode.
+
+    The frames are cut as a decoder cuts them, so a header cannot hide a part of one.
+    """
     from pydicom.encaps import generate_frames
 
     offsets, lengths = (dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
-    # tables of different lengths are no tables to a decoder either
+    # decoders also ignore tables of different lengths
     tables = (offsets, lengths) if offsets and lengths and len(offsets) == len(lengths) else None
     for frame in generate_frames(dataset.PixelData, number_of_frames=1, extended_offsets=tables):
         check_scans(frame)
 
 
 def _decode(dataset: Dataset) -> tuple[NDArray[Any], str]:
-    """Stored values, (height, width) or (height, width, 3), and their photometric interpretation: YBR is RGB now."""
+    """Return stored values, (height, width) or (height, width, 3), and their photometric interpretation.
+
+    YBR is converted to RGB.
+    """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.decoders.pylibjpeg import DECODER_DEPENDENCIES
 

@@ -1,1 +1,1 @@
-"""What is done once before training: what to get, a manifest, simulated sites, small copies."""
+"""Preparation before training: what to download, a manifest, simulated sites, small copies of images."""

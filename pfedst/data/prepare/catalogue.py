@@ -1,6 +1,6 @@
-"""Public data sets that pfedst reads but may not bring: where they come from, and whether what is there is complete.
+"""Public data sets that pfedst reads but may not distribute: where they come from, and a check that a copy is complete.
 
-Nothing is downloaded: most of them ask for a login or a signature. What is said to be there has been looked at.
+Nothing is downloaded: most of them need a login or a signature. All listed facts have been checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pfedst.data.sources import FileSource
 from pfedst.errors import DataError, listed
 
 FLAMBY_SPLIT = "d0f9d0d0102f60d78b4c5f9f0ef32100881a8e92fe6c38644f980b3eb4e1a86c"
-"""SHA-256 of FLamby's train_test_split as its repository holds it (commit edacf54), 23,247 rows."""
+"""SHA-256 of FLamby's train_test_split in its repository (commit edacf54), 23,247 rows."""
 FLAMBY_SIZES = {0: (9930, 2483), 1: (3163, 791), 2: (2691, 672), 3: (1807, 452), 4: (655, 164), 5: (351, 88)}
 GDRBENCH_SIZES = {
     "APTOS": (2921, 741),
@@ -34,13 +34,13 @@ GDRBENCH_SIZES = {
 
 @dataclass(frozen=True)
 class Download:
-    """One thing to get.
+    """A file or data set to download.
 
     Attributes:
         what: file or set, and where it belongs.
-        address: where its publisher offers it.
-        licence: its terms, as far as its publisher states them.
-        size: in words.
+        address: address of its publisher.
+        licence: its terms, as far as the publisher states them.
+        size: size in words.
     """
 
     what: str
@@ -51,7 +51,10 @@ class Download:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked for: whether it is right, and what was seen. Not needed: told, but no fault."""
+    """Result of one check: True if complete, and what was found.
+
+    If `needed` is False, an incomplete result is reported but is not an error.
+    """
 
     what: str
     complete: bool
@@ -64,10 +67,10 @@ class PublicData:
     """A public data set.
 
     Attributes:
-        title: its name.
-        downloads: what to get.
-        steps: what to do with it.
-        check: looks at a folder.
+        title: name of the data set.
+        downloads: what to download.
+        steps: what to do with the downloads.
+        check: function that checks a folder.
     """
 
     title: str
@@ -77,7 +80,7 @@ class PublicData:
 
 
 def check_fed_isic(root: Path) -> list[Check]:
-    """Image folder, split file, metadata, and that every image of the split file is there."""
+    """Check the image folder, the split file, the metadata, and that every image of the split file exists."""
     folders = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     checks = [
         Check("image folder", bool(folders), ", ".join(folders) or f"none of {', '.join(IMAGE_FOLDERS)}"),
@@ -96,7 +99,7 @@ def check_fed_isic(root: Path) -> list[Check]:
 
 
 def check_fed_drg(root: Path) -> list[Check]:
-    """Split files and images of every domain."""
+    """Check the split files and images of every domain."""
     checks = []
     for domain in DOMAINS:
         checks += _parts(FedDRG(root, [domain]), domain, GDRBENCH_SIZES[domain], domain in DEFAULT_DOMAINS)
@@ -104,7 +107,7 @@ def check_fed_drg(root: Path) -> list[Check]:
 
 
 def _parts(data: FederatedDataModule, site: str, published: tuple[int, int], needed: bool) -> list[Check]:
-    """Of one site: as many rows as published, and every file there and not empty."""
+    """Check one site: the number of rows is as published, and every file exists and is not empty."""
     try:
         splits = data.found(files=False).splits[site]
     except DataError as error:
@@ -114,15 +117,15 @@ def _parts(data: FederatedDataModule, site: str, published: tuple[int, int], nee
     missing = list(look(paths).missing)
     gone = set(missing)
     empty = [path for path in paths if path not in gone and not path.stat().st_size]
-    told = [f"{rows[0]:,} train and {rows[1]:,} test rows"]
+    notes = [f"{rows[0]:,} train and {rows[1]:,} test rows"]
     if rows != published:
-        told.append(f"published are {published[0]:,} and {published[1]:,}")
+        notes.append(f"published are {published[0]:,} and {published[1]:,}")
     for files, fault in ((missing, "missing"), (empty, "empty")):
         if files:
-            told.append(f"{len(files):,} images are {fault}: {listed([path.name for path in files])}")
+            notes.append(f"{len(files):,} images are {fault}: {listed([path.name for path in files])}")
     if not missing and not empty:
-        told.append("every image is there")
-    return [Check(site, not missing and not empty and rows == published, "; ".join(told), needed)]
+        notes.append("every image is there")
+    return [Check(site, not missing and not empty and rows == published, "; ".join(notes), needed)]
 
 
 PUBLIC_DATA = {

@@ -1,4 +1,4 @@
-"""A manifest from any tree of folders with images, for the user to check."""
+"""Write a manifest for any folder tree with images. The user then checks the manifest."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ LEVELS = ("site", "split", "label", "group", "-")
 
 @dataclass(frozen=True)
 class InitOptions:
-    """How folders and file names are read.
+    """How folder and file names are interpreted.
 
     Args:
-        layout: what each level of folders is, such as `site/split/label` or `split/label/group`; `-` is a level
+        layout: meaning of each folder level, such as `site/split/label` or `split/label/group`; `-` marks a level
             without meaning. Default: guessed from the names.
-        group_pattern: a regular expression with one group, searched in the path below the folder: what it finds is
-            the patient or lesion, such as `(\\d+)_(?:left|right)`. DICOM files name their patient themselves.
-        test_fraction: share of each class's groups that goes to test at each site, where no folder is called train or
-            test, in (0, 1).
-        seed: of that draw.
+        group_pattern: a regular expression with one group, searched in the path below the folder. The match is the
+            patient or lesion, such as `(\\d+)_(?:left|right)`. DICOM files name their patient themselves.
+        test_fraction: share of each class's groups that goes to test at each site, in (0, 1), if no folder is named
+            train or test.
+        seed: seed of that draw.
 
     Raises:
-        ConfigurationError: an option that cannot be.
+        ConfigurationError: If an option is invalid.
     """
 
     layout: str | None = None
@@ -59,20 +59,20 @@ class InitOptions:
 
     @property
     def levels(self) -> list[str] | None:
-        """Of the layout; None where it is to be guessed."""
+        """Levels of the layout, or None if they are guessed."""
         return self.layout.strip("/").split("/") if self.layout is not None else None
 
 
 def make_manifest(folder: Path, options: InitOptions, outside_files: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """The table `path, label, site, split, group` of all images below a folder, and what each level was taken for.
+    """Return the table `path, label, site, split, group` of all images below a folder, and the meaning of each level.
 
     Args:
-        folder: to look into.
-        options: how it is read.
-        outside_files: links to files may lead out of the folder.
+        folder: folder with the images.
+        options: how names are interpreted.
+        outside_files: True if links to files may lead out of the folder.
 
     Raises:
-        DataError: no image, folders of different depth, a layout that does not fit, or a link that leads out.
+        DataError: If there is no image, folders differ in depth, the layout does not fit, or a link leads out.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder with the images")
@@ -111,7 +111,7 @@ def make_manifest(folder: Path, options: InitOptions, outside_files: bool = Fals
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Relative to the folder, sorted; hidden files and folders are left out, links to folders are not followed."""
+    """Return sorted paths relative to the folder. Hidden entries are skipped, links to folders are not followed."""
     found = []
     for place, inside, files in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
@@ -127,7 +127,10 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
-    """A level of split names is the split; of what is left the last level is the class, one before it the site."""
+    """Guess the meaning of the levels.
+
+    A level of split names is the split. Of the other levels the last one is the class and the one before it the site.
+    """
     depth = len(names[0])
     values = [{parts[level] for parts in names} for level in range(depth)]
     levels = ["split" if all(name.lower() in SPLIT_NAMES for name in found) else "" for found in values]
@@ -149,7 +152,7 @@ def _group(folder: Path, path: Path, pattern: str | None) -> str:
 
 
 def _drawn(table: pd.DataFrame, options: InitOptions) -> list[str]:
-    """Train and test, site by site, stratified by class, no group in both."""
+    """Draw train and test for each site, stratified by class, with no group in both."""
     split = ["train"] * len(table)
     names = class_order(table["label"])
     rows = {str(site): list(map(int, indices)) for site, indices in table.groupby("site").indices.items()}

@@ -1,7 +1,8 @@
-"""Cutting one pooled set of labelled images into simulated sites, for experiments.
+"""Divide one pooled set of labelled images into simulated sites, for experiments.
 
-A unit is a group (patient, lesion), or an image without one; it never lies in two sites. Every row keeps its split,
-and all splits are cut by the same shares, so that a personal model is tested on its own site's distribution.
+A unit is a group (patient, lesion), or an image without a group. A unit never lies in two sites. Every row keeps its
+split, and all splits are divided by the same shares, so that a personal model is tested on the distribution of its own
+site.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ DRAWS = 100
 
 @dataclass(frozen=True)
 class PartitionOptions:
-    """In what the simulated sites differ, and how much.
+    """How the simulated sites differ, and by how much.
 
     Args:
-        by: `column`: a site is a value of a column. `labels`: for every class, its shares over the sites are drawn
-            from Dir(alpha) (Yurochkin et al. 2019, after Hsu et al. 2019, who draw every site's mix of classes).
-            `quantity`: the sizes of the sites are; labels are i.i.d. (NIID-Bench, Li et al. 2022).
-            `features`: equal, i.i.d. sites, whose images `shift_images` changes.
-        column: for `column`.
+        by: `column`: a site is a value of a column. `labels`: the shares of every class over the sites are drawn from
+            Dir(alpha) (Yurochkin et al. 2019, after Hsu et al. 2019, who draw the mix of classes of every site).
+            `quantity`: the sizes of the sites are drawn from Dir(alpha); labels are i.i.d. (NIID-Bench, Li et al.
+            2022). `features`: equal, i.i.d. sites, whose images `shift_images` changes.
+        column: name of the column, for `column`.
         sites: number of sites, >= 1; not for `column`.
-        alpha: concentration of the Dirichlet draw, in (0, 1e12]; small is skewed.
-        strength: of the change of images, 0 (none) to 100; 1 is that of the synthetic sites.
-        fewest: images that every site must have in every split there is, >= 1.
-        seed: of all draws.
+        alpha: concentration of the Dirichlet draw, in (0, 1e12]. A small value is skewed.
+        strength: strength of the change of images, 0 (none) to 100; 1 is that of the synthetic sites.
+        fewest: minimum number of images of every site in every existing split, >= 1.
+        seed: seed of all draws.
 
     Raises:
-        ConfigurationError: an option is out of its range.
+        ConfigurationError: If an option is out of range.
     """
 
     by: By
@@ -73,7 +74,7 @@ class PartitionOptions:
 
     @property
     def site_names(self) -> list[str]:
-        """Of simulated sites: `site_a` to `site_z`, then `site_27` and on."""
+        """Names of simulated sites: `site_a` to `site_z`, then `site_27` and so on."""
         return [f"site_{chr(ord('a') + index) if index < 26 else index + 1}" for index in range(self.sites)]
 
     def __str__(self) -> str:
@@ -82,21 +83,23 @@ class PartitionOptions:
 
 
 def partition(table: pd.DataFrame, options: PartitionOptions) -> pd.DataFrame:
-    """The table with a column `site` (one that is there is replaced); rows, their order and their splits stay.
+    """Return the table with a column `site`. Rows, their order and their splits are unchanged.
 
-    Sites are a function of the set of rows and the options, never of the order of rows. A unit is drawn with the
-    class and the split of the first of its paths. Draws that leave a site with too few images are repeated.
+    An existing column `site` is replaced.
+
+    Sites depend on the set of rows and the options, not on the order of rows. A unit is drawn with the class and the
+    split of the first of its paths. Draws that leave a site with too few images are repeated.
 
     Args:
-        table: one row an image, all text: `path`, `label`, `split`, optionally `group` (empty: a unit of its own).
-        options: of the cut.
+        table: one row per image, all text: `path`, `label`, `split`, optionally `group` (empty: a unit of its own).
+        options: options of the partition.
 
     Raises:
-        DataError: a table that cannot be cut, or a site with fewer than `fewest` images in a split.
+        DataError: If the table cannot be divided, or a site has fewer than `fewest` images in a split.
     """
     unit = _checked_units(table, options)
     units = table.assign(unit=unit).sort_values(["unit", "path"]).drop_duplicates("unit")
-    if options.by != "labels":  # not cut class by class: rounding every rare class would make small sites smaller
+    if options.by != "labels":  # all classes together: rounding every rare class would make small sites smaller
         units = units.assign(label="")
     splits, best = table["split"].to_list(), (-1, "", "")
     for draw in range(1 if options.column else DRAWS):
@@ -117,7 +120,7 @@ def partition(table: pd.DataFrame, options: PartitionOptions) -> pd.DataFrame:
 
 
 def _checked_units(table: pd.DataFrame, options: PartitionOptions) -> pd.Series[str]:
-    """The unit of every row: "image" and its path, or "group" and its name, so that the two never meet."""
+    """Return the unit of every row: "image" and its path, or "group" and its name, so that the two cannot collide."""
     if table.empty:
         raise DataError("the table has no rows: there is nothing to cut into sites")
     found = [str(name) for name in table.columns]
@@ -140,12 +143,12 @@ def _checked_units(table: pd.DataFrame, options: PartitionOptions) -> pd.Series[
 
 
 def draw_shares(options: PartitionOptions, label: str = "", draw: int = 0) -> NDArray[np.float64]:
-    """The share of each site, (sites,), sum 1.
+    """Return the share of each site, (sites,), with sum 1.
 
     Args:
-        options: of the cut.
-        label: the class whose shares they are, for `labels`; all images' otherwise.
-        draw: how often they were drawn before.
+        options: options of the partition.
+        label: the class whose shares are drawn, for `labels`; otherwise the shares are those of all images.
+        draw: number of earlier draws.
     """
     if options.by == "features":
         return np.full(options.sites, 1 / options.sites)
@@ -154,7 +157,7 @@ def draw_shares(options: PartitionOptions, label: str = "", draw: int = 0) -> ND
 
 
 def round_shares(shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Whole numbers that sum to `count`, by largest remainder (of equal ones, the first)."""
+    """Return integers with sum `count`, by largest remainder (the first one of equal remainders)."""
     wanted = shares * count
     whole = np.floor(wanted).astype(np.int64)
     whole[np.argsort(whole - wanted, kind="stable")[: count - whole.sum()]] += 1
@@ -162,7 +165,7 @@ def round_shares(shares: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def _cut(units: pd.DataFrame, options: PartitionOptions, draw: int) -> dict[str, str]:
-    """The site of every unit; they are sorted."""
+    """Return the site of every unit. The units are sorted."""
     site_of: dict[str, str] = {}
     for (label, split), members in units.groupby(["label", "split"])["unit"]:
         rng = np.random.default_rng(derive_seed(options.seed, "partition order", str(label), str(split), draw))

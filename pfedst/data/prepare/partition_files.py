@@ -1,4 +1,4 @@
-"""What a partition writes: changed images, the manifest, its record and its picture."""
+"""Write the files of a partition: changed images, the manifest, its record and its figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 def draw_camera(strength: float, seed: int, site: str) -> Camera:
-    """A site's camera: at strength 0 it changes nothing, at 1 as much as those of the synthetic sites."""
+    """Draw the camera of a site.
+
+    At strength 0 it changes nothing, at 1 as much as the cameras of the synthetic sites.
+    """
     rng = np.random.default_rng(derive_seed(seed, "partition camera", site))
     # gains and gamma are exponentials, so that no strength makes them negative
     return Camera(
@@ -39,7 +42,7 @@ def draw_camera(strength: float, seed: int, site: str) -> Camera:
 
 
 def see(image: Image.Image, camera: Camera) -> Image.Image:
-    """The image as the camera sees it: 8-bit RGB of the same size; what is too dark or too bright is clipped."""
+    """Return the image as the camera records it: 8-bit RGB of the same size, clipped to the range."""
     pixels = np.asarray(image.convert("RGB"))
     curve = (np.arange(256)[:, None] / 255) ** camera.gamma * camera.gains + camera.offsets
     y, x = (np.linspace(-1, 1, size) for size in pixels.shape[:2])
@@ -51,21 +54,23 @@ def see(image: Image.Image, camera: Camera) -> Image.Image:
 def shift_images(
     table: pd.DataFrame, root: Path, target: Path, options: PartitionOptions, outside_files: bool = False
 ) -> pd.DataFrame:
-    """Write every image as its site's camera sees it; the table with the new paths, relative to `target`.
+    """Write every image as the camera of its site records it, and return the table with the new paths.
 
-    The digest in a name is of path, strength and seed: an image that is there is not written again, and one of
-    another strength is never taken for it.
+    The new paths are relative to `target`.
+
+    The digest in a file name depends on path, strength and seed: an existing image is not written again, and an image
+    of another strength is never reused.
 
     Args:
-        table: of `partition` by `features`; paths are relative to `root`.
-        root: folder of the images, out of which no path or link may lead.
-        target: gets `images/<site>/<stem>-<digest>.png`.
-        options: those of the partition.
-        outside_files: paths and links may lead out of the root.
+        table: result of `partition` by `features`; paths are relative to `root`.
+        root: folder of the images. No path or link may lead out of it.
+        target: folder that receives `images/<site>/<stem>-<digest>.png`.
+        options: options of the partition.
+        outside_files: True if paths and links may lead out of the root.
 
     Raises:
-        ConfigurationError: the partition is not by `features`.
-        DataError: an image cannot be read, or lies outside of the root.
+        ConfigurationError: If the partition is not by `features`.
+        DataError: If an image cannot be read, or lies outside the root.
     """
     if options.by != "features":
         raise ConfigurationError(f"--by {options.by}: only --by features changes images")
@@ -92,13 +97,13 @@ def shift_images(
 def save_partition(table: pd.DataFrame, options: PartitionOptions, target: Path) -> None:
     """Write `manifest.csv`, `partition.json` and `partition.png` into `target`.
 
-    The JSON holds the options, the images a site, split and class, the distance (total variation, 0 to 1) of every
-    site's class shares from the pooled ones over all splits, and the SHA-256 of the manifest.
+    The JSON holds the options, the images per site, split and class, the distance (total variation, 0 to 1) of the
+    class shares of every site from the pooled shares over all splits, and the SHA-256 of the manifest.
 
     Args:
-        table: of `partition` or `shift_images`.
-        options: those of the partition.
-        target: a folder, made if need be.
+        table: result of `partition` or `shift_images`.
+        options: options of the partition.
+        target: a folder, created if needed.
     """
     target.mkdir(parents=True, exist_ok=True)
     manifest = table.to_csv(index=False, lineterminator="\n").encode()
@@ -122,14 +127,17 @@ def save_partition(table: pd.DataFrame, options: PartitionOptions, target: Path)
 
 
 def _count(part: pd.DataFrame, table: pd.DataFrame, sites: list[str]) -> pd.DataFrame:
-    """Images of a part of the table: a row a site, a column a class, zeros included."""
+    """Count the images of a part of the table: one row per site, one column per class, with zeros."""
     classes = sorted(set(table["label"]))
     counts: pd.DataFrame = pd.crosstab(part["site"], part["label"]).reindex(index=sites, columns=classes, fill_value=0)
     return counts
 
 
 def _picture(train: pd.DataFrame, shares: pd.DataFrame, distance: pd.Series[float], title: str) -> bytes:
-    """Training images as stacked bars, class shares over all splits as a heat map; a row a site. A PNG."""
+    """Return a PNG with one row per site: training images as stacked bars, class shares as a heat map.
+
+    The class shares are those over all splits.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

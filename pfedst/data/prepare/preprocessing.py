@@ -1,8 +1,8 @@
-"""A tree of large images made into a tree of small ones, once, before training.
+"""Convert a tree of large images to a tree of small images, once, before training.
 
-A photograph of a clinic takes many times longer to decode than the 224 pixels that an encoder sees. Names stay as they
-are, so that labels, folders and manifests go on fitting. `TARGET/preprocessing.json` says how a tree was made; a run
-that was killed goes on where it was.
+A clinical photograph takes many times longer to decode than the 224 pixels that an encoder sees. Names do not change,
+so labels, folders and manifests still fit. `TARGET/preprocessing.json` records how a tree was made. A run that was
+killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pfedst.errors import ConfigurationError, DataError, listed
 from pfedst.state import write_json
 
 RULE = 1
-"""Raised whenever the same options give other pixels: trees of two rules are never mixed."""
+"""Version number, increased whenever the same options give other pixels: trees of two versions are never mixed."""
 MINKOWSKI_NORM = 6
 Crop = Literal["none", "square"]
 Format = Literal["same", "png", "jpeg"]
@@ -41,24 +41,24 @@ SUFFIXES: Mapping[Format, tuple[str, ...]] = {
     "png": (".png",),
     "jpeg": (".jpg", ".jpeg"),
 }
-"""Names that keep their suffix; every other kind of image gets the first."""
+"""Suffixes that are kept. All other images get the first suffix."""
 
 
 @dataclass(frozen=True)
 class PreprocessingOptions:
-    """What is done to each image, in this order.
+    """Steps applied to each image, in this order.
 
     Args:
-        shorter_side: pixels, 8 or more; the aspect is kept. A smaller image stays as it is: the encoder's transform
-            enlarges it anyway, and twice resampled is worse. (FLamby enlarges.)
-        crop: `square` keeps the centre. With `none` the training's random crops have the whole image to choose from.
-        colour_constancy: see there; as in FLamby's Fed-ISIC2019.
-        window: of DICOM files: centre and width (above 0), in the units of the modality, such as Hounsfield units.
-        format: of the files. `same`: JPEG stays JPEG, everything else becomes PNG. JPEG is written with quality 95 and
+        shorter_side: pixels, 8 or more; the aspect ratio is kept. A smaller image is not enlarged: the encoder's
+            transform enlarges it, and resampling twice is worse. (FLamby enlarges.)
+        crop: `square` keeps the centre. With `none` the random crops of training can use the whole image.
+        colour_constancy: apply `colour_constancy`, as in FLamby's Fed-ISIC2019.
+        window: centre and width (above 0) for DICOM files, in the units of the modality, such as Hounsfield units.
+        format: file format. `same`: JPEG stays JPEG, everything else becomes PNG. JPEG is written with quality 95 and
             full colour resolution.
 
     Raises:
-        ConfigurationError: a value out of range.
+        ConfigurationError: If a value is out of range.
     """
 
     shorter_side: int = 224
@@ -81,14 +81,14 @@ class PreprocessingOptions:
 
 @dataclass(frozen=True)
 class PreprocessingReport:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
-        written: number of images.
+        written: number of images written.
         skipped: number of images that an earlier run had written.
-        seconds: of this run.
-        bytes_before: of all images of the source, skipped ones included.
-        bytes_after: of what was made of them.
+        seconds: duration of this run.
+        bytes_before: size of all source images, including skipped ones.
+        bytes_after: size of the converted images.
     """
 
     written: int
@@ -104,16 +104,16 @@ class _Job(NamedTuple):
 
     @property
     def done(self) -> bool:
-        # an empty file is what a crash of the machine may leave of one that was renamed but not synced
+        # a crash of the machine may leave an empty file if it was renamed but not synced
         return self.target.is_file() and self.target.stat().st_size > 0
 
 
 def colour_constancy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Take the colour of the light out: Shades of Gray (Finlayson & Trezzi, Color Imaging Conference 2004).
+    """Remove the colour of the light: Shades of Gray (Finlayson & Trezzi, Color Imaging Conference 2004).
 
     The light is estimated as the Minkowski norm (p = 6) of each channel. As in FLamby, the three estimates are scaled
-    to a root mean square of 1, which leaves a grey picture alone. Unlike there, what is brighter than 255 becomes 255:
-    cast to uint8 as it is, it wraps around, and highlights turn dark.
+    to a root mean square of 1, which leaves a grey picture unchanged. Unlike in FLamby, values above 255 are clipped to
+    255; a plain cast to uint8 would wrap around and turn highlights dark.
 
     Args:
         pixels: (H, W, 3), RGB.
@@ -131,18 +131,18 @@ def colour_constancy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image.Image:
-    """Resize, crop, and only then colour constancy: the order of FLamby.
+    """Resize, crop, and then apply colour constancy, in the order of FLamby.
 
-    Resampling is Pillow's bicubic, antialiased: the filter of CLIP's own transform. Sizes and offsets follow
-    torchvision's Resize and CenterCrop, so that a PNG of the encoder's size gives the very tensor that the original
-    would have given. Decoding at reduced size (`Image.draft`) would change it, and is not used.
+    Resampling is Pillow's bicubic with antialiasing, the filter of CLIP's transform. Sizes and offsets follow
+    torchvision's Resize and CenterCrop, so a PNG of the encoder's size gives exactly the tensor of the original.
+    Decoding at reduced size (`Image.draft`) would change the tensor and is not used.
 
     Args:
         image: RGB.
-        options: what to do.
+        options: steps to apply.
 
     Returns:
-        RGB, pixels alone: comments and EXIF, which may name a patient, are left behind.
+        RGB pixels without comments and EXIF, which may name a patient.
     """
     shorter, wanted = min(image.size), options.shorter_side
     if shorter > wanted:
@@ -159,21 +159,21 @@ def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image
 def preprocess_tree(
     source: Path, target: Path, options: PreprocessingOptions, workers: int = 0, outside_files: bool = False
 ) -> PreprocessingReport:
-    """Preprocess every image in a folder and the folders below it; those that are there already are skipped.
+    """Preprocess every image in a folder and its subfolders. Images that are already written are skipped.
 
     Args:
-        source: hidden files and folders are left out; links are followed, unless they lead out of it.
-        target: made if need be; has the same relative names.
-        options: what is done to each image.
-        workers: number of threads, which does not change the results (decoding and resizing hold no lock); 0: as many
-            as cores.
-        outside_files: links may lead out of the source.
+        source: source folder. Hidden files and folders are skipped; links are followed unless they lead out of it.
+        target: target folder, created if needed, with the same relative names.
+        options: steps applied to each image.
+        workers: number of threads (decoding and resizing hold no lock); 0: the number of cores. The results do not
+            depend on it.
+        outside_files: True if links may lead out of the source.
 
     Raises:
-        ConfigurationError: `workers` is negative.
-        DataError: nothing is written if the source holds no image or two that would get one name, if a link leads
-            out of it, if the target is not outside the source, or was made with other options or otherwise. Images that
-            cannot be read are named once all others are done.
+        ConfigurationError: If `workers` is negative.
+        DataError: If the source holds no image or two images would get one name, a link leads out of the source, the
+            target is not outside the source, or the target was made differently; then nothing is written. If images
+            cannot be read, they are named after all others are done.
     """
     started = time.perf_counter()
     if workers < 0:
@@ -189,7 +189,7 @@ def preprocess_tree(
         faults = [fault for fault in for_each(convert, waiting, "preprocessing images", workers) if fault]
         sizes = [(job.source.stat().st_size, job.target.stat().st_size) for job in jobs if job.done]
     except OSError as error:
-        raise DataError(f"{error}; check rights and free space, and run again: what is done is kept") from error
+        raise DataError(f"{error}; check rights and free space, and run again: finished images are kept") from error
     if faults:
         raise DataError(_listed(faults, len(jobs), target))
     before, after = (sum(column) for column in zip(*sizes, strict=True))
@@ -198,7 +198,7 @@ def preprocess_tree(
 
 
 def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
-    """What is to become what, sorted; nothing is written."""
+    """Return sorted pairs of source and target file. Nothing is written."""
     if target.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{target} lies in {source}, and would be taken for images of it; give a folder outside")
     files = [path.relative_to(source) for path in _files(source)]
@@ -228,7 +228,7 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        # a link that leads nowhere is told as missing; a pipe is no image
+        # a broken link is reported as missing; a pipe is not an image
         if path.is_file() or not path.exists():
             yield path
         # a link to a folder above would never end
@@ -237,7 +237,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _open_target(target: Path, identity: Mapping[str, Any]) -> None:
-    """A new folder, or one that was made in the same way."""
+    """Create the target folder, or check that an existing one was made in the same way."""
     if target.exists() and not target.is_dir():
         raise DataError(f"{target} is no folder; give another TARGET")
     target.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
-    """Do one job; why its image cannot be read, if it cannot."""
+    """Convert one image. Return the reason if it cannot be read, otherwise None."""
     try:
         image = preprocess_image(_read(job.source, options), options)
     except DataError as error:
@@ -275,7 +275,7 @@ def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
     else:
         image.save(content, "JPEG", quality=95, subsampling=0)
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    # one name whatever the process: a run that goes on overwrites what a killed one left; hidden, it is no image
+    # the same name in every process, so a new run overwrites the rest of a killed one; hidden, so it is not an image
     temporary = job.target.with_name(f".{job.target.name}.part")
     temporary.write_bytes(content.getbuffer())
     temporary.replace(job.target)
@@ -283,7 +283,7 @@ def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
 
 
 def _read(path: Path, options: PreprocessingOptions) -> Image.Image:
-    """One image in RGB, from whatever kind of file."""
+    """Return an image in RGB from any kind of file."""
     return load_dicom(path, options.window) if is_dicom(path) else FileSource([path]).load(0)
 
 

@@ -1,1 +1,1 @@
-"""The data sets: one module a layout on disk."""
+"""The data sets: one module for each layout on disk."""

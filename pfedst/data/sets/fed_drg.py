@@ -1,4 +1,4 @@
-"""FedDRG: diabetic retinopathy grades of up to eight public sets, one a site, in GDRBench's layout.
+"""FedDRG: diabetic retinopathy grades of up to eight public sets, one per site, in the layout of GDRBench.
 
 Source: Che et al., Towards Generalizable Diabetic Retinopathy Grading in Unseen Domains, MICCAI 2023 (GDRBench).
 """
@@ -26,24 +26,24 @@ DEFAULT_DOMAINS = ("APTOS", "DEEPDR", "FGADR", "IDRID", "MESSIDOR", "RLDR")
 DOMAINS = (*DEFAULT_DOMAINS, "DDR", "EYEPACS")
 FILES: dict[Split, str] = {"train": "train", "test": "crossval"}
 PATIENTS = {"DEEPDR": "deepdr", "RLDR": "kaggle", "EYEPACS": "kaggle"}
-"""Sets whose file names begin with the patient's number; those of RLDR are numbers of Kaggle's EyePACS."""
+"""Sets whose file names begin with the number of the patient. RLDR uses the numbers of Kaggle's EyePACS."""
 
 
 class FedDRG(FederatedDataModule):
-    """`root/images/<DOMAIN>/<grade>/<file>` and `root/splits/<DOMAIN>_{train,crossval}.txt`; crossval is test.
+    """Read `root/images/<DOMAIN>/<grade>/<file>` and `root/splits/<DOMAIN>_{train,crossval}.txt`; crossval is test.
 
-    Names are matched whatever their case, and whatever the suffix where that leaves one file. An image is known by its
-    path, never by its name: IDRID uses the same names in both splits. Patients are known in DEEPDR, RLDR and EYEPACS.
-    RLDR's photographs are also in EYEPACS: with both, EYEPACS is left without RLDR's patients.
+    Names are matched without regard to case, and to the suffix if that leaves one file. An image is identified by its
+    path, not by its name: IDRID uses the same names in both splits. Patients are known in DEEPDR, RLDR and EYEPACS.
+    RLDR's photographs are also in EYEPACS: with both domains, EYEPACS excludes RLDR's patients.
 
     Args:
-        root: the folder that holds `images` and `splits`; default: PFEDST_DATA_ROOT of the environment.
-        domains: which sets, of APTOS, DEEPDR, FGADR, IDRID, MESSIDOR, RLDR, DDR, EYEPACS; one that is missing is an
-            error. Default: of the first six all that are there (FGADR and MESSIDOR may not be redistributed).
-        options: those of FederatedDataModule.
+        root: the folder that holds `images` and `splits`. Default: the environment variable PFEDST_DATA_ROOT.
+        domains: sets to use, of APTOS, DEEPDR, FGADR, IDRID, MESSIDOR, RLDR, DDR, EYEPACS. A missing set is an error.
+            Default: the sets that exist among the first six (FGADR and MESSIDOR may not be redistributed).
+        options: options of FederatedDataModule.
 
     Raises:
-        ConfigurationError: an unknown domain, or one given twice.
+        ConfigurationError: If a domain is unknown or given twice.
     """
 
     def __init__(self, root: Path | str | None = None, domains: Sequence[str] | None = None, **options: Any) -> None:
@@ -60,7 +60,7 @@ class FedDRG(FederatedDataModule):
             raise ConfigurationError(f"--data.domains {list(self.domains)}: give each domain once, and at least one")
 
     def read(self) -> Sites:
-        """Read the split files of every domain that is wanted and there."""
+        """Read the split files of every requested domain that exists."""
         root = existing_folder(self.root, "--data.root")
         if _folder(root, "splits") is None:
             raise DataError(f"{root} holds no folder splits; give the folder that holds images/ and splits/")
@@ -74,7 +74,7 @@ class FedDRG(FederatedDataModule):
         return Sites(
             CLASS_NAMES,
             {d: {s: LabelledImages.from_records(r) for s, r in of.items()} for d, of in parts.items()},
-            f"complete {root / 'images'} (pfedst data prepare fed_drg --root {root} tells what there should be), or "
+            f"complete {root / 'images'} (pfedst data prepare fed_drg --root {root} lists the expected content), or "
             f"choose --data.domains that are there",
             "remove the images of these patients from the split file of one side",
             [root],
@@ -82,7 +82,11 @@ class FedDRG(FederatedDataModule):
         )
 
     def _there(self, root: Path, domain: str) -> bool:
-        """Whether a domain has files; a domain that was named must, and half a domain is an error."""
+        """Return True if a domain has files.
+
+        Raises:
+            DataError: If a requested domain is missing, or a domain is incomplete.
+        """
         images, tables = _folder(root, "images"), _folder(root, "splits")
         have_images = images is None or _folder(images, domain) is not None
         lacking = [f"splits/{domain}_{name}.txt" for name in FILES.values() if _file(tables, domain, name) is None]
@@ -90,12 +94,12 @@ class FedDRG(FederatedDataModule):
             return True
         if self.domains is None and (not have_images or len(lacking) == len(FILES)):
             logging.getLogger("pfedst").warning(
-                "%s is not in %s and is left out; --data.domains says which sets must be there", domain, root
+                "%s is not in %s and is left out; --data.domains names the sets that must exist", domain, root
             )
             return False
         missing = ([] if have_images else [f"images/{domain}"]) + lacking
         raise DataError(
-            f"{root}: {', '.join(missing)} missing; pfedst data prepare fed_drg tells where to get it, or leave "
+            f"{root}: {', '.join(missing)} missing; pfedst data prepare fed_drg lists its source, or leave "
             f"{domain} out (name those that are whole with --data.domains)"
         )
 
@@ -114,7 +118,7 @@ class FedDRG(FederatedDataModule):
                 where = f"{file}, line {number}"
                 relative, label = _parsed(where, line, domain)
                 path = _located(where, there, relative) or (images or root / "images") / relative
-                if path in seen:  # whatever the case and suffix in which it is listed
+                if path in seen:  # also if it is listed with another case or suffix
                     raise DataError(f"{where}: {relative} is already in {seen[path]}; keep one")
                 seen[path] = where
                 records.append(Record(path, label, _patient(domain, path)))
@@ -134,7 +138,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _parsed(where: str, line: str, domain: str) -> tuple[str, int]:
-    """`DOMAIN/grade/file label` -> the path below `images/`, and the label."""
+    """Parse `DOMAIN/grade/file label` to the path below `images/` and the label."""
     listed, _, label = line.strip().replace("\\", "/").rpartition(" ")
     if label not in ("0", "1", "2", "3", "4") or not listed.strip():
         raise DataError(f'{where}: "{shown(PurePosixPath(line.strip()))}" is not a path and a grade 0 to 4')
@@ -151,14 +155,14 @@ def _parsed(where: str, line: str, domain: str) -> tuple[str, int]:
 
 
 def _index(folder: Path | None) -> dict[str, list[Path]]:
-    """Files by their path below `images/` in lower case, and by the same without suffix."""
+    """Return files by their lower-case path below `images/`, with and without suffix."""
     found: dict[str, list[Path]] = defaultdict(list)
     if folder is None:
         return found
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place, name)
-            if path.suffix.lower() not in IMAGE_SUFFIXES:  # such as half a download, x.png.part
+            if path.suffix.lower() not in IMAGE_SUFFIXES:  # such as x.png.part of an incomplete download
                 continue
             relative = path.relative_to(folder.parent).as_posix().lower()
             found[relative].append(path)
@@ -194,14 +198,14 @@ def _without_patients_of(
 
 
 def _folder(parent: Path, name: str) -> Path | None:
-    """The folder of that name, whatever its case."""
+    """Return the folder with this name, without regard to case."""
     if (parent / name).is_dir():
         return parent / name
     return next((parent / found for found in folders(parent) if found.lower() == name.lower()), None)
 
 
 def _file(parent: Path | None, domain: str, name: str) -> Path | None:
-    """The split file, whatever its case."""
+    """Return the split file, without regard to case."""
     if parent is None:
         return None
     wanted = f"{domain}_{name}.txt".lower()

@@ -1,4 +1,4 @@
-"""FedISIC2019 as FLamby lays it out: six true centres of dermoscopy images, eight classes.
+"""FedISIC2019 in the layout of FLamby: dermoscopy images of six real centres, eight classes.
 
 Source: du Terrail et al., FLamby, NeurIPS Datasets and Benchmarks 2022; ISIC 2019 challenge.
 """
@@ -25,27 +25,27 @@ METADATA = "ISIC_2019_Training_Metadata.csv"
 
 
 class FedISIC2019(FederatedDataModule):
-    """FedISIC2019 from the folder of ISIC's own download, or of FLamby's preprocessing.
+    """FedISIC2019 from the folder of ISIC's download or of FLamby's preprocessing.
 
     FLamby's split puts images of one lesion on both sides: 65.9 % of its test images share a lesion with a training
-    image. `lesion_grouped` cuts every centre anew, by lesions and stratified by class, and its numbers are not
-    comparable with those of FLamby's split. Validation never splits a lesion where lesion ids are known.
+    image. `lesion_grouped` splits every centre again, by lesions and stratified by class. Its numbers are not
+    comparable with those of FLamby's split. Validation never splits a lesion if lesion ids are known.
 
     Args:
-        root: the folder that holds the image folder; default: PFEDST_DATA_ROOT of the environment.
-        images: the image folder, relative to `root`; default: `ISIC_2019_Training_Input_preprocessed` (FLamby's), or
-            else `ISIC_2019_Training_Input` (ISIC's).
-        split_file: FLamby's `train_test_split` (comma or tab); default: searched in `root`, two folders deep, then in
-            an installed FLamby. It says the centre and the class of every image, whatever the split.
+        root: the folder that holds the image folder. Default: the environment variable PFEDST_DATA_ROOT.
+        images: the image folder, relative to `root`. Default: `ISIC_2019_Training_Input_preprocessed` (FLamby's),
+            otherwise `ISIC_2019_Training_Input` (ISIC's).
+        split_file: FLamby's `train_test_split` (comma or tab), which gives the centre and class of every image,
+            whatever the split. Default: searched in `root`, two folders deep, then in an installed FLamby.
         split: `flamby`, or `lesion_grouped`, which needs the metadata.
         test_fraction: share of each class's lesions that `lesion_grouped` puts into test, in (0, 1); drawn with
             `split_seed`.
-        centers: which centres, 0 to 5: bcn, vidir_molemax, vidir_modern, rosendahl, msk, vienna_dias.
-        metadata: a CSV with `image` and `lesion_id`; default: ISIC's own metadata in `root`, if it is there.
-        options: those of FederatedDataModule.
+        centers: centres to use, 0 to 5: bcn, vidir_molemax, vidir_modern, rosendahl, msk, vienna_dias.
+        metadata: a CSV with `image` and `lesion_id`. Default: ISIC's metadata in `root`, if it exists.
+        options: options of FederatedDataModule.
 
     Raises:
-        ConfigurationError: an option out of its range.
+        ConfigurationError: If an option is out of range.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FedISIC2019(FederatedDataModule):
         self.metadata = metadata
 
     def read(self) -> Sites:
-        """Read split file and lesion ids."""
+        """Read the split file and the lesion ids."""
         root = existing_folder(self.root, "--data.root")
         images = self._image_folder(root)
         split_file = self.split_path(root)
@@ -82,7 +82,7 @@ class FedISIC2019(FederatedDataModule):
             if column not in table.columns:
                 raise DataError(f'{split_file}: no column "{column}"; this is not FLamby\'s train_test_split')
         lesions = self._lesions(root)
-        # one listing: asking for every file by itself is slow on network disks
+        # list the folder once: a query for each file is slow on network disks
         there = {path.stem: path for path in images.iterdir()} if images.is_dir() else {}
         records: dict[str, dict[Split, list[Record]]] = {name: {} for name in SITE_NAMES}
         seen: dict[str, int] = {}
@@ -119,7 +119,7 @@ class FedISIC2019(FederatedDataModule):
         return f"FedISIC2019 in {images.parent.name}/{images.name} ({split}), centres {centers}, {known}"
 
     def _by_lesion(self, records: dict[str, list[Record]]) -> dict[str, dict[Split, LabelledImages]]:
-        """Every centre cut anew, no lesion on both sides, at whatever centres it lies (nine lie at two)."""
+        """Split every centre again so that no lesion is on both sides, also over centres (nine lesions lie at two)."""
         if not any(record.group for of_site in records.values() for record in of_site):
             raise DataError(
                 f"--data.split lesion_grouped: no lesion id is known; put {METADATA} of the ISIC 2019 challenge into "
@@ -137,7 +137,7 @@ class FedISIC2019(FederatedDataModule):
         names = [str(self.images)] if self.images is not None else list(IMAGE_FOLDERS)
         for name in names:
             folder = root / name
-            # an archive that is unpacked into a folder of its own name
+            # the archive may have been unpacked into a folder of its own name
             if (folder / folder.name).is_dir():
                 folder = folder / folder.name
             if folder.is_dir():
@@ -150,10 +150,10 @@ class FedISIC2019(FederatedDataModule):
         return root / IMAGE_FOLDERS[1]
 
     def split_path(self, root: Path) -> Path:
-        """FLamby's split file.
+        """Return FLamby's split file.
 
         Raises:
-            DataError: there is none.
+            DataError: If there is none.
         """
         if self.split_file is not None:
             if not Path(self.split_file).is_file():

@@ -1,4 +1,4 @@
-"""A folder SITE/{train,test}/CLASS/*: one's own images, without a manifest."""
+"""Images in folders SITE/{train,test}/CLASS/*, without a manifest."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LAYOUT = "expected SITE/train/CLASS/*.png and SITE/test/CLASS/*.png (SITE/valida
 
 
 ROOT_VARIABLE = "PFEDST_DATA_ROOT"
-"""Of the environment: the folder where no option names one."""
+"""Environment variable with the data folder to use if no option names one."""
 
 
 class FolderSites(FederatedDataModule):
-    """Images in `root/SITE/{train,test}/CLASS/`; a `validation` folder beside them is used where there is one.
+    """Images in `root/SITE/{train,test}/CLASS/`. A `validation` folder beside them is used if it exists.
 
     Args:
-        root: the folder that holds one folder a site; default: PFEDST_DATA_ROOT of the environment.
-        site_names: which of them; default: all.
-        class_names: class folders in the order of their indices; default: all that are found, sorted.
-        options: those of FederatedDataModule.
+        root: the folder that holds one folder per site. Default: the environment variable PFEDST_DATA_ROOT.
+        site_names: sites to use. Default: all.
+        class_names: class folders in the order of their indices. Default: all that are found, sorted.
+        options: options of FederatedDataModule.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FolderSites(FederatedDataModule):
         self.wanted_classes = class_names
 
     def read(self) -> Sites:
-        """Walk the tree."""
+        """List the images of all sites."""
         root = existing_folder(self.root, "--data.root")
         self.label = f"images in {root.name}"
         found = folders(root)
@@ -89,10 +89,10 @@ class FolderSites(FederatedDataModule):
 
 
 def existing_folder(path: Path | str | None, option: str) -> Path:
-    """The folder that an option names, or else the environment variable PFEDST_DATA_ROOT.
+    """Return the folder that an option names, or else the environment variable PFEDST_DATA_ROOT.
 
     Raises:
-        DataError: not given, or no folder.
+        DataError: If neither is given, or the folder does not exist.
     """
     path = path or os.environ.get(ROOT_VARIABLE)
     if path is None:
@@ -104,19 +104,19 @@ def existing_folder(path: Path | str | None, option: str) -> Path:
 
 
 def folders(root: Path) -> list[str]:
-    """Names of the folders in `root`, hidden ones left out, sorted."""
+    """Return the sorted names of the folders in `root`, without hidden ones."""
     if not root.is_dir():
         return []
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def is_image(path: Path) -> bool:
-    """By its suffix; for a file without one, whether it is DICOM."""
+    """Return True if the suffix is that of an image, or a file without suffix is DICOM."""
     return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images of a folder, sorted; a warning tells of files that are none."""
+    """Return the sorted images of a folder. Log a warning if other files are skipped."""
     with os.scandir(folder) as listing:
         files = [folder / e.name for e in listing if _is_file(e) and not e.name.startswith((".", "Thumbs.db"))]
     images = sorted(path for path in files if is_image(path))
@@ -128,5 +128,5 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere is one, too: an image that is missing, not one that was never there."""
+    """Return True for files and broken links: a broken link is reported as a missing image, not ignored."""
     return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not Path(entry.path).is_dir())

@@ -1,4 +1,4 @@
-"""Images that the `datasets` library of Hugging Face reads from disk: an imagefolder, or what `save_to_disk` wrote."""
+"""Images that the Hugging Face `datasets` library reads from disk: an imagefolder, or the output of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ SAVED = ("dataset_dict.json", "state.json")
 
 
 class HuggingFaceSites(FederatedDataModule):
-    """A `datasets` imagefolder with a column that names the site, or a saved DatasetDict (needs pfedst[datasets]).
+    """A `datasets` imagefolder with a column for the site, or a saved DatasetDict (needs pfedst[datasets]).
 
-    An imagefolder holds `train/` and `test/` (`validation/` is optional), each with its `metadata.csv` (or .jsonl)
-    of the columns `file_name`, `label`, `site`, and optionally `group`.
+    An imagefolder holds `train/` and `test/` (`validation/` is optional). Each has a `metadata.csv` (or .jsonl) with
+    the columns `file_name`, `label`, `site`, and optionally `group`.
 
     Args:
-        root: the imagefolder, or the folder that `DatasetDict.save_to_disk` wrote; default: PFEDST_DATA_ROOT of the
-            environment.
-        image_column: of the images.
-        label_column: of the classes: names, numbers, or a ClassLabel.
-        site_column: of the sites.
-        group_column: of patients or lesions; default: `group`, where there is one.
-        class_names: in the order of their indices; default: those of a ClassLabel, else all values found, sorted.
-        options: those of FederatedDataModule.
+        root: the imagefolder, or the folder that `DatasetDict.save_to_disk` wrote. Default: the environment variable
+            PFEDST_DATA_ROOT.
+        image_column: column of the images.
+        label_column: column of the classes: names, numbers, or a ClassLabel.
+        site_column: column of the sites.
+        group_column: column of patients or lesions. Default: `group`, if it exists.
+        class_names: names of the classes in the order of their indices. Default: those of a ClassLabel, otherwise all
+            values found, sorted.
+        options: options of FederatedDataModule.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class HuggingFaceSites(FederatedDataModule):
         self.wanted_classes = class_names
 
     def read(self) -> Sites:
-        """Read every split's table; the images stay where they are."""
+        """Read the table of every split. Images are not copied."""
         root = existing_folder(self.root, "--data.root")
         self.label = f"Hugging Face data set in {root.name}"
         tables = _splits(root)
@@ -93,14 +94,14 @@ class HuggingFaceSites(FederatedDataModule):
                 raise DataError(f'{where}: --data.{purpose}_column "{column}" {kind}; name another column')
 
     def _texts(self, where: str, table: Any) -> dict[str, list[str]]:
-        """Class and site of every row, as names."""
+        """Return class and site of every row, as names."""
         found = {}
         for purpose in ("label", "site"):
             column = self.columns[purpose]
             names = getattr(table.features[column], "names", None)
             values = _values(where, table, column)
             for row, value in enumerate(values):
-                # -1 of a ClassLabel is the library's word for no label
+                # the library uses -1 of a ClassLabel for no label
                 if value is None or value == "" or (names is not None and value < 0):
                     hint = " (is its metadata file there?)" if all(v is None for v in values) else ""
                     raise DataError(f"{where} row {row}: the {purpose} is empty{hint}; fill it in, or remove the row")
@@ -128,7 +129,7 @@ class HuggingFaceSites(FederatedDataModule):
 
 
 class _Reader:
-    """The encoded bytes of chosen rows; a class, so that a process that loads images can be given it."""
+    """Read the encoded bytes of chosen rows. A class, so that it can be sent to a worker process."""
 
     def __init__(self, images: Any, column: str, rows: Sequence[int]) -> None:
         self.images, self.column, self.rows = images, column, rows
@@ -148,15 +149,15 @@ class _Reader:
 
 
 def _values(where: str, table: Any, column: str) -> list[Any]:
-    """A column; what claims to be text is checked by nobody until it is read."""
+    """Return a column. The library does not check text columns before they are read."""
     try:
         return list(table[column])
-    except ValueError as error:  # pyarrow's errors, and text that is no UTF-8
+    except ValueError as error:  # pyarrow's errors, and text that is not UTF-8
         raise DataError(f'{where}: the column "{column}" cannot be read ({error}); make it again') from error
 
 
 def _splits(root: Path) -> dict[Split, Any]:
-    """The tables of `datasets`, by split."""
+    """Return the `datasets` tables by split."""
     try:
         import datasets
     except ImportError as error:
@@ -166,15 +167,15 @@ def _splits(root: Path) -> dict[Split, Any]:
         if any((root / name).is_file() for name in SAVED):
             found = datasets.load_from_disk(str(root))
         else:
-            # named one by one: left to itself the library drops folders that it does not take for a split
+            # each split is named: by default the library ignores folders that it does not recognise as a split
             found = datasets.load_dataset("imagefolder", data_files=_patterns(root))
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds for damaged files
         file = getattr(error, "filename", None)
         reason = f"{error.strerror}: {file}" if file and isinstance(error, OSError) else str(error) or repr(error)
-        told = " ".join(reason.split())
-        raise DataError(f"{root}: Hugging Face's datasets cannot read it ({told}); make it again") from error
+        message = " ".join(reason.split())
+        raise DataError(f"{root}: Hugging Face's datasets cannot read it ({message}); make it again") from error
     if not isinstance(found, dict):
         raise DataError(f"{root} holds one split only; save a DatasetDict with train and test")
     if unknown := [name for name in found if name not in SPLITS]:
@@ -183,7 +184,7 @@ def _splits(root: Path) -> dict[Split, Any]:
 
 
 def _patterns(root: Path) -> dict[str, str]:
-    """The files of every split of an imagefolder."""
+    """Return the file pattern of every split of an imagefolder."""
     for name in folders(root):
         if name not in SPLITS and name.lower() in SPLIT_NAMES:
             raise DataError(f"{root / name}: rename it to {SPLIT_NAMES[name.lower()]}")
@@ -199,9 +200,9 @@ def _patterns(root: Path) -> dict[str, str]:
 
 
 def _names_and_files(images: Any, column: str, where: str) -> tuple[list[str], list[Path | None]]:
-    """Paths where the table has them, and the files of images that it does not hold itself.
+    """Return image names, with paths if the table has them, and the files of images outside the table.
 
-    Asking for rows would read every image.
+    Columns are read, since reading rows would read every image.
     """
     cells = [cell for chunk in images.data.column(column).chunks for cell in _paths_and_bytes(chunk)]
     for row, (path, held) in enumerate(cells):
@@ -214,14 +215,14 @@ def _names_and_files(images: Any, column: str, where: str) -> tuple[list[str], l
 
 
 def _paths_and_bytes(chunk: Any) -> list[tuple[str | None, bool]]:
-    """Of a column of images: each path, and whether the table holds the bytes; neither where there is no image."""
+    """Return the path of each image and True if the table holds its bytes; (None, False) for a missing image."""
     paths, held = chunk.field("path").to_pylist(), chunk.field("bytes").is_valid().to_pylist()
     valid = chunk.is_valid().to_pylist()
     return [(path, has) if ok else (None, False) for path, has, ok in zip(paths, held, valid, strict=True)]
 
 
 def _unpacked() -> Path:
-    """Where the library unpacks the archives of an imagefolder."""
+    """Return the folder into which the library unpacks the archives of an imagefolder."""
     import datasets
 
     return Path(datasets.config.EXTRACTED_DATASETS_PATH)

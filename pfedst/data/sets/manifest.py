@@ -1,4 +1,4 @@
-"""A CSV or parquet manifest: path, label, site, split, optional group."""
+"""Images listed in a CSV or parquet manifest: path, label, site, split, optional group."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pfedst.data.files import shown
 from pfedst.data.sets.folder import existing_folder
 from pfedst.data.sites import SPLITS, LabelledImages, Sites, class_index, class_order
 from pfedst.data.sources import Record
-from pfedst.data.tables import columns_told, read_table
+from pfedst.data.tables import column_names, read_table
 from pfedst.errors import DataError, nearest
 
 COLUMNS = ("path", "label", "site", "split")
 
 
 class ManifestSites(FederatedDataModule):
-    """Images that a table lists: columns `path`, `label`, `site`, `split`, and optionally `group`.
+    """Images listed in a table with the columns `path`, `label`, `site`, `split`, and optionally `group`.
 
     Args:
         manifest: the table: .csv (comma, semicolon or tab) or .parquet (needs pfedst[parquet]).
-        root: paths are relative to this folder, and none may lead out of it (see `outside_files`); default: the
-            manifest's folder.
-        class_names: in the order of their indices; labels may then be indices as well as names. Default: all names
-            found, sorted.
-        options: those of FederatedDataModule.
+        root: folder to which the paths are relative. No path may lead out of it (see `outside_files`). Default: the
+            folder of the manifest.
+        class_names: names of the classes in the order of their indices. Labels may then be indices or names. Default:
+            all names found, sorted.
+        options: options of FederatedDataModule.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ManifestSites(FederatedDataModule):
         for column in COLUMNS:
             if column not in table.columns:
                 raise DataError(
-                    f'{file}: no column "{column}" (found: {columns_told(table)}); '
+                    f'{file}: no column "{column}" (found: {column_names(table)}); '
                     f"needed: {', '.join(COLUMNS)}, optional: group"
                 )
         if table.empty:
@@ -95,5 +95,5 @@ class ManifestSites(FederatedDataModule):
 
 
 def _empty(value: Any) -> bool:
-    """Whether a cell holds nothing; the text "nan" is a name like any other, a parquet table has real ones."""
+    """Return True if a cell is empty. The text "nan" is a valid name; a parquet table can hold real NaN."""
     return value is None or value != value or str(value) == ""

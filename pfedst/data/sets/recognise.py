@@ -1,4 +1,4 @@
-"""What lies in a folder or file: which data module reads it."""
+"""Find the data module that reads a given folder or file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 
 def recognise(path: Path) -> tuple[str, dict[str, str]]:
-    """The name of the data module for a path, and its options.
+    """Return the name of the data module for a path, and its options.
 
     Raises:
-        DataError: no such path, or nothing known in it.
+        DataError: If the path does not exist, or its content is unknown.
     """
     if path.is_file():
         if path.suffix.lower() in TABLES:

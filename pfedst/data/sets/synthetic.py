@@ -1,6 +1,6 @@
-"""Synthetic sites: lesion-like images whose colours, light, labels and numbers differ from site to site.
+"""Synthetic sites: lesion-like images whose colours, light, labels and numbers differ between sites.
 
-They show that the software works, and nothing about medicine; their label says SYNTHETIC wherever numbers appear.
+They show that the software works and have no medical meaning. Their label says SYNTHETIC wherever numbers appear.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pfedst.seeds import derive_seed
 
 CLASS_NAMES = ("nevus", "melanoma", "keratosis", "vascular", "carcinoma", "fibroma")
 SKIN = np.array([0.80, 0.62, 0.52])
-# a class's colour relative to the skin, irregularity of its border, and strength of its texture
+# of each class: colour relative to the skin, irregularity of the border, strength of the texture
 COLOURS = np.array(
     [
         [-0.22, -0.22, -0.20],
@@ -44,30 +44,30 @@ class ArraySource:
     images: Images
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def load(self, index: int) -> Image.Image:
-        """The image."""
+        """Return the image."""
         return Image.fromarray(self.images[index])
 
     def digest(self, index: int) -> str:
-        """Of the pixels."""
+        """Return a hash of the pixels."""
         return content_digest(self.images[index].tobytes())
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """Return the number of the image as text."""
         return f"image {index}"
 
     def header(self, index: int) -> ImageHeader:
-        """Its size."""
+        """Return the size of the image."""
         height, width, _ = self.images[index].shape
         return ImageHeader(width, height, "RGB")
 
 
 @dataclass(frozen=True)
 class Camera:
-    """What a site does to every image: channel gains and offsets, gamma, and light from one side."""
+    """The change that a site applies to every image: channel gains and offsets, gamma, and light from one side."""
 
     gains: NDArray[np.float64]
     offsets: NDArray[np.float64]
@@ -76,19 +76,22 @@ class Camera:
 
 
 class SyntheticSites(FederatedDataModule):
-    """Seeded lesion-like images: the class shows in colour, border and texture, the site in colour cast and light.
+    """Seeded lesion-like images.
+
+    The class determines colour, border and texture. The site determines colour cast and light.
 
     Args:
-        sites: number of sites, >= 1.
+        sites: number of sites, 1 to 26.
         classes: number of classes, 2 to 6.
         image_size: side in pixels, >= 16.
-        samples_per_site: training images (validation is cut from them), one number a site; default: falling.
-        test_samples_per_site: test images, one number a site; every class is there, equally often.
-        heterogeneity: strength of colour cast and light, >= 0; 0 makes all sites alike but for their labels.
-        label_skew: concentration of the Dirichlet draw of each site's class shares, > 0; small is skewed.
-        noise: deviation of pixel noise, >= 0.
-        seed: of the images.
-        options: those of FederatedDataModule.
+        samples_per_site: number of training images for each site; validation is split off from them. Default:
+            decreasing.
+        test_samples_per_site: number of test images for each site. Every class occurs equally often.
+        heterogeneity: strength of colour cast and light, >= 0. With 0 the sites differ only in their labels.
+        label_skew: concentration of the Dirichlet draw of each site's class shares, > 0. A small value is skewed.
+        noise: standard deviation of pixel noise, >= 0.
+        seed: seed of the images.
+        options: options of FederatedDataModule.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class SyntheticSites(FederatedDataModule):
         self.label = f"SYNTHETIC lesion-like images ({sites} sites, seed {seed})"
 
     def read(self) -> Sites:
-        """Draw every image."""
+        """Draw all images."""
         return Sites(CLASS_NAMES[: self.classes], {name: self._site(i) for i, name in enumerate(self.names)})
 
     def _site(self, index: int) -> dict[Any, LabelledImages]:
@@ -154,7 +157,7 @@ class SyntheticSites(FederatedDataModule):
         }
 
     def _draw(self, labels: NDArray[np.int64], camera: Camera, rng: np.random.Generator) -> Images:
-        """Lesions on skin, as a site's camera sees them: (n, S, S, 3)."""
+        """Return images (n, S, S, 3) of lesions on skin, as the camera of a site records them."""
         n, size = len(labels), self.image_size
         y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
 

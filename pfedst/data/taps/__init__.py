@@ -1,1 +1,1 @@
-"""The tap cache: what a frozen encoder says of an image, computed once."""
+"""The tap cache: stores the output of a frozen encoder for each image, computed once."""

@@ -1,4 +1,4 @@
-"""What a frozen encoder says of an image is computed once, whoever asks: clients, methods, later runs."""
+"""Cache the output of a frozen encoder for each image, shared by clients, methods and later runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SERVES: Mapping[Need, tuple[Need, ...]] = {
     "taps": ("taps",),
     "images": (),
 }
-"""What an adapter needs -> the kinds of a store that serve it, the smallest first."""
+"""Encoder output that an adapter needs -> kinds of store that hold it, the smallest first."""
 
 IMAGES_A_STEP = 32
 GIGABYTE = 1e9
@@ -44,7 +44,7 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What a configuration says of the cache; ranges and meaning are FederatedDataModule's."""
+    """Options of the cache in a configuration. FederatedDataModule documents their ranges and meaning."""
 
     kind: CacheKind
     dtype: TapDtype
@@ -53,7 +53,7 @@ class CacheOptions:
 
 
 class Wanted(NamedTuple):
-    """One image as it enters the encoder: its key, and where to load it."""
+    """An image as it enters the encoder: its key, and where to load it."""
 
     key: str
     dataset: SiteDataset
@@ -61,12 +61,12 @@ class Wanted(NamedTuple):
 
 
 class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
-    """A site's split, read from a store a batch at a time.
+    """A split of a site, read from a store in batches.
 
     Args:
-        store: where the rows are.
-        need: what is read of them.
-        rows: (n, 1 + k) rows of each image: as it is, then its k augmented views.
+        store: store with the rows.
+        need: encoder output to read.
+        rows: (n, 1 + k) rows of each image: the image without augmentation, then its k augmented views.
         labels: class index of each image.
     """
 
@@ -77,11 +77,11 @@ class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
         self.labels = torch.tensor(list(labels))
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitems__(self, items: Sequence[Draw | int]) -> tuple[StoredTaps, Tensor]:
-        """A batch, and its class indices (B,)."""
+        """Return a batch and its class indices (B,)."""
         positions = torch.tensor([item.position if isinstance(item, Draw) else item for item in items])
         views = self.rows.shape[1] - 1
         columns = [1 + item.seed % views if isinstance(item, Draw) and views else 0 for item in items]
@@ -89,15 +89,15 @@ class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
 
 
 class TapCache:
-    """The store that serves one run, complete before its first round.
+    """The cache of one run. It is completed before the first round.
 
     Args:
-        options: of the configuration.
-        encoder: whose answers are kept.
-        need: what the adapter needs.
+        options: options of the cache.
+        encoder: encoder whose output is cached.
+        need: encoder output that the adapter needs.
 
     Raises:
-        ConfigurationError: a kind that does not serve the adapter.
+        ConfigurationError: If the kind of cache does not serve the adapter.
     """
 
     def __init__(self, options: CacheOptions, encoder: Encoder, need: Need) -> None:
@@ -112,13 +112,13 @@ class TapCache:
 
     @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
-        """What tells the stores of one encoder from those of another; it reads all weights, hence only when asked."""
+        """Encoder and preprocessing, which identify a store. Computed on first use, since it reads all weights."""
         # lists, as a manifest gives them
         preprocessing = dict(json.loads(json.dumps(asdict(self.encoder.preprocessing))))
         return {"encoder": self.encoder.identity, "preprocessing": preprocessing}
 
     def store(self, kind: Need, dtype: TapDtype | None = None) -> TapStore:
-        """The store of a kind; the same folder for whoever has the same encoder, preprocessing, kind and dtype."""
+        """Return the store of a kind. Equal encoder, preprocessing, kind and dtype give the same folder."""
         corrected = self.identity["encoder"].get("token_grid") is not None
         layout = Layout.of(self.encoder.spec, kind, dtype or self.options.dtype, corrected)
         text = json.dumps([self.identity, vars(layout)], sort_keys=True)
@@ -128,11 +128,11 @@ class TapCache:
         return TapStore(self.options.folder / name, layout, self.identity)
 
     def complete(self, wanted: Iterable[Wanted], device: torch.device, num_workers: int) -> TapStore | None:
-        """The store with every wanted image in it, or None where `auto` finds that it would not fit.
+        """Return a store that holds every wanted image, or None if `auto` finds that it would not fit.
 
         Raises:
-            ConfigurationError: it would grow past the budget, or the disk.
-            DataError: an image that cannot be read, a folder that cannot be written, numbers that are not finite.
+            ConfigurationError: If the store would exceed the byte limit or the free disk space.
+            DataError: If an image cannot be read, the folder cannot be written, or values are not finite.
         """
         by_key = {item.key: item for item in wanted}
         if self.options.kind == "auto":
@@ -153,7 +153,7 @@ class TapCache:
         return store
 
     def _refusal(self, store: TapStore, by_key: Mapping[str, Wanted]) -> str:
-        """Why the images that are missing must not be written; empty if they may."""
+        """Return the reason why the missing images must not be written, or an empty text."""
         missing = sum(key not in store.row_of for key in by_key)
         needed = missing * store.layout.row_bytes
         total = store.bytes + needed
@@ -199,7 +199,7 @@ class TapCache:
             highlight=False,
             soft_wrap=True,
         )
-        # without an order of its own a loader draws from the global generator
+        # without its own generator a loader would draw from the global one
         loader = DataLoader(_Images(missing), IMAGES_A_STEP, num_workers=num_workers, generator=torch.Generator())
         columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -214,7 +214,7 @@ class TapCache:
                 progress.update(task, completed=done)
 
     def _convert(self, keys: Sequence[str], store: TapStore) -> None:
-        """Take what a store in float32 has of these images: another dtype needs no pass through the tower."""
+        """Convert images from a float32 store, if it has them: another dtype needs no pass through the tower."""
         exact = self.store(store.layout.kind, "float32")
         known = [key for key in keys if key in exact.row_of]
         for start in range(0, len(known), IMAGES_A_STEP):
@@ -226,7 +226,7 @@ class TapCache:
 
 
 class _Images(Dataset[Tensor]):
-    """The images that are to be computed, as they enter the encoder."""
+    """The images to compute, as they enter the encoder."""
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
         self.wanted = wanted
@@ -242,17 +242,17 @@ class _Images(Dataset[Tensor]):
 
 
 def default_folder() -> Path:
-    """PFEDST_CACHE of the environment, or `pfedst` in the user's cache folder."""
+    """Return the environment variable PFEDST_CACHE, or `pfedst` in the user's cache folder."""
     if given := os.environ.get("PFEDST_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfedst"
 
 
 def stores_in(folder: Path) -> dict[str, TapStore]:
-    """Every store in a folder, by name, whatever encoder it is of.
+    """Return every store in a folder by name, for any encoder.
 
     Raises:
-        DataError: a store whose manifest cannot be read.
+        DataError: If the manifest of a store cannot be read.
     """
     found = {}
     for place in sorted(folder.glob("*/manifest.json")):
@@ -268,10 +268,10 @@ def remove_store(store: TapStore) -> None:
     """Remove a store that no process is writing.
 
     Raises:
-        TimeoutError: one is.
+        TimeoutError: If a process is writing the store.
     """
     with store.writing(wait_seconds=0):
-        (store.folder / "manifest.json").unlink()  # first: what is left of an interrupted removal is no store
+        (store.folder / "manifest.json").unlink()  # first: without it the rest is not a store if this is interrupted
         for path in (*store.folder.glob("*.bin"), store.folder / "index.txt"):
             path.unlink()
     shutil.rmtree(store.folder)

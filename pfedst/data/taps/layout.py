@@ -1,4 +1,4 @@
-"""What one row of a tap store holds, field by field."""
+"""The fields of one row of a tap store."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pfedst.encoders.stored import STORED, TapDtype, encoded
 
 @dataclass(frozen=True)
 class Layout:
-    """What one row holds. `pooled` is there in every store, in float32: it is small, and class prototypes need it.
+    """Fields of a row. Every store has `pooled` in float32: it is small, and class prototypes need it.
 
     Attributes:
         kind: `pooled`, `tokens` or `taps`.
-        dtype: of tokens and taps.
-        layers: tensors of tokens in a row: L for taps, 1 for tokens, 0 for pooled.
+        dtype: storage type of tokens and taps.
+        layers: number of token tensors in a row: L for taps, 1 for tokens, 0 for pooled.
         tokens, width, embedding: N, D, E.
-        corrected: whether the taps have a correction (see `Taps`).
+        corrected: True if the taps have a correction (see `Taps`).
     """
 
     kind: Need
@@ -35,7 +35,7 @@ class Layout:
 
     @classmethod
     def of(cls, spec: EncoderSpec, kind: Need, dtype: TapDtype, corrected: bool) -> Layout:
-        """The layout for an encoder; the dtype of a store of `pooled` is float32 whatever is asked."""
+        """Return the layout for an encoder. The dtype of a store of `pooled` is always float32."""
         layers = {"pooled": 0, "tokens": 1, "taps": spec.layers}[kind]
         if kind == "pooled":
             dtype = "float32"
@@ -64,7 +64,7 @@ class Layout:
         return sum(self.field_bytes.values())
 
     def pack(self, answers: Mapping[Need, Taps]) -> dict[str, Tensor]:
-        """What the encoder says of a batch -> its rows, by field."""
+        """Convert the encoder's output for a batch to rows, by field."""
         rows = {"pooled": answers["pooled"].tensors[0]}
         if self.kind != "pooled":
             taps = answers[self.kind]

@@ -1,9 +1,9 @@
-"""A store of taps on disk: rows of equal size in memory-mapped files, appended, never overwritten.
+"""A store of taps on disk: rows of equal size in memory-mapped files, which are appended and never overwritten.
 
-A folder holds `manifest.json` (what the rows are: encoder, preprocessing, layout), one `.bin` file a field, and
-`index.txt` with a line a row: the key of its image, and the CRC-32 of its bytes and the key. Rows are written and
-synced before their lines, so that what the index names is complete: a build that was killed goes on where it was, and
-a file that was cut loses the rows behind the cut and no others.
+A folder holds `manifest.json` (encoder, preprocessing and layout of the rows), one `.bin` file per field, and
+`index.txt` with one line per row: the key of its image, and the CRC-32 of its bytes and the key. Rows are written and
+synced before their lines, so every row in the index is complete. A build that was killed continues where it stopped. A
+truncated file loses only the rows behind the cut.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ KEY = re.compile("[0-9a-f]{32}")
 LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{8})\n")
 LINE_LENGTH = 32 + 1 + 8 + 1
 CHECKED_ON_OPENING = 8
-"""Rows whose CRC is checked on opening: the last, which a crash of the machine may have left unwritten. If one of
-them is wrong, all rows are checked."""
+"""Number of last rows whose CRC is checked on opening, since a crash of the machine may have left them unwritten. If
+one of them is wrong, all rows are checked."""
 
 
 class TapStore:
-    """One store. Opening it reads the index and checks it; rows that are not whole are not there.
+    """A store of taps. Opening it reads and checks the index; incomplete rows are ignored.
 
     Attributes:
-        folder: where it is.
-        layout: what a row holds.
+        folder: folder of the store.
+        layout: fields of a row.
         row_of: key of an image -> its row.
 
     Args:
-        folder: made when the first row is written.
-        layout: of the rows.
-        identity: what else tells this store from another: encoder, preprocessing. A folder that says otherwise, or
-            nothing, is not read, and is emptied before the first row is written.
+        folder: folder of the store, created when the first row is written.
+        layout: fields of a row.
+        identity: encoder and preprocessing, which identify the store. A folder with another or no identity is not read,
+            and is emptied before the first row is written.
     """
 
     def __init__(self, folder: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class TapStore:
         self.refresh()
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self._crc)
 
     @property
@@ -72,7 +72,7 @@ class TapStore:
         return len(self) * self.layout.row_bytes
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process maps the files itself."""
+        """Leave out the mapped files: another process maps them itself."""
         return {**self.__dict__, "_mapped": {}}
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class TapStore:
             self._take(lines[: self.damaged()[0]])
 
     def read(self, rows: Tensor, need: Need) -> StoredTaps:
-        """Rows, for what an adapter needs: `pooled`, or the kind of this store."""
+        """Return rows for an adapter that needs `pooled` or the kind of this store."""
         if need == "pooled":
             return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
         values = self._field("values")
@@ -99,7 +99,7 @@ class TapStore:
         return StoredTaps(self.layout.kind, tensors, scales, correction)
 
     def damaged(self) -> list[int]:
-        """Rows whose bytes are not those that were written; reads the whole store."""
+        """Return the rows whose bytes differ from those written. Reads the whole store."""
         return self._damaged_from(0)
 
     def _damaged_from(self, first: int) -> list[int]:
@@ -137,7 +137,7 @@ class TapStore:
         return self._file(name).stat().st_size if self._file(name).exists() else 0
 
     def _field(self, name: str) -> Tensor:
-        """A field of all rows, mapped: nothing is read before it is used."""
+        """Return a field of all rows, memory-mapped: only used rows are read."""
         if name not in self._mapped:
             shape, dtype = self.layout.fields[name]
             size = len(self) * math.prod(shape)
@@ -152,15 +152,15 @@ class TapStore:
 
     @contextmanager
     def writing(self, wait_seconds: float = -1) -> Iterator[None]:
-        """Be the only process that writes, see what others wrote before, and drop what is not whole.
+        """Lock the store for writing, read what other processes wrote, and remove incomplete rows.
 
         Args:
-            wait_seconds: how long to wait for another process, without end by default. A process that died holds
-                nothing.
+            wait_seconds: how long to wait for another process; without limit by default. A process that died holds no
+                lock.
 
         Raises:
-            TimeoutError: another process is writing.
-            DataError: the folder cannot be written.
+            TimeoutError: If another process is writing.
+            DataError: If the folder cannot be written.
         """
         lock = FileLock(self.folder / ".lock")
         try:
@@ -178,11 +178,11 @@ class TapStore:
             lock.release()
 
     def append(self, keys: Sequence[str], rows: Mapping[str, Tensor]) -> None:
-        """Write rows, then the lines that name them. Only within `writing`.
+        """Write rows, then their lines in the index. Only within `writing`.
 
         Raises:
-            DataError: a number that is not finite, in these rows.
-            ValueError: a key that has a row, or that is no 32 hexadecimal digits.
+            DataError: If a value in these rows is not finite.
+            ValueError: If a key already has a row, or is not 32 hexadecimal digits.
         """
         fitting = [key for key in keys if KEY.fullmatch(key) and key not in self.row_of]
         if len(set(fitting)) < len(keys):

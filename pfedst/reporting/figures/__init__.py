@@ -1,4 +1,4 @@
-"""Figures of a report: drawn once, then written as PNG, PDF or SVG, the same bytes every time."""
+"""Figures of a report: drawn once, then written as PNG, PDF or SVG with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pfedst.reporting.figures.cost import cost
 from pfedst.reporting.figures.curves import learning_curves
 from pfedst.reporting.figures.reliability import reliability
 from pfedst.reporting.figures.saving import ReportFigure, save_figure, svg_text
-from pfedst.reporting.figures.style import house_style, settle
+from pfedst.reporting.figures.style import figure_style, settle
 
 __all__ = ["ReportFigure", "make_figures", "save_figure", "svg_text"]
 
@@ -17,16 +17,16 @@ KINDS = (learning_curves, bars, cost, confusion, reliability)
 
 
 def make_figures(compared: Compared, metric: str = "balanced_accuracy") -> list[ReportFigure]:
-    """Learning curves, sites, cost, confusion and reliability; a figure that has nothing to show is left out.
+    """Draw learning curves, sites, cost, confusion and reliability. A figure without content is skipped.
 
     Args:
-        compared: what they are of.
-        metric: of the curves, the sites and the cost, and what rows are ranked by.
+        compared: runs to draw.
+        metric: metric of the curves, the sites and the cost, by which rows are also ranked.
 
     Raises:
-        StateError: the records of a run are missing or damaged.
+        StateError: If the records of a run are missing or damaged.
     """
-    with house_style():
+    with figure_style():
         made = [figure for kind in KINDS if (figure := kind(compared, metric)) is not None]
         for figure in made:
             settle(figure.figure)

@@ -1,4 +1,4 @@
-"""Every row at every site: a dot plot, which reads as well with 16 rows as with two."""
+"""A dot plot of every row at every site. It is readable with 2 to 16 rows."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from pfedst.reporting.figures.style import (
 from pfedst.reporting.tables import metric_title, metric_words
 
 LEAST_SPAN = 5.0
-"""Percent across a panel: less would show noise as if it mattered."""
+"""Minimum range of a panel in percent: a smaller one would exaggerate noise."""
 
 
 def bars(compared: Compared, metric: str) -> ReportFigure:
-    """Rows down, a panel a site; all panels have the same scale, each at its own place."""
+    """Draw one line per row and one panel per site. All panels have the same scale, each with its own range."""
     columns_of = [*compared.sites, "mean"] if len(compared.sites) > 1 else compared.sites
     lines = -(-len(columns_of) // 5)
     columns = -(-len(columns_of) // lines)
     seeds = len(compared.seeds) > 1
-    told = (
+    description = (
         f"Personal model on {compared.protocol['split']}, {round_text(compared)}, {seeds_text(compared)}"
         + ("; large mark: mean, open circles: seeds" if seeds else "")
         + f"; dashed: {compared.reference}"
@@ -43,7 +43,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     height = 0.05 + lines * (0.42 + 0.165 * max(2, len(compared.rows)))
     widest = max(text_inches(shortened(row.label, 28), 7.5, "bold") for row in compared.rows)
     name = f"{metric_words(metric)} on {compared.protocol['split']}, %"
-    figure = new_figure(compared, told, height, min(WIDTH, widest + 0.3 + columns * 1.9), axes=(name, ""))
+    figure = new_figure(compared, description, height, min(WIDTH, widest + 0.3 + columns * 1.9), axes=(name, ""))
     grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
     styles = row_styles(compared)
     span = max([LEAST_SPAN, *(high - low for low, high in (_ends(compared, c, metric) for c in columns_of))]) * 1.12

@@ -1,4 +1,4 @@
-"""What is taken for what."""
+"""Confusion matrices."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from pfedst.reporting.tables import metric_words, percent
 
 MOST_PANELS = 6
 CELL = 0.215
-"""Inches that a cell needs for `100` in the smallest letters."""
+"""Minimum width in inches of a cell with `100` in the smallest letters."""
 LETTERS = 14
-"""Of a class name."""
+"""Maximum number of letters of a class name."""
 
 
 def confusion(compared: Compared, metric: str) -> ReportFigure:
-    """A panel for the reference and for the best of the other rows."""
+    """Draw a panel for the reference and for the best of the other rows."""
     rows = best_rows(compared, metric, MOST_PANELS)
     names = [shortened(name, LETTERS) for name in compared.classes]
     of_names = max(text_inches(name, SMALL) for name in names) + 0.3
     columns = max(1, min(3, len(rows), int((WIDTH - of_names) / (CELL * len(names) + 0.2))))
     lines = -(-len(rows) // columns)
     side = min((WIDTH - of_names) / columns - 0.15, max(1.3, 0.32 * len(names)))
-    told = (
+    description = (
         f"Personal model on {compared.protocol['split']}, {round_text(compared)}; images of all sites and of "
         f"{seeds_text(compared)} summed; % of a class, a row of cells"
     )
     width = min(WIDTH, max(of_names + columns * (side + 0.15), 3.4))
     height = lines * (side + 0.24) + of_names * 0.72
-    figure = new_figure(compared, told, height, width, axes=("predicted", "target"))
+    figure = new_figure(compared, description, height, width, axes=("predicted", "target"))
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for number, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
         mean = percent(mean_over_seeds(row, "mean", metric))
@@ -68,14 +68,17 @@ def _shown(compared: Compared, rows: Sequence[RunsOfARow]) -> str:
 
 
 def shares(row: RunsOfARow) -> list[list[float | None]]:
-    """Percent of a class's images by prediction, over all sites and seeds; None where a class has no image."""
+    """Return the percentages of a class's images by prediction, over all sites and seeds.
+
+    They are None for a class without images.
+    """
     totals = summed(run.confusion for run in row.runs)
     return [[100 * count / sum(line) if sum(line) else None for count in line] for line in totals]
 
 
 def _draw(axes: Axes, found: list[list[float | None]], names: list[str], numbers: bool) -> None:
     filled = [[float("nan") if value is None else value for value in line] for line in found]
-    axes.imshow(filled, cmap="Blues", vmin=0, vmax=115)  # the darkest blue is left out: numbers stay readable
+    axes.imshow(filled, cmap="Blues", vmin=0, vmax=115)  # without the darkest blue, so that numbers are readable
     axes.grid(visible=False)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)

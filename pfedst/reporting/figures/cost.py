@@ -1,4 +1,4 @@
-"""What a row reaches against what it costs."""
+"""The metric of each row against its cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40
 
 @dataclass(frozen=True)
 class _Point:
-    """A row: bytes, and percent of each seed."""
+    """A row: bytes, and the percentage of each seed."""
 
     label: str
     cost: float
@@ -43,7 +43,7 @@ class _Point:
 
 
 def cost(compared: Compared, metric: str) -> ReportFigure | None:
-    """Two panels: bytes moved in the whole run, and peak memory; None where no row has a value."""
+    """Draw two panels, bytes moved in the whole run and peak memory; None if no row has a value."""
     moved = _points(compared.rows, metric, {row.label: [run.total_bytes for run in row.runs] for row in compared.rows})
     memory = _points(compared.rows, metric, {row.label: _peaks(row) for row in compared.rows})
     panels = [
@@ -52,16 +52,16 @@ def cost(compared: Compared, metric: str) -> ReportFigure | None:
     if not panels:
         return None
     split, seeds = compared.protocol["split"], len(compared.seeds) > 1
-    told = f"Personal model on {split}, mean over sites, {round_text(compared)}, {seeds_text(compared)}"
-    told += "; mark: mean, line: least to most over seeds" if seeds else ""
-    figure = new_figure(compared, told, 2.7 + 0.06 * max(0, len(compared.rows) - 6), 3.6 * len(panels))
+    description = f"Personal model on {split}, mean over sites, {round_text(compared)}, {seeds_text(compared)}"
+    description += "; mark: mean, line: least to most over seeds" if seeds else ""
+    figure = new_figure(compared, description, 2.7 + 0.06 * max(0, len(compared.rows) - 6), 3.6 * len(panels))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     styles = row_styles(compared)
     for axes, (points, name) in zip(grid, panels, strict=True):
         _draw(axes, points, styles, name)
     grid[0].set_ylabel(f"{metric_words(metric)}, mean over sites, %")
     grid[0].margins(y=0.12)
-    settle(figure)  # labels are placed where the layout has put the panels
+    settle(figure)  # labels are placed after the layout of the panels is fixed
     for axes, (points, _) in zip(grid, panels, strict=True):
         label_points(axes, [_labelled(point, styles[point.label]) for point in points])
     caption = (
@@ -78,7 +78,7 @@ def _peaks(row: RunsOfARow) -> list[float]:
 
 
 def _points(rows: tuple[RunsOfARow, ...], metric: str, costs: Mapping[str, list[float]]) -> list[_Point]:
-    """Of rows where both numbers are known."""
+    """Return points of the rows for which both numbers are known."""
     values = {row.label: tuple(100 * value for value in row.values("personal", "mean", metric)) for row in rows}
     return [
         _Point(row.label, fmean(costs[row.label]), values[row.label])
@@ -119,20 +119,20 @@ def _unit(count: float) -> tuple[str, int]:
 
 
 def _round_ticks(low: float, high: float, factor: int) -> list[float]:
-    """Round numbers of the unit, none below 0."""
+    """Return round numbers of the unit, none below 0."""
     found = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(max(0, low) / factor, high / factor)
     return [float(tick) * factor for tick in found if max(0, low) <= tick * factor <= high]
 
 
 def _logarithmic(axes: Axes, costs: list[float]) -> None:
-    """A logarithmic axis of bytes; where a row has none, 0 has a place of its own at the left."""
+    """Set a logarithmic axis of bytes. If a row has zero bytes, 0 gets a separate place at the left."""
     positive = [value for value in costs if value > 0]
     low, high = math.log10(min(positive)), math.log10(max(positive))
     room = 0.17 * (high - low)
     ticks = _decades(10 ** (low - room), 10 ** (high + room))
     labels = {tick: _bytes_tick(tick) for tick in ticks}
     if 0 in costs:
-        # linear up to here, which is just below the first row that moves anything
+        # linear up to just below the first positive value
         least = 10 ** (low - 0.5 * room)
         axes.set_xscale("symlog", linthresh=least, linscale=max(0.4, 0.2 * (high - low)))
         axes.axvspan(-least / 2, least / 2, color=PALE, alpha=0.5, linewidth=0, zorder=0, label="none")
@@ -147,7 +147,7 @@ def _logarithmic(axes: Axes, costs: list[float]) -> None:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """1, 10 and 100 of each unit; every one, or so many that they do not touch."""
+    """Return 1, 10 and 100 of each unit, thinned so that labels do not touch."""
     found = [float(step * factor) for _, factor in UNITS for step in (1, 10, 100) if low <= step * factor <= high]
     return found[:: max(1, math.ceil(len(found) / 5))]
 

@@ -26,16 +26,16 @@ from pfedst.reporting.figures.style import (
 from pfedst.reporting.tables import metric_title, metric_words
 
 MOST_BANDS = 6
-"""Rows; of more than these only the reference has a band, as nothing is seen through so many."""
+"""Maximum number of rows with a band. With more rows only the reference has one, since many bands hide each other."""
 MEAN = "mean over sites"
 MOST_SPARE = 9
-"""Rows of which the legend fits into the place of a panel."""
+"""Maximum number of rows whose legend fits into the place of a panel."""
 Points = dict[int, list[float]]
-"""Round -> a value a seed."""
+"""Round -> one value per seed."""
 
 
 def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
-    """A panel a site and one for their mean; None where no site has validation images."""
+    """Draw a panel for each site and one for their mean; None if no site has validation images."""
     found = {row.label: _points(row, metric) for row in compared.rows}
     panels = [site for site in compared.sites if any(site in points for points in found.values())]
     if not panels:
@@ -54,20 +54,20 @@ def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
 
 
 def _empty(compared: Compared, metric: str, panels: int) -> Figure:
-    """A grid of panels, and the legend: where the grid has a place to spare it stands there."""
+    """Create a grid of panels and the legend, which uses a free place of the grid if there is one."""
     columns = panels if panels < 4 else 2 if panels == 4 else 3
     lines = -(-panels // columns)
     styles = row_styles(compared)
     handles = [_handle(row.label, styles[row.label]) for row in compared.rows]
     spare = lines * columns > panels and len(handles) <= MOST_SPARE
-    told = f"Personal model on validation, {seeds_text(compared)}"
+    description = f"Personal model on validation, {seeds_text(compared)}"
     if len(compared.seeds) > 1:
-        told += ": mean; band: least and most over seeds"
-        told += "" if _bands(compared) else f", of {compared.reference} alone"
+        description += ": mean; band: least and most over seeds"
+        description += "" if _bands(compared) else f", of {compared.reference} alone"
     height = 0.1 + lines * (2.3 if columns < 3 else 1.65)
     names = ("round", f"{metric_words(metric)} on validation, %")
     width = 4.6 if panels == 1 else WIDTH
-    figure = new_figure(compared, told, height, width, axes=names, legend=[] if spare else handles)
+    figure = new_figure(compared, description, height, width, axes=names, legend=[] if spare else handles)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[panels:]:
         axes.set_axis_off()
@@ -104,7 +104,7 @@ def _panel(axes: Axes, compared: Compared, found: Mapping[str, Points], last: in
         if len(compared.seeds) > 1 and (_bands(compared) or label == compared.reference):
             low, high = zip(*ends, strict=True)
             axes.fill_between(rounds, low, high, color=style.color, alpha=0.12, linewidth=0, zorder=style.zorder - 2)
-        step = max(1, math.ceil(len(rounds) / 5))  # marks of rows are not all at the same rounds
+        step = max(1, math.ceil(len(rounds) / 5))  # place the marks of different rows at different rounds
         marks = style.mark | {"markersize": style.size - 2, "markevery": (number % step, step), "clip_on": False}
         axes.plot(rounds, means, label=label, zorder=style.zorder, **(marks | style.stroke))
     axes.set_xlim(0, last)
@@ -112,7 +112,7 @@ def _panel(axes: Axes, compared: Compared, found: Mapping[str, Points], last: in
 
 
 def _points(row: RunsOfARow, metric: str) -> dict[str, Points]:
-    """Panel -> its points; a panel without any is left out."""
+    """Return the points of each panel. Panels without points are skipped."""
     panels: dict[str, Points] = {}
     for run in row.runs:
         for number, sites in _by_round(run, metric).items():
@@ -130,7 +130,7 @@ def _by_round(run: FinishedRun, metric: str) -> dict[int, dict[str, float]]:
 
 def _values(run: FinishedRun, metric: str) -> Iterator[tuple[int, str, float]]:
     for record in run.records:
-        # fine-tuning comes after the last round and is none
+        # fine-tuning comes after the last round and is not a round
         if record.get("finetuned"):
             continue
         of_split = record.get("received", {}).get("validation", {})

@@ -1,4 +1,4 @@
-"""Labels beside their points, none on another."""
+"""Place labels beside their points without overlaps."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from matplotlib.axes import Axes
 from pfedst.reporting.figures.style import TEXT, RowStyle, text_inches
 
 Place = tuple[float, float]
-"""x, y; points of a printer, as everything here."""
+"""x, y in typographic points, as all lengths here."""
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""
 MARK = 5.0
-"""Half of a mark, with room around it."""
+"""Half the size of a mark, with a margin."""
 NEAR = 12.0
-"""Of a label that is farther from its point a line tells whose it is."""
+"""Distance from which a line connects a label with its point."""
 DISTANCES = (8, 11, 15, 20, 26, 34, 44, 56, 70, 86, 104)
 ANGLES = (0, 180, 30, -30, 150, -150, 90, -90, 50, -50, 130, -130, 70, -70, 110, -110)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A point: its label, where it is, and the ends of the vertical line through it, in data."""
+    """A point: its label, its position, and the ends of the vertical line through it, in data coordinates."""
 
     text: str
     x: float
@@ -37,7 +37,7 @@ class Labelled:
 
 @dataclass
 class _Taken:
-    """What is on a panel: its frame, marks and lines, and the labels and their lines so far."""
+    """Occupied parts of a panel: its frame, marks and lines, and the labels placed so far with their lines."""
 
     frame: Box
     dots: list[Place]
@@ -46,7 +46,7 @@ class _Taken:
     leads: list[tuple[Place, Place]] = field(default_factory=list)
 
     def badness(self, box: Box, own: int) -> float:
-        """Of a label in a box, for the point of that number."""
+        """Return the penalty of a label in this box for the point with this number."""
         lead = (self.dots[own], _nearest(box, self.dots[own]))
         others = [dot for number, dot in enumerate(self.dots) if number != own]
         return (
@@ -56,18 +56,18 @@ class _Taken:
             + 400 * sum(_crosses(one, box) for one in self.leads)
             + 400 * sum(_crosses(lead, other) for other in self.boxes)
             + 90 * sum(_crosses(lead, _around(dot, MARK - 1, MARK - 1)) for dot in others)
-            # beside another mark it would be taken for that one's
+            # a label close to another mark would be read as the label of that mark
             + sum(2 * max(0.0, 14 - math.dist(dot, _nearest(box, dot))) for dot in others)
             + 4 * math.dist(*lead)
         )
 
 
 def label_points(axes: Axes, points: Sequence[Labelled]) -> None:
-    """Write each label at the best free place, with a line to its point where that is not beside it.
+    """Write each label at the best free place, with a line to its point if it is not next to it.
 
     Args:
-        axes: whose layout is done.
-        points: in any order.
+        axes: panel with its final layout.
+        points: points in any order.
     """
     dots = _places(axes, [(point.x, point.y) for point in points])
     lows = _places(axes, [(point.x, point.low) for point in points])
@@ -107,7 +107,7 @@ def _around(middle: Place, half_width: float, half_height: float) -> Box:
 
 
 def _candidate(dot: Place, size: Place, angle: float, far: float) -> Box:
-    """A box that begins so far from a point, in a direction."""
+    """Return a box that begins at a distance from a point, in a direction."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     side = 0 if abs(cos) < 0.4 else math.copysign(1, cos)
     x = dot[0] + cos * far + side * size[0] / 2
@@ -130,7 +130,7 @@ def _nearest(box: Box, dot: Place) -> Place:
 
 
 def _crosses(line: tuple[Place, Place], box: Box) -> bool:
-    """Whether a line goes through a box; seen at 11 places of it, which is enough for letters."""
+    """Return True if a line crosses a box, checked at 11 positions of the line, which is enough for letters."""
     (x, y), (end_x, end_y) = line
     places = ((x + (end_x - x) * step / 12, y + (end_y - y) * step / 12) for step in range(1, 12))
     return any(box[0] < at_x < box[2] and box[1] < at_y < box[3] for at_x, at_y in places)

@@ -1,4 +1,4 @@
-"""Whether confidence can be trusted."""
+"""Reliability diagrams: confidence against accuracy."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class Pooled:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """Mean confidence and accuracy of each bin that has images, in percent."""
+        """Mean confidence and accuracy in percent of each bin with images."""
         bins = zip(self.images, self.right, self.confidence, strict=True)
         return [(100 * total / images, 100 * right / images) for images, right, total in bins if images]
 
     @property
     def shares(self) -> list[float]:
-        """Percent of the images in each bin."""
+        """Percentage of the images in each bin."""
         return [100 * images / max(1, sum(self.images)) for images in self.images]
 
     @property
     def ece(self) -> float | None:
-        """Percent; None without images."""
+        """Expected calibration error in percent; None without images."""
         gaps = (abs(right - total) for right, total in zip(self.right, self.confidence, strict=True))
         return 100 * sum(gaps) / sum(self.images) if sum(self.images) else None
 
 
 def pooled(row: RunsOfARow) -> Pooled:
-    """Over all sites and seeds, of the personal model on test."""
+    """Sum the personal model's diagrams on test over all sites and seeds."""
     found: list[Mapping[str, Any]] = [
         counts["reliability"] for run in row.runs for counts in run.summary["personal"]["counts"].values()
     ]
@@ -65,18 +65,18 @@ def pooled(row: RunsOfARow) -> Pooled:
 
 
 def reliability(compared: Compared, metric: str) -> ReportFigure:
-    """A panel for each row of the confusion figure."""
+    """Draw a panel for each row of the confusion figure."""
     rows = best_rows(compared, metric, MOST_PANELS)
     columns = min(3, len(rows)) if len(rows) != 4 else 2
     lines = -(-len(rows) // columns)
     split = compared.protocol["split"]
-    told = (
+    description = (
         f"Personal model on {split}, {round_text(compared)}; images of all sites and of {seeds_text(compared)} pooled; "
         f"bars: gap to the diagonal; below: share of images"
     )
     width = max(3.4, min(WIDTH, 0.4 + 2.27 * columns))
     names = ("confidence, %", "accuracy, %, and images, %")
-    figure = new_figure(compared, told, 0.1 + lines * 2.6, width, axes=names)
+    figure = new_figure(compared, description, 0.1 + lines * 2.6, width, axes=names)
     grid = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[4, 1] * lines, sharex=True)
     styles = row_styles(compared)
     found = [pooled(row) for row in rows]
@@ -88,8 +88,8 @@ def reliability(compared: Compared, metric: str) -> ReportFigure:
             lower.remove()
             continue
         label, ece = rows[number].label, found[number].ece
-        told = "no images" if ece is None else f"pooled ECE {ece:.1f} %"
-        panel_title(upper, f"{shortened(label, 30)}\n{told}", label == compared.reference, pad=6)  # room for a mark
+        error = "no images" if ece is None else f"pooled ECE {ece:.1f} %"
+        panel_title(upper, f"{shortened(label, 30)}\n{error}", label == compared.reference, pad=6)  # room for a mark
         _diagram(upper, found[number], styles[label])
         _histogram(lower, found[number], styles[label], most)
         for axes in (upper, lower):

@@ -1,4 +1,4 @@
-"""Figures as files: whole, and the same bytes every time."""
+"""Write figures to files, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from pfedst.reporting.figures.style import DPI, house_style
+from pfedst.reporting.figures.style import DPI, figure_style
 from pfedst.state import write_atomically
 
 
@@ -23,10 +23,10 @@ class ReportFigure:
     """One figure.
 
     Attributes:
-        name: of its files and its anchor, such as `cost`.
-        title: a line.
-        caption: what is drawn, and the protocol; sentences.
-        figure: of matplotlib, without a window or any state of pyplot.
+        name: name of its files and its anchor, such as `cost`.
+        title: one line.
+        caption: sentences that describe the content and the protocol.
+        figure: matplotlib figure, without a window or any state of pyplot.
     """
 
     name: str
@@ -39,10 +39,10 @@ def save_figure(figure: ReportFigure, folder: Path) -> list[Path]:
     """Write NAME.png and NAME.pdf.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: If the files cannot be written.
     """
     png, pdf = BytesIO(), BytesIO()
-    with house_style():
+    with figure_style():
         FigureCanvasAgg(figure.figure).print_figure(png, format="png", dpi=DPI, metadata={"Software": None})
         unsaid = {"CreationDate": None, "Creator": None, "Producer": None}
         FigureCanvasPdf(figure.figure).print_figure(pdf, format="pdf", metadata=unsaid)
@@ -55,16 +55,16 @@ def save_figure(figure: ReportFigure, folder: Path) -> list[Path]:
 
 
 def svg_text(figure: ReportFigure) -> str:
-    """The `svg` element for an HTML page; letters are outlines, so that it looks the same everywhere."""
+    """Return the `svg` element for an HTML page. Letters are outlines, so it looks the same everywhere."""
     svg = BytesIO()
-    with house_style():
-        # ids are made of a salt, which is random unless it is given
+    with figure_style():
+        # ids are made with a salt, which is random by default
         matplotlib.rcParams["svg.hashsalt"] = figure.name
         unsaid = {"Date": None, "Creator": None, "Format": None, "Type": None}
         FigureCanvasSVG(figure.figure).print_figure(svg, format="svg", metadata=unsaid)
     text = svg.getvalue().decode()
-    text = text[text.index("<svg") :]  # a page has no place for the XML declaration
-    # an id is unique in a page, and several figures are in one
+    text = text[text.index("<svg") :]  # without the XML declaration, which is not allowed within a page
+    # ids must be unique in a page, which holds several figures
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.name}-", text)
     head, rest = text.split(">", 1)
     return f'{head} role="img">\n <title>{escape(figure.title)}</title>{rest}'

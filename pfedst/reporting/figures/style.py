@@ -1,4 +1,4 @@
-"""What all figures have in common: how a row looks, and the protocol and warnings at the bottom of each."""
+"""Common parts of all figures: the style of each row, and the protocol and warnings at the bottom."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from pfedst.reporting.comparison import Compared, RunsOfARow
 
 DPI = 150
 WIDTH = 7.2
-"""Inches: two columns of a paper, so that text has its size in print."""
+"""Inches: two columns of a paper, so that text has its printed size."""
 TEXT, SMALL = 7.5, 7.0
-"""Points."""
+"""Font sizes in points."""
 LINE = 0.145
-"""Inches from a line of text to the next."""
+"""Line spacing in inches."""
 WARNING = "#B22200"
 GUIDE, PALE = "#808080", "#D9D9D9"
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Okabe and Ito's, without black, which is the reference's, and yellow, which nobody sees on white."""
+"""Colours of Okabe and Ito without black, which is used for the reference, and yellow, which is invisible on white."""
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", "h")
 LINES: tuple[Any, ...] = ((0, (5, 1.5)), (0, (1, 1)), "solid", (0, (5, 1, 1, 1)), (0, (9, 2)))
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": TEXT,
-    "text.hinting": "none",  # letters are as wide at every resolution
+    "text.hinting": "none",  # letters have the same width at every resolution
     "figure.dpi": DPI,
     "axes.titlesize": TEXT,
     "axes.labelsize": TEXT,
@@ -56,15 +56,15 @@ RC: dict[Any, Any] = {
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
-    "text.parse_math": False,  # a name with a dollar is a name
+    "text.parse_math": False,  # a dollar in a name is no formula
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
 }
 
 
 @contextmanager
-def house_style() -> Iterator[None]:
-    """Within it matplotlib has these settings, whatever the user's are."""
+def figure_style() -> Iterator[None]:
+    """Run a block with these matplotlib settings, whatever the settings of the user."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -73,7 +73,7 @@ def house_style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RowStyle:
-    """How a row looks in every figure."""
+    """The style of a row in every figure."""
 
     color: str
     marker: str
@@ -86,7 +86,7 @@ class RowStyle:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """For `plot`: a mark without a line; its rim is dark, so that it stays apart in grey."""
+        """Arguments of `plot` for a mark without a line. Its dark edge separates it in greyscale."""
         filled = self.face == self.color
         return {
             "linestyle": "none",
@@ -99,12 +99,12 @@ class RowStyle:
 
     @property
     def stroke(self) -> dict[str, Any]:
-        """For `plot`: a line."""
+        """Arguments of `plot` for a line."""
         return {"color": self.color, "linestyle": self.line, "linewidth": self.width}
 
 
 def row_styles(compared: Compared) -> dict[str, RowStyle]:
-    """By label: the reference black and thick; of 24 others no two have the same colour and mark."""
+    """Return styles by label: the reference is black and thick; of 24 others no two share colour and mark."""
     styles = {compared.reference: RowStyle("#000000", "o", "#000000", "solid", 2.2, 6.5, 5.0, "bold")}
     others = [row.label for row in compared.rows if row.label != compared.reference]
     for number, label in enumerate(others):
@@ -116,13 +116,13 @@ def row_styles(compared: Compared) -> dict[str, RowStyle]:
 
 
 def mean_over_seeds(row: RunsOfARow, column: str, metric: str) -> float | None:
-    """Of the personal model on test."""
+    """Return the mean over seeds of the personal model on test."""
     values = row.values("personal", column, metric)
     return fmean(values) if values else None
 
 
 def best_rows(compared: Compared, metric: str, most: int) -> list[RunsOfARow]:
-    """The reference, then the best of the others by the metric's mean over sites and seeds."""
+    """Return the reference, then the best of the others by the metric's mean over sites and seeds."""
 
     def place(row: RunsOfARow) -> tuple[bool, bool, float]:
         mean = mean_over_seeds(row, "mean", metric)
@@ -133,7 +133,7 @@ def best_rows(compared: Compared, metric: str, most: int) -> list[RunsOfARow]:
 
 
 def seeds_text(compared: Compared) -> str:
-    """Such as `seeds 0, 1, 2`."""
+    """Describe the seeds, such as `seeds 0, 1, 2`."""
     seeds = compared.seeds
     if len(seeds) == 1:
         return f"one seed ({seeds[0]})"
@@ -143,35 +143,35 @@ def seeds_text(compared: Compared) -> str:
 
 
 def round_text(compared: Compared) -> str:
-    """When the models were evaluated."""
+    """Describe when the models were evaluated."""
     last = compared.protocol["round"]
     return f"after round {last}" if last else "without training"
 
 
 def warnings_text(compared: Compared) -> str:
-    """What every picture must say; empty where weights and images are real."""
-    told = []
+    """Return the warning for every figure, or an empty text if weights and images are real."""
+    warnings = []
     for words, found in (
         ("RANDOM WEIGHTS", [row.has_random_weights for row in compared.rows]),
         ("SYNTHETIC IMAGES", [row.has_synthetic_images for row in compared.rows]),
     ):
         if any(found):
-            told.append(words if all(found) else f"{words} in some rows")
-    return f"{', '.join(told)}: a demonstration, no result" if told else ""
+            warnings.append(words if all(found) else f"{words} in some rows")
+    return f"{', '.join(warnings)}: a demonstration, no result" if warnings else ""
 
 
 def protocol_caption(compared: Compared) -> str:
-    """Sentences that end every caption."""
-    told = [f"Numbers are {compared.protocol['when']}."]
+    """Return the sentences that end every caption."""
+    sentences = [f"Numbers are {compared.protocol['when']}."]
     pooled = [row.label for row in compared.rows if row.pooled]
     if pooled:
-        told.append(f"{', '.join(pooled)} pools the images of all sites, which no federation can.")
+        sentences.append(f"{', '.join(pooled)} pools the images of all sites, which no federation can.")
     warning = warnings_text(compared)
-    return " ".join([*told, f"{warning}."] if warning else told)
+    return " ".join([*sentences, f"{warning}."] if warning else sentences)
 
 
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
-    """How wide a text is."""
+    """Return the width of a text in inches."""
     if not text.strip():
         return 0.0
     path = TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans", weight=weight))
@@ -179,30 +179,30 @@ def text_inches(text: str, size: float, weight: str = "normal") -> float:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name that fits."""
+    """Return a name, shortened to at most `most` letters."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def new_figure(
     compared: Compared,
-    told: str,
+    description: str,
     height: float,
     width: float = WIDTH,
     *,
     axes: tuple[str, str] = ("", ""),
     legend: Sequence[Line2D] = (),
 ) -> Figure:
-    """An empty figure; below the place of its panels stand their name, the legend, the protocol and the warnings.
+    """Create an empty figure with the axis names, the legend, the protocol and the warnings below its panels.
 
     Args:
-        compared: of which it is.
-        told: what is drawn, with split and model.
-        height: of the panels alone, in inches.
-        width: in inches.
+        compared: the compared runs.
+        description: content of the figure, with split and model.
+        height: height of the panels alone, in inches.
+        width: width in inches.
         axes: names of x and y for all panels together.
-        legend: a handle a row.
+        legend: one handle per row.
     """
-    lines = _foot_lines(compared, told, width)
+    lines = _foot_lines(compared, description, width)
     columns = _columns(legend, width)
     foot = LINE * len(lines) + 0.07
     below_name = foot + (LINE * 1.08 * -(-len(legend) // columns) + 0.06 if legend else 0)
@@ -213,7 +213,7 @@ def new_figure(
     for number, (line, color, weight) in enumerate(reversed(lines)):
         y = (0.03 + LINE * number) / total
         figure.text(0.06 / width, y, line, fontsize=SMALL, color=color, weight=weight, va="bottom").set_in_layout(False)
-    # matplotlib's own name of all x axes takes no notice of the strip
+    # matplotlib's supxlabel ignores the strip
     if axes[0]:
         middle = {"fontsize": TEXT, "ha": "center", "va": "bottom", "in_layout": False}
         figure.text(0.5, (below_name + 0.02) / total, axes[0], middle)
@@ -225,19 +225,19 @@ def new_figure(
 
 
 def settle(figure: Figure) -> None:
-    """Compute the layout for good: to save it again, or in another format, must not move anything."""
+    """Compute the final layout, so that saving the figure again or in another format moves nothing."""
     engine = figure.get_layout_engine()
     if engine is None or isinstance(engine, PlaceHolderLayoutEngine):
         return
-    for _ in range(2):  # the second time knows where axes of a given aspect are
+    for _ in range(2):  # the second pass knows the positions of axes with a fixed aspect
         engine.execute(figure)
     figure.set_layout_engine("none")
 
 
-def _foot_lines(compared: Compared, told: str, width: float) -> list[tuple[str, str, str]]:
-    """Text, colour and weight."""
+def _foot_lines(compared: Compared, description: str, width: float) -> list[tuple[str, str, str]]:
+    """Return text, colour and weight of each line at the bottom."""
     letters = int((width - 0.12) / text_inches("n" * 100, SMALL) * 106)  # an average letter is narrower than an n
-    lines = [(line, "#505050", "normal") for line in textwrap.wrap(told, letters)]
+    lines = [(line, "#505050", "normal") for line in textwrap.wrap(description, letters)]
     bold = int(letters * 0.8)
     return lines + [(line, WARNING, "bold") for line in textwrap.wrap(warnings_text(compared), bold)]
 
@@ -248,7 +248,7 @@ def _columns(handles: Sequence[Line2D], width: float) -> int:
 
 
 def place_legend(figure: Figure, handles: Sequence[Line2D], columns: int, y: float) -> Legend:
-    """Centred above the foot of a figure; the layout of the panels knows nothing of it."""
+    """Place a legend centred above the lines at the bottom of a figure, outside the layout of the panels."""
     legend = figure.legend(
         handles=list(handles),
         loc="lower center",
@@ -269,5 +269,5 @@ def place_legend(figure: Figure, handles: Sequence[Line2D], columns: int, y: flo
 
 
 def panel_title(axes: Axes, text: str, bold: bool = False, pad: float = 3) -> None:
-    """Above a panel, at its left."""
+    """Write a title above a panel, at its left."""
     axes.set_title(text, loc="left", pad=pad, weight="bold" if bold else "normal")

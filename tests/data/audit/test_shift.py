@@ -14,7 +14,7 @@ from pfedst.data import FedISIC2019, FolderSites
 from pfedst.data.audit import audit, scan
 from pfedst.data.audit.counts import skew_findings
 from pfedst.data.audit.html import page
-from pfedst.data.audit.shift import FEWEST, FOLDS, _evenly, _matched, site_shift, told_apart
+from pfedst.data.audit.shift import FEWEST, FOLDS, _evenly, _matched, site_accuracy, site_shift
 from pfedst.data.sets.synthetic import ArraySource
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.encoders import Encoder, Preprocessing, Taps
@@ -63,7 +63,7 @@ def drawn(seed, n, width, centre=0.0):
 
 
 def in_folds(one, other, seed, correct):
-    """What a classifier gets right, summed over the folds that `told_apart` draws."""
+    """What a classifier gets right, summed over the folds that `site_accuracy` draws."""
     order = torch.randperm(len(one), generator=generator(seed)).numpy()
     inputs, targets = np.concatenate([one, other]).astype(float), np.repeat([1.0, -1.0], len(one))
     right = 0
@@ -88,7 +88,7 @@ def sklearn(known, targets, asked):
 @given(st.integers(0, 10**6), st.integers(8, 60), st.integers(2, 40), st.sampled_from([0.0, 0.3, 1.0]))
 def test_as_other_ridge_classifiers(seed, n, width, apart) -> None:
     one, other = drawn(seed, n, width), drawn(seed + 1, n, width, apart) * 2
-    found = told_apart(one, other, seed)
+    found = site_accuracy(one, other, seed)
     assert found == pytest.approx(in_folds(one.numpy(), other.numpy(), seed, primal), abs=1e-9)
     assert found == pytest.approx(in_folds(one.numpy(), other.numpy(), seed, sklearn), abs=1e-9)
 
@@ -96,23 +96,23 @@ def test_as_other_ridge_classifiers(seed, n, width, apart) -> None:
 @pytest.mark.parametrize("width", [4, 512])
 def test_one_distribution_is_chance_and_two_are_not(width) -> None:
     one = drawn(0, 600, width)
-    assert told_apart(one, drawn(1, 600, width), 0) == pytest.approx(0.5, abs=0.05)
-    assert told_apart(one, drawn(1, 600, width, 5.0), 0) == 1
+    assert site_accuracy(one, drawn(1, 600, width), 0) == pytest.approx(0.5, abs=0.05)
+    assert site_accuracy(one, drawn(1, 600, width, 5.0), 0) == 1
     # 1 deviation apart in one dimension: Phi(1/2) = 0.691
     moved = drawn(1, 600, 4) + torch.tensor([1.0, 0, 0, 0])
-    assert told_apart(drawn(0, 600, 4), moved, 0) == pytest.approx(0.691, abs=0.05)
+    assert site_accuracy(drawn(0, 600, 4), moved, 0) == pytest.approx(0.691, abs=0.05)
 
 
 def test_sites_of_the_same_images_are_not_told_apart() -> None:
     same = drawn(0, 40, 8)
-    assert told_apart(same, same, 3) == pytest.approx(0.5, abs=1e-9)
-    assert told_apart(torch.ones(8, 4), torch.ones(8, 4), 0) == 0.5  # nor where nothing varies
+    assert site_accuracy(same, same, 3) == pytest.approx(0.5, abs=1e-9)
+    assert site_accuracy(torch.ones(8, 4), torch.ones(8, 4), 0) == 0.5  # nor where nothing varies
 
 
 def test_folds_are_seeded() -> None:
     one, other = drawn(0, 50, 6), drawn(1, 50, 6, 0.3)
-    assert told_apart(one, other, 5) == told_apart(one, other, 5)
-    assert len({told_apart(one, other, seed) for seed in range(12)}) > 1
+    assert site_accuracy(one, other, 5) == site_accuracy(one, other, 5)
+    assert len({site_accuracy(one, other, seed) for seed in range(12)}) > 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,7 +165,7 @@ def test_label_skew_alone_is_no_shift(seed) -> None:
     assert told["a"]["b"] == pytest.approx(0.5, abs=0.15)
     # it is the matching that does it: the colours of all their images tell these two sites
     seen = [torch.from_numpy(of["train"].source.images.mean((1, 2))[::-1].copy()) for of in (mild, severe)]
-    assert told_apart(*seen, 0) > 0.7
+    assert site_accuracy(*seen, 0) > 0.7
 
 
 def test_too_few_images_of_a_class() -> None:

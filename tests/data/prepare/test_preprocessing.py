@@ -227,7 +227,7 @@ def test_what_cannot_be_written_is_said(source, sequential, tmp_path) -> None:
     shutil.copytree(sequential, target)
     shutil.rmtree(target / "clinic_b")
     (target / "clinic_b").write_text("in the way")
-    refused([str(target / "clinic_b"), "run again", "what is done is kept"], source, target, SMALL, workers=1)
+    refused([str(target / "clinic_b"), "run again", "finished images are kept"], source, target, SMALL, workers=1)
 
 
 @pytest.mark.parametrize(

@@ -379,8 +379,12 @@ def check_against_one_build(sites, folder, make=None) -> None:
     assert len(lines) == len({line.split()[0] for line in lines}) == len(whole)
 
 
-def build(folder: Path, pause: float, log: Path, kill_at: int = 0) -> None:
-    """In a process of its own: a slow build, or one that dies right after its n-th write."""
+HANGS = 600
+"""Seconds after which a process that does not end is taken to hang."""
+
+
+def build(folder: Path, pause: float, log: Path, kill_at: int = 0, stop_at: int = 0) -> None:
+    """In a process of its own: a slow build, one that dies after its n-th write, or one that stops before its n-th."""
     torch.set_num_threads(1)
     own, sync, calls = encoder().encode, os.fsync, []
 
@@ -391,6 +395,8 @@ def build(folder: Path, pause: float, log: Path, kill_at: int = 0) -> None:
         return own(images, needs)
 
     def fsync(descriptor):
+        if len(calls) + 1 == stop_at:
+            time.sleep(HANGS)
         sync(descriptor)
         calls.append(descriptor)
         if len(calls) == kill_at:
@@ -412,12 +418,12 @@ def lines_in(folder: Path) -> int:
 
 def test_a_build_that_is_killed_is_completed_with_what_is_missing(tmp_path, counted) -> None:
     folder = tmp_path / "cache"
-    process = started(folder, 0.05, tmp_path / "log")
-    deadline = time.monotonic() + 20
-    while lines_in(folder) < 64 and time.monotonic() < deadline:
+    process = started(folder, 0.0, tmp_path / "log", 0, 9)
+    while lines_in(folder) < 64:
+        assert process.is_alive()
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(HANGS)
     assert process.exitcode == -signal.SIGKILL
     written = lines_in(folder)
     assert 64 <= written < 192
@@ -431,7 +437,7 @@ def test_a_build_that_dies_right_after_any_write_is_completed(tmp_path, counted,
     """The manifest, then of each append: embeddings, taps, index."""
     folder = tmp_path / "cache"
     process = started(folder, 0.0, tmp_path / "log", kill_at)
-    process.join(20)
+    process.join(HANGS)
     assert process.exitcode == -signal.SIGKILL
     written = 32 * ((kill_at - 1) // 3)
     assert lines_in(folder) == written
@@ -445,7 +451,7 @@ def test_two_processes_that_build_the_same_store_share_the_work(tmp_path) -> Non
     logs = [tmp_path / "one", tmp_path / "two"]
     processes = [started(folder, 0.02, log) for log in logs]
     for process in processes:
-        process.join(30)
+        process.join(HANGS)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sum(int(line) for log in logs if log.exists() for line in log.read_text().split()) == 192
     check_against_one_build(cached(None, module=many(folder)), tmp_path, lambda cache_folder: many(cache_folder))
