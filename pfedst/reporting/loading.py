@@ -61,12 +61,13 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
         name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
         for row in asked["rows"]:
             found, missing = _runs_of(path, row["runs"])
-            rows.setdefault(row["label"], []).extend(found)
-            notes += [f"{row['label']}, seed {seed}: missing, as it failed or is not done" for seed in missing]
+            label = _free(row["label"], found, rows, path.name)
+            rows.setdefault(label, []).extend(found)
+            notes += [f"{label}, seed {seed}: missing, as it failed or is not done" for seed in missing]
             if not row["runs"]:
-                notes.append(f"{row['label']}: missing, as all of its trials failed")
+                notes.append(f"{label}: missing, as all of its trials failed")
             if row["tuned"]:
-                tuned[row["label"]] = row["tuned"]
+                tuned[label] = row["tuned"]
     for label, runs in _labelled(single, rows).items():
         rows.setdefault(label, []).extend(runs)
     made = tuple(
@@ -230,10 +231,16 @@ def _labelled(runs: Sequence[FinishedRun], beside: Mapping[str, Sequence[Finishe
     for label, group in zip(labels, groups.values(), strict=True):
         if label in taken and taken[label].key != group.key:
             label = group.label([*groups.values(), *taken.values()], in_full=True)
-        while label in labelled or (label in taken and taken[label].key != group.key):
-            label = f"{label}, {group.runs[0].folder.name}"
+        label = _free(label, group.runs, {**beside, **labelled}, group.runs[0].folder.name)
         labelled[label] = group.runs
     return labelled
+
+
+def _free(label: str, runs: Sequence[FinishedRun], rows: Mapping[str, Sequence[FinishedRun]], name: str) -> str:
+    """Return a label under which runs of this study, or none, are found; `name` distinguishes it where it is taken."""
+    while runs and (found := rows.get(label)) and _Group.of(found[0]).key != _Group.of(runs[0]).key:
+        label = f"{label}, {name}"
+    return label
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

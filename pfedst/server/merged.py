@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pfedst.errors import StateError
+from pfedst.errors import StateError, listed
 
 
 @dataclass
@@ -51,8 +51,10 @@ class Merged:
             tables = [after, best["after"], *kept]
             number = best["round"]
             whole = all(isinstance(n, int) and n >= 0 for table in tables for n in table.values())
-            if set(after) == set(names) and whole and (number is None or isinstance(number, int)):
+            if others := sorted(set(after) ^ set(names)):
+                raise StateError(f"the saved round is of other clients than this run's: they differ in {listed(others)}")
+            if whole and (number is None or isinstance(number, int)):
                 return cls(dict(after), number, dict(best["after"]), [dict(table) for table in kept])
         except (KeyError, TypeError, AttributeError):
             pass
-        raise StateError("the saved round does not say which fits are merged, or is of other clients than this run's")
+        raise StateError("the saved round does not say which fits are merged")

@@ -326,7 +326,7 @@ def test_hello_is_plain_and_says_what_a_site_has(tmp_path) -> None:
     reply = client.answer("site_b", Request("hello", "run"))
     assert json.loads(json.dumps(reply.values)) == reply.values
     assert reply.parts == {}
-    assert reply.values["samples"]["train"] == 18
+    assert sum(client.data.samples("site_b", split) for split in ("train", "validation")) == 18
     assert reply.values["samples"] == {split: client.data.samples("site_b", split) for split in reply.values["samples"]}
     assert reply.values["study"] == {"method.init_args.rank": 2}
     assert len(reply.values["classes"]) == 3
@@ -335,7 +335,9 @@ def test_hello_is_plain_and_says_what_a_site_has(tmp_path) -> None:
 def test_sums_of_prototypes_are_of_the_images_of_one_site(tmp_path) -> None:
     client = client_of(PFedST(), None)
     parts = [client.answer(name, Request("prototypes", "run")).parts for name in client.names]
-    assert [int(part[PROTOTYPES]["counts"].sum()) for part in parts] == [24, 18, 15]
+    images = [client.data.samples(name, "train") for name in client.names]
+    assert [int(part[PROTOTYPES]["counts"].sum()) for part in parts] == images
+    assert len(set(images)) == 3
     assert not same(parts[0], parts[1])
     assert all(part[PROTOTYPES]["sums"].shape[0] == 3 for part in parts)
 
@@ -414,7 +416,7 @@ def test_a_pooled_method_has_one_client_more(tmp_path) -> None:
     assert client.sites_of("pooled") == ["site_a", "site_c"]
     assert client.sites_of("site_b") == ["site_b"]
     reply = client.answer("pooled", fit_request(server_of(client), "pooled", 1, evaluate=SPLITS))
-    assert reply.values["record"]["images"] == 24 + 15
+    assert reply.values["record"]["images"] == sum(client.data.samples(name, "train") for name in ("site_a", "site_c"))
     assert "trained" not in reply.values["record"], "the pooled client has no images of its own"
 
 

@@ -19,6 +19,7 @@ from pfedst.testing.small import fit
 from tests.faults.runs_that_stop import BAD, Steps, is_bad
 from tests.server.runs import go_on, left, merged_fits, same, without_times
 
+
 class RaisesInLoss(Steps, PFedST):
     """Not in its first step."""
 

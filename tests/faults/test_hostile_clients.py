@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from pfedst_baselines.feddyn import FedDyn
 from pfedst_baselines.scaffold import SCAFFOLD
 
+from pfedst.client.exchange import make_upload, receive_message
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.messages.payload import NET
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.merging import clipped_mean, trimmed_mean, weighted_mean
 from pfedst.methods.pfedst import PFedST
-from pfedst.server.screening import change_norm, odd_messages
+from pfedst.server.screening import change_norm, outliers
 from pfedst.testing.small import data, federation, fit, train
 
 # -- merge rules, against what was computed by hand --------------------------------------------------------------------
@@ -130,9 +131,9 @@ def test_the_rule_is_what_merges() -> None:
             made.deliver(name)
             train(made, name)
         sent = [made.collect(name)[NET] for name in made.clients]
-        expected = merge(sent, list(made.weights.values()), made.server[NET])
+        expected = merge(sent, list(made.server.weights.values()), made.state[NET])
         made.merge({name: made.collect(name) for name in made.clients})
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in made.server[NET].items()), rule
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in made.state[NET].items()), rule
 
 
 class Ring(FederatedMethod):
@@ -168,21 +169,21 @@ ZERO = {name: {NET: {"w": torch.zeros(2)}} for name in "abcd"}
     ],
     ids=["alike", "long", "two", "shape", "median of zero"],
 )
-def test_odd_messages(given, odd) -> None:
-    assert sorted(odd_messages(given, ZERO, 10.0)) == odd
-    assert sorted(odd_messages(given, ZERO, None)) == [name for name in odd if given[name][NET]["w"].numel() == 1]
+def test_outliers(given, odd) -> None:
+    assert sorted(outliers(given, ZERO, 10.0)) == odd
+    assert sorted(outliers(given, ZERO, None)) == [name for name in odd if given[name][NET]["w"].numel() == 1]
 
 
 def test_of_few_messages_one_that_changes_all_beyond_measure_is_odd() -> None:
     """Where most clients are gone, no other says what is usual; merged once, it would spoil the run for good."""
     received = {name: {NET: {"w": torch.tensor([3.0, 4.0])}} for name in "abc"}
     alone = messages(a=[3e9, 4e9])
-    assert sorted(odd_messages(alone, received, 1000.0)) == ["a"]
-    assert "times that of what it received" in str(odd_messages(alone, received, 1000.0)["a"])
-    assert not odd_messages(alone, received, None)
-    assert not odd_messages(messages(a=[4e3, 0.0]), received, 1000.0)
+    assert sorted(outliers(alone, received, 1000.0)) == ["a"]
+    assert "times that of what it received" in str(outliers(alone, received, 1000.0)["a"])
+    assert not outliers(alone, received, None)
+    assert not outliers(messages(a=[4e3, 0.0]), received, 1000.0)
     most_are_odd = messages(a=[3e9, 4e9], b=[3e9, 4e9], c=[3.0, 5.0])
-    assert sorted(odd_messages(most_are_odd, received, 1000.0)) == ["a", "b"]
+    assert sorted(outliers(most_are_odd, received, 1000.0)) == ["a", "b"]
 
 
 def test_the_norm_is_of_what_changed() -> None:
@@ -246,19 +247,45 @@ SMUGGLE = {
     "images": lambda c, m: m | {"images": {"x": torch.ones(3, 8, 8)}},
     "an encoder's weight": lambda c, m: {NET: m[NET] | {"encoder.w": next(c.encoder.tower.parameters()).detach()}},
     "nothing": lambda c, m: None,
+    "no model": lambda c, m: {"declared": {"x": torch.ones(1)}},
+    "no model at all": lambda c, m: {},
+    "a model within a model": lambda c, m: {NET: {NET: m[NET]}},
+    "a longer row": lambda c, m: first_of(m, lambda tensor: torch.cat([tensor, tensor])),
+    "another dtype": lambda c, m: first_of(m, lambda tensor: tensor.half()),
+    "complex numbers": lambda c, m: first_of(m, lambda tensor: tensor.to(torch.complex64)),
+    "infinite": lambda c, m: first_of(m, lambda tensor: tensor + float("inf")),
+    "quantized": lambda c, m: first_of(m, lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)),
 }
 
 
 @pytest.mark.parametrize("name", SMUGGLE)
-def test_nothing_undeclared_can_be_sent(name) -> None:
+def test_nothing_undeclared_can_be_sent_or_is_taken(name) -> None:
     class Smuggler(Hostile):
         rules = (("*.lora_[AB]", "personal"), ("*", "shared"))
         smuggle = staticmethod(SMUGGLE[name])
 
     made = federation(Smuggler())
     made.deliver("site_a")
-    with pytest.raises(StateError, match="site_a"):
-        made.collect("site_a")
+    model = made.clients["site_a"]
+    with pytest.raises(StateError, match="the message from client site_a"):
+        make_upload(model, made.method)
+    with pytest.raises(StateError, match="the message from client site_a"):  # of a client that checks nothing
+        made.server.check_upload("site_a", made.method.upload(model))
+
+
+def test_a_message_of_the_server_is_checked_at_both_ends_too() -> None:
+    class Sends(Hostile):
+        def broadcast(self, server, name):
+            return super().broadcast(server, name) | {"x": {"y": torch.ones(1)}}
+
+    made = federation(Sends())
+    with pytest.raises(StateError, match=r"the message to client site_a: .*\['x'\]"):
+        made.server.message_to("site_a")
+    with pytest.raises(StateError, match=r"the message to client site_a: .*\['x'\]"):
+        receive_message(made.clients["site_a"], made.method, made.method.broadcast(made.state, "site_a"))
+    for message in ({}, {"declared": {}}):
+        with pytest.raises(StateError, match='has no part "net"'):
+            receive_message(made.clients["site_a"], made.method, message)
 
 
 def test_what_is_sent_has_no_memory_but_its_own() -> None:
