@@ -52,7 +52,7 @@ class Merged:
             number = best["round"]
             whole = all(isinstance(n, int) and n >= 0 for table in tables for n in table.values())
             if others := sorted(set(after) ^ set(names)):
-                raise StateError(f"the saved round is of other clients than this run's: they differ in {listed(others)}")
+                raise StateError(f"the saved round is of other clients than this run: they differ in {listed(others)}")
             if whole and (number is None or isinstance(number, int)):
                 return cls(dict(after), number, dict(best["after"]), [dict(table) for table in kept])
         except (KeyError, TypeError, AttributeError):

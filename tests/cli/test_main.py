@@ -117,9 +117,11 @@ def test_a_run_leaves_its_folder_and_is_never_overwritten(tmp_path, capsys) -> N
         "config.yaml",
         "identity.json",
         "rounds.jsonl",
+        "sites",
         "state",
         "summary.json",
     }
+    assert {path.name for path in (run / "sites").iterdir()} == {"site_a", "site_b"}
     assert [path.name for path in sorted((run / "state").iterdir())] == ["round-000001", "round-000002"]
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     assert [(r["round"], r["client"]) for r in records] == [(r, f"site_{s}") for r in (0, 1, 2) for s in "ab"]
@@ -146,7 +148,7 @@ def test_a_state_of_another_configuration_is_refused(tmp_path, capsys) -> None:
     assert main(["test", *SMALL, "--method.rank=4", f"--ckpt_path={tmp_path / 'a'}"]) == 5
     assert "lora_A" in capsys.readouterr().err
     assert main(["test", *SMALL, "--data.sites=1", "--data.samples_per_site=[12]", "--data.test_samples_per_site=[8]", f"--ckpt_path={tmp_path / 'a'}"]) == 5  # fmt: skip
-    assert "client site_b" in capsys.readouterr().err
+    assert "they differ in site_b" in capsys.readouterr().err
 
 
 def test_print_config_round_trips(tmp_path, capsys) -> None:
