@@ -124,7 +124,7 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
     Raises:
         StateError: its format is not known.
     """
-    found = summary.get("format") if isinstance(summary, Mapping) else None
+    found = summary.get("format")
     if found == SUMMARY_FORMAT:
         return summary
     if found == 1:
@@ -224,12 +224,15 @@ def _labelled(runs: Sequence[FinishedRun], beside: Mapping[str, Sequence[Finishe
         group = _Group.of(run)
         groups.setdefault(group.key, group).runs.append(run)
     taken = {label: _Group.of(found[0]) for label, found in beside.items() if found}
+    own = {group.key: label for label, group in taken.items()}
     labels = [group.label(groups.values()) for group in groups.values()]
     if len(set(labels)) < len(labels):
         labels = [group.label(groups.values(), in_full=True) for group in groups.values()]
     labelled: dict[str, list[FinishedRun]] = {}
     for label, group in zip(labels, groups.values(), strict=True):
-        if label in taken and taken[label].key != group.key:
+        if group.key in own:
+            label = own[group.key]
+        elif label in taken:
             label = group.label([*groups.values(), *taken.values()], in_full=True)
         label = _free(label, group.runs, {**beside, **labelled}, group.runs[0].folder.name)
         labelled[label] = group.runs

@@ -60,7 +60,9 @@ class RunFolder:
         """
         file = self.path / "summary.json"
         try:
-            found: dict[str, Any] = json.loads(file.read_text())
+            found = json.loads(file.read_text())
+            if not isinstance(found, dict):
+                raise ValueError(f"a {type(found).__name__} in place of a table")
             return found
         except FileNotFoundError:
             return None

@@ -67,14 +67,33 @@ def of_model(values):
     )
 
 
-def write_run(folder, values, generic=None, seed=0, cost=None, left_out=None, **protocol):
-    """A finished run: personal {site: value}, generic the same or {site: value}."""
+def write_run(
+    folder,
+    values,
+    generic=None,
+    seed=0,
+    cost=None,
+    left_out=None,
+    study=None,
+    last_digits=None,
+    content=None,
+    **protocol,
+):
+    """A finished run: personal {site: value}, generic the same or {site: value}.
+
+    Without `study` its options were not recorded, as those of a run that no command line started.
+    """
     folder.mkdir(parents=True)
     sites = {site: {"train": 8, "validation": 2, "test": 10} for site in values}
     personal = of_model(values)
     summary = {
-        "format": 1,
+        "format": 2,
+        "pfedst_version": "1.0.0",
         "name": folder.name,
+        "study": {} if study is None else study | {"seed_everything": seed},
+        "last_digits": last_digits or {},
+        "content": content or {},
+        "evaluated": {"round": 5, "split": "test", "prior": "none: logits as the model gives them"},
         "protocol": PROTOCOL | {"seed": seed, "samples": sites} | protocol,
         "personal": personal,
         "generic": of_model(generic or values),
@@ -98,7 +117,17 @@ def write_run(folder, values, generic=None, seed=0, cost=None, left_out=None, **
     return folder
 
 
-def write_comparison(folder, rows, reference, tuned=None):
+def as_format_1(folder):
+    """The same run with a summary as the version before wrote it."""
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text())
+    new = ("pfedst_version", "study", "last_digits", "content", "evaluated")
+    old = {key: value for key, value in summary.items() if key not in new}
+    file.write_text(json.dumps(old | {"format": 1}))
+    return folder
+
+
+def write_comparison(folder, rows, reference, tuned=None, **options):
     """A comparison of {label: {seed: {site: value}}}; a seed of None is one that is missing."""
     folder.mkdir(exist_ok=True)
     content = {"format": 1, "name": folder.name, "reference": reference, "tuning": None, "rows": []}
@@ -109,7 +138,7 @@ def write_comparison(folder, rows, reference, tuned=None):
         for seed, values in seeds.items():
             runs[str(seed)] = f"{label}-{seed}"
             if values is not None:
-                write_run(folder / "runs" / f"{label}-{seed}", values, seed=seed, method=label)
+                write_run(folder / "runs" / f"{label}-{seed}", values, seed=seed, **({"method": label} | options))
         content["rows"].append({"label": label, "options": {}, "tuned": (tuned or {}).get(label), "runs": runs})
     (folder / "comparison.json").write_text(json.dumps(content))
     return folder

@@ -68,8 +68,11 @@ def _run(
     sizes = {site: told["samples"][site]["test"] for site in sites}
     on_validation = _shifted(sites, -0.05) if validation else dict.fromkeys(sites)
     summary = {
-        "format": 1,
+        "format": 2,
         "name": f"{label}-seed{seed}",
+        "study": {},
+        "last_digits": {},
+        "content": {},
         "protocol": told,
         "personal": _model(sites, sizes, classes),
         "generic": _model(_shifted(sites, -0.1), sizes, classes),
