@@ -81,6 +81,7 @@ class RoundLoop:
         self.progress = RunProgress(fits + len(server.drawable) * bool(self.finetune_epochs))
         self.fits = Fits(options.fits, server, transport, self._request, self.progress)
         self._resumed: list[dict[str, Any]] | None = None
+        self._mark: dict[str, Any] = {}
         self._saved_rounds = self.saver.state.whole_rounds(finetuned=False)
 
     def run(self) -> None:
@@ -91,6 +92,7 @@ class RoundLoop:
                 self.server.begin()
             else:
                 self._check_clients()
+                self.run_folder.keep_records(self._mark)
             self._run_rounds(self._resumed)
 
     def restore(self) -> State | None:
@@ -131,9 +133,7 @@ class RoundLoop:
                 logging.getLogger("pfedst").warning("%s; using an older round", error)
                 continue
             frozen = self.server.load_state_parts(snapshot.parts)
-            self.merged = merged
-            run.keep_records(snapshot.about["records"])
-            self._resumed = records
+            self.merged, self._resumed, self._mark = merged, records, snapshot.about["records"]
             return frozen
         if damage is not None:
             raise damage

@@ -20,11 +20,13 @@ from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.cli import main
 from pfedst.cli.resume import resumable
+from pfedst.client.state import SiteState
 from pfedst.errors import InterruptedRunError, StateError
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
+from pfedst.state.snapshot import name_snapshot
 from pfedst.testing.small import data, fit
-from tests.server.runs import go_on, left, same, without_times
+from tests.server.runs import go_on, left, merged_fits, same, without_times
 
 
 class StopError(Exception):
@@ -91,6 +93,73 @@ def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, caplog) ->
         file.write_text("{")
     with pytest.raises(StateError, match=r"manifest.json"):
         go_on(tmp_path / "cut", PFedST(), rounds=5)
+
+
+def flip(snapshot):
+    file = snapshot / "client.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+
+DAMAGES = {
+    "lost": shutil.rmtree,
+    "changed": flip,
+    "of another site": lambda snapshot: (
+        shutil.rmtree(snapshot),
+        shutil.copytree(snapshot.parent.parent / "site_a" / snapshot.name, snapshot),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_of_a_site_is_told_and_the_round_before_is_used(tmp_path, caplog, damage) -> None:
+    whole = fit(tmp_path / "whole", PFedST(), rounds=4)
+    interrupted(tmp_path / "cut", PFedST(), 3)
+    newest, after = merged_fits(tmp_path / "cut")
+    damage(SiteState(tmp_path / "cut/run/sites", "site_b").path(after["site_b"]))
+    resumed = go_on(tmp_path / "cut", PFedST())
+    assert without_times(resumed) == without_times(whole)
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    assert resumed["cost"]["resumed_after_round"] == int(newest.name[-1]) - 1
+    assert caplog.text.count("client site_b continues from this folder") == 1
+    assert caplog.text.count("using an older round") == 1
+
+
+def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tmp_path) -> None:
+    """Put back, they are continued from: nothing of the run is thrown away."""
+    whole = fit(tmp_path / "whole", PFedST(), rounds=4)
+    interrupted(tmp_path / "cut", PFedST(), 3)
+    folder, before = tmp_path / "cut/run/sites/site_b", left(tmp_path / "cut")
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(StateError, match=r"site_b.*put back a copy of it"):
+        go_on(tmp_path / "cut", PFedST())
+    shutil.rmtree(folder, ignore_errors=True)
+    (tmp_path / "elsewhere").rename(folder)
+    same(left(tmp_path / "cut"), before)
+    assert without_times(go_on(tmp_path / "cut", PFedST())) == without_times(whole)
+
+
+@pytest.mark.parametrize("keep_states", [1, 2])
+def test_a_round_that_the_disk_refused_is_no_loss(tmp_path, monkeypatch, keep_states) -> None:
+    """It is written while the next one is trained; what its clients have dropped by then is not needed."""
+    name = "pfedst.state.run_state.name_snapshot"
+
+    def refuse(temporary, final) -> None:
+        if final.name == "round-000003":
+            raise OSError(28, "No space left on device")
+        name_snapshot(temporary, final)
+
+    options = {"keep_states": keep_states, "rounds": 4}
+    whole = fit(tmp_path / "whole", PFedST(), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(name, refuse)
+        with pytest.raises(StateError, match="No space left on device"):
+            fit(tmp_path / "cut", PFedST(), **options)
+    newest, after = merged_fits(tmp_path / "cut")
+    assert newest.name == "round-000002"
+    assert max(SiteState(tmp_path / "cut/run/sites", "site_a").numbers()) == 4
+    assert after["site_a"] == 2
+    assert without_times(go_on(tmp_path / "cut", PFedST(), **options)) == without_times(whole)
+    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
 
 
 def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path) -> None:

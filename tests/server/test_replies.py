@@ -1,0 +1,314 @@
+"""Replies are checked before the server uses them: what no client sends becomes a fault, what is unknown is dropped."""
+
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfedst.errors import NoAnswerError, StateError
+from pfedst.messages.faults import Fault
+from pfedst.messages.payload import NET
+from pfedst.messages.requests import Reply, Request
+from pfedst.methods.pfedst import PFedST
+from pfedst.server.replies import CheckedTransport
+from pfedst.transport.in_process import InProcess
+from tests.client.clients import SPLITS, client_of, fit_request, same, server_of
+
+
+class Clients:
+    """A transport that answers with what a test gives it."""
+
+    def __init__(self, hello, *replies) -> None:
+        self.hellos = {"site_a": hello, "site_b": copy.deepcopy(hello)}
+        self.replies = replies
+        self.open = 0
+
+    def __enter__(self):
+        self.open += 1
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.open -= 1
+
+    def hello(self, run):
+        return self.hellos
+
+    def ask(self, requests, started):
+        yield from self.replies
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The replies of a real client to every kind of request, by kind."""
+    client = client_of(PFedST(), tmp_path_factory.mktemp("sites"))
+    server = server_of(client)
+    requests = {
+        "hello": Request("hello", "run"),
+        "prototypes": Request("prototypes", "run"),
+        "fit": fit_request(server, "site_a", 1, evaluate=SPLITS),
+        "evaluate": Request("evaluate", "run", evaluate=SPLITS, parts=server.parts_for("site_a")),
+        "cost": Request("cost", "run", parts=server.parts_for("site_a")),
+    }
+    return {kind: (request, client.answer("site_a", request)) for kind, request in requests.items()}
+
+
+def asked(real, kind, reply, name="site_a"):
+    """The reply to one request, as the server sees it."""
+    transport = CheckedTransport(Clients(real["hello"][1], (name, reply)))
+    transport.hello("run")
+    ((found, checked),) = transport.ask({name: real[kind][0]}, lambda name: None)
+    assert found == name
+    return checked
+
+
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "cost"])
+def test_what_a_client_sends_passes_unchanged(real, kind) -> None:
+    sent = real[kind][1]
+    found = asked(real, kind, copy.deepcopy(sent))
+    assert found.values == sent.values
+    assert same(found.parts, sent.parts)
+
+
+def test_a_first_reply_passes_unchanged(real) -> None:
+    found = CheckedTransport(Clients(real["hello"][1])).hello("run")
+    assert {name: reply.values for name, reply in found.items()} == dict.fromkeys(
+        ("site_a", "site_b"), real["hello"][1].values
+    )
+
+
+def test_a_run_of_all_kinds_of_replies(tmp_path) -> None:
+    """With a transport that is real, all values as JSON."""
+    client = client_of(PFedST(), tmp_path)
+    server = server_of(client)
+    checked = CheckedTransport(InProcess(client))
+    assert set(checked.hello("run")) == {"site_a", "site_b", "site_c"}
+    with checked:
+        requests = {name: fit_request(server, name, 1, evaluate=SPLITS) for name in server.sites}
+        replies = dict(checked.ask(requests, lambda name: None))
+    assert all(isinstance(reply, Reply) for reply in replies.values())
+    assert json.loads(json.dumps({name: reply.values for name, reply in replies.items()}))
+
+
+# -- what is dropped ---------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_are_not_known_are_dropped(real) -> None:
+    """They would be written into the records of a run."""
+    for kind in ("fit", "cost"):
+        values = copy.deepcopy(real[kind][1].values)
+        values["patients"] = ["4711"]
+        if kind == "fit":
+            values["record"] |= {"patients": ["4711"], "left_out": "x", "upload_bytes": 3}
+            values["record"]["trained"]["images"] = ["4711"]
+        found = asked(real, kind, Reply(values, real[kind][1].parts))
+        assert found.values == real[kind][1].values
+    sent = real["evaluate"][1].values
+    values = {"evaluated": {split: models | {"x": 1} for split, models in sent["evaluated"].items()}, "x": 2}
+    for models in values["evaluated"].values():
+        for model in ("personal", "generic"):
+            models[model] = models[model] | {"images": ["4711"]}
+            models[model]["counts"] = models[model]["counts"] | {"images": ["4711"]}
+    assert asked(real, "evaluate", Reply(values)).values == sent
+    assert asked(real, "prototypes", Reply({"images": ["4711"]}, real["prototypes"][1].parts)).values == {}
+
+
+def test_a_reply_that_was_not_asked_for_is_dropped(real) -> None:
+    reply = real["cost"][1]
+    transport = CheckedTransport(
+        Clients(real["hello"][1], ("site_b", reply), ("site_a", reply), ("site_a", reply), ("x", 3))
+    )
+    transport.hello("run")
+    found = list(transport.ask({"site_a": real["cost"][0]}, lambda name: None))
+    assert [name for name, _ in found] == ["site_a"]
+
+
+def test_a_client_that_does_not_reply_is_at_fault(real) -> None:
+    transport = CheckedTransport(Clients(real["hello"][1], ("site_a", real["cost"][1])))
+    transport.hello("run")
+    requests = dict.fromkeys(("site_a", "site_b"), real["cost"][0])
+    found = dict(transport.ask(requests, lambda name: None))
+    assert found["site_b"].kind == "NoAnswerError"
+    assert isinstance(found["site_a"], Reply)
+
+
+def test_a_fault_passes(real) -> None:
+    fault = Fault.of(ZeroDivisionError())
+    assert asked(real, "fit", fault) is fault
+
+
+def test_it_opens_and_closes_the_transport(real) -> None:
+    clients = Clients(real["hello"][1])
+    with CheckedTransport(clients):
+        assert clients.open == 1
+    assert clients.open == 0
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def changed(values, path, value):
+    """A copy of nested dicts with another value at one place."""
+    made = copy.deepcopy(values)
+    place = made
+    for key in path[:-1]:
+        place = place[key]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return made
+
+
+FITS = {
+    "no record": (["record"], None),
+    "no loss": (["record", "train_loss"], None),
+    "a loss of text": (["record", "train_loss"], "0.5"),
+    "a loss beyond any float": (["record", "train_loss"], 10**400),
+    "NaN": (["record", "train_loss"], float("nan")),
+    "negative images": (["record", "images"], -1),
+    "not evaluated": (["record", "trained"], None),
+    "no test": (["record", "trained", "test"], None),
+    "no model": (["record", "trained", "test", "personal"], None),
+    "no accuracy": (["record", "trained", "test", "personal", "accuracy"], None),
+    "an accuracy of 2": (["record", "trained", "test", "personal", "accuracy"], 2.0),
+    "another metric": (["record", "trained", "test", "personal", "x"], 0.5),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), FITS.values(), ids=FITS)
+def test_a_fit_that_no_client_reports_is_a_fault(real, path, value) -> None:
+    sent = real["fit"][1]
+    found = asked(real, "fit", Reply(changed(sent.values, path, value), sent.parts))
+    assert isinstance(found, Fault)
+    assert found.kind == "StateError"
+    assert "client site_a" in found.text
+
+
+EVALUATIONS = {
+    "nothing": (["evaluated"], None),
+    "no list": (["evaluated"], [1]),
+    "no test": (["evaluated", "test"], None),
+    "no generic model": (["evaluated", "test", "generic"], None),
+    "no metrics": (["evaluated", "test", "personal", "metrics"], None),
+    "NaN": (["evaluated", "test", "personal", "metrics", "accuracy"], float("nan")),
+    "True": (["evaluated", "test", "personal", "metrics", "accuracy"], True),
+    "text": (["evaluated", "test", "personal", "metrics", "accuracy"], "4711"),
+    "no counts": (["evaluated", "test", "personal", "counts"], None),
+    "a confusion of two classes": (["evaluated", "test", "personal", "counts", "confusion"], [[6, 0], [0, 6]]),
+    "a confusion of other images": (["evaluated", "test", "personal", "counts", "confusion"], [[1, 1, 1]] * 3),
+    "negative": (["evaluated", "test", "personal", "counts", "confusion"], [[13, -1, 0], [0, 0, 0], [0, 0, 0]]),
+    "floats": (["evaluated", "test", "personal", "counts", "confusion"], [[12.0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    "a list for each image": (["evaluated", "test", "personal", "counts", "confusion"], [list(range(1000))] * 3),
+    "no bins": (["evaluated", "test", "personal", "counts", "reliability"], None),
+    "few bins": (["evaluated", "test", "personal", "counts", "reliability", "images"], [12]),
+    "more right than there are": (["evaluated", "test", "personal", "counts", "reliability", "right"], [13] + [0] * 14),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), EVALUATIONS.values(), ids=EVALUATIONS)
+def test_an_evaluation_that_no_client_reports_is_a_fault(real, path, value) -> None:
+    found = asked(real, "evaluate", Reply(changed(real["evaluate"][1].values, path, value)))
+    assert isinstance(found, Fault)
+    assert found.kind == "StateError"
+    assert "client site_a" in found.text
+    assert "4711" not in found.text
+
+
+@pytest.mark.parametrize("value", ["1", -1.0, None, True, [1]], ids=repr)
+def test_a_cost_that_is_no_number_is_a_fault(real, value) -> None:
+    assert asked(real, "cost", Reply({"flops_per_image": value})).kind == "StateError"
+
+
+class Carrier(torch.Tensor):
+    """A tensor with something in its pocket."""
+
+
+PARTS = [
+    {NET: {"w": [1.0]}},
+    {NET: {"w": torch.ones(1).as_subclass(Carrier)}},
+    {NET: {3: torch.ones(1)}},
+    {NET: {"w": torch.ones(2).to_sparse()}},
+    {3: {}},
+    {NET: torch.ones(1)},
+    [NET],
+    None,
+]
+
+
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "cost"])
+@pytest.mark.parametrize("parts", PARTS, ids=lambda parts: type(parts).__name__)
+def test_parts_that_are_no_plain_tensors_are_a_fault(real, kind, parts) -> None:
+    found = asked(real, kind, Reply(real[kind][1].values, parts))
+    assert (found.kind, "the message from client site_a" in found.text) == ("StateError", True)
+
+
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "cost"])
+@pytest.mark.parametrize("reply", [None, 3, "x", [], {}, Reply([]), Reply(None)], ids=repr)
+def test_what_is_no_reply_is_a_fault(real, kind, reply) -> None:
+    assert asked(real, kind, reply).kind == "StateError"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=4), part, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(["fit", "evaluate", "cost"]),
+    st.dictionaries(st.sampled_from(["record", "evaluated", "flops_per_image"]), anything),
+)
+def test_whatever_a_client_sends_is_a_fault_or_plain(real, kind, values) -> None:
+    found = asked(real, kind, Reply(values))
+    assert isinstance(found, Fault) or json.dumps(found.values, allow_nan=False)
+
+
+HELLOS = {
+    "no samples": (["samples"], None),
+    "no test": (["samples", "test"], None),
+    "negative": (["samples", "test"], -1),
+    "no training images": (["samples", "train"], 0),
+    "text": (["samples", "train"], "24"),
+    "no classes": (["classes"], []),
+    "a class twice": (["classes"], ["x", "x"]),
+    "classes of numbers": (["classes"], [1, 2]),
+    "no study": (["study"], None),
+    "a study that is no JSON": (["study"], {"x": {1, 2}}),
+    "a study of NaN": (["study"], {"x": float("nan")}),
+    "a huge study": (["study"], {"x": "y" * 2**21}),
+    "no fingerprint": (["fingerprint"], None),
+    "weights of numbers": (["encoder_weights"], 3),
+    "ordinal of text": (["ordinal"], "yes"),
+    "no threads": (["threads"], None),
+    "no encoder": (["protocol", "encoder"], None),
+    "a key of the server": (["protocol", "rounds"], 3),
+    "a protocol of text": (["protocol"], "x"),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), HELLOS.values(), ids=HELLOS)
+def test_a_first_reply_that_no_client_sends_ends_the_run(real, path, value) -> None:
+    transport = CheckedTransport(Clients(Reply(changed(real["hello"][1].values, path, value))))
+    with pytest.raises(StateError, match=rf'the first reply from client site_a: "{path[0]}" is missing'):
+        transport.hello("run")
+
+
+def test_unknown_keys_of_a_first_reply_are_dropped(real) -> None:
+    values = real["hello"][1].values
+    found = CheckedTransport(Clients(Reply(values | {"patients": ["4711"]}, {NET: {}}))).hello("run")["site_a"]
+    assert found.values == values
+    assert found.parts == {}
+
+
+def test_without_clients_there_is_no_run(real) -> None:
+    clients = Clients(real["hello"][1])
+    clients.hellos = {}
+    with pytest.raises(NoAnswerError, match="start the clients"):
+        CheckedTransport(clients).hello("run")
+    clients.hellos = {"site_a": None}
+    with pytest.raises(StateError, match="client site_a"):
+        CheckedTransport(clients).hello("run")

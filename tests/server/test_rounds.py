@@ -1,0 +1,234 @@
+"""The loop over rounds: what clients are asked, and which of their fits are never lost."""
+
+import json
+from collections import defaultdict
+
+import pytest
+import torch
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.pooled import Pooled
+
+from pfedst.client.state import SiteState
+from pfedst.errors import DataError
+from pfedst.messages.payload import NET
+from pfedst.methods.pfedst import PFedST
+from pfedst.state.snapshot import read_snapshot
+from pfedst.testing.small import fit
+from pfedst.transport.in_process import InProcess
+from tests.server.runs import go_on
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """All requests of a run in order: (name, request)."""
+    asked, ask = [], InProcess.ask
+
+    def remembered(self, requests, started):
+        asked.extend(requests.items())
+        return ask(self, requests, started)
+
+    monkeypatch.setattr(InProcess, "ask", remembered)
+    return asked
+
+
+def of_kind(requests, kind, name=None):
+    return [request for asked, request in requests if request.kind == kind and name in (None, asked)]
+
+
+class Refused(PFedST):
+    """The server refuses the message of site b in round 2."""
+
+    def upload(self, client):
+        message = super().upload(client)
+        if (client.name, client.round) == ("site_b", 2):
+            message[NET] = {key: tensor * 1e9 for key, tensor in message[NET].items()}
+        return message
+
+
+def about(folder, name):
+    return read_snapshot(folder / "run/state" / name).about
+
+
+def test_each_request_names_the_last_fit_that_was_merged(tmp_path, requests) -> None:
+    summary = fit(tmp_path, Refused(), rounds=4)
+    assert summary["left_out"] == {"site_b": {"StateError": 1}}
+    fits = {name: [(r.round, r.after) for r in of_kind(requests, "fit", name)] for name in ("site_a", "site_b")}
+    assert fits["site_a"] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    assert fits["site_b"] == [(1, 0), (2, 1), (3, 1), (4, 3)]
+    evaluations = [(r.round, r.after) for r in of_kind(requests, "evaluate", "site_b")]
+    assert evaluations == [(0, 0), (1, 1), (2, 1), (3, 3), (4, 4)]
+    assert about(tmp_path, "round-000004")["after"] == {"site_a": 4, "site_b": 4, "site_c": 4}
+
+
+def test_a_client_that_is_not_drawn_goes_on_from_its_last_fit(tmp_path, requests) -> None:
+    fit(tmp_path, PFedST(), rounds=6, participation=0.34, held_out_sites=["site_c"])
+    last = defaultdict(int)
+    for name, request in requests:
+        if request.kind in ("fit", "evaluate"):
+            assert request.after == last[name], (name, request.kind, request.round)
+        if request.kind == "fit":
+            last[name] = request.round
+    assert last.keys() == {"site_a", "site_b", "site_c"}
+    assert last["site_c"] == 0
+    assert of_kind(requests, "fit", "site_c") == []
+    assert sorted(last.values())[1] > 0
+
+
+def test_fits_behind_all_rounds_that_can_be_resumed_are_pinned(tmp_path, requests) -> None:
+    fit(tmp_path, Refused(), rounds=5, keep_states=2)
+    pins = {r.round: set(r.pinned) for r in of_kind(requests, "fit", "site_b")}
+    best = about(tmp_path, "best")
+    for number in range(2, 6):
+        merged = {0: 0, 1: 1, 2: 1, 3: 3, 4: 4}
+        kept = {merged[number - 1], merged[number - 2]}
+        assert kept - {0} <= pins[number], number
+    sites = tmp_path / "run/sites"
+    for name in ("round-000004", "round-000005", "best"):
+        for site, number in about(tmp_path, name)["after"].items():
+            if number:
+                assert SiteState(sites, site).read(number).about["site"] == site
+    assert best["best"] == {"round": best["round"], "after": best["after"]}
+
+
+@pytest.fixture
+def best_is_round_2(monkeypatch) -> None:
+    """Whatever the models predict."""
+
+    def score(self):
+        return (0.9 if self.round == 2 else 0.3) if self.evaluation else None
+
+    monkeypatch.setattr("pfedst.reporting.summary._Evaluated.score", property(score))
+
+
+@pytest.mark.usefixtures("best_is_round_2")
+def test_the_fit_behind_the_best_round_is_never_dropped(tmp_path) -> None:
+    summary = fit(tmp_path, PFedST(), rounds=7, keep_states=1)
+    assert summary["best_on_validation"]["round"] == 2
+    best = about(tmp_path, "best")
+    assert (best["round"], best["after"]) == (2, {"site_a": 2, "site_b": 2, "site_c": 2})
+    for name in ("site_a", "site_b", "site_c"):
+        state = SiteState(tmp_path / "run/sites", name)
+        assert state.numbers() == [2, 5, 6, 7]
+        assert state.read(2).about["record"]["images"] > 0
+    assert about(tmp_path, "round-000007")["best"] == {"round": 2, "after": best["after"]}
+
+
+@pytest.mark.usefixtures("best_is_round_2")
+def test_a_resumed_run_keeps_the_pins(tmp_path) -> None:
+    fit(tmp_path, PFedST(), rounds=4)
+    go_on(tmp_path, PFedST(), rounds=8)
+    assert SiteState(tmp_path / "run/sites", "site_a").numbers() == [2, 6, 7, 8]
+    assert about(tmp_path, "best")["round"] == 2
+
+
+def test_splits_are_evaluated_after_a_fit_only_in_evaluated_rounds(tmp_path, requests) -> None:
+    fit(tmp_path, PFedST(), rounds=5, evaluate_every=3)
+    found = {r.round: r.evaluate for r in of_kind(requests, "fit", "site_a")}
+    assert [number for number, splits in found.items() if splits] == [3, 5]
+    assert found[3] == ("validation", "test")
+    assert [r.round for r in of_kind(requests, "evaluate", "site_a")] == [0, 3, 5]
+
+
+def test_all_requests_of_a_run(tmp_path, requests) -> None:
+    fit(tmp_path, PFedST(finetune_epochs=2), rounds=1, optimizer_state="keep")
+    assert {request.run for _, request in requests} == {"run"}
+    kinds = [request.kind for name, request in requests if name == "site_a"]
+    assert kinds == ["prototypes", "evaluate", "fit", "evaluate", "fit", "evaluate", "cost"]
+    fits = of_kind(requests, "fit", "site_b")
+    assert [(r.round, r.after, r.finetune_epochs, r.keep_optimizer) for r in fits] == [(1, 0, 0, True), (1, 1, 2, True)]
+    tuned = of_kind(requests, "evaluate", "site_b")[-1]
+    assert (tuned.round, tuned.after) == (1, 2)
+    assert of_kind(requests, "cost")[0].after == 1, "the client is as after the last merge"
+    for _, request in requests:
+        if request.kind != "prototypes":
+            assert set(request.message) == {NET}
+            assert request.anchors is not None
+    assert about(tmp_path, "round-000001-finetuned")["after"]["site_a"] == 2
+    assert about(tmp_path, "round-000001")["after"]["site_a"] == 1
+
+
+def test_more_rounds_after_fine_tuning_go_on_from_the_merged_fit(tmp_path, requests) -> None:
+    fit(tmp_path / "a", FedAvg(finetune_epochs=1), rounds=2)
+    requests.clear()
+    longer = go_on(tmp_path / "a", FedAvg(finetune_epochs=1), rounds=3)
+    fits = of_kind(requests, "fit", "site_a")
+    assert [(r.round, r.after, r.finetune_epochs) for r in fits] == [(3, 2, 0), (3, 3, 1)]
+    straight = fit(tmp_path / "b", FedAvg(finetune_epochs=1), rounds=3)
+    assert longer["personal"] == straight["personal"]
+
+
+def test_a_pooled_method_asks_its_one_client_and_evaluates_all_sites(tmp_path, requests) -> None:
+    fit(tmp_path, Pooled(), rounds=1)
+    assert [name for name, r in requests if r.kind == "fit"] == ["pooled"]
+    assert [name for name, r in requests if r.kind == "evaluate" and r.round == 1] == ["site_a", "site_b", "site_c"]
+    assert about(tmp_path, "round-000001")["after"] == {"site_a": 0, "site_b": 0, "site_c": 0, "pooled": 1}
+    assert [path.name for path in (tmp_path / "run/sites").iterdir() if list(path.glob("after-*"))] == ["pooled"]
+
+
+def test_a_resumed_run_asks_every_client_first_if_it_can_go_on(tmp_path, requests) -> None:
+    fit(tmp_path, PFedST(), rounds=1)
+    requests.clear()
+    go_on(tmp_path, PFedST(), rounds=2)
+    first = requests[:3]
+    assert [(name, r.kind, r.after, r.evaluate) for name, r in first] == [
+        (f"site_{letter}", "evaluate", 1, ()) for letter in "abc"
+    ]
+    assert requests[3][1].kind == "fit"
+
+
+class CannotEvaluate(PFedST):
+    error: Exception = DataError("images are gone")
+
+    def personal_model(self, client):
+        if client.name == "site_b" and client.round == 2:
+            raise self.error
+        return super().personal_model(client)
+
+
+@pytest.mark.parametrize("evaluate_every", [1, 2])
+def test_a_site_that_cannot_be_evaluated_ends_the_run(tmp_path, evaluate_every) -> None:
+    """A mean over the others would mean something else; what is saved is the round before."""
+    with pytest.raises(DataError, match="images are gone"):
+        fit(tmp_path, CannotEvaluate(), rounds=3, evaluate_every=evaluate_every)
+    assert sorted(path.name for path in (tmp_path / "run/state").glob("round-*"))[-1] == "round-000001"
+    resumed = go_on(tmp_path, PFedST(), rounds=3, evaluate_every=evaluate_every)
+    whole = fit(tmp_path / "whole", PFedST(), rounds=3, evaluate_every=evaluate_every)
+    assert resumed["personal"] == whole["personal"]
+
+
+def test_flops_that_cannot_be_counted_lose_no_run(tmp_path, monkeypatch, caplog) -> None:
+    def refuse(*_):
+        raise ZeroDivisionError("no counter")
+
+    monkeypatch.setattr("pfedst.client.client.counted_flops", refuse)
+    summary = fit(tmp_path, FedAvg(), rounds=1)
+    assert summary["cost"]["flops_per_image"] is None
+    assert "FLOPs are not counted" in caplog.text
+
+
+def test_prototypes_of_a_site_that_fails_end_the_run(tmp_path, monkeypatch) -> None:
+    def refuse(*_):
+        raise DataError("images are gone")
+
+    monkeypatch.setattr("pfedst.client.client.class_sums", refuse)
+    with pytest.raises(DataError, match="images are gone"):
+        fit(tmp_path, FedAvg(), rounds=1)
+
+
+def test_records_and_state_of_a_round_belong_together(tmp_path) -> None:
+    fit(tmp_path, PFedST(), rounds=2)
+    content = (tmp_path / "run/rounds.jsonl").read_bytes()
+    for name, lines in (("round-000001", 6), ("round-000002", 9)):
+        mark = about(tmp_path, name)["records"]
+        part = content[: mark["bytes"]].splitlines()
+        assert len(part) == lines
+        assert json.loads(part[-1])["round"] == int(name[-1])
+
+
+def test_the_servers_tensors_are_saved_once_and_no_others(tmp_path) -> None:
+    fit(tmp_path, PFedST(), rounds=1)
+    parts = read_snapshot(tmp_path / "run/state/round-000001").parts
+    assert list(parts) == ["server"]
+    assert set(parts["server"]) <= {"method", "frozen", "anchors"}
+    assert not [key for key in parts["server"]["method"][NET] if "lora" in key]
+    assert all(isinstance(tensor, torch.Tensor) for tensor in parts["server"]["method"][NET].values())
