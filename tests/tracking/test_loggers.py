@@ -165,7 +165,7 @@ def test_a_dead_network_costs_one_question_and_no_record(
     network, key, reason, modes, tmp_path, monkeypatch, capsys
 ) -> None:
     """Neither W&B's own patience nor a question a round: a run asks once, and then goes on offline."""
-    questions, begun, ask, init = [], [], wandb_run._ask, wandb.init
+    questions, begun, ask, init = [], [], wandb_run._request, wandb.init
 
     def asked(settings):
         questions.append(settings.base_url)
@@ -177,7 +177,7 @@ def test_a_dead_network_costs_one_question_and_no_record(
         return init(**options)
 
     monkeypatch.setattr(wandb_run, "ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(wandb_run, "_ask", asked)
+    monkeypatch.setattr(wandb_run, "_request", asked)
     monkeypatch.setattr(wandb, "init", started)
     with network() as port:
         url = f"http://127.0.0.1:{port}"
