@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pfedst.cli import main
+from tests.cli.test_main import SMALL
 from tests.reporting.fake_runs import write_comparison, write_run
 
 ROWS = {
@@ -54,6 +55,30 @@ def test_runs_that_are_named_by_hand(tmp_path, capsys, monkeypatch) -> None:
     assert main(["report", paths[0], "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
     assert not (tmp_path / "report").exists()
+
+
+def test_real_runs_that_differ_in_options_of_the_trainer_are_no_seeds_of_one_row(tmp_path, capsys, monkeypatch) -> None:
+    """Their protocols are the same but for the seed: it tells neither precision nor clipping nor accumulation."""
+    monkeypatch.setattr("pfedst.reporting.write.make_figures", lambda *given: [])
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", *SMALL, "--coordinator.rounds=1", "--data.audit=off"]
+    others = [
+        "--trainer.precision=bf16-mixed",
+        "--trainer.gradient_clip_val=0.01",
+        "--trainer.accumulate_grad_batches=4",
+    ]
+    for seed, options in enumerate([[], ["--coordinator.threads=1"], others]):
+        assert main([*fit, *options, f"--seed_everything={seed}", f"--name=run{seed}"]) == 0
+    capsys.readouterr()
+    assert main(["report", *(f"runs/run{seed}" for seed in range(3))]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row[0]["text"] for row in report["tables"][0]["rows"]] == [
+        "PFedST",
+        "PFedST, accumulate_grad_batches 4, gradient_clip_val 0.01, precision bf16-mixed",
+    ]
+    assert "2 rows, 2 sites, 3 seeds" in capsys.readouterr().out
+    (note,) = [note for note in report["notes"] if "last digits" in note]
+    assert "coordinator.threads" in note
 
 
 @pytest.mark.parametrize(
