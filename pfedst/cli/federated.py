@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
 from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
-from pfedst.cli.resume import check_same_configuration, resumable
+from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
 from pfedst.client.module import FederatedClient
@@ -176,11 +176,13 @@ class PFedSTCLI(LightningCLI):
         runs_dir, name = Path(self._get(self.config, "runs_dir")), self._get(self.config, "name")
         if resume and name is None:
             raise ConfigurationError("--resume: give the --name of the run to continue")
-        resume = resume and (runs_dir / name / "config.yaml").is_file()
-        if resume:
+        if resume and is_unused(runs_dir / name):
+            run = RunFolder(runs_dir / name)
+        elif resume and (runs_dir / name / "config.yaml").is_file():
             run = RunFolder(runs_dir / name)
             check_same_configuration(run.path, text)
         else:
+            resume = False
             run = RunFolder.create(runs_dir, name, default_name)
         run.write_config(text)
         return run, resume

@@ -19,6 +19,11 @@ from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, l
 from pfedst.options import Effect, effect_of
 
 
+def is_unused(folder: Path) -> bool:
+    """Return True for a run that ended before its first file was whole."""
+    return folder.is_dir() and all(path.suffix == ".part" for path in folder.iterdir())
+
+
 def check_same_configuration(folder: Path, text: str) -> None:
     """Compare the configuration that a run was started with and the present one; more rounds are allowed.
 

@@ -214,10 +214,13 @@ def _read_part(folder: Path, file: str, size_bytes: int, sha256: str) -> dict[st
     path = folder / file
     if not re.fullmatch(PART_FILE, file) or (path.exists() and not path.is_file()):  # a device, another's file
         raise StateError(f"{folder}: {file} is no file of a snapshot")
-    # the size first: a file that was replaced by a huge one is never in memory
-    if path.stat().st_size != size_bytes:
-        raise StateError(f"{path} is damaged (its size differs)")
-    content = path.read_bytes()
+    try:
+        # the size first: a file that was replaced by a huge one is never in memory
+        if path.stat().st_size != size_bytes:
+            raise StateError(f"{path} is damaged (its size differs)")
+        content = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"{path} is missing or damaged ({error.strerror})") from error
     if _sha256(content) != sha256:
         raise StateError(f"{path} is damaged (its SHA-256 differs)")
     try:

@@ -254,7 +254,6 @@ SMUGGLE = {
     "another dtype": lambda c, m: first_of(m, lambda tensor: tensor.half()),
     "complex numbers": lambda c, m: first_of(m, lambda tensor: tensor.to(torch.complex64)),
     "infinite": lambda c, m: first_of(m, lambda tensor: tensor + float("inf")),
-    "quantized": lambda c, m: first_of(m, lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)),
 }
 
 
