@@ -91,6 +91,8 @@ def run(model: str, image_size: int, counts: list[int]) -> None:
 def table() -> None:
     """Print everything from the result's file."""
     result = json.loads(RESULT.read_text())
+    if "note" in result:
+        print(f"**{result['note']}**\n")
     print(
         "| method | clients | peak, MiB | against one client | MiB a client more | of them images | of them message |"
     )
@@ -101,11 +103,10 @@ def table() -> None:
             added = slope(of_method, clients) / MEBI if row is not first else float("nan")
             against = row["peak_bytes"] / first["peak_bytes"]
             more = "-" if row is first else f"{added:.1f}"
-            images, message = (row[f"{what}_bytes_a_client"] / MEBI for what in ("image", "message"))
-            print(
-                f"| {method} | {clients} | {row['peak_bytes'] / MEBI:,.0f} | {against:.2f}x | {more} | {images:.1f} | "
-                f"{message:.1f} |"
-            )
+            parts = [row.get(f"{what}_bytes_a_client") for what in ("image", "message")]
+            cells = [f"{row['peak_bytes'] / MEBI:,.0f}", f"{against:.2f}x", more]
+            cells += ["-" if size is None else f"{size / MEBI:.1f}" for size in parts]
+            print(f"| {method} | {clients} | {' | '.join(cells)} |")
     protocol = result["protocol"]
     print(
         f"\n{first['encoder']}; {protocol['train_images']} random training and {protocol['test_images']} test images "

@@ -415,6 +415,8 @@ def table() -> None:
     if not RESULT.exists():
         raise SystemExit(f"{RESULT} is not there: python benchmarks/simulator.py run first")
     result = json.loads(RESULT.read_text())
+    if "note" in result:
+        print(f"**{result['note']}**")
     for name, workload in result["workloads"].items():
         rows = workload["rows"]
         bare = statistics.median(row["bare_round_seconds"] for row in rows.values())

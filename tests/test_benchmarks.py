@@ -74,6 +74,7 @@ def test_a_round_has_the_bits_of_the_bare_loop(scripts, tmp_path, one_thread) ->
     script = scripts("round")
     measured = script.measure(steps=2, batch_size=4, rounds=3, folder=tmp_path)
     assert measured["bits_equal"]
+    assert script.batch_size_for(0, tmp_path) == 4
     assert [point["fits"] for point in script.endure(10, tmp_path)["points"]] == [2, 4, 6, 8, 10]
 
 
