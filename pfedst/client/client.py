@@ -19,7 +19,7 @@ from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
 from pfedst.client.predictions import Predictions
-from pfedst.client.state import CLIENT, SiteState, load_client_part
+from pfedst.client.state import SiteState
 from pfedst.client.threads import torch_threads
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
@@ -172,9 +172,9 @@ class Client:
         return Reply({}, {PROTOTYPES: {"sums": sums, "counts": counts}})
 
     def _fit(self, name: str, request: Request) -> Reply:
-        state = self._state(name)
+        state, self.model.name = self._state(name), name
         digest = self._digest(request)
-        reply = state.answered(request.fit_number, digest) or self._fitted(name, request, digest, state)
+        reply = state.answered(request.fit_number, digest, self.model) or self._fitted(name, request, digest, state)
         # by name, too: where the server resumed an older round, later fits may be on disk
         state.drop({*request.pinned, request.after, request.fit_number})
         return reply
@@ -238,12 +238,12 @@ class Client:
             model.set_anchors(request.anchors)
             self.generic.set_anchors(request.anchors)
         if saved is not None:
-            load_client_part(model, saved.parts[CLIENT])
+            self._state(name).load(saved, model)
         receive_message(model, self.method, request.message)
         self.generic.load_shared(request.message[NET])
         if saved is not None and saved.about.get("finetune_epochs"):
             # after fine-tuning nothing is merged: the client predicts with its own tensors
-            load_client_part(model, saved.parts[CLIENT])
+            self._state(name).load(saved, model)
 
     def _check_unlabelled(self, name: str) -> None:
         self.model.name = name

@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,12 @@ class SiteState:
         if found.about.get("site") != self.name or CLIENT not in found.parts:
             raise StateError(f"{self.path(number)} is not a snapshot of site {self.name}")
         client, message = found.parts[CLIENT], found.parts.get(MESSAGE, {})
-        check_plain(message, f"{self.path(number)}: the message")
-        shared = {ADAPTER + key: tensor for key, tensor in message.get(NET, {}).items()}
-        client["model"] = shared | saved_table(client, "model")
+        try:
+            check_plain(message, "the message")
+            shared = {ADAPTER + key: tensor for key, tensor in message.get(NET, {}).items()}
+            client["model"] = shared | saved_table(client, "model")
+        except StateError as error:
+            raise StateError(f"{self.path(number)}: {error}") from error
         return found
 
     def start(self, number: int) -> Snapshot:
@@ -92,25 +96,49 @@ class SiteState:
         Raises:
             StateError: the snapshot is missing or damaged, or of another site; the message has a remedy.
         """
-        try:
+        with self._remedy():
             return self.read(number)
+
+    def load(self, saved: Snapshot, model: ClientModel) -> None:
+        """Put a client in the state of a snapshot.
+
+        Raises:
+            StateError: the snapshot is of another model, or not finite; the message has a remedy.
+        """
+        with self._remedy():
+            self._load(saved, model)
+
+    def _load(self, saved: Snapshot, model: ClientModel) -> None:
+        try:
+            load_client_part(model, saved.parts[CLIENT])
+        except StateError as error:
+            raise StateError(f"{self.folder / saved.name}: {error}") from error
+
+    @contextmanager
+    def _remedy(self) -> Iterator[None]:
+        try:
+            yield
         except StateError as error:
             raise StateError(
                 f"{error}; client {self.name} continues from this folder: put back a copy of it, or continue with the "
                 f"same command, --name and --resume true, which looks for an older round, or start a new run"
             ) from error
 
-    def answered(self, number: int, digest: str) -> Reply | None:
+    def answered(self, number: int, digest: str, model: ClientModel | None = None) -> Reply | None:
         """Return the reply to a request that was answered before; None if the fit has to be done.
 
         Args:
             number: of the fit.
             digest: of the request.
+            model: the client, which is put in the state after the fit: a reply is worth nothing if the client cannot
+                continue from that state.
         """
         if not self.path(number).exists():
             return None
         try:
             found = self.read(number)
+            if model is not None:
+                self._load(found, model)
         except StateError as error:
             logging.getLogger("pfedst").warning("%s; the client is fitted again", error)
             return None

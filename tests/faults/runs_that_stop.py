@@ -1,6 +1,12 @@
-"""Methods that stop a run in the middle of a fit, and clients that fail in one round."""
+"""Methods that stop a run in the middle of a fit, a client that fails in one round, and forged snapshots."""
 
+from contextlib import contextmanager
+
+import pytest
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from pfedst.server.server import Server
+from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
 
 BAD = ("site_b", 2)
 """The client that fails, and the round in which it fails."""
@@ -45,3 +51,23 @@ def dying(base, round_number, name):
             return super().loss(client, batch)
 
     return Dying
+
+
+def forge(folder, change) -> None:
+    """Change a snapshot and make its checksums right again."""
+    found = read_snapshot(folder)
+    change(found)
+    name_snapshot(write_snapshot(folder, found.about, found.parts), folder)
+
+
+@contextmanager
+def without_the_bad():
+    """Within this block the bad client is not drawn in its round: the reference for a client that is left out."""
+    draw = Server.draw
+
+    def without(self, round_number, participation):
+        return [name for name in draw(self, round_number, participation) if (name, round_number) != BAD]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Server, "draw", without)
+        yield

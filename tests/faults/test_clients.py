@@ -13,10 +13,9 @@ from pfedst.errors import ConfigurationError, TooFewClientsError
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting.tables import protocol_text
-from pfedst.server.server import Server
 from pfedst.state import RunState
 from pfedst.testing.small import fit
-from tests.faults.runs_that_stop import BAD, Steps, is_bad
+from tests.faults.runs_that_stop import BAD, Steps, is_bad, without_the_bad
 from tests.server.runs import go_on, left, merged_fits, same, without_times
 
 
@@ -93,14 +92,7 @@ def records_of(folder):
 def absent_once(tmp_path_factory):
     """A run in which the client simply is not drawn in that round."""
     folder = tmp_path_factory.mktemp("absent")
-    draw = Server.draw
-
-    def without_the_bad(self, round_number, participation):
-        drawn = draw(self, round_number, participation)
-        return [name for name in drawn if (name, round_number) != BAD]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Server, "draw", without_the_bad)
+    with without_the_bad():
         summary = fit(folder, PFedST(), rounds=3)
     return summary, left(folder)
 

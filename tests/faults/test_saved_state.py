@@ -18,9 +18,9 @@ from pfedst.errors import StateError, TooFewClientsError
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.server import Server
 from pfedst.state import RunState, StateSaver
-from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
+from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import fit, template
-from tests.faults.runs_that_stop import StopError, dying
+from tests.faults.runs_that_stop import StopError, dying, forge
 from tests.server.runs import go_on, left, same, without_times
 from tests.server.test_resume import CLI
 
@@ -306,13 +306,6 @@ def test_records_and_state_stay_together(interrupted, whole, tmp_path, caplog) -
 
 
 # -- whoever can write a run's folder can make its sums right ----------------------------------------------------------
-
-
-def forge(folder, change) -> None:
-    """Change what is said and kept in a snapshot; its sums are right again."""
-    found = read_snapshot(folder)
-    change(found)
-    name_snapshot(write_snapshot(folder, found.about, found.parts), folder)
 
 
 def forge_records(run, change) -> bytes:
