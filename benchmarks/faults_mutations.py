@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from faults_runs import Left, differences, left_by, start_or_go_on, warnings_told
+from faults_runs import Left, differences, left_by, recorded_warnings, start_or_go_on
 
 from pfedst.client.state import SiteState
 from pfedst.errors import StateError
@@ -181,7 +181,7 @@ def expected_outcome(run: Path, pristine: Pristine, damaged: set[str]) -> tuple[
 def resumed(folder: Path, damaged: set[str], pristine: Pristine, expected: Left) -> tuple[str, list[str]]:
     """Resume a run; return its outcome, and everything that is not as it should be."""
     number, warnings = expected_outcome(folder / "run", pristine, damaged)
-    with warnings_told() as told:
+    with recorded_warnings() as told:
         try:
             start_or_go_on(folder, Interrupted(), rounds=ROUNDS)
         except StateError as error:
@@ -200,7 +200,7 @@ def mutations(number: int = 1000) -> tuple[dict[str, Any], dict[str, Any]]:
     """Protocol and result."""
     kinds, reads, outcomes = Counter[str](), Counter[str](), Counter[str]()
     wrong: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as place, warnings_told():
+    with tempfile.TemporaryDirectory() as place, recorded_warnings():
         base = Path(place)
         Interrupted.stops = False
         start_or_go_on(base / "whole", Interrupted(), rounds=ROUNDS)

@@ -99,7 +99,7 @@ def differences(one: Left, other: Left) -> list[str]:
 
 
 @contextmanager
-def warnings_told() -> Iterator[list[str]]:
+def recorded_warnings() -> Iterator[list[str]]:
     """Collect the warnings of the package within a block; they are not printed."""
     told: list[str] = []
 
