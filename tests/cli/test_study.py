@@ -1,5 +1,6 @@
 """The options that results depend on: what enters a summary, and the hash of a run in a comparison."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 import yaml
 from pfedst_baselines.fedavg import FedAvg
 
+import pfedst.data
 from pfedst.cli import main
 from pfedst.cli.federated import parse_only
 from pfedst.cli.study import results_depend_on, study_options
-from pfedst.options import Effect, effect_of
+from pfedst.encoders import FrozenCLIP
+from pfedst.options import EFFECTS, WEIGHTS, Effect, effect_of
 from tests.cli.test_main import SMALL
 
 METHOD = f"{__name__}.Child"
@@ -105,6 +108,17 @@ def test_of_a_file_of_weights_the_name_is_kept(weights, kept) -> None:
 @pytest.fixture(scope="module")
 def resolve():
     return parse_only()
+
+
+def test_every_listed_option_exists(resolve) -> None:
+    """Else a renamed option would silently become part of the study."""
+    known = {"config", *resolve.__self__.defaults()}
+    bases = [base for name in pfedst.data.__all__ if isinstance(base := getattr(pfedst.data, name), type)]
+    for base in bases:
+        known |= {f"data.init_args.{name}" for name in inspect.signature(base.__init__).parameters}
+    assert sorted(set(EFFECTS) - known) == []
+    assert effect_of(WEIGHTS) is Effect.STUDY
+    assert "weights" in inspect.signature(FrozenCLIP.__init__).parameters
 
 
 @pytest.mark.parametrize(
