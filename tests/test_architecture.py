@@ -62,7 +62,7 @@ FLOORS = (
     {"seeds", "options"},
     {"errors"},
     {""},
-    {"version"},
+    {"version", "renamed"},
 )
 """A package imports from floors below its own, and from no other package of its floor."""
 FORBIDDEN = {
