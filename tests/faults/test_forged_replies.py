@@ -1,0 +1,507 @@
+"""Clients that send whatever they like: the server leaves them out, or ends the run with one clear error.
+
+The clients here check nothing: replies are changed on their way to the server. Single replies are in
+tests/server/test_replies.py; here are whole runs.
+"""
+
+import json
+import random
+
+import pytest
+import torch
+from pfedst_baselines.fedavg import FedAvg
+from pfedst_baselines.scaffold import SCAFFOLD
+
+from pfedst.errors import NoAnswerError, PfedstError, StateError
+from pfedst.messages.payload import NET
+from pfedst.messages.requests import PROTOTYPES, Reply
+from pfedst.methods.pfedst import PFedST
+from pfedst.testing.small import fit
+from pfedst.transport.in_process import InProcess
+from tests.faults.runs_that_stop import BAD, without_the_bad
+from tests.server.runs import go_on, left, same, without_times
+
+ROUNDS = 3
+NAN = float("nan")
+
+
+@pytest.fixture
+def forging(monkeypatch):
+    """Let the replies to one kind of request be changed, of one client in one round."""
+
+    def forge(kind, change, name=BAD[0], round_number=BAD[1]) -> None:
+        ask = InProcess.ask
+
+        def forged(self, requests, started):
+            for client, reply in ask(self, requests, started):
+                request = requests[client]
+                bad = (request.kind, client, request.round) == (kind, name, round_number)
+                yield client, change(reply) if bad and request.evaluate != () else reply
+
+        monkeypatch.setattr(InProcess, "ask", forged)
+
+    return forge
+
+
+@pytest.fixture(scope="module")
+def absent_once(tmp_path_factory):
+    """A run in which the bad client is not drawn in its round."""
+    folder = tmp_path_factory.mktemp("absent")
+    with without_the_bad():
+        return folder, fit(folder, PFedST(), rounds=ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in which nothing is forged."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(folder, PFedST(), rounds=ROUNDS)
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def changed(values, path, value):
+    """A copy of nested dicts with one entry changed, added, or removed for `...`."""
+    key, *rest = path
+    if rest:
+        return values | {key: changed(values[key], rest, value)}
+    if value is ...:
+        return {name: kept for name, kept in values.items() if name != key}
+    return values | {key: value}
+
+
+def values_with(path, value):
+    return lambda reply: Reply(changed(reply.values, path, value), reply.parts)
+
+
+def record_with(key, value):
+    return values_with(("record", key), value)
+
+
+def trained_with(value, *path):
+    return values_with(("record", "trained", *path), value)
+
+
+def parts_with(change):
+    return lambda reply: Reply(reply.values, change(dict(reply.parts)))
+
+
+def net_with(value):
+    def change(parts):
+        key = next(iter(parts[NET]))
+        return parts | {NET: parts[NET] | {key: value(parts[NET][key])}}
+
+    return parts_with(change)
+
+
+class Carrier(torch.Tensor):
+    """A tensor with something in its pocket."""
+
+
+# -- fits --------------------------------------------------------------------------------------------------------------
+
+FITS = {
+    "nothing": lambda reply: None,
+    "text": lambda reply: "4711",
+    "a dict": lambda reply: {"values": reply.values, "parts": reply.parts},
+    "a pair": lambda reply: (reply.values, reply.parts),
+    "values of None": lambda reply: Reply(None, reply.parts),
+    "values of a list": lambda reply: Reply([reply.values], reply.parts),
+    "values of text": lambda reply: Reply("record", reply.parts),
+    "no values": lambda reply: Reply({}, reply.parts),
+    "no record": values_with(("record",), ...),
+    "a record of text": values_with(("record",), "4711"),
+    "a record of a list": values_with(("record",), [1, 2]),
+    "a record of nothing": values_with(("record",), {}),
+    "a deep record": values_with(("record",), nested(100_000)),
+    "no loss": record_with("train_loss", ...),
+    "a loss of NaN": record_with("train_loss", NAN),
+    "an infinite loss": record_with("train_loss", float("-inf")),
+    "a loss of text": record_with("train_loss", "0.1"),
+    "a loss of True": record_with("train_loss", True),
+    "a loss beyond any float": record_with("train_loss", 10**400),
+    "a loss of a tensor": record_with("train_loss", torch.tensor(0.1)),
+    "fewer images than none": record_with("images", -1),
+    "images of NaN": record_with("images", NAN),
+    "deep seconds": record_with("fit_seconds", nested(100_000)),
+    "seconds before the start": record_with("fit_seconds", -1.0),
+    "memory of text": record_with("peak_memory_bytes", "1 GB"),
+    "not evaluated": record_with("trained", ...),
+    "evaluated as text": record_with("trained", "well"),
+    "no test": trained_with(..., "test"),
+    "a test of a list": trained_with([], "test"),
+    "no accuracy": trained_with(..., "test", "personal", "accuracy"),
+    "one metric more": trained_with(1.0, "test", "personal", "quadratic_kappa"),
+    "an accuracy of text": trained_with("1", "test", "personal", "accuracy"),
+    "an accuracy of NaN": trained_with(NAN, "test", "personal", "accuracy"),
+    "a huge accuracy": trained_with(1e90, "test", "personal", "accuracy"),
+    "a deep accuracy": trained_with(nested(100_000), "test", "personal", "accuracy"),
+    "no parts": lambda reply: Reply(reply.values, {}),
+    "parts of None": lambda reply: Reply(reply.values, None),
+    "parts of a list": lambda reply: Reply(reply.values, list(reply.parts.items())),
+    "a part of None": parts_with(lambda parts: parts | {NET: None}),
+    "a part more": parts_with(lambda parts: parts | {"patients": {"x": torch.ones(1)}}),
+    "an empty part more": parts_with(lambda parts: parts | {"patients": {}}),
+    "a part for the server": parts_with(lambda parts: parts | {PROTOTYPES: {"sums": torch.ones(3, 32)}}),
+    "the model elsewhere": parts_with(lambda parts: {"x": parts[NET]}),
+    "a model within": parts_with(lambda parts: {NET: {NET: parts[NET]}}),
+    "a personal key": parts_with(lambda p: {NET: p[NET] | {"side.up.lora_A": torch.ones(8, 64)}}),
+    "a key less": parts_with(lambda parts: {NET: dict(list(parts[NET].items())[1:])}),
+    "a key of a number": parts_with(lambda parts: {NET: parts[NET] | {3: torch.ones(1)}}),
+    "text for a tensor": net_with(lambda tensor: "4711"),
+    "a list for a tensor": net_with(lambda tensor: tensor.tolist()),
+    "a shape": net_with(lambda tensor: tensor[..., :-1]),
+    "a scalar": net_with(lambda tensor: torch.tensor(1.0)),
+    "a dtype": net_with(lambda tensor: tensor.double()),
+    "sparse": net_with(lambda tensor: tensor.to_sparse()),
+    "meta": net_with(lambda tensor: tensor.to("meta")),
+    "attributes": net_with(lambda tensor: tensor.as_subclass(Carrier)),
+    "huge numbers": parts_with(lambda parts: {NET: {key: tensor * 1e9 for key, tensor in parts[NET].items()}}),
+    "the largest number": net_with(lambda tensor: torch.full_like(tensor, torch.finfo(torch.float32).max)),
+}
+NOT_FINITE = {
+    "NaN": net_with(lambda tensor: tensor * NAN),
+    "infinite": net_with(lambda tensor: tensor - float("inf")),
+}
+
+
+@pytest.mark.parametrize("name", FITS | NOT_FINITE)
+def test_a_forged_fit_leaves_its_client_out(tmp_path, forging, caplog, absent_once, name) -> None:
+    forging("fit", (FITS | NOT_FINITE)[name])
+    summary = fit(tmp_path, PFedST(), rounds=ROUNDS)
+    assert summary["left_out"] == {BAD[0]: {"NotFiniteError" if name in NOT_FINITE else "StateError": 1}}
+    assert f"client {BAD[0]} is left out of round {BAD[1]}: " in caplog.text
+    assert "Traceback" not in caplog.text
+    for model in ("personal", "generic"):
+        assert summary[model] == absent_once[1][model]
+    same(([], *left(tmp_path)[1:]), ([], *left(absent_once[0])[1:]))
+
+
+KEPT_OUT = {
+    "values more": values_with(("patients",), nested(100_000)),
+    "keys of a record": lambda reply: Reply(
+        {
+            "record": reply.values["record"]
+            | {"patients": ["4711"], "round": 99, "client": "x", "participated": False, "left_out": "x"}
+            | {"received": {"test": 3}, "counts": NAN, "finetuned": True, "deep": nested(100_000)}
+            | {"upload_bytes": -1, "download_bytes": "x", "setup_upload_bytes": NAN},
+            "repeated": reply.values["repeated"],
+        },
+        reply.parts,
+    ),
+    "splits and models": lambda reply: trained_with({"x": NAN}, "x")(trained_with("4711", "test", "x")(reply)),
+    "repeated": values_with(("repeated",), nested(100_000)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_OUT)
+def test_what_a_reply_holds_beside_is_not_recorded(tmp_path, forging, whole, name) -> None:
+    forging("fit", KEPT_OUT[name])
+    assert without_times(fit(tmp_path, PFedST(), rounds=ROUNDS)) == without_times(whole[1])
+    same(left(tmp_path), left(whole[0]))
+
+
+@pytest.mark.parametrize("name", ["no record", "NaN", "parts of None"])
+def test_replies_forged_by_all_end_the_run_and_it_goes_on(tmp_path, forging, monkeypatch, whole, name) -> None:
+    with monkeypatch.context() as patch:
+        ask = InProcess.ask
+
+        def forged(self, requests, started):
+            for client, reply in ask(self, requests, started):
+                request = requests[client]
+                bad = (request.kind, request.round) == ("fit", 2)
+                yield client, (FITS | NOT_FINITE)[name](reply) if bad else reply
+
+        patch.setattr(InProcess, "ask", forged)
+        with pytest.raises(PfedstError, match="0 of 3 clients reported"):
+            fit(tmp_path, PFedST(), rounds=ROUNDS)
+    assert without_times(go_on(tmp_path, PFedST(), rounds=ROUNDS)) == without_times(whole[1])
+
+
+def test_forged_fine_tuning_leaves_its_client_out(tmp_path, forging) -> None:
+    summary = None
+
+    def change(reply):
+        return Reply({"record": {"train_loss": NAN}}, {})
+
+    monkey = pytest.MonkeyPatch()
+    ask = InProcess.ask
+
+    def forged(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            yield client, change(reply) if requests[client].finetune_epochs and client == BAD[0] else reply
+
+    with monkey.context() as patch:
+        patch.setattr(InProcess, "ask", forged)
+        summary = fit(tmp_path, PFedST(finetune_epochs=1), rounds=1)
+    assert summary["left_out"] == {BAD[0]: {"StateError": 1}}
+
+
+# -- what only the method understands ----------------------------------------------------------------------------------
+
+CONTROLS = {
+    "none": lambda parts: {NET: parts[NET]},
+    "empty": lambda parts: parts | {"control": {}},
+    "a key less": lambda parts: parts | {"control": dict(list(parts["control"].items())[1:])},
+    "another shape": lambda parts: parts | {"control": {key: t[:0] for key, t in parts["control"].items()}},
+    "another dtype": lambda parts: parts | {"control": {key: t.to(torch.bool) for key, t in parts["control"].items()}},
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_among_others_a_forged_extra_part_is_left_out(tmp_path, forging, name) -> None:
+    forging("fit", parts_with(CONTROLS[name]))
+    assert fit(tmp_path, SCAFFOLD(), rounds=ROUNDS)["left_out"] == {BAD[0]: {"StateError": 1}}
+
+
+@pytest.mark.parametrize("name", ["none", "empty", "a key less", "another shape"])
+def test_an_extra_part_that_cannot_be_merged_is_one_error(tmp_path, monkeypatch, name) -> None:
+    """Where all clients that report are hostile, no other says what is usual."""
+    ask = InProcess.ask
+
+    def forged(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            bad = (requests[client].kind, requests[client].round) == ("fit", 2)
+            yield client, parts_with(CONTROLS[name])(reply) if bad else reply
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcess, "ask", forged)
+        with pytest.raises(StateError, match="method SCAFFOLD cannot merge the messages of site_a, site_b, site_c"):
+            fit(tmp_path, SCAFFOLD(), rounds=ROUNDS)
+    expected = fit(tmp_path / "whole", SCAFFOLD(), rounds=ROUNDS)
+    assert go_on(tmp_path, SCAFFOLD(), rounds=ROUNDS)["personal"] == expected["personal"]
+
+
+# -- evaluations, prototypes, cost and the first reply -----------------------------------------------------------------
+
+
+def evaluated_with(value, *path):
+    return values_with(("evaluated", *path), value)
+
+
+EVALUATIONS = {
+    "nothing": lambda reply: None,
+    "values of text": lambda reply: Reply("4711"),
+    "not evaluated": values_with(("evaluated",), ...),
+    "no test": evaluated_with(..., "test"),
+    "no generic model": evaluated_with(..., "test", "generic"),
+    "no metrics": evaluated_with(..., "test", "generic", "metrics"),
+    "metrics of text": evaluated_with("4711", "test", "generic", "metrics"),
+    "an accuracy of NaN": evaluated_with(NAN, "test", "generic", "metrics", "accuracy"),
+    "a huge accuracy": evaluated_with(1e99, "test", "generic", "metrics", "accuracy"),
+    "one metric more": evaluated_with(0.5, "test", "generic", "metrics", "quadratic_kappa"),
+    "no counts": evaluated_with(..., "test", "generic", "counts"),
+    "counts of text": evaluated_with("4711", "test", "generic", "counts"),
+    "counts of NaN": evaluated_with([[NAN] * 3] * 3, "test", "generic", "counts", "confusion"),
+    "more images than there are": evaluated_with([[99] * 3] * 3, "test", "generic", "counts", "confusion"),
+    "another number of classes": evaluated_with([[12]], "test", "generic", "counts", "confusion"),
+    "deep counts": evaluated_with(nested(100_000), "test", "generic", "counts", "confusion"),
+    "no bins": evaluated_with([], "test", "generic", "counts", "reliability", "images"),
+    "parts of text": lambda reply: Reply(reply.values, "4711"),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_a_forged_evaluation_ends_the_run_with_one_error(tmp_path, forging, caplog, name) -> None:
+    """A mean over the other clients would mean something else."""
+    forging("evaluate", EVALUATIONS[name])
+    with pytest.raises(StateError, match="client site_b"):
+        fit(tmp_path, PFedST(), rounds=ROUNDS)
+    rounds = {json.loads(line)["round"] for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()}
+    assert rounds == {0, 1}
+    assert "Traceback" not in caplog.text
+
+
+def test_after_it_the_run_can_be_resumed(tmp_path, whole) -> None:
+    ask = InProcess.ask
+
+    def forged(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            bad = (requests[client].kind, client, requests[client].round) == ("evaluate", "site_b", 2)
+            yield client, EVALUATIONS["an accuracy of NaN"](reply) if bad and requests[client].evaluate else reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InProcess, "ask", forged)
+        with pytest.raises(StateError):
+            fit(tmp_path, PFedST(), rounds=ROUNDS)
+    assert without_times(go_on(tmp_path, PFedST(), rounds=ROUNDS)) == without_times(whole[1])
+    same(left(tmp_path), left(whole[0]))
+
+
+def sums_with(**changes):
+    """Change the sums and counts of class prototypes."""
+
+    def change(reply):
+        found = dict(reply.parts[PROTOTYPES])
+        return Reply({}, {PROTOTYPES: found | {key: value(found[key]) for key, value in changes.items()}})
+
+    return change
+
+
+FORGED_PROTOTYPES = {
+    "nothing": lambda reply: None,
+    "no parts": lambda reply: Reply({}),
+    "parts of text": lambda reply: Reply({}, "4711"),
+    "another part": lambda reply: Reply({}, {NET: {"w": torch.ones(1)}}),
+    "one part more": lambda reply: Reply({}, reply.parts | {NET: {"w": torch.ones(1)}}),
+    "no counts": lambda reply: Reply({}, {PROTOTYPES: {"sums": reply.parts[PROTOTYPES]["sums"]}}),
+    "sums of text": lambda reply: Reply({}, {PROTOTYPES: {"sums": "x", "counts": "y"}}),
+    "images": lambda reply: Reply({}, {PROTOTYPES: reply.parts[PROTOTYPES] | {"images": torch.ones(3, 8, 8)}}),
+    "a class less": sums_with(sums=lambda t: t[1:], counts=lambda t: t[1:]),
+    "another width": sums_with(sums=lambda t: t[:, 1:]),
+    "another dtype": sums_with(sums=lambda t: t.half()),
+    "counts that are no whole numbers": sums_with(counts=lambda t: t.double()),
+    "NaN": sums_with(sums=lambda t: t * NAN),
+    "infinite": sums_with(sums=lambda t: t + float("inf")),
+    "longer than so many images": sums_with(sums=lambda t: t * 1e6),
+    "fewer images than none": sums_with(counts=lambda t: t - t.sum()),
+    "more images than there are": sums_with(counts=lambda t: t * 10**6),
+    "counts beyond measure": sums_with(counts=lambda t: t + 2**62),
+}
+
+
+def forge_first_replies(monkeypatch, kind, change):
+    """Change the reply of one client to a request before the first round."""
+    ask = InProcess.ask
+
+    def forged(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            yield client, change(reply) if (requests[client].kind, client) == (kind, BAD[0]) else reply
+
+    monkeypatch.setattr(InProcess, "ask", forged)
+
+
+@pytest.mark.parametrize("name", FORGED_PROTOTYPES)
+def test_forged_prototypes_end_the_run_with_one_error(tmp_path, monkeypatch, name) -> None:
+    forge_first_replies(monkeypatch, "prototypes", FORGED_PROTOTYPES[name])
+    with pytest.raises(StateError, match="site_b"):
+        fit(tmp_path, FedAvg())
+    assert not list((tmp_path / "run/state").glob("round-*"))
+
+
+@pytest.mark.parametrize("change", [lambda r: None, lambda r: Reply({}), values_with(("flops_per_image",), "many")])
+def test_a_forged_cost_is_not_told(tmp_path, monkeypatch, caplog, change) -> None:
+    ask = InProcess.ask
+
+    def forged(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            yield client, change(reply) if requests[client].kind == "cost" else reply
+
+    monkeypatch.setattr(InProcess, "ask", forged)
+    assert fit(tmp_path, FedAvg(), rounds=1)["cost"]["flops_per_image"] is None
+    assert "FLOPs are not counted: client site_a" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+HELLOS = {
+    "nothing": lambda reply: None,
+    "values of text": lambda reply: Reply("4711"),
+    "no images": values_with(("samples",), {}),
+    "fewer images than none": values_with(("samples", "train"), -1),
+    "images beyond measure": values_with(("samples", "train"), 10**400),
+    "images of NaN": values_with(("samples", "train"), NAN),
+    "no classes": values_with(("classes",), []),
+    "classes of numbers": values_with(("classes",), [1, 2, 3]),
+    "a class twice": values_with(("classes",), ["x", "x", "y"]),
+    "a study of text": values_with(("study",), "4711"),
+    "a deep study": values_with(("study",), {"x": nested(100_000)}),
+    "a study of NaN": values_with(("study",), {"x": NAN}),
+    "a long study": values_with(("study",), {"x": "4711" * 10**6}),
+    "a fingerprint of bytes": values_with(("fingerprint",), b"x"),
+    "threads of text": values_with(("threads",), "one"),
+    "a protocol that names the method": values_with(("protocol", "method"), "Mine"),
+    "a protocol without data": values_with(("protocol", "data"), ...),
+    "a protocol of tensors": values_with(("protocol", "data"), torch.ones(1)),
+}
+
+
+@pytest.mark.parametrize("name", HELLOS)
+@pytest.mark.parametrize("site", ["site_a", "site_b"])
+def test_a_forged_first_reply_ends_the_run_before_it_starts(tmp_path, monkeypatch, name, site) -> None:
+    hello = InProcess.hello
+    forged = {site: HELLOS[name]}
+    monkeypatch.setattr(
+        InProcess, "hello", lambda self, run: {n: forged.get(n, lambda r: r)(r) for n, r in hello(self, run).items()}
+    )
+    with pytest.raises(StateError, match=f"client {site}"):
+        fit(tmp_path, FedAvg())
+    assert not list((tmp_path / "run").iterdir())
+
+
+# -- replies that nobody asked for, and any other ----------------------------------------------------------------------
+
+
+def test_replies_that_are_lost_doubled_or_of_others(tmp_path, monkeypatch, whole) -> None:
+    ask = InProcess.ask
+
+    def doubled(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            yield "somebody", reply
+            yield client, reply
+            yield client, None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcess, "ask", doubled)
+        assert without_times(fit(tmp_path / "doubled", PFedST(), rounds=ROUNDS)) == without_times(whole[1])
+
+    def lost(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            if (requests[client].kind, client, requests[client].round) != ("fit", *BAD):
+                yield client, reply
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcess, "ask", lost)
+        summary = fit(tmp_path / "lost", PFedST(), rounds=ROUNDS)
+    assert summary["left_out"] == {BAD[0]: {"NoAnswerError": 1}}
+    monkeypatch.setattr(InProcess, "ask", lambda self, requests, started: iter(()))
+    with pytest.raises(NoAnswerError, match="client site_a sent no reply"):
+        fit(tmp_path / "silent", PFedST(), rounds=ROUNDS)
+    monkeypatch.setattr(InProcess, "hello", lambda self, run: {})
+    with pytest.raises(NoAnswerError, match="no client can be reached"):
+        fit(tmp_path / "nobody", PFedST(), rounds=ROUNDS)
+
+
+ODD = (None, True, -1, 0, 10**400, NAN, float("inf"), -0.5, 1e300, "", "4711", [], {}, [[]], {"x": {}}, b"x", object())
+
+
+def any_change(values, draw):
+    """Change one entry of nested dicts and lists at random."""
+    place, key = None, None
+    found = values
+    while isinstance(found, dict | list) and found and (place is None or draw.random() < 0.8):
+        place, key = found, draw.choice(list(found) if isinstance(found, dict) else range(len(found)))
+        found = found[key]
+    if place is not None:
+        if draw.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = draw.choice(ODD)
+    return values
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_changed_in_replies_a_run_ends_well_or_with_one_error(tmp_path, monkeypatch, caplog, seed) -> None:
+    """Every reply of one client is changed at random, with a chance of one in three."""
+    draw, ask = random.Random(seed), InProcess.ask
+
+    def forged(self, requests, started):
+        for client, reply in ask(self, requests, started):
+            bad = client == BAD[0] and draw.random() < 1 / 3
+            yield client, Reply(any_change(json.loads(json.dumps(reply.values)), draw), reply.parts) if bad else reply
+
+    monkeypatch.setattr(InProcess, "ask", forged)
+    for attempt in range(8):
+        try:
+            summary = fit(tmp_path / str(attempt), PFedST(), rounds=ROUNDS)
+        except StateError as error:
+            assert "client site_b" in str(error)
+        else:
+            json.dumps(summary, allow_nan=False)
+            assert set(summary["left_out"].get("site_b", {})) <= {"StateError"}
+            assert set(summary["left_out"]) <= {"site_b"}
+    assert "Traceback" not in caplog.text
