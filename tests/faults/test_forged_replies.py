@@ -499,7 +499,7 @@ def test_whatever_is_changed_in_replies_a_run_ends_well_or_with_one_error(tmp_pa
         try:
             summary = fit(tmp_path / str(attempt), PFedST(), rounds=ROUNDS)
         except StateError as error:
-            assert "client site_b" in str(error)
+            assert "client site_b" in str(error)  # noqa: PT017 (either outcome is right)
         else:
             json.dumps(summary, allow_nan=False)
             assert set(summary["left_out"].get("site_b", {})) <= {"StateError"}
