@@ -37,6 +37,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pfedst.cli import main as command
+from pfedst.cli.renamed_options import CONFIG_FORMAT
 from pfedst.cli.resume import check_same_configuration
 from pfedst.client.state import CLIENT, SiteState, load_client_part
 from pfedst.data import ManifestSites
@@ -72,14 +73,22 @@ WORDS += [b"&a [*a]", b"!!python/object/apply:os.system [true]", b"../../", b"/d
 NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
 
 Read = Callable[[Path], object]
+Change = Callable[[bytes, random.Random], bytes]
 
 
 class TookTooLongError(BaseException):
     """Not an Exception: readers that catch whatever a library raises must not catch the alarm."""
 
 
-def damaged(content: bytes, draw: random.Random) -> bytes:
-    """One to four changes."""
+def damaged(whole: bytes, draw: random.Random) -> bytes:
+    """Change the content of a file one to four times, so that it differs."""
+    content = whole
+    while content == whole:
+        content = changed(whole, draw)
+    return content
+
+
+def changed(content: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.choice((1, 1, 2, 4))):
         start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
         span = content[start:end][:64]
@@ -114,8 +123,8 @@ class Kind:
     def __init__(self, files: list[Path], read: Read, folder: Path | None = None) -> None:
         self.files, self.read, self.folder = files, read, folder
 
-    def prepare(self, place: Path, draw: random.Random) -> Path:
-        """Write the file of a case below a folder; what is to be read."""
+    def prepare(self, place: Path, draw: random.Random, change: Change) -> Path:
+        """Write the file of a case below a folder; return what is to be read."""
         file = draw.choice(self.files)
         if self.folder is None:
             target = place / file.name
@@ -123,11 +132,15 @@ class Kind:
         else:
             shutil.copytree(self.folder, shown := place / self.folder.name)
             target = shown / file.relative_to(self.folder)
-        whole = content = file.read_bytes()
-        while content == whole:
-            content = damaged(whole, draw)
-        target.write_bytes(content)
+        target.write_bytes(change(file.read_bytes(), draw))
         return shown
+
+    def require_whole(self, folder: Path) -> None:
+        """Read a whole file: a kind whose whole files are refused would test nothing."""
+        place = Path(tempfile.mkdtemp(dir=folder))
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.read(self.prepare(place, random.Random(0), lambda content, draw: content))
+        shutil.rmtree(place)
 
 
 def images(folder: Path) -> list[Path]:
@@ -257,7 +270,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
     (run / "whole.json").write_text((run / "identity.json").read_text())
     configuration = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
     for name in ("config.yaml", "whole.yaml"):
-        shutil.copy(configuration, run / name)
+        (run / name).write_text(f"{configuration.read_text()}\nconfig_format: {CONFIG_FORMAT}\n")
     shutil.move(saved, folder / "state")
     shutil.move(run / SITES, folder / SITES)
     saved, sites = folder / "state", folder / SITES
@@ -319,7 +332,7 @@ def alarm() -> Iterator[None]:
 def attempt(kind: Kind, draw: random.Random, folder: Path) -> str:
     """What becomes of one case: `read`, `refused`, `hung`, or the class of an error that is none of ours."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    shown = kind.prepare(place, draw)
+    shown = kind.prepare(place, draw, damaged)
     try:
         with alarm(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -345,6 +358,7 @@ def measure(cases: int, seed: int, only: str | None = None) -> dict[str, dict[st
         for kind_name, kind in kinds(folder).items():
             if only not in (None, kind_name):
                 continue
+            kind.require_whole(folder)
             count = max(1, round(cases * SHARES[kind_name]))
             began, slowest, found = time.perf_counter(), 0.0, Counter[str]()
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
