@@ -102,7 +102,10 @@ class Client:
 
     def sites_of(self, name: str) -> list[str]:
         """Return the sites whose training images a client sees: its own; for a pooled method all that train."""
-        return [name] if name in self.data.sites else [site for site in self.data.sites if site not in self.held_out]
+        if name in self.data.sites:
+            return [name]
+        # by name: the order in which sites are named in a configuration changes nothing
+        return sorted(site for site in self.data.sites if site not in self.held_out)
 
     def own_memory(self) -> None:
         """Copy the tensors of both models: in a worker process they arrive in memory shared with other workers."""

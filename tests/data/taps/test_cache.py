@@ -609,7 +609,7 @@ def run(folder: Path, name: str, method, precision="32-true", **options):
 
 def states(folder: Path) -> dict[str, bytes]:
     found = {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "run/state").rglob("*.safetensors")}
-    assert len(found) > 3
+    assert len(found) >= 3  # of the best round and of each round kept
     return found
 
 
