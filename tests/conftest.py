@@ -6,9 +6,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import pfedst.cli.federated  # noqa: F401  # all that a child needs
+from pfedst.child_processes import start_fork_server
+from pfedst.methods.registry import registered_methods
+
 # the models of these tests are too small for two threads, which would spend their time waiting for each other
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # and so are those in processes that tests start
+
+registered_methods()  # imports them
+start_fork_server()  # before anything is computed: what tests start as children needs no seconds of imports
 
 # hypothesis would fail an example for its seconds, which a busy machine decides
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -19,3 +26,9 @@ settings.load_profile("any_machine")
 def cache_of_these_tests(tmp_path_factory) -> None:
     """No test reads or writes the user's tap cache."""
     os.environ["PFEDST_CACHE"] = str(tmp_path_factory.mktemp("tap_cache"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """Take back a variable that pytest changes from phase to phase: a child with other variables is not forked."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)

@@ -60,7 +60,7 @@ FLOORS = (
     {"adapters", "evaluation", "state"},
     {"encoders", "messages"},
     {"seeds", "options"},
-    {"errors"},
+    {"errors", "child_processes"},
     {""},
     {"version", "renamed"},
 )

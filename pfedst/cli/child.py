@@ -1,28 +1,23 @@
-"""`pfedst` as a child process of a comparison. It ends when its parent ends.
-
-If a comparison is killed, its runs must not continue to write while the comparison is started again.
-"""
+"""`pfedst fit` in a child process of a comparison."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import runpy
 import sys
-import threading
 
-from pfedst.cli import main
-
-
-def end_with_parent() -> None:
-    """End this process when its standard input closes, which means that the parent has ended. Runs survive any end."""
-
-    def watch() -> None:
-        while os.read(0, 1):  # unbuffered: a buffered reader would delay the end of this process
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+from pfedst.child_processes import ParentProcess
 
 
-if __name__ == "__main__":
-    end_with_parent()
-    sys.exit(main())
+def run_fit(parent: ParentProcess, arguments: list[str], log: str) -> None:
+    """Run `python -m pfedst fit`, with all its output in a file, and end with its exit code."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+    sys.argv = ["pfedst", "fit", *arguments]
+    try:
+        runpy.run_module("pfedst", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # a child process ends without them; loggers end their work there

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from pfedst.child_processes import start_fork_server
+from pfedst.cli.child import run_fit
 from pfedst.cli.federated import Parser, parse_only
 from pfedst.cli.resume import resumable
 from pfedst.cli.yaml_text import read_yaml
@@ -44,7 +46,9 @@ def run_compare(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
     plan = _plan(given.config, given.seeds, given.only)
     folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
-    comparison = Comparison(plan, folder, _checked(overrides), resolver(), partial(Grid, jobs=given.jobs))
+    grid = partial(Grid, jobs=given.jobs, target=run_fit)
+    comparison = Comparison(plan, folder, _checked(overrides), resolver(), grid)
+    start_fork_server()
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()
     from pfedst.cli.report import write_report  # imports matplotlib (a second), so only after options are checked

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
+from pfedst.child_processes import start_fork_server
 from pfedst.cli.explain import explain
 from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
@@ -117,6 +118,8 @@ class PFedSTCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the objects of the configuration; errors of their classes are raised unchanged."""
+        if self._get(self.config, "coordinator").transport == "processes":
+            start_fork_server()  # now: all is imported, and nothing is computed yet
         try:
             super().instantiate_classes()
         except ValueError as error:  # the parser's, which lists every branch of a union, with a class's error as cause

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pfedst.child_processes import ChildProcess, ParentProcess, start_child
 from pfedst.state import writing
 
-COMMAND = (sys.executable, "-m", "pfedst.cli.child", "fit")
+Target = Callable[[ParentProcess, list[str], str], None]
+"""Runs `pfedst fit` with arguments and writes its output to a file; it ends by `SystemExit`."""
 POLL_SECONDS = 0.1
 END_SECONDS = 30
 LAST_LINES = 5
@@ -36,7 +35,7 @@ class GridRun:
 @dataclass(eq=False)
 class _Running:
     run: GridRun
-    process: subprocess.Popen[bytes]
+    child: ChildProcess
     log: Path
     started: float
 
@@ -47,12 +46,14 @@ class Grid:
     Args:
         folder: folder of the runs. The log of each run lies beside the run.
         jobs: number of runs at a time, >= 1.
+        target: function that a process of a run calls.
         console: console for the progress; standard error by default.
     """
 
-    def __init__(self, folder: Path, jobs: int, console: Console | None = None) -> None:
+    def __init__(self, folder: Path, jobs: int, target: Target, console: Console | None = None) -> None:
         self.folder = folder
         self.jobs = jobs
+        self.target = target
         self.console = console or Console(stderr=True)
         self._seconds: dict[str, list[float]] = {}
 
@@ -84,7 +85,7 @@ class Grid:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
                     running.append(self._start(waiting.pop(0)))
-                for done in [one for one in running if one.process.poll() is not None]:
+                for done in [one for one in running if one.child.process.exitcode is not None]:
                     running.remove(done)
                     outcome = self._ended(done, failed)
                     left = self._seconds_left(waiting, running)
@@ -101,24 +102,18 @@ class Grid:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         with writing(log):
             self.folder.mkdir(parents=True, exist_ok=True)
-            output = log.open("wb")
-        with output:
-            process = subprocess.Popen(
-                [*COMMAND, *run.arguments],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-        return _Running(run, process, log, time.monotonic())
+            log.write_bytes(b"")
+        child = start_child(self.target, list(run.arguments), str(log), environment=environment)
+        return _Running(run, child, log, time.monotonic())
 
     def _ended(self, done: _Running, failed: dict[str, str]) -> str:
         seconds, name = time.monotonic() - done.started, done.run.name
-        _close(done.process.stdin)
-        if done.process.returncode == 0 and self.is_finished(done.run):
+        done.child.connection.close()
+        code = done.child.process.exitcode
+        if code == 0 and self.is_finished(done.run):
             self._seconds.setdefault(done.run.label, []).append(seconds)
             return f"{name} took {seconds:.0f} s"
-        failed[name] = f"exit code {done.process.returncode}: {last_words(done.log)}"
+        failed[name] = f"exit code {code}: {last_words(done.log)}"
         return f"{name} FAILED with {failed[name]} (full log: {done.log})"
 
     def _seconds_left(self, waiting: Sequence[GridRun], running: Sequence[_Running]) -> float | None:
@@ -138,15 +133,13 @@ class Grid:
     def _end(self, running: Sequence[_Running]) -> None:
         """End interrupted runs: let them save their state, and wait for them."""
         for one in running:
-            one.process.terminate()
+            one.child.process.terminate()
         deadline = time.monotonic() + END_SECONDS
         for one in running:
-            try:
-                one.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                one.process.kill()
-                one.process.wait()
-            _close(one.process.stdin)
+            one.child.process.join(max(0.0, deadline - time.monotonic()))
+            one.child.process.kill()
+            one.child.process.join()
+            one.child.connection.close()
 
     def _say(self, text: str) -> None:
         if not self.console.is_terminal or "FAILED" in text:
@@ -159,11 +152,6 @@ def last_words(log: Path) -> str:
     errors = [index for index, line in enumerate(lines) if line.startswith("pfedst: error:")]
     chosen = lines[errors[-1] :] if errors else lines[-LAST_LINES:]
     return " ".join(line.removeprefix("pfedst: error: ").strip() for line in chosen) or "no output"
-
-
-def _close(stream: IO[bytes] | None) -> None:
-    if stream is not None:
-        stream.close()
 
 
 def _left(seconds: float | None) -> str:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing  # teaches connections to send tensors in shared memory
 
+from pfedst.child_processes import ChildProcess, start_child
 from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError
 from pfedst.messages.faults import Fault
@@ -34,8 +35,7 @@ GPU_BYTES_A_WORKER = 3 * 10**9
 @dataclass(eq=False)
 class _Worker:
     index: int
-    process: Any
-    connection: Connection
+    child: ChildProcess
     deadline: float = float("inf")
 
 
@@ -71,13 +71,12 @@ class Processes:
         return all_hellos(self.client, run)
 
     def __enter__(self) -> Processes:
-        """Start the workers; their imports take some seconds."""
+        """Start the workers. A spawned one imports for some seconds, so all start before the first is waited for."""
         try:
             self.client.module.encoder.to("cpu")
-            for index in range(self.workers):
-                self._start(index)
-            for worker in self._all:
-                self._await_ready(worker)
+            _allow_open_files()
+            for worker in [self._start(index) for index in range(self.workers)]:
+                self._make_ready(worker)
         except BaseException as error:
             self._stop()
             if isinstance(error, PfedstError) or not isinstance(error, Exception):
@@ -92,17 +91,15 @@ class Processes:
         return self
 
     def _start(self, index: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        own_end, other_end = context.Pipe()
-        process = context.Process(target=serve, args=(other_end, self.client, TorchSettings.here()), daemon=False)
-        with visible_gpu(index):
-            process.start()
-        other_end.close()
-        worker = _Worker(index, process, own_end)
+        environment = os.environ | gpu_variables(index)
+        worker = _Worker(index, start_child(serve, list(TorchSettings.here()), environment=environment))
         self._all.append(worker)
         return worker
 
-    def _await_ready(self, worker: _Worker) -> None:
+    def _make_ready(self, worker: _Worker) -> None:
+        """Send the client to a new worker. One at a time: until it is received, each tensor is an open file."""
+        with suppress(ConnectionError):  # it has ended: its answer says how
+            worker.child.connection.send(self.client)
         answer = self._receive(worker)
         if isinstance(answer, Fault):
             answer.stop()
@@ -110,11 +107,11 @@ class Processes:
 
     def _replace(self, worker: _Worker) -> None:
         """Start another process in the place of one that has ended, or must end."""
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
+        worker.child.process.kill()
+        worker.child.process.join()
+        worker.child.connection.close()
         self._all.remove(worker)
-        self._await_ready(self._start(worker.index))
+        self._make_ready(self._start(worker.index))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,7 +130,7 @@ class Processes:
                 worker.deadline = time.monotonic() + self.timeout_seconds
                 request = requests[name]
                 try:
-                    worker.connection.send((name, request.values(), to_bytes(request.parts)))
+                    worker.child.connection.send((name, request.values(), to_bytes(request.parts)))
                 except ConnectionError:  # it has ended while it was idle
                     self._replace(worker)
                     waiting.insert(0, name)
@@ -146,9 +143,10 @@ class Processes:
     def _answers(self, running: Sequence[_Worker]) -> Iterator[tuple[_Worker, Any]]:
         """Yield the workers that answer next; a worker that is late or has ended is replaced."""
         soonest = min(worker.deadline for worker in running) - time.monotonic()
-        ready = wait([worker.connection for worker in running], None if soonest == float("inf") else max(0.0, soonest))
+        connections = [worker.child.connection for worker in running]
+        ready = wait(connections, None if soonest == float("inf") else max(0.0, soonest))
         for worker in running:
-            if worker.connection in ready:
+            if worker.child.connection in ready:
                 answer = self._receive(worker)
             elif time.monotonic() >= worker.deadline:
                 answer = Fault.of(NoAnswerError(f"no answer within {self.timeout_seconds:g} s; it is ended"))
@@ -163,12 +161,13 @@ class Processes:
     def _receive(self, worker: _Worker) -> Any:
         """Return a worker's packed reply, or a Fault; raise what cannot work at any client."""
         try:
-            answer = worker.connection.recv()
+            answer = worker.child.connection.recv()
         except (EOFError, ConnectionError):
-            worker.process.join(5)
+            process = worker.child.process
+            process.join(5)
             return Fault.of(
                 NoAnswerError(
-                    f"worker {worker.index} ended (exit code {worker.process.exitcode}; -9 is a lack of memory as a "
+                    f"worker {worker.index} ended (exit code {process.exitcode}; -9 is a lack of memory as a "
                     f"rule): use fewer --coordinator.workers, or --coordinator.transport in_process"
                 )
             )
@@ -178,12 +177,11 @@ class Processes:
 
     def _stop(self) -> None:
         for worker in self._all:
-            worker.connection.close()  # a worker that waits for a task ends at this
+            worker.child.connection.close()  # a worker ends at this
         for worker in self._all:
-            worker.process.join(2)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.child.process.join(2)
+            worker.child.process.kill()
+            worker.child.process.join()
         self._all, self._idle = [], []
 
 
@@ -195,23 +193,22 @@ def fitting_workers(device: torch.device, encoder_bytes: int) -> int:
     return sum(max(1, free_bytes // (encoder_bytes + GPU_BYTES_A_WORKER)) for free_bytes in free)
 
 
-@contextmanager
-def visible_gpu(index: int) -> Iterator[None]:
-    """Let processes that are started within see one GPU, in turns; without GPUs nothing changes."""
+def gpu_variables(index: int) -> dict[str, str]:
+    """Return the environment variables that let a worker see one GPU, in turns; without GPUs there are none."""
     name = "CUDA_VISIBLE_DEVICES"
     given = os.environ.get(name)
     if given is None:
         gpus = [str(number) for number in range(torch.cuda.device_count())]
     else:
         gpus = [gpu for gpu in given.split(",") if gpu]
-    if not gpus:
-        yield
-        return
-    os.environ[name] = gpus[index % len(gpus)]
+    return {name: gpus[index % len(gpus)]} if gpus else {}
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files, often 1024, as far as this process may: each shared tensor is an open file."""
     try:
-        yield
-    finally:
-        if given is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = given
+        import resource
+    except ImportError:  # not a Unix
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import signal
-import threading
 import warnings
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
 
+from pfedst.child_processes import ParentProcess
 from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError
 from pfedst.messages.faults import Fault
@@ -65,39 +62,24 @@ class TorchSettings(NamedTuple):
         torch.set_float32_matmul_precision(self.matmul_precision)
 
 
-def serve(connection: Connection, client: Client, settings: TorchSettings) -> None:
-    """Run a worker: answer requests until the other end closes."""
+def serve(parent: ParentProcess, settings: list[Any]) -> None:
+    """Run a worker: receive the client, then answer requests until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the run
-    end_with_parent()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    with suppress(EOFError, ConnectionError):
+    with suppress(ConnectionError):
         try:
-            settings.adopt()
+            TorchSettings(*settings).adopt()
+            client: Client = parent.receive()
             torch.set_num_threads(client.threads)
             client.own_memory()
-            connection.send(READY)
+            parent.send(READY)
         except Exception as error:
-            connection.send(refusal(error))
+            parent.send(refusal(error))
             return
         while True:
-            name, values, parts = connection.recv()
-            connection.send(answer(client, name, values, parts))
-
-
-def end_with_parent() -> None:
-    """Let this process end at once when the process of the run has ended, even if it was killed.
-
-    A worker that finished its fit would write into the folder of its site while the run is being resumed.
-    """
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, name="end with parent", daemon=True).start()
+            name, values, parts = parent.receive()
+            parent.send(answer(client, name, values, parts))
 
 
 def answer(client: Client, name: str, values: dict[str, Any], parts: dict[str, bytes]) -> Any:

@@ -1,10 +1,7 @@
-"""Runs as processes: so many at a time, failures told, nothing left behind. A script stands in for `pfedst fit`."""
+"""Runs as processes: so many at a time, failures reported, nothing left behind. A function stands in for a run."""
 
 import os
-import signal
-import subprocess
 import sys
-import textwrap
 import time
 from io import StringIO
 from pathlib import Path
@@ -17,40 +14,41 @@ from pfedst.compare import Grid, GridRun
 from pfedst.compare.grid import last_words
 from pfedst.errors import StateError
 
-SCRIPT = """
-import os, pathlib, sys, time
-what, folder, name = sys.argv[1:4]
-out = pathlib.Path(folder)
-(out / f"{name}.started").write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
-if what == "fail":
-    print("a line before"); print("pfedst: error: --data.root x: no folder", file=sys.stderr); print("  a remedy")
-    sys.exit(3)
-if what == "crash":
-    raise RuntimeError("a defect")
-if what == "silent":
-    sys.exit(0)
-if what == "forever":
-    time.sleep(3600)
-tries = 0
-while what.startswith("run") and not (out / f"{what}.started").exists():  # until that one runs too
-    time.sleep(0.01)
-    tries += 1
-    if tries == 30_000:
-        sys.exit("it hangs")
-at_once = {path.stem for path in out.glob("*.started")} - {path.stem for path in out.glob("*.ended")}
-(out / f"{name}.seen").write_text(" ".join(sorted(at_once)))
-(out / name).mkdir(); (out / name / "summary.json").write_text("{}")
-(out / f"{name}.ended").touch()
-"""
+
+def stand_in(parent, arguments, log) -> None:
+    """What a run does, as its first argument says; its output goes to the log."""
+    what, folder, name = arguments
+    out = Path(folder)
+    with Path(log).open("a") as sys.stdout:
+        (out / f"{name}.started").write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+        if what == "fail":
+            print("a line before\npfedst: error: --data.root x: no folder\n  a remedy")
+            sys.exit(3)
+        if what == "crash":
+            print("RuntimeError: a defect")
+            sys.exit(1)
+        if what == "silent":
+            sys.exit(0)
+        if what == "forever":
+            time.sleep(3600)
+        tries = 0
+        while what.startswith("run") and not (out / f"{what}.started").exists():  # until that one runs too
+            time.sleep(0.01)
+            tries += 1
+            assert tries < 30_000, "it hangs"
+        at_once = {path.stem for path in out.glob("*.started")} - {path.stem for path in out.glob("*.ended")}
+        (out / f"{name}.seen").write_text(" ".join(sorted(at_once)))
+        (out / name).mkdir()
+        (out / name / "summary.json").write_text("{}")
+        (out / f"{name}.ended").touch()
 
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    monkeypatch.setattr("pfedst.compare.grid.COMMAND", (sys.executable, "-S", "-c", SCRIPT))
     monkeypatch.setattr("pfedst.compare.grid.POLL_SECONDS", 0.01)
 
     def make(jobs):
-        return Grid(tmp_path, jobs, Console(file=StringIO(), width=300))
+        return Grid(tmp_path, jobs, stand_in, Console(file=StringIO(), width=300))
 
     return make
 
@@ -92,7 +90,7 @@ def test_failures_are_told_and_the_rest_goes_on(grid, tmp_path) -> None:
 
 
 def test_threads_are_divided_unless_they_are_given(grid, tmp_path, monkeypatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # so that no run is forked: another variable is gone
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     grid(4).run(runs(tmp_path, 0), "testing")
     assert (tmp_path / "run0.started").read_text().split()[1] == "2"
@@ -113,49 +111,6 @@ def test_an_interruption_ends_the_runs(grid, tmp_path, monkeypatch) -> None:
     pid = int((tmp_path / "run0.started").read_text().split()[0])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-def test_a_run_ends_with_the_process_that_started_it(tmp_path) -> None:
-    """Its standard input closes when that process is gone, whatever killed it."""
-    child = textwrap.dedent(
-        f"""
-        import time
-        from pfedst.cli.child import end_with_parent
-        end_with_parent()
-        open({str(tmp_path / "alive")!r}, "w").close()
-        time.sleep(3600)
-        """
-    )
-    parent = textwrap.dedent(
-        f"""
-        import subprocess, sys, time
-        child = subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE)
-        print(child.pid, flush=True)
-        time.sleep(3600)
-        """
-    )
-    started = subprocess.Popen([sys.executable, "-S", "-c", parent], stdout=subprocess.PIPE, text=True)
-    pid = int(started.stdout.readline())
-    wait_for(lambda: (tmp_path / "alive").exists())
-    started.send_signal(signal.SIGKILL)
-    started.wait()
-    started.stdout.close()
-    wait_for(lambda: not _runs(pid))
-
-
-def wait_for(condition, seconds=300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it hangs"
-        time.sleep(0.05)
-
-
-def _runs(pid) -> bool:
-    """Whether a process runs; one that has ended and that nobody asks for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_folder_that_cannot_be_made_is_told(grid, tmp_path) -> None:

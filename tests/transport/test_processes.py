@@ -22,7 +22,7 @@ from pfedst.server.server import Server
 from pfedst.simulation import make_client, start_maker
 from pfedst.testing import small
 from pfedst.transport.in_process import InProcess
-from pfedst.transport.processes import Processes, fitting_workers, visible_gpu
+from pfedst.transport.processes import Processes, fitting_workers, gpu_variables
 from pfedst.transport.workers import answer, from_bytes, to_bytes
 
 SPLITS = ("validation", "test")
@@ -241,15 +241,13 @@ def test_the_client_with_most_images_goes_first(tmp_path) -> None:
     assert started == ["site_a", "site_b", "site_c"]  # of 24, 18 and 15 images
 
 
-@pytest.mark.parametrize(("given", "seen"), [("4,7", ["4", "7", "4"]), ("", ["", "", ""]), (None, [None] * 3)])
-def test_workers_take_the_visible_gpus_in_turns(monkeypatch, given, seen) -> None:
+@pytest.mark.parametrize(
+    ("given", "gpus", "seen"), [("4,7", 0, "474"), ("", 2, "   "), (None, 0, "   "), (None, 2, "010")]
+)
+def test_workers_take_the_visible_gpus_in_turns(monkeypatch, given, gpus, seen) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    found = []
-    for index in range(3):
-        with visible_gpu(index):
-            found.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
-    assert found == seen
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    found = [gpu_variables(index) for index in range(3)]
+    assert found == [{} if gpu == " " else {"CUDA_VISIBLE_DEVICES": gpu} for gpu in seen]
