@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,18 @@ from pfedst.simulation import make_client
 from pfedst.testing.federation import Federation
 
 LEAN = LEAN_TRAINER | {"accelerator": "cpu"}
-_encoders: dict[str, FrozenCLIP] = {}
 
 
+@functools.cache
 def encoder() -> FrozenCLIP:
     """One for all tests: it is frozen, and a test proves it."""
-    if not _encoders:
-        _encoders["nano"] = FrozenCLIP("vit-nano", weights="random")
-    return _encoders["nano"]
+    return FrozenCLIP("vit-nano", weights="random")
+
+
+@functools.cache
+def _tap_cache() -> tempfile.TemporaryDirectory[str]:
+    """The tap cache of this process: hundreds of runs on the same images need the encoder once, for the same bits."""
+    return tempfile.TemporaryDirectory(prefix="pfedst-test-taps-")
 
 
 def template(**options: Any) -> FederatedClient:
@@ -43,6 +49,8 @@ def data(**options: Any) -> FederatedDataModule:
         "samples_per_site": [24, 18, 15],
         "test_samples_per_site": [12, 12, 12],
         "audit": "off",  # hundreds of small runs are made of these, and nothing of them depends on it
+        "cache": "auto",
+        "cache_folder": _tap_cache().name,
     } | options
     return SyntheticSites(batch_size=8, image_size=32, **chosen)
 
@@ -77,7 +85,7 @@ def train(made: Federation, name: str, sites: FederatedDataModule | None = None,
     Does nothing for a method that trains nothing.
     """
     if made.trains:
-        sites = sites or prepared()
+        sites = sites or made.client.data
         local = LocalTrainer(trainer(max_epochs=made.method.fewest_local_epochs))
         local.fit(made.modules[name], sites.train_loader(made.sites_of(name), 1), epochs)
 
