@@ -22,7 +22,7 @@ from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
 from pfedst.server.server import MakeStart, Server
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 from pfedst.version import __version__
 

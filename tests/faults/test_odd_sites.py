@@ -28,7 +28,7 @@ from pfedst.evaluation import METRICS
 from pfedst.methods.merging import weighted_mean
 from pfedst.methods.registry import registered_methods
 from pfedst.seeds import generator
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.testing import federation, fit, template
 from pfedst.testing.small import encoder
 from tests.baselines.models import Small, pictures
