@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from pfedst.cli.federated import Parser, parse_only
+from pfedst.cli.report import write_report
 from pfedst.cli.resume import resumable
 from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
@@ -47,8 +48,6 @@ def run_compare(arguments: Sequence[str]) -> int:
     comparison = Comparison(plan, folder, _checked(overrides), resolver(), partial(Grid, jobs=given.jobs))
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()
-    from pfedst.cli.report import write_report  # imports matplotlib (a second), so only after options are checked
-
     if comparison.has_finished:
         write_report([folder])
     if failed:

@@ -17,6 +17,7 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
+from pfedst.reporting.write import write_files
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
@@ -266,8 +267,6 @@ def check_hellos(hellos: Mapping[str, Reply], study: Mapping[str, Any] | None) -
 
 def write_run_report(folder: Path) -> None:
     """Write the report of a single run into its folder."""
-    from pfedst.reporting.write import write_files  # which imports matplotlib: a second that few runs need
-
     write_files(load_compared([folder]), folder / "report")
 
 
