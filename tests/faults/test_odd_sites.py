@@ -20,7 +20,8 @@ from torch.optim import SGD
 from pfedst.adapters import AttentionAdapter, WholeModel
 from pfedst.client.state import SiteState
 from pfedst.data import SyntheticSites
-from pfedst.data.sets.synthetic import CLASS_NAMES, ArraySource, Camera
+from pfedst.data.camera import Camera
+from pfedst.data.sets.synthetic import CLASS_NAMES, ArraySource
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.encoders import Taps
 from pfedst.errors import DataError
