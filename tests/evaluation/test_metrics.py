@@ -91,10 +91,12 @@ def test_evaluate_runs_the_encoder_once_for_all_models() -> None:
         (torch.eye(3)[2:].reshape(1, 3, 1, 1), torch.tensor([2])),
     ]
     models = {"right": lambda taps: taps.tensors[0] * 9, "wrong": lambda taps: taps.tensors[0].roll(1, 1) * 9}
-    found = evaluate(models, taps_of, batches, torch.device("cpu"))
+    found, logits, targets = evaluate(models, taps_of, batches, torch.device("cpu"))
     assert passes == [2, 1]
     assert found["right"].metrics["accuracy"] == 1.0
     assert found["right"].counts["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert found["wrong"].metrics["accuracy"] == 0.0
     assert found["wrong"].counts["confusion"] == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-    assert evaluate(models, taps_of, [], torch.device("cpu"))["right"].metrics["accuracy"] is None
+    assert torch.equal(logits["right"], torch.eye(3) * 9)
+    assert targets.tolist() == [0, 1, 2]
+    assert evaluate(models, taps_of, [], torch.device("cpu"))[0]["right"].metrics["accuracy"] is None
