@@ -15,7 +15,7 @@ from faults_runs import Left, differences, left_by, recorded_warnings, start_or_
 from pfedst.client.state import SiteState
 from pfedst.errors import StateError
 from pfedst.methods.pfedst import PFedST
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import encoder
 

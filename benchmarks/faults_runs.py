@@ -20,7 +20,7 @@ from pfedst.data import FederatedDataModule
 from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import flatten
 from pfedst.testing.small import data, template, trainer
 

@@ -47,7 +47,8 @@ from pfedst.errors import PfedstError
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
 from pfedst.simulation import SITES
-from pfedst.state import RunState, snapshot
+from pfedst.state import snapshot
+from pfedst.state.run_state import RunState
 from pfedst.testing.federation import Federation
 from pfedst.testing.small import data, encoder, federation, fit
 

@@ -55,7 +55,7 @@ from pfedst.reporting import RunFolder
 from pfedst.seeds import derive_seed, seeded
 from pfedst.server.coordinator import FederatedCoordinator, TransportKind
 from pfedst.simulation import SITES, make_client, make_transport, start_maker
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 
 RESULT = Path(__file__).resolve().parent / "results" / "simulator.json"

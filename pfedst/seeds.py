@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(run_seed: int, purpose: str, *parts: str | int) -> int:
@@ -29,6 +31,8 @@ def derive_seed(run_seed: int, purpose: str, *parts: str | int) -> int:
 
 def generator(seed: int) -> torch.Generator:
     """A CPU generator of its own, started at `seed`."""
+    import torch  # here, since commands that only derive seeds run without torch
+
     return torch.Generator().manual_seed(seed)
 
 
@@ -38,6 +42,8 @@ def seeded(seed: int) -> Iterator[None]:
 
     For code of others that draws from the global generator (dropout, initialisers, torchvision transforms).
     """
+    import torch
+
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         if torch.accelerator.is_available():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pfedst.cli import main
-from pfedst.evaluation.metrics import CALIBRATION, GRADING_METRICS, METRICS
+from pfedst.evaluation.averages import CALIBRATION, GRADING_METRICS, METRICS
 from tests.fake_data.fed_drg.data import make as make_fed_drg
 from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 from tests.fake_data.folder.data import make as make_folder

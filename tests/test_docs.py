@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pfedst.cli import main
-from pfedst.cli.methods import SECTIONS
+from pfedst.cli.method_pages import SECTIONS
 from pfedst.methods.registry import registered_methods
 
 ROOT = Path(__file__).parents[1]

@@ -1,49 +1,24 @@
-"""`pfedst data audit`, with the options of `pfedst fit` or with a path alone."""
+"""`pfedst data audit` with the options of `pfedst fit`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from pfedst.cli.federated import PFedSTCLI, run_command
+from pfedst.cli.audit_options import AuditOptions
+from pfedst.cli.federated import PFedSTCLI
 from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.data.audit import AuditReport, audit, scan
 from pfedst.data.audit.html import page
 from pfedst.data.audit.terminal import rendered
-from pfedst.data.sets.recognise import recognise
-from pfedst.errors import ConfigurationError, DataError, WeightsError
+from pfedst.errors import DataError, WeightsError
 from pfedst.reporting import console_of
 from pfedst.state import write_atomically, write_json
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """What to check, and where to write the report.
-
-    Args:
-        folder: folder for `audit.json` and `audit.html`, which are overwritten each time.
-        images: open every image. If false, only the tables are read and no image needs to exist.
-        images_per_site: number of images of each site that the encoder sees, to measure how differently sites look; 0
-            skips this check.
-
-    Raises:
-        ConfigurationError: If `images_per_site` is negative.
-    """
-
-    folder: Path = Path("audit")
-    images: bool = True
-    images_per_site: int = 64
-
-    def __post_init__(self) -> None:
-        if self.images_per_site < 0:
-            raise ConfigurationError(f"--audit.images_per_site {self.images_per_site}: must be 0 or more")
 
 
 class AuditCLI(PFedSTCLI):
@@ -82,15 +57,6 @@ class AuditCLI(PFedSTCLI):
         _write(report, options.folder)
         if datamodule.audit == "strict":
             report.refuse_errors()
-
-
-def run_audit(arguments: Sequence[str]) -> int:
-    """Audit the data of the options of fit, or of a path that comes first. Return the exit code."""
-    given = list(arguments)
-    if given and not given[0].startswith("-"):
-        name, options = recognise(Path(given[0]))
-        given = ["--data", name, *(f"--data.{key}={value}" for key, value in options.items()), *given[1:]]
-    return run_command(["fit", *given], AuditCLI)
 
 
 def _write(report: AuditReport, folder: Path) -> None:

@@ -1,24 +1,19 @@
-"""`pfedst cache build | info | clear`: fill the tap cache before a run, list its content, remove it."""
+"""`pfedst cache build | info | clear`: fill the tap cache before a run, list its content, remove it.
+
+What needs torch is imported after the options are parsed.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from pfedst.cli.federated import PFedSTCLI, run_command
-from pfedst.client.module import FederatedClient
-from pfedst.client.training import LocalTrainer
-from pfedst.data import FederatedDataModule
-from pfedst.data.audit.memory import forget
-from pfedst.data.taps.cache import default_folder, remove_store, stores_in
-from pfedst.data.taps.store import TapStore
+from pfedst.data.taps.place import default_folder
 from pfedst.errors import ConfigurationError, DataError, nearest
 from pfedst.reporting import bytes_text, console_of
-from pfedst.simulation import make_client
 
 USAGE = """\
 usage: pfedst cache build OPTIONS OF FIT     fill the cache for a run with these options, and stop
@@ -31,7 +26,7 @@ def run_cache(arguments: Sequence[str]) -> int:
     """Run one of the cache commands. Return the exit code."""
     command, rest = (arguments[0] if arguments else "--help"), list(arguments[1:])
     if command == "build":
-        return run_command(["fit", *rest], BuildCLI)
+        return _build(rest)
     if command == "info":
         return _info(rest)
     if command == "clear":
@@ -44,21 +39,14 @@ def run_cache(arguments: Sequence[str]) -> int:
     )
 
 
-class BuildCLI(PFedSTCLI):
-    """`pfedst fit`, but it ends when the cache is complete."""
+def _build(arguments: Sequence[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print(f"{USAGE}\nOptions of build: those of pfedst fit, see pfedst fit --help.")
+        return 0
+    from pfedst.cli.cache_build import BuildCLI
+    from pfedst.cli.federated import run_command
 
-    def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
-        """Complete the cache and print its location."""
-        if datamodule.cache.kind == "none":
-            raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
-        method = self._get(self.config_init, "method")
-        client = make_client(model, datamodule, method, self._seed(), LocalTrainer(self.trainer), sites=None)
-        if datamodule.store is None:
-            raise ConfigurationError(
-                f"nothing was cached: method {type(method).__name__} needs {client.model.adapter.needs} of the "
-                f"encoder, or the cache would pass --data.cache_max_bytes {datamodule.cache.max_bytes}"
-            )
-        print(f"{datamodule.store.folder}: {_size(datamodule.store)}")
+    return run_command(["fit", *arguments], BuildCLI)
 
 
 def _info(arguments: Sequence[str]) -> int:
@@ -66,6 +54,8 @@ def _info(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
     given = parser.parse_args(arguments)
+    from pfedst.data.taps.cache import stores_in
+
     stores, console = stores_in(given.folder), console_of(200)
     table = Table(title=f"Tap cache in {given.folder}")
     for heading in ("name", "images", "a row", "total", *(("damaged rows",) if given.verify else ())):
@@ -88,6 +78,9 @@ def _clear(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     given = parser.parse_args(arguments)
+    from pfedst.data.audit.memory import forget
+    from pfedst.data.taps.cache import remove_store, stores_in
+
     stores = stores_in(given.folder)
     if bool(given.name) == given.all:
         raise ConfigurationError(f"pfedst cache clear: give names, or --all; there are: {', '.join(stores) or 'none'}")
@@ -101,11 +94,7 @@ def _clear(arguments: Sequence[str]) -> int:
             remove_store(stores[name])
         except TimeoutError as error:
             raise ConfigurationError(f"{error}; nothing was removed of it") from error
-        print(f"removed {name}, {_size(stores[name])}")
+        print(f"removed {name}, {len(stores[name]):,} images, {bytes_text(stores[name].bytes)}")
     if given.all:
         forget(given.folder)
     return 0
-
-
-def _size(store: TapStore) -> str:
-    return f"{len(store):,} images, {bytes_text(store.bytes)}"

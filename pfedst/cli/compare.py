@@ -12,14 +12,12 @@ import yaml
 
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.child import run_fit
-from pfedst.cli.federated import Parser, parse_only
+from pfedst.cli.report import write_report
 from pfedst.cli.resume import resumable
 from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.compare.run import Resolve
-from pfedst.data.sets.folder import ROOT_VARIABLE
-from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
 from pfedst.errors import ConfigurationError, PfedstError, listed
 
 
@@ -51,8 +49,6 @@ def run_compare(arguments: Sequence[str]) -> int:
     start_fork_server()
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()
-    from pfedst.cli.report import write_report  # imports matplotlib (a second), so only after options are checked
-
     if comparison.has_finished:
         write_report([folder])
     if failed:
@@ -66,6 +62,11 @@ def run_compare(arguments: Sequence[str]) -> int:
 
 def resolver() -> Resolve:
     """Return a function from arguments of `pfedst fit` to the configuration on which results depend, as text."""
+    # torch and Lightning, so only after the options and the plan are checked
+    from pfedst.cli.federated import Parser, parse_only
+    from pfedst.data.folders import ROOT_VARIABLE
+    from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
+
     parse = parse_only()
 
     def resolve(arguments: Sequence[str]) -> str:

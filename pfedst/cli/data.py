@@ -1,4 +1,7 @@
-"""`pfedst data`: sources of public data, manifests, simulated sites, small copies of images, and the audit."""
+"""`pfedst data`: sources of public data, manifests, simulated sites, small copies of images, and the audit.
+
+Each command imports what it needs: help and errors of options come without torch.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,6 @@ from jsonargparse import ArgumentParser
 from rich.table import Table
 from rich.text import Text
 
-from pfedst.cli.audit import run_audit
-from pfedst.data.prepare.catalogue import PUBLIC_DATA
-from pfedst.data.prepare.init import InitOptions, make_manifest
-from pfedst.data.prepare.partition import PartitionOptions, partition
-from pfedst.data.prepare.partition_files import save_partition, shift_images
-from pfedst.data.prepare.preprocessing import PreprocessingOptions, preprocess_tree
-from pfedst.data.tables import read_table
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.reporting import bytes_text, console_of
 from pfedst.state import write_atomically
@@ -57,6 +53,8 @@ class DataParser(ArgumentParser):
 
 
 def _prepare(arguments: Sequence[str]) -> int:
+    from pfedst.data.prepare.catalogue import PUBLIC_DATA
+
     parser = DataParser(
         prog="pfedst data prepare", description="List what to download for a public data set; check a folder."
     )
@@ -93,6 +91,8 @@ def _prepare(arguments: Sequence[str]) -> int:
 
 
 def _init(arguments: Sequence[str]) -> int:
+    from pfedst.data.prepare.init import InitOptions, make_manifest
+
     parser = DataParser(prog="pfedst data init", description="Write a manifest of a folder of images.")
     parser.add_argument("folder", type=Path, help="images in folders named by class, site or split")
     parser.add_argument(
@@ -122,7 +122,34 @@ def _init(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _audit(arguments: Sequence[str]) -> int:
+    from pfedst.cli.audit_options import AuditOptions
+    from pfedst.data.sets.recognise import recognise
+
+    given = list(arguments)
+    if {"--help", "-h"} & set(given):
+        parser = DataParser(
+            prog="pfedst data audit",
+            description="Find leaks, duplicates, absent classes, damaged images and differences between sites.",
+            epilog="Any other option is one of pfedst fit, such as --data FolderSites --data.root FOLDER, or --config "
+            "FILE: see pfedst fit --help.",
+        )
+        parser.add_argument("path", type=Path, nargs="?", help="folder or manifest, in place of --data")
+        parser.add_class_arguments(AuditOptions, "audit")
+        parser.print_help()
+        return 0
+    if given and not given[0].startswith("-"):
+        name, options = recognise(Path(given[0]))
+        given = ["--data", name, *(f"--data.{key}={value}" for key, value in options.items()), *given[1:]]
+    from pfedst.cli.audit import AuditCLI
+    from pfedst.cli.federated import run_command
+
+    return run_command(["fit", *given], AuditCLI)
+
+
 def _preprocess(arguments: Sequence[str]) -> int:
+    from pfedst.data.prepare.preprocessing import PreprocessingOptions, preprocess_tree
+
     parser = DataParser(prog="pfedst data preprocess", description="Small copies of a tree of large images.")
     parser.add_argument("source", type=Path, help="folder of images, of any depth")
     parser.add_argument("target", type=Path, help="folder for the copies, of the same names")
@@ -140,6 +167,10 @@ def _preprocess(arguments: Sequence[str]) -> int:
 
 
 def _partition(arguments: Sequence[str]) -> int:
+    from pfedst.data.prepare.partition import PartitionOptions, partition
+    from pfedst.data.prepare.partition_files import save_partition, shift_images
+    from pfedst.data.tables import read_table
+
     parser = DataParser(prog="pfedst data partition", description="Simulated sites from one pooled set.")
     parser.add_argument("manifest", type=Path, help="columns path, label, split, and optionally group")
     parser.add_argument("target", type=Path, help="folder to write: manifest.csv, partition.json, partition.png")
@@ -182,7 +213,7 @@ def _write(target: Path, content: bytes) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": _prepare,
     "init": _init,
-    "audit": run_audit,
+    "audit": _audit,
     "preprocess": _preprocess,
     "partition": _partition,
 }

@@ -26,7 +26,7 @@ from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
 from pfedst.encoders import class_sums
 from pfedst.errors import ConfigurationError
-from pfedst.evaluation import Evaluated, evaluate
+from pfedst.evaluation.evaluate import Evaluated, evaluate
 from pfedst.messages.payload import NET, State
 from pfedst.messages.requests import POOLED, PROTOTYPES, Reply, Request
 from pfedst.methods.interface import FederatedMethod

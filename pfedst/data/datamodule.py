@@ -24,7 +24,8 @@ from pfedst.data.datasets import (
 )
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
-from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted, default_folder
+from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted
+from pfedst.data.taps.place import default_folder
 from pfedst.data.taps.store import TapStore
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError

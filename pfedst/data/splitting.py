@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
+import numpy as np
 
-from pfedst.seeds import derive_seed, generator
+from pfedst.seeds import derive_seed
 
 Labels = Sequence[int]
 Groups = Sequence[str | None]
@@ -41,11 +41,25 @@ def split_groups(
             by_class.setdefault(labels[members[0]], []).append(members)
     for label, candidates in by_class.items():
         count = min(round(fraction * len(candidates)), len(candidates) - 1)
-        order = torch.randperm(len(candidates), generator=generator(derive_seed(seed, "validation", label)))
-        for position in order[:count].tolist():
+        for position in drawn_order(len(candidates), derive_seed(seed, "validation", label))[:count]:
             cut += candidates[position]
     chosen = set(cut)
     return [index for index in range(len(labels)) if index not in chosen], sorted(cut)
+
+
+def drawn_order(size: int, seed: int) -> list[int]:
+    """Return the numbers from 0 to `size - 1` in the order of `torch.randperm` with a CPU generator of this seed.
+
+    Written with NumPy, whose `RandomState` never changes its numbers: `pfedst data init` splits without importing
+    torch, and a split does not depend on the version of torch.
+    """
+    # torch keeps the lower 32 bits of the seed and shuffles with one number of the Mersenne Twister for each place
+    drawn = np.random.RandomState(seed % 2**32).randint(0, 2**32, size, dtype=np.uint32).tolist()
+    order = list(range(size))
+    for place, number in enumerate(drawn[:-1]):
+        other = place + number % (size - place)
+        order[place], order[other] = order[other], order[place]
+    return order
 
 
 def split_sites(

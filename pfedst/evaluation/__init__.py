@@ -1,17 +1,8 @@
-"""Evaluation: metrics over the classes present, counts of predictions, and summaries over clients."""
+"""Evaluation: metrics over the classes present, counts of predictions, averages over clients, statistical tests.
 
-from pfedst.evaluation.counts import Counts, prediction_counts
-from pfedst.evaluation.evaluate import Evaluated, evaluate
-from pfedst.evaluation.metrics import CALIBRATION, METRICS, Metrics, classification_metrics, over_clients
+The modules `evaluate`, `metrics` and `counts` import torch. They are not imported here: reports need no torch.
+"""
 
-__all__ = [
-    "CALIBRATION",
-    "METRICS",
-    "Counts",
-    "Evaluated",
-    "Metrics",
-    "classification_metrics",
-    "evaluate",
-    "over_clients",
-    "prediction_counts",
-]
+from pfedst.evaluation.averages import CALIBRATION, METRICS, Metrics, over_clients
+
+__all__ = ["CALIBRATION", "METRICS", "Metrics", "over_clients"]

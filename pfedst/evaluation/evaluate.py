@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pfedst.encoders.spec import Taps
 from pfedst.encoders.stored import Inputs
+from pfedst.evaluation.averages import Metrics
 from pfedst.evaluation.counts import Counts, prediction_counts
-from pfedst.evaluation.metrics import Metrics, classification_metrics
+from pfedst.evaluation.metrics import classification_metrics
 
 Predictor = Callable[[Taps], Tensor]
 

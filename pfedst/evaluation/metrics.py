@@ -1,4 +1,4 @@
-"""Metrics over the classes PRESENT in a client's targets, and their summary over clients.
+"""Metrics of one client over the classes PRESENT in its targets.
 
 A macro average that counts an absent class as 0 understates a client that has few classes: in FedISIC five of the six
 test sets lack some classes. Therefore balanced accuracy, AUROC and macro F1 average over present classes only.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,20 +22,8 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from pfedst.evaluation.averages import Metrics, metric_names
 from pfedst.evaluation.counts import BINS
-
-METRICS = ("balanced_accuracy", "auroc", "macro_f1", "accuracy")
-CALIBRATION = ("ece", "classwise_ece")
-"""Lower is better."""
-GRADING_METRICS = ("auroc_ovo", "quadratic_kappa")
-"""Additional metrics for classes that are grades, as reported for the grading of retinopathy."""
-Metrics = dict[str, float | None]
-"""Metric name -> value in [0, 1] (the kappa in [-1, 1]), or None if it is not defined."""
-
-
-def metric_names(ordinal: bool) -> tuple[str, ...]:
-    """Return the names of all metrics of a client; `ordinal`: the classes are grades."""
-    return (*METRICS, *CALIBRATION, *(GRADING_METRICS if ordinal else ()))
 
 
 def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool = False) -> Metrics:
@@ -101,33 +88,3 @@ def _one_against_one(probabilities: Tensor, targets: Tensor, present: list[int])
         among = (targets == one) | (targets == other)
         areas.append(float(binary_auroc(probabilities[among, one], (targets[among] == one).long())))
     return math.fsum(areas) / len(areas) if areas else None
-
-
-def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> dict[str, object]:
-    """Return `clients`, and the `mean`, `weighted_mean`, `worst` and `std` over clients for which a metric is defined.
-
-    Args:
-        clients: metrics by client name.
-        samples: number of evaluated samples by client name, used as weights.
-
-    Returns:
-        The summary. `std` is the population standard deviation over clients. Clients are summed in the order of their
-            names, so that their order in a configuration does not change a bit.
-    """
-    summary: dict[str, object] = {"clients": {name: clients[name] for name in sorted(clients)}}
-    columns: dict[str, Metrics] = {"mean": {}, "weighted_mean": {}, "worst": {}, "std": {}}
-    graded = [metric for metric in GRADING_METRICS if any(metric in metrics for metrics in clients.values())]
-    for metric in (*METRICS, *CALIBRATION, *graded):
-        found = [(clients[n][metric], samples[n]) for n in sorted(clients) if clients[n][metric] is not None]
-        values = [float(value) for value, _ in found if value is not None]
-        if not values:
-            for column in columns.values():
-                column[metric] = None
-            continue
-        mean = math.fsum(values) / len(values)
-        weights = [weight for _, weight in found]
-        columns["mean"][metric] = mean
-        columns["weighted_mean"][metric] = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-        columns["worst"][metric] = max(values) if metric in CALIBRATION else min(values)
-        columns["std"][metric] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
-    return summary | columns

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pfedst.evaluation import Evaluated, Metrics, over_clients
-from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.evaluation import Metrics, over_clients
 from pfedst.options import Effect, of_the_study, with_effect
 from pfedst.version import __version__
+
+if TYPE_CHECKING:
+    from pfedst.evaluation.evaluate import Evaluated
+    from pfedst.methods.interface import FederatedMethod, Start
 
 SELECTION_METRIC = "balanced_accuracy"
 FORMAT = 2

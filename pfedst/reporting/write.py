@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pfedst.errors import ConfigurationError, nearest
 from pfedst.reporting.comparison import Compared
-from pfedst.reporting.figures import make_figures, save_figure, svg_text
 from pfedst.reporting.formats import csv_text, latex, latex_document, markdown, report_json
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.page import html_page
@@ -33,6 +32,8 @@ def write_files(compared: Compared, folder: Path, metric: str = SELECTION_METRIC
             f"--metric {metric}: no such metric.{nearest(metric, there)} There are: {', '.join(there)}"
         )
     report = make_report(compared, metric)
+    from pfedst.reporting.figures import make_figures, save_figure, svg_text  # imports matplotlib
+
     figures = make_figures(compared, metric)
     files = {
         "report.md": markdown(report),

@@ -17,12 +17,13 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
+from pfedst.reporting.write import write_files
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
 from pfedst.server.server import MakeStart, Server
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 from pfedst.version import __version__
 
@@ -266,8 +267,6 @@ def check_hellos(hellos: Mapping[str, Reply], study: Mapping[str, Any] | None) -
 
 def write_run_report(folder: Path) -> None:
     """Write the report of a single run into its folder."""
-    from pfedst.reporting.write import write_files  # which imports matplotlib: a second that few runs need
-
     write_files(load_compared([folder]), folder / "report")
 
 

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from pfedst.errors import NoAnswerError, StateError
+from pfedst.evaluation.averages import metric_names
 from pfedst.evaluation.counts import BINS
-from pfedst.evaluation.metrics import metric_names
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import check_plain
 from pfedst.messages.records import FIT_RECORD, is_count, is_fit_record, is_number, is_positive

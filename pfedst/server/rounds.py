@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed
-from pfedst.evaluation import Evaluated
+from pfedst.evaluation.evaluate import Evaluated
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import State
 from pfedst.messages.requests import Kind, Reply, Request, SplitName
@@ -19,7 +19,8 @@ from pfedst.reporting.records import check_records
 from pfedst.server.fits import FitOptions, Fits, Reported
 from pfedst.server.merged import Merged
 from pfedst.server.server import Server
-from pfedst.state import RunState, StateSaver, clear_unfinished
+from pfedst.state import clear_unfinished
+from pfedst.state.run_state import RunState, StateSaver
 from pfedst.tracking import RoundHooks, RunProgress
 
 EVALUATED: tuple[SplitName, ...] = ("validation", "test")

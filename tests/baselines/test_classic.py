@@ -30,7 +30,7 @@ from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import State, payload_bytes
 from pfedst.methods.merging import weighted_mean
 from pfedst.methods.partition import norm_keys, norm_statistics
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.testing import fit, template
 from tests.baselines.models import (
     CNN,

@@ -29,7 +29,7 @@ from pfedst.adapters import (
     SideNetwork,
     TransportPrompts,
 )
-from pfedst.cli.methods import method_cost
+from pfedst.cli.method_pages import method_cost
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import client_part, load_client_part
 from pfedst.client.training import LocalTrainer

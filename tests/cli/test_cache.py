@@ -88,6 +88,9 @@ def test_clear_all_leaves_what_is_being_written(folder, capsys) -> None:
 def test_help_and_a_damaged_manifest(folder, capsys) -> None:
     assert main(["cache"]) == 0
     assert "pfedst cache build" in capsys.readouterr().out
+    for option in ("--help", "-h"):
+        assert main(["cache", "build", *SMALL, option]) == 0
+        assert "see pfedst fit --help" in capsys.readouterr().out
     (folder / "x").mkdir(parents=True)
     (folder / "x" / "manifest.json").write_text("{}")
     assert main(["cache", "info"]) == 3

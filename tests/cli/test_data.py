@@ -89,7 +89,11 @@ def test_a_run(tmp_path, capsys, name) -> None:
 
 
 def test_every_reader_is_known_by_its_name() -> None:
-    assert {"FedDRG", "HuggingFaceSites"} <= set(pfedst.data.__all__)
+    assert {"FedDRG", "HuggingFaceSites"} <= set(pfedst.data.__all__) == set(pfedst.data.MODULES)
+    for name in pfedst.data.__all__:
+        assert name == "Split" or getattr(pfedst.data, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'pfedst.data' has no attribute 'FedDGR'"):
+        _ = pfedst.data.FedDGR
 
 
 # -- commands --------------------------------------------------------------------------------------------------
@@ -100,10 +104,13 @@ def test_help(capsys) -> None:
         code, out, _ = called(capsys, "data", *arguments)
         assert code == 0
         assert out.startswith("usage: pfedst data prepare NAME")
-    for command in ("prepare", "init", "partition", "preprocess"):
+    for command in ("prepare", "init", "audit", "partition", "preprocess"):
         code, out, _ = called(capsys, "data", command, "--help")
         assert code == 0
         assert f"usage: pfedst data {command}" in out
+    code, out, _ = called(capsys, "data", "audit", "none", "-h")
+    assert code == 0
+    assert all(word in out for word in ("--audit.folder", "--audit.images_per_site", "see pfedst fit --help"))
 
 
 @pytest.mark.parametrize(("name", "words"), [("fed_isic2019", ["FLamby", "25,331 JPEG", "CC BY-NC 4.0"]), ("fed_drg", ["FGADR", "on request", "3,662"])])  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from pfedst import __version__
 from pfedst.cli import main
 from pfedst.cli.explain import explain
-from pfedst.cli.methods import method_cost
+from pfedst.cli.method_pages import method_cost
 from pfedst.methods.registry import registered_methods
 
 SMALL = [

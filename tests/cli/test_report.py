@@ -44,7 +44,7 @@ def test_every_format_is_written_and_tells_the_same(tmp_path, capsys) -> None:
 
 
 def test_runs_that_are_named_by_hand(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("pfedst.reporting.write.make_figures", lambda *given: [])
+    monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])
     monkeypatch.chdir(tmp_path)
     paths = [str(write_run(tmp_path / name, {"a": 0.5}, method=name)) for name in ("FedAvg", "Local")]
     assert main(["report", *paths, "--reference", "Local", "--metric", "auroc"]) == 0
@@ -59,7 +59,7 @@ def test_runs_that_are_named_by_hand(tmp_path, capsys, monkeypatch) -> None:
 
 def test_real_runs_that_differ_in_options_of_the_trainer_are_no_seeds_of_one_row(tmp_path, capsys, monkeypatch) -> None:
     """Their protocols are the same but for the seed: it tells neither precision nor clipping nor accumulation."""
-    monkeypatch.setattr("pfedst.reporting.write.make_figures", lambda *given: [])
+    monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])
     monkeypatch.chdir(tmp_path)
     fit = ["fit", *SMALL, "--coordinator.rounds=1", "--data.audit=off"]
     others = [
@@ -98,7 +98,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(tmp_path, capsys, options,
 
 
 def test_a_disk_that_refuses_is_told(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("pfedst.reporting.write.make_figures", lambda *given: [])
+    monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])
     run = write_run(tmp_path / "run", {"a": 0.5})
     (tmp_path / "file").touch()
     assert main(["report", str(run), "--output", str(tmp_path / "file" / "x")]) == 5

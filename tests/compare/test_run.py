@@ -47,7 +47,7 @@ PLAN = {
 def compare(tmp_path, monkeypatch):
     """Runs `pfedst compare`; gives the exit code, what was run, and comparison.json."""
     monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
-    monkeypatch.setattr("pfedst.reporting.write.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
+    monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
 
     def run(*options, **changes):

@@ -12,8 +12,9 @@ from PIL import Image
 from pfedst.data import FedISIC2019, FolderSites, ManifestSites, SyntheticSites
 from pfedst.data.sets.fed_isic import SITE_NAMES
 from pfedst.data.sources import FileSource
-from pfedst.data.splitting import split_groups
+from pfedst.data.splitting import drawn_order, split_groups
 from pfedst.encoders import Preprocessing
+from pfedst.seeds import generator
 from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 from tests.fake_data.folder.data import CLASSES, image
 from tests.fake_data.folder.data import make as make_folder
@@ -46,6 +47,12 @@ def test_a_validation_cut_is_total_disjoint_and_splits_no_group(rows, fraction, 
 
 def test_no_fraction_no_validation() -> None:
     assert split_groups([0, 0, 1], [None] * 3, 0.0, 0) == ([0, 1, 2], [])
+
+
+@given(st.integers(0, 1300), st.integers(0, 2**63 - 1))
+def test_the_drawn_order_is_that_of_torch(size, seed) -> None:
+    """Splits of all runs were drawn with `torch.randperm`: another order would be another split."""
+    assert drawn_order(size, seed) == torch.randperm(size, generator=generator(seed)).tolist()
 
 
 def prepared(data):

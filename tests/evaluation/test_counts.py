@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-from pfedst.evaluation import classification_metrics, prediction_counts
+from pfedst.evaluation.counts import prediction_counts
+from pfedst.evaluation.metrics import classification_metrics
 
 
 def test_by_hand() -> None:

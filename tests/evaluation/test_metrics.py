@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from pfedst.encoders.spec import Taps
-from pfedst.evaluation import METRICS, classification_metrics, evaluate, over_clients
+from pfedst.evaluation import METRICS, over_clients
+from pfedst.evaluation.evaluate import evaluate
+from pfedst.evaluation.metrics import classification_metrics
 
 
 def random_case(seed, n, classes, present):
@@ -77,28 +79,6 @@ def test_no_samples_no_numbers() -> None:
     assert set(classification_metrics(torch.empty(0, 3), torch.empty(0, dtype=torch.long)).values()) == {None}
 
 
-def metric(value, auroc=None):
-    calibration = {"ece": value, "classwise_ece": value}
-    return {"balanced_accuracy": value, "auroc": auroc, "macro_f1": value, "accuracy": value} | calibration
-
-
-def test_over_clients_by_hand() -> None:
-    summary = over_clients({"b": metric(0.5, 0.9), "a": metric(1.0)}, {"a": 30, "b": 10})
-    assert list(summary["clients"]) == ["a", "b"]
-    assert summary["mean"]["accuracy"] == 0.75
-    assert summary["weighted_mean"]["accuracy"] == 0.875
-    assert summary["worst"]["accuracy"] == 0.5
-    assert summary["worst"]["ece"] == summary["worst"]["classwise_ece"] == 1.0  # of an error the highest is the worst
-    assert summary["std"]["accuracy"] == 0.25
-    # client a has no AUROC: the summary is over b alone
-    assert summary["mean"]["auroc"] == summary["worst"]["auroc"] == summary["weighted_mean"]["auroc"] == 0.9
-
-
-def test_undefined_everywhere_stays_undefined() -> None:
-    summary = over_clients({"a": dict.fromkeys(metric(0.0))}, {"a": 0})
-    assert all(summary[column]["accuracy"] is None for column in ("mean", "weighted_mean", "worst", "std"))
-
-
 def test_evaluate_runs_the_encoder_once_for_all_models() -> None:
     passes = []
 
@@ -111,10 +91,12 @@ def test_evaluate_runs_the_encoder_once_for_all_models() -> None:
         (torch.eye(3)[2:].reshape(1, 3, 1, 1), torch.tensor([2])),
     ]
     models = {"right": lambda taps: taps.tensors[0] * 9, "wrong": lambda taps: taps.tensors[0].roll(1, 1) * 9}
-    found = evaluate(models, taps_of, batches, torch.device("cpu"))
+    found, logits, targets = evaluate(models, taps_of, batches, torch.device("cpu"))
     assert passes == [2, 1]
     assert found["right"].metrics["accuracy"] == 1.0
     assert found["right"].counts["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert found["wrong"].metrics["accuracy"] == 0.0
     assert found["wrong"].counts["confusion"] == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-    assert evaluate(models, taps_of, [], torch.device("cpu"))["right"].metrics["accuracy"] is None
+    assert torch.equal(logits["right"], torch.eye(3) * 9)
+    assert targets.tolist() == [0, 1, 2]
+    assert evaluate(models, taps_of, [], torch.device("cpu"))[0]["right"].metrics["accuracy"] is None

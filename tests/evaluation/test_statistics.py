@@ -84,8 +84,8 @@ def test_wilcoxon_with_many_ties_and_zeros_is_near_the_normal_approximation() ->
 
 
 @pytest.mark.parametrize("n", [6, 20, 54, 100])
-def test_the_two_ways_to_the_distribution_agree(n) -> None:
-    # without ties scipy's, with a tie of the two least the convolution; the tie moves no extreme sum
+def test_the_extreme_sum_has_one_chance_in_all_signs(n) -> None:
+    # a tie of the two least moves no extreme sum
     values = [float(v) for v in range(1, n + 1)]
     for sign in (1, -1):
         assert wilcoxon([sign * v for v in values]) == pytest.approx(2 / 2**n, rel=1e-9, abs=0)

@@ -13,7 +13,7 @@ from pfedst.errors import ConfigurationError, TooFewClientsError
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting.tables import protocol_text
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.testing.small import fit
 from tests.faults.runs_that_stop import BAD, Steps, is_bad, without_the_bad
 from tests.server.runs import go_on, left, merged_fits, same, without_times

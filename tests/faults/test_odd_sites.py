@@ -20,7 +20,8 @@ from torch.optim import SGD
 from pfedst.adapters import AttentionAdapter, WholeModel
 from pfedst.client.state import SiteState
 from pfedst.data import SyntheticSites
-from pfedst.data.sets.synthetic import CLASS_NAMES, ArraySource, Camera
+from pfedst.data.camera import Camera
+from pfedst.data.sets.synthetic import CLASS_NAMES, ArraySource
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.encoders import Taps
 from pfedst.errors import DataError
@@ -28,7 +29,7 @@ from pfedst.evaluation import METRICS
 from pfedst.methods.merging import weighted_mean
 from pfedst.methods.registry import registered_methods
 from pfedst.seeds import generator
-from pfedst.state import RunState
+from pfedst.state.run_state import RunState
 from pfedst.testing import federation, fit, template
 from pfedst.testing.small import encoder
 from tests.baselines.models import Small, pictures

@@ -17,7 +17,7 @@ from pfedst.client.state import SiteState
 from pfedst.errors import StateError, TooFewClientsError
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.server import Server
-from pfedst.state import RunState, StateSaver
+from pfedst.state.run_state import RunState, StateSaver
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import fit, template
 from tests.faults.runs_that_stop import StopError, dying, forge

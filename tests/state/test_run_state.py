@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pfedst.errors import StateError
-from pfedst.state import RunState, StateSaver
+from pfedst.state.run_state import RunState, StateSaver
 
 PARTS = {"server": {"method": {"net": {"side.up.weight": torch.arange(6.0).reshape(2, 3)}}}}
 
@@ -130,7 +130,7 @@ def test_another_error_is_not_hidden_by_one_of_saving(tmp_path) -> None:
 SAVING = """
 import sys, torch
 from pathlib import Path
-from pfedst.state import RunState, StateSaver
+from pfedst.state.run_state import RunState, StateSaver
 with StateSaver(Path(sys.argv[1]), keep=2) as saver:
     for round_number in range(1, 10**6):
         saver.save(RunState.round_name(round_number), {}, {"server": {"w": torch.full((10**6,), float(round_number))}})

@@ -34,7 +34,7 @@ def run(folder: Path, arguments: list[str], **variables: str) -> int:
     """One command; W&B reads its variables once a process, unless it is put down."""
     with pytest.MonkeyPatch.context() as patch:
         clean(patch, folder, **variables)
-        patch.setattr("pfedst.reporting.write.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
+        patch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
         wandb.teardown()
         try:
             return main(arguments)

@@ -9,13 +9,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.files import look
-from pfedst.data.sets.fed_drg import DEFAULT_DOMAINS, DOMAINS, FedDRG
-from pfedst.data.sets.fed_isic import IMAGE_FOLDERS, METADATA, SITE_NAMES, FedISIC2019
+from pfedst.data.sets.layouts import IMAGE_FOLDERS
 from pfedst.data.sources import FileSource
 from pfedst.errors import DataError, listed
+
+if TYPE_CHECKING:
+    from pfedst.data.datamodule import FederatedDataModule
 
 FLAMBY_SPLIT = "d0f9d0d0102f60d78b4c5f9f0ef32100881a8e92fe6c38644f980b3eb4e1a86c"
 """SHA-256 of FLamby's train_test_split in its repository (commit edacf54), 23,247 rows."""
@@ -81,6 +83,8 @@ class PublicData:
 
 def check_fed_isic(root: Path) -> list[Check]:
     """Check the image folder, the split file, the metadata, and that every image of the split file exists."""
+    from pfedst.data.sets.fed_isic import METADATA, SITE_NAMES, FedISIC2019  # imports torch
+
     folders = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     checks = [
         Check("image folder", bool(folders), ", ".join(folders) or f"none of {', '.join(IMAGE_FOLDERS)}"),
@@ -100,6 +104,8 @@ def check_fed_isic(root: Path) -> list[Check]:
 
 def check_fed_drg(root: Path) -> list[Check]:
     """Check the split files and images of every domain."""
+    from pfedst.data.sets.fed_drg import DEFAULT_DOMAINS, DOMAINS, FedDRG  # imports torch
+
     checks = []
     for domain in DOMAINS:
         checks += _parts(FedDRG(root, [domain]), domain, GDRBENCH_SIZES[domain], domain in DEFAULT_DOMAINS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from pfedst.data.files import refuse_outside
-from pfedst.data.sets.folder import is_image
+from pfedst.data.folders import is_image
 from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
 from pfedst.data.sources import FileSource
 from pfedst.data.splitting import split_sites

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pfedst.data.camera import Camera
 from pfedst.data.files import refuse_outside
 from pfedst.data.prepare.partition import PartitionOptions
-from pfedst.data.sets.synthetic import Camera
 from pfedst.data.sites import SPLITS
 from pfedst.data.sources import FileSource, content_digest
 from pfedst.data.threads import for_each

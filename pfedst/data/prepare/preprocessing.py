@@ -24,7 +24,7 @@ from PIL import Image
 
 from pfedst.data.dicom.reader import is_dicom, load_dicom
 from pfedst.data.files import refuse_outside
-from pfedst.data.sets.folder import IMAGE_SUFFIXES, existing_folder, is_image
+from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_image
 from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each

@@ -14,7 +14,7 @@ from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.files import shown
-from pfedst.data.sets.folder import IMAGE_SUFFIXES, existing_folder, folders
+from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, folders
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.data.tables import check_size

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.sets.folder import existing_folder
+from pfedst.data.folders import existing_folder
+from pfedst.data.sets.layouts import IMAGE_FOLDERS
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.data.splitting import split_sites
@@ -20,7 +21,6 @@ from pfedst.errors import ConfigurationError, DataError
 
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 SITE_NAMES = ("bcn", "vidir_molemax", "vidir_modern", "rosendahl", "msk", "vienna_dias")
-IMAGE_FOLDERS = ("ISIC_2019_Training_Input_preprocessed", "ISIC_2019_Training_Input")
 METADATA = "ISIC_2019_Training_Metadata.csv"
 
 

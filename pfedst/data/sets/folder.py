@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.dicom.reader import is_dicom
+from pfedst.data.folders import existing_folder, folders, images_in
+from pfedst.data.sets.layouts import LAYOUT
 from pfedst.data.sites import LabelledImages, Sites, Split, class_order
 from pfedst.data.sources import Record
 from pfedst.errors import DataError, nearest
-
-IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LAYOUT = "expected SITE/train/CLASS/*.png and SITE/test/CLASS/*.png (SITE/validation/ is optional)"
-
-
-ROOT_VARIABLE = "PFEDST_DATA_ROOT"
-"""Environment variable with the data folder to use if no option names one."""
 
 
 class FolderSites(FederatedDataModule):
@@ -86,47 +78,3 @@ class FolderSites(FederatedDataModule):
                 records += [Record(path, classes.index(name)) for path in images_in(folder / split / name)]
             parts[split] = LabelledImages.from_records(records)
         return parts
-
-
-def existing_folder(path: Path | str | None, option: str) -> Path:
-    """Return the folder that an option names, or else the environment variable PFEDST_DATA_ROOT.
-
-    Raises:
-        DataError: If neither is given, or the folder does not exist.
-    """
-    path = path or os.environ.get(ROOT_VARIABLE)
-    if path is None:
-        raise DataError(f"{option} is not given: name the folder with the images, or set {ROOT_VARIABLE}")
-    folder = Path(path)
-    if not folder.is_dir():
-        raise DataError(f"{option} {folder}: no such folder; give the folder with the images")
-    return folder
-
-
-def folders(root: Path) -> list[str]:
-    """Return the sorted names of the folders in `root`, without hidden ones."""
-    if not root.is_dir():
-        return []
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def is_image(path: Path) -> bool:
-    """Return True if the suffix is that of an image, or a file without suffix is DICOM."""
-    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Return the sorted images of a folder. Log a warning if other files are skipped."""
-    with os.scandir(folder) as listing:
-        files = [folder / e.name for e in listing if _is_file(e) and not e.name.startswith((".", "Thumbs.db"))]
-    images = sorted(path for path in files if is_image(path))
-    if len(images) < len(files):
-        logging.getLogger("pfedst").warning(
-            "%s: %d files are no images of a known kind and are left out", folder, len(files) - len(images)
-        )
-    return images
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Return True for files and broken links: a broken link is reported as a missing image, not ignored."""
-    return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and not Path(entry.path).is_dir())

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.sets.folder import existing_folder, folders
+from pfedst.data.folders import existing_folder, folders
+from pfedst.data.sets.layouts import SAVED
 from pfedst.data.sites import SPLIT_NAMES, SPLITS, LabelledImages, Sites, Split, class_index, class_order
 from pfedst.data.sources import EncodedSource
 from pfedst.data.tables import check_parquet, check_size
 from pfedst.errors import DataError, nearest
-
-SAVED = ("dataset_dict.json", "state.json")
 
 
 class HuggingFaceSites(FederatedDataModule):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.files import shown
-from pfedst.data.sets.folder import existing_folder
+from pfedst.data.folders import existing_folder
 from pfedst.data.sites import SPLITS, LabelledImages, Sites, class_index, class_order
 from pfedst.data.sources import Record
 from pfedst.data.tables import column_names, read_table

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pfedst.data.sets.fed_isic import IMAGE_FOLDERS
-from pfedst.data.sets.folder import LAYOUT, folders
-from pfedst.data.sets.hugging_face import SAVED
+from pfedst.data.folders import folders
+from pfedst.data.sets.layouts import IMAGE_FOLDERS, LAYOUT, SAVED
 from pfedst.errors import DataError
 
 TABLES = (".csv", ".tsv", ".parquet")

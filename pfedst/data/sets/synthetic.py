@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pfedst.data.camera import Camera
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.sites import LabelledImages, Sites
 from pfedst.data.sources import ImageHeader, content_digest
@@ -63,16 +64,6 @@ class ArraySource:
         """Return the size of the image."""
         height, width, _ = self.images[index].shape
         return ImageHeader(width, height, "RGB")
-
-
-@dataclass(frozen=True)
-class Camera:
-    """The change that a site applies to every image: channel gains and offsets, gamma, and light from one side."""
-
-    gains: NDArray[np.float64]
-    offsets: NDArray[np.float64]
-    gamma: float
-    light: NDArray[np.float64]
 
 
 class SyntheticSites(FederatedDataModule):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -239,13 +238,6 @@ class _Images(Dataset[Tensor]):
 
 
 # -- stores of a folder ------------------------------------------------------------------------------------------------
-
-
-def default_folder() -> Path:
-    """Return the environment variable PFEDST_CACHE, or `pfedst` in the user's cache folder."""
-    if given := os.environ.get("PFEDST_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfedst"
 
 
 def stores_in(folder: Path) -> dict[str, TapStore]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +14,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
@@ -170,6 +170,7 @@ def protocol_caption(compared: Compared) -> str:
     return " ".join([*sentences, f"{warning}."] if warning else sentences)
 
 
+@cache
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
     """Return the width of a text in inches."""
     if not text.strip():
@@ -227,11 +228,11 @@ def new_figure(
 def settle(figure: Figure) -> None:
     """Compute the final layout, so that saving the figure again or in another format moves nothing."""
     engine = figure.get_layout_engine()
-    if engine is None or isinstance(engine, PlaceHolderLayoutEngine):
+    if engine is None:
         return
     for _ in range(2):  # the second pass knows the positions of axes with a fixed aspect
         engine.execute(figure)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # not "none", with which every save would lay out the figure once more
 
 
 def _foot_lines(compared: Compared, description: str, width: float) -> list[tuple[str, str, str]]:
