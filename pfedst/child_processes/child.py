@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
-from pfedst.child_processes import fork_server
+from pfedst.child_processes.fork_server import fork
 from pfedst.child_processes.parent import ParentProcess
 
 
@@ -56,7 +56,7 @@ def start_child(
     environment = dict(os.environ) if environment is None else environment
     connection, other_end = multiprocessing.Pipe()
     with other_end:
-        process = fork_server.fork(target, arguments, environment, other_end) or _spawn(
+        process = fork(target, arguments, environment, other_end) or _spawn(
             target, arguments, environment, other_end
         )
     return ChildProcess(process, connection)
