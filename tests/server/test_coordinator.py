@@ -279,7 +279,7 @@ def test_one_encoder_for_all_clients() -> None:
 
 @pytest.mark.parametrize("method", [FedAvg, Pooled])
 def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, method, monkeypatch) -> None:
-    sites = prepared()
+    sites = prepared(cache="none")  # so that images are loaded in each fit
     loaded = []
     load = SiteDataset.__getitem__
 
