@@ -56,9 +56,7 @@ def start_child(
     environment = dict(os.environ) if environment is None else environment
     connection, other_end = multiprocessing.Pipe()
     with other_end:
-        process = fork(target, arguments, environment, other_end) or _spawn(
-            target, arguments, environment, other_end
-        )
+        process = fork(target, arguments, environment, other_end) or _spawn(target, arguments, environment, other_end)
     return ChildProcess(process, connection)
 
 
