@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
+from pfedst.child_processes.environment import apply_changes, changes_between
 from pfedst.child_processes.fork_server import fork
 from pfedst.child_processes.parent import ParentProcess
 
@@ -77,17 +78,9 @@ def _run(connection: Connection, target: Callable[..., None], arguments: tuple[A
 def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
     """Give this process other variables: a spawned process gets those that its parent has when it starts."""
     before = dict(os.environ)
-    changed = {name for name in {*before, *wanted} if before.get(name) != wanted.get(name)}
-    _set(changed, wanted)
+    changes = changes_between(before, wanted)
+    apply_changes(changes)
     try:
         yield
     finally:
-        _set(changed, before)
-
-
-def _set(names: set[str], values: Mapping[str, str]) -> None:
-    for name in names:
-        if name in values:
-            os.environ[name] = values[name]
-        else:
-            os.environ.pop(name, None)
+        apply_changes({name: before.get(name) for name in changes})

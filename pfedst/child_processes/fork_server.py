@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pfedst.child_processes.environment import Changes, apply_changes, changes_between
 from pfedst.child_processes.parent import ParentProcess
 
 READ_LATE = ("WANDB_", "PFEDST_", "COLUMNS", "LINES")
@@ -91,7 +92,7 @@ class _ForkServer:
         self.environment = environment
 
     def fork(
-        self, target: Callable[..., None], arguments: Sequence[Any], changes: Mapping[str, str | None], other_end: int
+        self, target: Callable[..., None], arguments: Sequence[Any], changes: Changes, other_end: int
     ) -> ForkedProcess:
         """Let the server fork a child.
 
@@ -178,9 +179,9 @@ def _can_fork() -> bool:
     return torch is None or torch.cuda.device_count() == 0
 
 
-def _late_changes(before: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None] | None:
+def _late_changes(before: Mapping[str, str], wanted: Mapping[str, str]) -> Changes | None:
     """Return the variables that a child sets itself (None: removes); None if others differ."""
-    changes = {name: wanted.get(name) for name in {*before, *wanted} if before.get(name) != wanted.get(name)}
+    changes = changes_between(before, wanted)
     for name, value in changes.items():
         if not (name.startswith(READ_LATE) or (name == THREADS and value is not None and value.isdecimal())):
             return None
@@ -276,11 +277,7 @@ def _run(request: bytes, connection: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(OSError):  # it is gone: a spawned process would not have it either
         os.chdir(folder)
-    for variable, value in changes.items():
-        if value is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = value
+    apply_changes(changes)
     if THREADS in changes and (torch := sys.modules.get("torch")):
         torch.set_num_threads(int(changes[THREADS]))
     getattr(importlib.import_module(module), name)(ParentProcess(Connection(connection)), *arguments)
