@@ -1,25 +1,35 @@
 """What holds for every test."""
 
+import functools
 import os
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-
-import pfedst.cli.federated  # noqa: F401  # all that a child needs
-from pfedst.child_processes import start_fork_server
-from pfedst.methods.registry import registered_methods
-
-# the models of these tests are too small for two threads, which would spend their time waiting for each other
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # and so are those in processes that tests start
-
-registered_methods()  # imports them
-start_fork_server()  # before anything is computed: what tests start as children needs no seconds of imports
 
 # hypothesis would fail an example for its seconds, which a busy machine decides
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what tests need, and start the fork server; not in the process that only hands out tests to workers."""
+    hands_out_tests = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+    if hands_out_tests:
+        return
+    import torch
+    from lightning.fabric.utilities import registry
+
+    import pfedst.cli.federated  # noqa: F401  # all that a child needs
+    from pfedst.child_processes import start_fork_server
+    from pfedst.methods.registry import registered_methods
+
+    # the models of these tests are too small for two threads, which would spend their time waiting for each other
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # and so are those in processes that tests start
+    # Lightning reads the metadata of all installed packages for every Trainer
+    registry.entry_points = functools.cache(registry.entry_points)
+    registered_methods()  # imports them
+    start_fork_server()  # before anything is computed: what tests start as children needs no seconds of imports
 
 
 @pytest.fixture(autouse=True, scope="session")

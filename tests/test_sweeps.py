@@ -7,8 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-from wandb.sdk.lib.config_util import save_config_file_from_dict
 
 from pfedst.cli import main
 from tests.fake_data.fed_isic2019.data import make as make_fed_isic
@@ -22,6 +20,8 @@ SWEEPS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT /
 
 def arguments(sweep, point):
     """What the agent starts for one point, without the program's name."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # two seconds
+
     macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in point.items()}})
     command = create_sweep_command(list(sweep["command"]))
     parts = [macros[part[2:-1]] if part.startswith("${") else [part] for part in command]
@@ -96,6 +96,8 @@ def test_the_objective_is_logged(name, tmp_path) -> None:
 
 
 def test_two_points_run_as_runs_of_their_sweep(tmp_path) -> None:
+    from wandb.sdk.lib.config_util import save_config_file_from_dict
+
     sweep, points = SWEEPS["demo.yaml"], corners(SWEEPS["demo.yaml"])[1:3]
     for number, point in enumerate(points):
         of_the_agent = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": f"point{number}", "WANDB_MODE": "offline"}

@@ -67,8 +67,8 @@ def federation(
 ) -> Federation:
     """Server and clients with their prototypes, ready for the first round."""
     sites = sites or data()
-    local = LocalTrainer(trainer(max_epochs=method.fewest_local_epochs))
-    made = Federation(make_client(template(**options), sites, method, seed, local, sites=None), seed)
+    client = make_client(template(**options), sites, method, seed, _local(method.fewest_local_epochs), sites=None)
+    made = Federation(client, seed)
     made.begin()
     return made
 
@@ -79,6 +79,12 @@ def trainer(**options: Any) -> Trainer:
     return Trainer(**(LEAN | options))
 
 
+@functools.cache
+def _local(epochs: int) -> LocalTrainer:
+    """One for all fits of so many epochs, as in a run."""
+    return LocalTrainer(trainer(max_epochs=epochs))
+
+
 def train(made: Federation, name: str, sites: FederatedDataModule | None = None, epochs: int | None = None) -> None:
     """One local fit of a trainee, of the fewest epochs that its method runs with unless more are given.
 
@@ -86,7 +92,7 @@ def train(made: Federation, name: str, sites: FederatedDataModule | None = None,
     """
     if made.trains:
         sites = sites or made.client.data
-        local = LocalTrainer(trainer(max_epochs=made.method.fewest_local_epochs))
+        local = _local(made.method.fewest_local_epochs)
         local.fit(made.modules[name], sites.train_loader(made.sites_of(name), 1), epochs)
 
 

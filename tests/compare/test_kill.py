@@ -1,21 +1,18 @@
 """A comparison that is killed in the middle, with the processes of its runs, and started again, gives the same report."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import yaml
 
 from pfedst.cli import main
+from tests import programs
 from tests.compare.in_process import InProcessGrid
 from tests.compare.test_run import BASE
 
 PLAN = {
     "base": "base.yaml",
-    "options": {"coordinator.rounds": 25, "coordinator.threads": 1},
+    "options": {"coordinator.rounds": 12, "coordinator.threads": 1},
     "seeds": [0],
     "rows": {"average": {"method": "FedAvg"}, "side": {"method": "PFedST"}},
 }
@@ -35,20 +32,21 @@ def test_killed_and_started_again(tmp_path, monkeypatch) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
     arguments = ["compare", "--config", str(tmp_path / "plan.yaml"), "--runs_dir"]
     killed = tmp_path / "killed" / "compare-plan"
-    process = subprocess.Popen([sys.executable, "-m", "pfedst", *arguments, str(tmp_path / "killed")])
+    child = programs.start(programs.command, tmp_path / "output", *arguments, tmp_path / "killed")
     deadline = time.monotonic() + 600
     while not any(file.read_text().count("\n") > 5 for file in killed.glob("runs/side-*/rounds.jsonl")):
-        assert process.poll() is None
+        assert child.process.exitcode is None, (tmp_path / "output").read_text()
         assert time.monotonic() < deadline, "it hangs"
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    child.process.kill()
+    child.process.join()
     (first,) = killed.glob("runs/average-*/summary.json")
     finished = first.stat().st_mtime_ns
     assert not list(killed.glob("runs/side-*/summary.json"))
     assert not (killed / "report").exists()
 
     monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
+    monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
     assert main([*arguments, str(tmp_path / "killed")]) == 0
     assert first.stat().st_mtime_ns == finished
     assert main([*arguments, str(tmp_path / "whole")]) == 0

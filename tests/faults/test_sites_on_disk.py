@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
 from pfedst.testing.small import fit
+from tests import programs
 from tests.faults.runs_that_stop import BAD, StopError, dying, forge, without_the_bad
 from tests.server.runs import go_on, left, same, without_times
 
@@ -442,35 +441,23 @@ class Hangs(PFedST):
         return super().loss(client, batch)
 
 
-RUN = """
-import sys
-from pathlib import Path
-from pfedst.testing.small import fit
-from tests.faults.test_sites_on_disk import Hangs
-if __name__ == "__main__":
-    fit(Path(sys.argv[1]), Hangs(), transport="processes", workers=2, threads=1, rounds=1)
-"""
-
-
 def children(process) -> list[str]:
-    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    """The children of a process, and theirs."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return found + [below for child in found for below in children(child)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists the children of a process")
 def test_workers_end_with_a_run_that_is_killed(tmp_path) -> None:
     """Else they would write into the folders of sites while the run is being resumed."""
-    root = Path(__file__).parents[2]
-    program = tmp_path / "program.py"
-    program.write_text(RUN)
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen([sys.executable, str(program), str(tmp_path)], env=environment, stderr=-3, stdout=-3)
-    while process.poll() is None and not (tmp_path / "run/state/round-000000").is_dir():
+    child = programs.start(programs.run_that_hangs, tmp_path / "output", tmp_path)
+    while child.process.exitcode is None and not (tmp_path / "run/state/round-000000").is_dir():
         time.sleep(0.1)
-    workers = children(process.pid)
-    assert len(workers) >= 2
+    workers = children(child.process.pid)
+    assert len(workers) >= 2, (tmp_path / "output").read_text()
     time.sleep(0.5)  # into the fits
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    child.process.kill()
+    child.process.join()
     deadline = time.monotonic() + 60
     while (alive := [worker for worker in workers if is_alive(worker)]) and time.monotonic() < deadline:
         time.sleep(0.1)

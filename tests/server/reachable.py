@@ -14,11 +14,22 @@ CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types
 PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.device, torch.dtype)
 SHARED = (weakref.ReferenceType, logging.Logger, logging.Handler, io.IOBase)
 """A weak reference keeps nothing; a logger or a stream belongs to the whole process."""
-Path = tuple[str, ...]
+NOT_FOLLOWED = (*CODE, *PLAIN, *SHARED)
+Way = tuple["Way | None", str | int]
+"""The way to the object that refers to this one, and a word for this one's place in it; a root has no way before it."""
 
 
-def children(found: object) -> Iterator[tuple[str, object]]:
-    """The objects that an object refers to, each with a word for its place."""
+def in_words(way: Way | None) -> str:
+    """Return a way as the words of its places, from the root on."""
+    words = []
+    while way is not None:
+        way, word = way
+        words.append(str(word))
+    return " > ".join(reversed(words))
+
+
+def children(found: object) -> Iterator[tuple[str | int, object]]:
+    """The objects that an object refers to, each with a word or a number for its place."""
     if isinstance(found, types.FunctionType):
         # not its globals: these are the module
         for name, cell in zip(found.__code__.co_freevars, found.__closure__ or (), strict=True):
@@ -43,18 +54,17 @@ def children(found: object) -> Iterator[tuple[str, object]]:
     attributes = getattr(found, "__dict__", None)
     if isinstance(attributes, dict):
         yield type(found).__name__, attributes
-    for index, other in enumerate(gc.get_referents(found)):
-        yield f"{type(found).__name__}[{index}]", other
+    yield from enumerate(gc.get_referents(found))
 
 
-def reachable(roots: dict[str, object], stops: Callable[[object], bool]) -> Iterator[tuple[str, object]]:
+def reachable(roots: dict[str, object], stops: Callable[[object], bool]) -> Iterator[tuple[Way, object]]:
     """Yield every object that can be reached from `roots`, with a way to it; nothing behind an object that stops."""
     seen: dict[int, object] = {}
-    waiting: list[tuple[Path, object]] = [((name,), root) for name, root in roots.items()]
+    waiting: list[tuple[Way, object]] = [((None, name), root) for name, root in roots.items()]
     while waiting:
-        path, found = waiting.pop()
-        if id(found) in seen or isinstance(found, (*CODE, *PLAIN, *SHARED)) or stops(found):
+        way, found = waiting.pop()
+        if id(found) in seen or isinstance(found, NOT_FOLLOWED) or stops(found):
             continue
         seen[id(found)] = found  # kept, so that no other object gets its id
-        yield " > ".join(path), found
-        waiting += [((*path, word), child) for word, child in children(found)]
+        yield way, found
+        waiting += [((way, word), child) for word, child in children(found)]

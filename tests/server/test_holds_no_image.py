@@ -31,7 +31,7 @@ from pfedst.server.server import Server
 from pfedst.testing.small import fit
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
-from tests.server.reachable import reachable
+from tests.server.reachable import Way, in_words, reachable
 
 OF_A_CLIENT = (Client, LocalTrainer, SiteState, Predictions)
 OF_IMAGES = (FederatedDataModule, Dataset, DataLoader, Image.Image)
@@ -86,22 +86,25 @@ class Watch:
 
         for way, found in reachable(roots, stops):
             if isinstance(found, (*OF_A_CLIENT, *OF_IMAGES)) or any(found is one for one in theirs):
-                self.found.append(f"{type(found).__name__} by {way}")
+                self._report(type(found).__name__, way)
             if isinstance(found, FederatedClient) and found._trainer is not None:
-                self.found.append(f"the module of a local fit by {way}")
+                self._report("the module of a local fit", way)
             if isinstance(found, ClientModel) and (found.memo or found.received or found.optimizer_state):
-                self.found.append(f"the state of a client by {way}")
+                self._report("the state of a client", way)
             if isinstance(found, torch.Tensor):
                 self._look_at(way, found.detach().cpu(), memory)
 
-    def _look_at(self, way, tensor, memory) -> None:
+    def _look_at(self, way: Way, tensor, memory) -> None:
         self.tensors += 1
         if tensor.numel() and tensor.untyped_storage().data_ptr() in memory:
-            self.found.append(f"memory of a client by {way}")
+            self._report("memory of a client", way)
         if tensor.shape[-3:] == (3, IMAGE_SIZE, IMAGE_SIZE):
-            self.found.append(f"an image by {way}")
-        if tells_apart(tensor) and (name := self.personal.get(bytes(raw_bytes(tensor)))):
-            self.found.append(f"{name} by {way}")
+            self._report("an image", way)
+        if name := self.personal.get(bytes(raw_bytes(tensor))):
+            self._report(name, way)
+
+    def _report(self, what: str, way: Way) -> None:
+        self.found.append(f"{what} by {in_words(way)}")
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 """A run that was interrupted goes on, and ends as if it never had been: same numbers, same records, same state."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from lightning.pytorch import Callback
@@ -26,6 +22,7 @@ from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
 from pfedst.state.snapshot import name_snapshot
 from pfedst.testing.small import data, fit
+from tests import programs
 from tests.server.runs import go_on, left, merged_fits, same, without_times
 
 
@@ -49,6 +46,22 @@ def interrupted(folder, method, round_number, **options) -> None:
         fit(folder, method, trainer_options={"callbacks": [StopAfter(round_number)]}, **({"rounds": 4} | options))
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Gives an uninterrupted run of a method, run once for all tests that compare with it: its summary, what it left."""
+    done = {}
+
+    def run(make, **options):
+        key = repr((make, options))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            summary = fit(folder, make(), **({"rounds": 4} | options))
+            done[key] = summary, left(folder)
+        return done[key]
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
@@ -62,14 +75,14 @@ def interrupted(folder, method, round_number, **options) -> None:
     ],
     ids=["PFedST", "kept optimiser", "fine-tuning", "some clients", "SCAFFOLD", "Ditto", "Pooled"],
 )
-def test_it_ends_as_if_it_had_never_been_interrupted(tmp_path, make, options) -> None:
-    whole = fit(tmp_path / "whole", make(), rounds=4, **options)
+def test_it_ends_as_if_it_had_never_been_interrupted(tmp_path, whole_run, make, options) -> None:
+    whole, whole_left = whole_run(make, **options)
     interrupted(tmp_path / "cut", make(), 2, **options)
     assert RunFolder(tmp_path / "cut/run").summary() is None
     resumed = go_on(tmp_path / "cut", make(), **options)
     assert without_times(resumed) == without_times(whole)
     assert (whole["cost"]["resumed_after_round"], resumed["cost"]["resumed_after_round"]) in ((None, 1), (None, 2))
-    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    same(left(tmp_path / "cut"), whole_left)
 
 
 def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_one_round(tmp_path, caplog) -> None:
@@ -82,8 +95,8 @@ def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_
     assert without_times(go_on(tmp_path / "zero", ZeroShot(), rounds=2)) == without_times(zero)
 
 
-def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, caplog) -> None:
-    whole = fit(tmp_path / "whole", PFedST(), rounds=4)
+def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, whole_run, caplog) -> None:
+    whole, _ = whole_run(PFedST)
     interrupted(tmp_path / "cut", PFedST(), 3)
     file = sorted((tmp_path / "cut/run/state").glob("round-*"))[-1] / "server.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -111,22 +124,22 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_of_a_site_is_told_and_the_round_before_is_used(tmp_path, caplog, damage) -> None:
-    whole = fit(tmp_path / "whole", PFedST(), rounds=4)
+def test_a_damaged_state_of_a_site_is_told_and_the_round_before_is_used(tmp_path, whole_run, caplog, damage) -> None:
+    whole, whole_left = whole_run(PFedST)
     interrupted(tmp_path / "cut", PFedST(), 3)
     newest, after = merged_fits(tmp_path / "cut")
     damage(SiteState(tmp_path / "cut/run/sites", "site_b").path(after["site_b"]))
     resumed = go_on(tmp_path / "cut", PFedST())
     assert without_times(resumed) == without_times(whole)
-    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    same(left(tmp_path / "cut"), whole_left)
     assert resumed["cost"]["resumed_after_round"] == int(newest.name[-1]) - 1
     assert caplog.text.count("client site_b continues from this folder") == 1
     assert caplog.text.count("using an older round") == 1
 
 
-def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tmp_path) -> None:
+def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tmp_path, whole_run) -> None:
     """Put back, they are continued from: nothing of the run is thrown away."""
-    whole = fit(tmp_path / "whole", PFedST(), rounds=4)
+    whole, _ = whole_run(PFedST)
     interrupted(tmp_path / "cut", PFedST(), 3)
     folder, before = tmp_path / "cut/run/sites/site_b", left(tmp_path / "cut")
     folder.rename(tmp_path / "elsewhere")
@@ -139,7 +152,7 @@ def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tm
 
 
 @pytest.mark.parametrize("keep_states", [1, 2])
-def test_a_round_that_the_disk_refused_is_no_loss(tmp_path, monkeypatch, keep_states) -> None:
+def test_a_round_that_the_disk_refused_is_no_loss(tmp_path, whole_run, monkeypatch, keep_states) -> None:
     """It is written while the next one is trained; what its clients have dropped by then is not needed."""
     name = "pfedst.state.run_state.name_snapshot"
 
@@ -149,7 +162,7 @@ def test_a_round_that_the_disk_refused_is_no_loss(tmp_path, monkeypatch, keep_st
         name_snapshot(temporary, final)
 
     options = {"keep_states": keep_states, "rounds": 4}
-    whole = fit(tmp_path / "whole", PFedST(), **options)
+    whole, whole_left = whole_run(PFedST, **options)
     with monkeypatch.context() as patch:
         patch.setattr(name, refuse)
         with pytest.raises(StateError, match="No space left on device"):
@@ -159,11 +172,11 @@ def test_a_round_that_the_disk_refused_is_no_loss(tmp_path, monkeypatch, keep_st
     assert max(SiteState(tmp_path / "cut/run/sites", "site_a").numbers()) == 4
     assert after["site_a"] == 2
     assert without_times(go_on(tmp_path / "cut", PFedST(), **options)) == without_times(whole)
-    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    same(left(tmp_path / "cut"), whole_left)
 
 
-def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path) -> None:
-    whole = fit(tmp_path / "whole", FedAvg(), rounds=4)
+def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path, whole_run) -> None:
+    whole, whole_left = whole_run(FedAvg)
     interrupted(tmp_path / "cut", FedAvg(), 3)
     file = tmp_path / "cut/run/rounds.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -171,7 +184,7 @@ def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path) -> None:
     (tmp_path / "cut/run/state/.round-000009.1.part").mkdir()
     (tmp_path / "cut/run/.rounds.jsonl.1.part").write_text("{")
     assert without_times(go_on(tmp_path / "cut", FedAvg())) == without_times(whole)
-    same(left(tmp_path / "cut"), left(tmp_path / "whole"))
+    same(left(tmp_path / "cut"), whole_left)
     assert not list((tmp_path / "cut/run").rglob(".*"))
 
 
@@ -239,44 +252,27 @@ def test_a_run_that_a_callback_ended_stays_ended(tmp_path) -> None:
     assert without_times(go_on(tmp_path, FedAvg(), callbacks=[Enough()])) == without_times(whole)
 
 
-RUN = """
-import sys
-from pathlib import Path
-import torch
-from pfedst.methods.pfedst import PFedST
-torch.set_num_threads(1)
-from pfedst.testing.small import fit
-sys.path.insert(0, sys.argv[2])
-from tests.server.runs import go_on
-folder = Path(sys.argv[1])
-if (folder / "run").exists():
-    go_on(folder, PFedST(), rounds=24)
-else:
-    fit(folder, PFedST(), rounds=24)
-"""
-
-
 def saved(folder) -> str:
     """The newest round."""
     return max((path.name for path in (folder / "run/state").glob("round-*")), default="")
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path) -> None:
-    whole = fit(tmp_path / "whole", PFedST(), rounds=24)
-    folder, root = tmp_path / "killed", Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+def test_killed_at_any_moment_it_goes_on(tmp_path, whole_run) -> None:
+    whole, whole_left = whole_run(PFedST, rounds=12)
+    folder = tmp_path / "killed"
     for wait in (0.05, 0.2):
-        process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(root)], env=environment, stderr=-3)
+        child = programs.start(programs.run_or_go_on, tmp_path / "output", folder, 12)
         before = saved(folder)
-        while process.poll() is None and saved(folder) == before:
+        while child.process.exitcode is None and saved(folder) == before:
             time.sleep(0.01)
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        child.process.kill()
+        child.process.join()
+        assert saved(folder) > before, (tmp_path / "output").read_text()
         assert RunFolder(folder / "run").summary() is None
-    resumed = go_on(folder, PFedST(), rounds=24)
+    resumed = go_on(folder, PFedST(), rounds=12)
     assert without_times(resumed) == without_times(whole)
-    same(left(folder), left(tmp_path / "whole"))
+    same(left(folder), whole_left)
 
 
 CLI = [
@@ -367,26 +363,17 @@ def test_a_signal_becomes_an_error_and_its_handler_comes_back(tmp_path, number) 
 
 
 def test_a_signal_ends_a_run_with_how_to_go_on(tmp_path) -> None:
-    arguments = [
-        sys.executable,
-        "-c",
-        "import sys; from pfedst.cli import main; sys.exit(main())",
-        *CLI,
-        f"--runs_dir={tmp_path}",
-        "--resume=true",
-    ]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen(
-        [*arguments, "--coordinator.rounds=500"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    output = tmp_path / "output"
+    child = programs.start(
+        programs.command, output, *CLI, f"--runs_dir={tmp_path}", "--resume=true", "--coordinator.rounds=500"
     )
-    while process.poll() is None and not list((tmp_path / "a/state").glob("round-*")):
+    while child.process.exitcode is None and not list((tmp_path / "a/state").glob("round-*")):
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 130
-    assert "--name a --resume true" in err.decode()
-    assert "Traceback" not in err.decode()
+    child.process.terminate()
+    child.process.join(600)
+    assert child.process.exitcode == 130
+    assert "--name a --resume true" in output.read_text()
+    assert "Traceback" not in output.read_text()
     assert not list((tmp_path / "a/state").glob(".*"))
     rounds = int(max((tmp_path / "a/state").glob("round-*")).name[-6:])
     file = tmp_path / "a/config.yaml"
