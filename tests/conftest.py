@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,6 +37,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def cache_of_these_tests(tmp_path_factory) -> None:
     """No test reads or writes the user's tap cache."""
     os.environ["PFEDST_CACHE"] = str(tmp_path_factory.mktemp("tap_cache"))
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before(cache_of_these_tests) -> Iterator[None]:
+    """No test leaves environment variables behind: with others than the fork server's, children are not forked."""
+    before = dict(os.environ)
+    yield
+    after = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    before.pop("PYTEST_CURRENT_TEST", None)
+    if after != before:
+        for name in after.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @pytest.hookimpl(tryfirst=True)
