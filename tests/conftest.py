@@ -1,8 +1,9 @@
 """What holds for every test."""
 
 import functools
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 # hypothesis would fail an example for its seconds, which a busy machine decides
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")
+
+_variables: dict[str, str] = {}
+"""Those with which the fork server was started."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,7 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Lightning reads the metadata of all installed packages for every Trainer
     registry.entry_points = functools.cache(registry.entry_points)
     registered_methods()  # imports them
+    _variables.update(os.environ)
     start_fork_server()  # before anything is computed: what tests start as children needs no seconds of imports
+    gc.freeze()  # the collector need not visit a million objects of imported modules again and again
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,17 +45,26 @@ def cache_of_these_tests(tmp_path_factory) -> None:
     os.environ["PFEDST_CACHE"] = str(tmp_path_factory.mktemp("tap_cache"))
 
 
+def pytest_collection_finish() -> None:
+    """Take back the variables that libraries have set when test modules imported them (scikit-learn: `KMP_*`)."""
+    if _variables:
+        _restore(_variables)
+
+
 @pytest.fixture(autouse=True)
-def environment_as_before(cache_of_these_tests) -> Iterator[None]:
+def variables_as_before(cache_of_these_tests) -> Iterator[None]:
     """No test leaves environment variables behind: with others than the fork server's, children are not forked."""
     before = dict(os.environ)
     yield
-    after = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    before.pop("PYTEST_CURRENT_TEST", None)
-    if after != before:
-        for name in after.keys() - before.keys():
+    _restore(before)
+
+
+def _restore(before: Mapping[str, str]) -> None:
+    for name in (os.environ.keys() | before.keys()) - {"PYTEST_CURRENT_TEST"}:
+        if name not in before:
             del os.environ[name]
-        os.environ.update(before)
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
 
 
 @pytest.hookimpl(tryfirst=True)

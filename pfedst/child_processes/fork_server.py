@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 from pfedst.child_processes.environment import Changes, apply_changes, changes_between
 from pfedst.child_processes.parent import ParentProcess
 
-READ_LATE = ("WANDB_", "PFEDST_", "PL_", "COLUMNS", "LINES")
+READ_LATE = ("WANDB_", "PFEDST_", "PL_", "CUBLAS_", "COLUMNS", "LINES")
 """How names of environment variables begin that are read when they are needed, after all imports."""
 THREADS = "OMP_NUM_THREADS"
 """Read by OpenMP at import; a forked child calls `torch.set_num_threads` in its place."""

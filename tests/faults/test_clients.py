@@ -273,7 +273,7 @@ class Hangs(PFedST):
 
 
 def test_a_worker_that_does_not_answer_is_replaced(tmp_path, absent_once) -> None:
-    options = {"transport": "processes", "workers": 1, "threads": 1, "timeout_seconds": 20.0}
+    options = {"transport": "processes", "workers": 1, "threads": 1, "timeout_seconds": 8.0}
     summary = fit(tmp_path, Hangs(), rounds=3, **options)
     assert summary["left_out"] == {"site_b": {"NoAnswerError": 1}}
     same(([], *left(tmp_path)[1:]), ([], *absent_once[1][1:]))
