@@ -1,9 +1,11 @@
 """Programs that tests run in a process of their own, to end them from outside."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from pfedst.child_processes import start_child, start_fork_server
@@ -24,6 +26,13 @@ def _begin(output) -> None:
         os.dup2(descriptor, number)
     start_fork_server()
     torch.set_num_threads(1)
+
+
+def finished(program, *arguments) -> int:
+    """Run one of the programs below to its end; its exit code."""
+    child = start(program, *arguments)
+    child.process.join(600)
+    return child.process.exitcode
 
 
 def command(parent, output, *arguments) -> None:
@@ -50,3 +59,28 @@ def run_that_hangs(parent, output, folder) -> None:
 
     _begin(output)
     fit(Path(folder), Hangs(), transport="processes", workers=2, threads=1, rounds=1)
+
+
+def commands_in(parent, output, folder, *commands) -> None:
+    """`pfedst` with arguments, several times within a folder whose `site` holds packages; their exit codes, in turn."""
+    _begin(output)
+    os.chdir(folder)
+    sys.path.insert(0, str(Path(folder) / "site"))
+    for arguments in commands:
+        print("exit code", main(arguments.split("\n")), flush=True)
+
+
+def tests_in(parent, output, folder, *arguments) -> None:
+    """`pytest` with arguments, within a folder whose `site` holds packages."""
+    _begin(output)
+    os.chdir(folder)
+    sys.path[:0] = [str(Path(folder) / "site"), folder]
+    sys.exit(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", *arguments]))
+
+
+def script(parent, output, file, *arguments) -> None:
+    """A script with arguments."""
+    _begin(output)
+    sys.argv = [file, *arguments]
+    sys.path.insert(0, str(Path(file).parent))
+    runpy.run_path(file, run_name="__main__")

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from pfedst.methods.registry import registered_methods
 from pfedst.testing import small
+from tests import programs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(file.stem for file in BENCHMARKS.glob("*.py"))
@@ -114,21 +114,23 @@ def test_the_rows_of_the_step_benchmark_train(scripts) -> None:
             assert any(not torch.equal(a, b) for a, b in zip(before, row.parameters, strict=True)), name
 
 
-def one_run(script: str, *arguments: object) -> dict:
+def one_run(folder: Path, script: str, *arguments: object) -> dict:
     """Run one row in a process of its own, as the benchmark does."""
-    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / f"{script}.py"), "one", *map(str, arguments)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    output = folder / "output"
+    code = programs.finished(programs.script, output, BENCHMARKS / f"{script}.py", "one", *arguments)
+    assert code == 0, output.read_text()
+    return json.loads(output.read_text().splitlines()[-1])
 
 
-def test_the_clients_benchmark_makes_a_run() -> None:
-    measured = one_run("clients", "PFedST", "vit-nano", 32, 3)
+def test_the_clients_benchmark_makes_a_run(tmp_path) -> None:
+    measured = one_run(tmp_path, "clients", "PFedST", "vit-nano", 32, 3)
     assert measured["peak_bytes"] >= measured["encoder_built_bytes"] > 0
     assert measured["image_bytes_a_client"] == 16 * 3 * 32 * 32
     assert measured["message_bytes_a_client"] == 93184
 
 
-def test_the_sites_benchmark_makes_a_run(scripts) -> None:
-    measured = one_run("sites", 8, 2, 3)
+def test_the_sites_benchmark_makes_a_run(tmp_path) -> None:
+    measured = one_run(tmp_path, "sites", 8, 2, 3)
     assert measured["peak_bytes"] >= measured["encoder_built_bytes"] > 0
     assert measured["evaluated_sites"] == 8
     assert len(measured["seconds"]) == len(measured["processor_seconds"]) == measured["rounds"] == 3

@@ -14,7 +14,7 @@ CODE = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, types
 PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.device, torch.dtype)
 SHARED = (weakref.ReferenceType, logging.Logger, logging.Handler, io.IOBase)
 """A weak reference keeps nothing; a logger or a stream belongs to the whole process."""
-NOT_FOLLOWED = (*CODE, *PLAIN, *SHARED)
+NOT_FOLLOWED = (*CODE, *SHARED)
 Way = tuple["Way | None", str | int]
 """The way to the object that refers to this one, and a word for this one's place in it; a root has no way before it."""
 
@@ -57,6 +57,11 @@ def children(found: object) -> Iterator[tuple[str | int, object]]:
     yield from enumerate(gc.get_referents(found))
 
 
+def is_plain(found: object) -> bool:
+    """True for text and numbers, and tuples of them, of which a tokenizer has a hundred thousand."""
+    return isinstance(found, PLAIN) or (type(found) is tuple and all(isinstance(part, PLAIN) for part in found))
+
+
 def reachable(roots: dict[str, object], stops: Callable[[object], bool]) -> Iterator[tuple[Way, object]]:
     """Yield every object that can be reached from `roots`, with a way to it; nothing behind an object that stops."""
     seen: dict[int, object] = {}
@@ -67,4 +72,4 @@ def reachable(roots: dict[str, object], stops: Callable[[object], bool]) -> Iter
             continue
         seen[id(found)] = found  # kept, so that no other object gets its id
         yield way, found
-        waiting += [((way, word), child) for word, child in children(found)]
+        waiting += [((way, word), child) for word, child in children(found) if not is_plain(child)]
