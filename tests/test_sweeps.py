@@ -87,8 +87,12 @@ def test_none_is_refused_where_null_is(capsys) -> None:
 def test_the_objective_is_logged(name, tmp_path) -> None:
     sweep = SWEEPS[name]
     options = ["--trainer.logger=CSVLogger", *SHORT, *NANO, f"--data.cache_folder={tmp_path / 'taps'}"]
-    options += TINY[2:5] if name == "demo.yaml" else [f"--data.root={make_fed_isic(tmp_path / 'data')}"]
-    options.append("--data.validation_fraction=0.5")
+    options += (
+        [*TINY[2:5], "--data.image_size=32"]
+        if name == "demo.yaml"
+        else [f"--data.root={make_fed_isic(tmp_path / 'data')}"]
+    )
+    options += ["--data.validation_fraction=0.5", "--data.audit=off"]
     assert run(tmp_path, [*arguments(sweep, corners(sweep)[-1]), *options, f"--runs_dir={tmp_path}", "--name=a"]) == 0
     (table,) = (tmp_path / "a").rglob("metrics.csv")
     assert pd.read_csv(table)[sweep["metric"]["name"]].iloc[-1] >= 0
@@ -106,6 +110,7 @@ def test_two_points_run_as_runs_of_their_sweep(tmp_path) -> None:
         values = {name: {"value": value} for name, value in point.items()}
         save_config_file_from_dict(of_the_agent["WANDB_SWEEP_PARAM_PATH"], values)
         options = [*TINY, f"--data.cache_folder={tmp_path / 'taps'}", f"--runs_dir={tmp_path / 'runs'}"]
+        options += ["--data.audit=off", "--data.image_size=32"]
         options += ["--trainer.logger.project=another", "--trainer.logger.id=mine"]  # the sweep's are its own
         assert run(tmp_path, [*arguments(sweep, point), *options], **of_the_agent) == 0
     found = [read(file) for file in files_of(tmp_path / "wandb")]

@@ -19,9 +19,17 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "fedisic_ham4"
 PLAIN_SGD = {"PFedMe": ["--model.optimizer=SGD", "--model.optimizer.lr=0.005"]}
 
 
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory) -> list[str]:
+    """Options of a run with one round of few and small images, which pass the encoder once for all methods."""
+    taps = tmp_path_factory.mktemp("taps")
+    few = ["--data.samples_per_site=[8,6]", "--data.test_samples_per_site=[4,4]", "--data.image_size=32"]
+    return [*few, "--data.audit=off", "--data.cache=auto", f"--data.cache_folder={taps}", "--coordinator.rounds=1"]
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_it_runs_from_the_command_line_and_its_saved_run_is_evaluated_again(name, tmp_path, capsys) -> None:
-    arguments = [*SMALL[1:], f"--method={name}", *PLAIN_SGD.get(name, [])]
+def test_it_runs_from_the_command_line_and_its_saved_run_is_evaluated_again(name, smaller, tmp_path, capsys) -> None:
+    arguments = [*SMALL[1:], *smaller, f"--method={name}", *PLAIN_SGD.get(name, [])]
     arguments += [f"--trainer.max_epochs={METHODS[name]().fewest_local_epochs}"]
     assert main(["fit", *arguments, f"--runs_dir={tmp_path}", "--name=a"]) == 0
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
@@ -48,12 +56,14 @@ def few_real_images(tmp_path_factory) -> FedISIC2019:
         place = (row["center"], row["target"], row["fold"])
         taken[place] = taken.get(place, 0) + 1
         kept += [row] if taken[place] <= 2 else []
-    split = tmp_path_factory.mktemp("real") / "train_test_split"
+    folder = tmp_path_factory.mktemp("real")
+    split = folder / "train_test_split"
     with split.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(kept)
-    sites = FedISIC2019(root=REAL, split_file=split, centers=[1, 2, 3, 5], batch_size=16, verify_images=False)
+    taps = {"cache": "auto", "cache_folder": folder / "taps"}
+    sites = FedISIC2019(root=REAL, split_file=split, centers=[1, 2, 3, 5], batch_size=16, verify_images=False, **taps)
     sites.prepare(encoder().preprocessing)
     return sites
 

@@ -1,6 +1,8 @@
 """The command line: exit codes, readable errors, what a run leaves."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,16 @@ SMALL = [
     "--coordinator.rounds=2",
     "--trainer.accelerator=cpu",
 ]
+QUICK = [*SMALL, "--data.audit=off", "--data.image_size=32"]
+"""The same with smaller images, which no audit looks at."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, which tests copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["fit", *QUICK, f"--runs_dir={folder}", "--name=a"]) == 0
+    return folder / "a"
 
 
 def test_help_version_and_no_command(capsys) -> None:
@@ -109,10 +121,9 @@ def test_a_message_without_a_key_stays_as_it_is() -> None:
     assert explain("something else", [], {}) == "something else"
 
 
-def test_a_run_leaves_its_folder_and_is_never_overwritten(tmp_path, capsys) -> None:
-    arguments = ["fit", *SMALL, f"--runs_dir={tmp_path}"]
-    assert main([*arguments, "--name=a"]) == 0
-    run = tmp_path / "a"
+def test_a_run_leaves_its_folder_and_is_never_overwritten(finished, tmp_path, capsys) -> None:
+    arguments = ["fit", *QUICK, f"--runs_dir={tmp_path}"]
+    run = Path(shutil.copytree(finished, tmp_path / "a"))
     assert {path.name for path in run.iterdir()} == {
         "config.yaml",
         "identity.json",
@@ -135,19 +146,19 @@ def test_a_run_leaves_its_folder_and_is_never_overwritten(tmp_path, capsys) -> N
     assert main([*arguments, "--name=a"]) == 2
     assert "never overwritten" in capsys.readouterr().err
     assert (run / "summary.json").read_bytes() == before
-    assert main(["validate", *SMALL, f"--ckpt_path={run}"]) == 0
+    assert main(["validate", *QUICK, f"--ckpt_path={run}"]) == 0
     assert json.loads((run / "validation.json").read_text())["protocol"]["split"] == "validation"
     for expected in ("PFedST-SyntheticSites-seed0", "PFedST-SyntheticSites-seed0-2"):
-        assert main(arguments) == 0
+        assert main([*arguments, "--coordinator.rounds=1"]) == 0
         assert (tmp_path / expected / "summary.json").is_file()
 
 
-def test_a_state_of_another_configuration_is_refused(tmp_path, capsys) -> None:
-    assert main(["fit", *SMALL, f"--runs_dir={tmp_path}", "--name=a"]) == 0
+def test_a_state_of_another_configuration_is_refused(finished, tmp_path, capsys) -> None:
+    shutil.copytree(finished, tmp_path / "a")
     capsys.readouterr()
-    assert main(["test", *SMALL, "--method.rank=4", f"--ckpt_path={tmp_path / 'a'}"]) == 5
+    assert main(["test", *QUICK, "--method.rank=4", f"--ckpt_path={tmp_path / 'a'}"]) == 5
     assert "lora_A" in capsys.readouterr().err
-    assert main(["test", *SMALL, "--data.sites=1", "--data.samples_per_site=[12]", "--data.test_samples_per_site=[8]", f"--ckpt_path={tmp_path / 'a'}"]) == 5  # fmt: skip
+    assert main(["test", *QUICK, "--data.sites=1", "--data.samples_per_site=[12]", "--data.test_samples_per_site=[8]", f"--ckpt_path={tmp_path / 'a'}"]) == 5  # fmt: skip
     assert "they differ in site_b" in capsys.readouterr().err
 
 

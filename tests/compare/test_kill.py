@@ -6,9 +6,10 @@ import time
 import yaml
 
 from pfedst.cli import main
+from pfedst.cli.compare import resolver
 from tests import programs
 from tests.compare.in_process import InProcessGrid
-from tests.compare.test_run import BASE
+from tests.compare.test_run import BASE, once
 
 PLAN = {
     "base": "base.yaml",
@@ -45,6 +46,8 @@ def test_killed_and_started_again(tmp_path, monkeypatch) -> None:
     assert not list(killed.glob("runs/side-*/summary.json"))
     assert not (killed / "report").exists()
 
+    resolve = once(resolver())
+    monkeypatch.setattr("pfedst.cli.compare.resolver", lambda: resolve)
     monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
     monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
     assert main([*arguments, str(tmp_path / "killed")]) == 0

@@ -1,7 +1,9 @@
 """A comparison through the real command line: what is run, kept, tuned on validation, and told."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -20,6 +22,7 @@ BASE = {
     "data": {
         "class_path": "SyntheticSites",
         "init_args": {
+            "image_size": 32,
             "samples_per_site": [16, 12],
             "validation_fraction": 0.4,
             "test_samples_per_site": [6, 6],
@@ -43,15 +46,64 @@ PLAN = {
 }
 
 
+class CopyingGrid(InProcessGrid):
+    """Copies a run that an earlier test has done: its name holds the hash of its configuration."""
+
+    done: ClassVar[dict[str, Path]] = {}
+
+    def run(self, runs, what):
+        failed = {}
+        for run in runs:
+            if run.name in self.done and not self.is_finished(run):
+                self.ran.append(run.name)
+                shutil.copytree(self.done[run.name], self.folder / run.name)
+            failed |= super().run([run], what)
+            if self.is_finished(run):
+                self.done.setdefault(run.name, self.folder / run.name)
+        return failed
+
+
+def once(resolve):
+    """The same function for a base that does not change: it parses the same arguments once."""
+    known = {}
+
+    def resolved(arguments):
+        key = tuple(arguments)
+        if key not in known:
+            known[key] = resolve(arguments)
+        return known[key]
+
+    return resolved
+
+
+@pytest.fixture(scope="module")
+def resolve():
+    """The parser of a comparison; to build it takes as long as to use it."""
+    return resolver()
+
+
+@pytest.fixture(scope="module")
+def resolve_once(resolve):
+    return once(resolve)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    file = tmp_path_factory.mktemp("base") / "base.yaml"
+    file.write_text(yaml.safe_dump(BASE))
+    return file
+
+
 @pytest.fixture
-def compare(tmp_path, monkeypatch):
+def compare(tmp_path, monkeypatch, base, resolve_once):
     """Runs `pfedst compare`; gives the exit code, what was run, and comparison.json."""
-    monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
+    monkeypatch.setattr("pfedst.cli.compare.Grid", CopyingGrid)
+    monkeypatch.setattr("pfedst.cli.compare.resolver", lambda: resolve_once)
     monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
 
     def run(*options, **changes):
-        plan = {key: value for key, value in (PLAN | changes).items() if value is not None}
+        given = PLAN | {"base": str(base)} | changes
+        plan = {key: value for key, value in given.items() if value is not None}
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
         InProcessGrid.ran = []
         code = main(
@@ -91,8 +143,7 @@ def test_a_grid_is_run_kept_and_extended(compare, tmp_path) -> None:
     assert len(compare(*few, "--coordinator.threads=2", "--data.cache_folder", str(tmp_path))[1]) == 0
 
 
-def test_other_images_or_weights_in_the_environment_are_other_runs(monkeypatch) -> None:
-    resolve = resolver()
+def test_other_images_or_weights_in_the_environment_are_other_runs(monkeypatch, resolve) -> None:
     arguments = [f"--config={ROOT / 'configs/fed_isic_ham4.yaml'}"]
     found = {resolve(arguments)}
     for name, value in (("PFEDST_DATA_ROOT", "a"), ("PFEDST_DATA_ROOT", "b"), ("PFEDST_ENCODER_WEIGHTS", "c")):
@@ -184,10 +235,10 @@ def test_no_such_file(capsys, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_row_of_a_shipped_file_is_a_configuration(file, monkeypatch, tmp_path) -> None:
+def test_every_row_of_a_shipped_file_is_a_configuration(file, monkeypatch, tmp_path, resolve) -> None:
     monkeypatch.setenv("PFEDST_DATA_ROOT", str(tmp_path))
     monkeypatch.setenv("PFEDST_ENCODER_WEIGHTS", "random")
-    plan, resolve = make_plan(yaml.safe_load(file.read_text()), file), resolver()
+    plan = make_plan(yaml.safe_load(file.read_text()), file)
     found = set()
     for row in plan.rows.values():
         options = plan.options | row.options | row.trials[0]
@@ -197,9 +248,11 @@ def test_every_row_of_a_shipped_file_is_a_configuration(file, monkeypatch, tmp_p
 
 def test_the_demo_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
+    monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws
     small = ["--data.samples_per_site=[12,10,8,8]", "--data.test_samples_per_site=[8,8,8,8]"]
-    small += ["--model.encoder.model=vit-nano", "--model.encoder.image_size=32"]
+    small += ["--model.encoder.model=vit-nano", "--model.encoder.image_size=32", "--data.image_size=32"]
+    small += ["--coordinator.rounds=2", "--coordinator.evaluate_every=2", f"--data.cache_folder={tmp_path / 'taps'}"]
     arguments = ["compare", "--config", str(ROOT / "configs/compare/demo.yaml"), "--runs_dir", str(tmp_path), *small]
-    assert main([*arguments, "--seeds", "0", "--only", "ZeroShot", "--coordinator.evaluate_every=12"]) == 0
+    assert main([*arguments, "--seeds", "0", "--only", "ZeroShot"]) == 0
     report = json.loads((tmp_path / "compare-demo" / "report" / "report.json").read_text())
     assert [row[0]["text"] for row in report["tables"][0]["rows"]] == ["ZeroShot", "PFedST"]

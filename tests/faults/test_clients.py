@@ -1,6 +1,7 @@
 """A client that fails in whatever way is left out of its round, told and recorded, and comes back as it was."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst.errors import ConfigurationError, TooFewClientsError
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
+from pfedst.reporting import RunFolder
 from pfedst.reporting.tables import protocol_text
 from pfedst.state.run_state import RunState
 from pfedst.testing.small import fit
@@ -97,10 +99,31 @@ def absent_once(tmp_path_factory):
     return summary, left(folder)
 
 
+@pytest.fixture(scope="module")
+def after_one_round(tmp_path_factory):
+    """Gives a run of a method to go on with after its first round, run once and copied."""
+    done = {}
+
+    def copy(folder, make):
+        if make not in done:
+            done[make] = tmp_path_factory.mktemp("one_round")
+            fit(done[make], make(), rounds=1)
+        shutil.copytree(done[make], folder, dirs_exist_ok=True)
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def whole_fedavg(tmp_path_factory):
+    """The summary of a run of FedAvg in which nobody fails."""
+    return fit(tmp_path_factory.mktemp("fedavg"), FedAvg(), rounds=3)
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_client_is_as_one_that_was_not_asked(tmp_path, caplog, absent_once, name) -> None:
+def test_a_faulty_client_is_as_one_that_was_not_asked(tmp_path, caplog, absent_once, after_one_round, name) -> None:
     method, kind = FAULTS[name]
-    summary = fit(tmp_path, method(), rounds=3)
+    after_one_round(tmp_path, PFedST)
+    summary = go_on(tmp_path, method(), rounds=3)
     expected, (expected_records, *expected_state) = absent_once
     records, *state = left(tmp_path)
     same(([], *state), ([], *expected_state))
@@ -115,8 +138,9 @@ def test_a_faulty_client_is_as_one_that_was_not_asked(tmp_path, caplog, absent_o
     assert "left out site_b: 1 of 3 rounds" in protocol_text(summary).plain
 
 
-def test_what_an_error_says_is_told_and_not_recorded(tmp_path, caplog) -> None:
-    fit(tmp_path, RaisesInLoss(), rounds=2)
+def test_what_an_error_says_is_told_and_not_recorded(tmp_path, caplog, after_one_round) -> None:
+    after_one_round(tmp_path, PFedST)
+    go_on(tmp_path, RaisesInLoss(), rounds=2)
     assert "patient 4711" in caplog.text
     assert "Traceback" in caplog.text
     assert not [file for file in (tmp_path / "run").rglob("*.json*") if "patient 4711" in file.read_text()]
@@ -130,20 +154,19 @@ class AlwaysRaises(FedAvg):
 
 
 def test_a_fault_is_told_at_length_once(tmp_path, caplog) -> None:
-    fit(tmp_path, AlwaysRaises(), rounds=3)
+    fit(tmp_path, AlwaysRaises(), rounds=3, evaluate_every=3)
     assert caplog.text.count("Traceback") == 2
     assert caplog.text.count("ZeroDivisionError, as before") == 4
 
 
 @pytest.mark.parametrize("min_clients", [2, 3])
-def test_too_few_clients_end_the_run_and_it_goes_on(tmp_path, min_clients) -> None:
+def test_too_few_clients_end_the_run_and_it_goes_on(tmp_path, whole_fedavg, min_clients) -> None:
     with pytest.raises(TooFewClientsError, match=r"site_b \(ZeroDivisionError\).*--resume") as caught:
         fit(tmp_path, AlwaysRaises(), rounds=3, min_clients=min_clients)
     assert f"1 of 3 clients reported, --coordinator.min_clients is {min_clients}" in str(caught.value)
     assert [path.name for path in RunState(tmp_path / "run/state").rounds()] == ["round-000000"]
-    whole = fit(tmp_path / "whole", FedAvg(), rounds=3)
     resumed = go_on(tmp_path, FedAvg(), rounds=3, min_clients=min_clients)
-    assert resumed["personal"] == whole["personal"]
+    assert resumed["personal"] == whole_fedavg["personal"]
 
 
 class NobodyReports(FedAvg):
@@ -153,16 +176,19 @@ class NobodyReports(FedAvg):
         return super().loss(client, batch)
 
 
-def test_with_no_client_demanded_a_round_without_any_changes_nothing(tmp_path) -> None:
-    summary = fit(tmp_path, NobodyReports(), rounds=3, min_clients=0)
+def test_with_no_client_demanded_a_round_without_any_changes_nothing(tmp_path, after_one_round) -> None:
+    after_one_round(tmp_path, FedAvg)
+    summary = go_on(tmp_path, NobodyReports(), rounds=3, min_clients=0)
     assert summary["left_out"] == {f"site_{x}": {"ZeroDivisionError": 1} for x in "abc"}
     received = {(r["round"], r["client"]): r["received"] for r in records_of(tmp_path)}
     assert received[1, "site_a"] == received[2, "site_a"] != received[3, "site_a"]
+    after_one_round(tmp_path / "one", FedAvg)
     with pytest.raises(TooFewClientsError):
-        fit(tmp_path / "one", NobodyReports(), rounds=3)
+        go_on(tmp_path / "one", NobodyReports(), rounds=3)
     # the round before was not evaluated, so that what is saved of a client is what it trained, not what was merged
     stale = fit(tmp_path / "stale", NobodyReports(), rounds=2, evaluate_every=2, min_clients=0)
-    assert stale["personal"] == fit(tmp_path / "merged", FedAvg(), rounds=1)["personal"]
+    after_one_round(tmp_path / "merged", FedAvg)
+    assert stale["personal"] == RunFolder(tmp_path / "merged/run").summary()["personal"]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +238,9 @@ class NaNControl(SCAFFOLD):
 
 
 @pytest.mark.parametrize("method", [OddControl, NaNControl])
-def test_what_travels_beside_the_model_is_looked_at_too(tmp_path, method) -> None:
-    assert list(fit(tmp_path, method(), rounds=3)["left_out"]) == ["site_b"]
+def test_what_travels_beside_the_model_is_looked_at_too(tmp_path, after_one_round, method) -> None:
+    after_one_round(tmp_path, SCAFFOLD)
+    assert list(go_on(tmp_path, method(), rounds=3)["left_out"]) == ["site_b"]
 
 
 class OneReportsNonsense(FedAvg):
@@ -229,8 +256,9 @@ class OneReportsNonsense(FedAvg):
         return {NET: {key: value * (1e9 if is_bad(client) else 1) for key, value in message[NET].items()}}
 
 
-def test_nonsense_from_the_only_client_that_reports_is_not_merged(tmp_path) -> None:
-    summary = fit(tmp_path, OneReportsNonsense(), rounds=3, min_clients=0)
+def test_nonsense_from_the_only_client_that_reports_is_not_merged(tmp_path, after_one_round) -> None:
+    after_one_round(tmp_path, FedAvg)
+    summary = go_on(tmp_path, OneReportsNonsense(), rounds=3, min_clients=0)
     assert summary["left_out"] == {
         "site_a": {"ZeroDivisionError": 1},
         "site_b": {"StateError": 1},
@@ -240,9 +268,10 @@ def test_nonsense_from_the_only_client_that_reports_is_not_merged(tmp_path) -> N
     assert received[1, "site_a"] == received[2, "site_a"] != received[3, "site_a"]
 
 
-def test_without_a_limit_an_absurd_norm_is_merged(tmp_path) -> None:
+def test_without_a_limit_an_absurd_norm_is_merged(tmp_path, after_one_round) -> None:
     method = sends(more_of_everything(1e6))
-    assert fit(tmp_path, method(), rounds=2, most_norm_ratio=None)["left_out"] == {}
+    after_one_round(tmp_path, PFedST)
+    assert go_on(tmp_path, method(), rounds=2, most_norm_ratio=None)["left_out"] == {}
 
 
 class RaisesInFineTuning(Ditto):
@@ -272,9 +301,10 @@ class Hangs(PFedST):
         return super().loss(client, batch)
 
 
-def test_a_worker_that_does_not_answer_is_replaced(tmp_path, absent_once) -> None:
+def test_a_worker_that_does_not_answer_is_replaced(tmp_path, absent_once, after_one_round) -> None:
+    after_one_round(tmp_path, PFedST)
     options = {"transport": "processes", "workers": 1, "threads": 1, "timeout_seconds": 8.0}
-    summary = fit(tmp_path, Hangs(), rounds=3, **options)
+    summary = go_on(tmp_path, Hangs(), rounds=3, **options)
     assert summary["left_out"] == {"site_b": {"NoAnswerError": 1}}
     same(([], *left(tmp_path)[1:]), ([], *absent_once[1][1:]))
 

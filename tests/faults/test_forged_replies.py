@@ -6,6 +6,7 @@ tests/server/test_replies.py; here are whole runs.
 
 import json
 import random
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -13,17 +14,49 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.scaffold import SCAFFOLD
 
+from pfedst.client.client import Client
 from pfedst.errors import NoAnswerError, PfedstError, StateError
 from pfedst.messages.payload import NET
 from pfedst.messages.requests import PROTOTYPES, Reply
 from pfedst.methods.pfedst import PFedST
-from pfedst.testing.small import fit
+from pfedst.testing import small
+from pfedst.testing.small import data
 from pfedst.transport.in_process import InProcess
 from tests.faults.runs_that_stop import BAD, without_the_bad
-from tests.server.runs import go_on, left, same, without_times
+from tests.server import runs
+from tests.server.runs import left, same, without_times
 
 ROUNDS = 3
 NAN = float("nan")
+
+
+def few_images():
+    """Three sites of a batch or two: what is forged does not depend on how many images there are."""
+    return data(samples_per_site=[10, 9, 8], test_samples_per_site=[6, 6, 6])
+
+
+def fit(folder, method, **coordinator):
+    return small.fit(folder, method, sites=few_images(), **coordinator)
+
+
+def go_on(folder, method, **coordinator):
+    return runs.go_on(folder, method, sites=few_images(), **coordinator)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def flops_counted_once():
+    """The FLOPs of a method are counted in the first run with it: in all others they are the same."""
+    count, counted = Client._cost, {}
+
+    def once(self, name, request):
+        method = type(self.method)
+        if method not in counted:
+            counted[method] = count(self, name, request)
+        return counted[method]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "_cost", once)
+        yield
 
 
 @contextmanager
@@ -63,6 +96,20 @@ def whole(tmp_path_factory):
     """A run in which nothing is forged."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, fit(folder, PFedST(), rounds=ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def after_one_round(tmp_path_factory):
+    """Gives a run of a method to go on with after its first round, run once and copied."""
+    done = {}
+
+    def copy(folder, make):
+        if make not in done:
+            done[make] = tmp_path_factory.mktemp("one_round")
+            fit(done[make], make(), rounds=1)
+        shutil.copytree(done[make], folder, dirs_exist_ok=True)
+
+    return copy
 
 
 def nested(depth):
@@ -178,9 +225,10 @@ NOT_FINITE = {
 
 
 @pytest.mark.parametrize("name", FITS | NOT_FINITE)
-def test_a_forged_fit_leaves_its_client_out(tmp_path, caplog, absent_once, name) -> None:
+def test_a_forged_fit_leaves_its_client_out(tmp_path, caplog, absent_once, after_one_round, name) -> None:
+    after_one_round(tmp_path, PFedST)
     with forged((FITS | NOT_FINITE)[name], of_bad("fit")):
-        summary = fit(tmp_path, PFedST(), rounds=ROUNDS)
+        summary = go_on(tmp_path, PFedST(), rounds=ROUNDS)
     assert summary["left_out"] == {BAD[0]: {"NotFiniteError" if name in NOT_FINITE else "StateError": 1}}
     assert f"client {BAD[0]} is left out of round {BAD[1]}: " in caplog.text
     assert "Traceback" not in caplog.text
@@ -207,21 +255,23 @@ KEPT_OUT = {
 
 
 @pytest.mark.parametrize("name", KEPT_OUT)
-def test_what_a_reply_holds_beside_is_not_recorded(tmp_path, whole, name) -> None:
+def test_what_a_reply_holds_beside_is_not_recorded(tmp_path, whole, after_one_round, name) -> None:
+    after_one_round(tmp_path, PFedST)
     with forged(KEPT_OUT[name], of_bad("fit")):
-        summary = fit(tmp_path, PFedST(), rounds=ROUNDS)
+        summary = go_on(tmp_path, PFedST(), rounds=ROUNDS)
     assert without_times(summary) == without_times(whole[1])
     same(left(tmp_path), left(whole[0]))
 
 
 @pytest.mark.parametrize("name", ["no record", "NaN", "parts of None"])
-def test_replies_forged_by_all_end_the_run_and_it_goes_on(tmp_path, whole, name) -> None:
+def test_replies_forged_by_all_end_the_run_and_it_goes_on(tmp_path, whole, after_one_round, name) -> None:
     change = (FITS | NOT_FINITE)[name]
+    after_one_round(tmp_path, PFedST)
     with (
         forged(change, lambda client, request: (request.kind, request.round) == ("fit", 2)),
         pytest.raises(PfedstError, match="0 of 3 clients reported"),
     ):
-        fit(tmp_path, PFedST(), rounds=ROUNDS)
+        go_on(tmp_path, PFedST(), rounds=ROUNDS)
     assert without_times(go_on(tmp_path, PFedST(), rounds=ROUNDS)) == without_times(whole[1])
 
 
@@ -244,22 +294,29 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_among_others_a_forged_extra_part_is_left_out(tmp_path, name) -> None:
+def test_among_others_a_forged_extra_part_is_left_out(tmp_path, after_one_round, name) -> None:
+    after_one_round(tmp_path, SCAFFOLD)
     with forged(parts_with(CONTROLS[name]), of_bad("fit")):
-        summary = fit(tmp_path, SCAFFOLD(), rounds=ROUNDS)
+        summary = go_on(tmp_path, SCAFFOLD(), rounds=ROUNDS)
     assert summary["left_out"] == {BAD[0]: {"StateError": 1}}
 
 
+@pytest.fixture(scope="module")
+def whole_scaffold(tmp_path_factory):
+    """The summary of a run of SCAFFOLD in which nothing is forged."""
+    return fit(tmp_path_factory.mktemp("scaffold"), SCAFFOLD(), rounds=ROUNDS)
+
+
 @pytest.mark.parametrize("name", ["none", "empty", "a key less", "another shape"])
-def test_an_extra_part_that_cannot_be_merged_is_one_error(tmp_path, name) -> None:
+def test_an_extra_part_that_cannot_be_merged_is_one_error(tmp_path, whole_scaffold, after_one_round, name) -> None:
     """Where all clients that report are hostile, no other says what is usual."""
+    after_one_round(tmp_path, SCAFFOLD)
     with (
         forged(parts_with(CONTROLS[name]), lambda client, request: (request.kind, request.round) == ("fit", 2)),
         pytest.raises(StateError, match="method SCAFFOLD cannot merge the messages of site_a, site_b, site_c"),
     ):
-        fit(tmp_path, SCAFFOLD(), rounds=ROUNDS)
-    expected = fit(tmp_path / "whole", SCAFFOLD(), rounds=ROUNDS)
-    assert go_on(tmp_path, SCAFFOLD(), rounds=ROUNDS)["personal"] == expected["personal"]
+        go_on(tmp_path, SCAFFOLD(), rounds=ROUNDS)
+    assert go_on(tmp_path, SCAFFOLD(), rounds=ROUNDS)["personal"] == whole_scaffold["personal"]
 
 
 # -- evaluations, prototypes, cost and the first reply -----------------------------------------------------------------
@@ -292,18 +349,20 @@ EVALUATIONS = {
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_a_forged_evaluation_ends_the_run_with_one_error(tmp_path, caplog, name) -> None:
+def test_a_forged_evaluation_ends_the_run_with_one_error(tmp_path, caplog, after_one_round, name) -> None:
     """A mean over the other clients would mean something else."""
+    after_one_round(tmp_path, PFedST)
     with forged(EVALUATIONS[name], of_bad("evaluate")), pytest.raises(StateError, match="client site_b"):
-        fit(tmp_path, PFedST(), rounds=ROUNDS)
+        go_on(tmp_path, PFedST(), rounds=ROUNDS)
     rounds = {json.loads(line)["round"] for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()}
     assert rounds == {0, 1}
     assert "Traceback" not in caplog.text
 
 
-def test_after_it_the_run_can_be_resumed(tmp_path, whole) -> None:
+def test_after_it_the_run_can_be_resumed(tmp_path, whole, after_one_round) -> None:
+    after_one_round(tmp_path, PFedST)
     with forged(EVALUATIONS["an accuracy of NaN"], of_bad("evaluate")), pytest.raises(StateError):
-        fit(tmp_path, PFedST(), rounds=ROUNDS)
+        go_on(tmp_path, PFedST(), rounds=ROUNDS)
     assert without_times(go_on(tmp_path, PFedST(), rounds=ROUNDS)) == without_times(whole[1])
     same(left(tmp_path), left(whole[0]))
 
@@ -399,7 +458,7 @@ def test_a_forged_first_reply_ends_the_run_before_it_starts(tmp_path, monkeypatc
 # -- replies that nobody asked for, and any other ----------------------------------------------------------------------
 
 
-def test_replies_that_are_lost_doubled_or_of_others(tmp_path, monkeypatch, whole) -> None:
+def test_replies_that_are_lost_doubled_or_of_others(tmp_path, monkeypatch, whole, after_one_round) -> None:
     ask = InProcess.ask
 
     def doubled(self, requests, started):
@@ -419,7 +478,8 @@ def test_replies_that_are_lost_doubled_or_of_others(tmp_path, monkeypatch, whole
 
     with monkeypatch.context() as patch:
         patch.setattr(InProcess, "ask", lost)
-        summary = fit(tmp_path / "lost", PFedST(), rounds=ROUNDS)
+        after_one_round(tmp_path / "lost", PFedST)
+        summary = go_on(tmp_path / "lost", PFedST(), rounds=ROUNDS)
     assert summary["left_out"] == {BAD[0]: {"NoAnswerError": 1}}
     monkeypatch.setattr(InProcess, "ask", lambda self, requests, started: iter(()))
     with pytest.raises(NoAnswerError, match="client site_a sent no reply"):

@@ -19,6 +19,18 @@ from pfedst.methods.pfedst import PFedST
 from pfedst.server.screening import change_norm, outliers
 from pfedst.testing.small import data, federation, fit, train
 
+
+def few_images():
+    """Three sites of a batch or two, where nothing depends on how many images there are."""
+    return data(samples_per_site=[10, 9, 8], test_samples_per_site=[6, 6, 6])
+
+
+@cache
+def one_site():
+    """The data of one site, for what one client sends."""
+    return data(sites=1, samples_per_site=[10], test_samples_per_site=[6])
+
+
 # -- merge rules, against what was computed by hand --------------------------------------------------------------------
 
 
@@ -114,7 +126,7 @@ def test_equal_states_are_what_every_rule_gives(values) -> None:
 @pytest.mark.parametrize("method", [PFedST, SCAFFOLD, FedDyn])
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean", "clipped_mean"])
 def test_every_rule_goes_with_every_merge(tmp_path, method, rule) -> None:
-    summary = fit(tmp_path, method(merge_rule=rule), rounds=2)
+    summary = fit(tmp_path, method(merge_rule=rule), sites=few_images(), rounds=2, evaluate_every=2)
     assert summary["protocol"]["method_options"]["merge_rule"] == rule
     assert summary["left_out"] == {}
 
@@ -126,7 +138,7 @@ def test_the_rule_is_what_merges() -> None:
         ("trimmed_mean", lambda sent, weights, net: trimmed_mean(sent, 0.2)),
         ("clipped_mean", clipped_mean),
     ):
-        made = federation(PFedST(merge_rule=rule))
+        made = federation(PFedST(merge_rule=rule), sites=few_images())
         for name in made.clients:
             made.deliver(name)
             train(made, name)
@@ -263,7 +275,7 @@ def test_nothing_undeclared_can_be_sent_or_is_taken(name) -> None:
         rules = (("*.lora_[AB]", "personal"), ("*", "shared"))
         smuggle = staticmethod(SMUGGLE[name])
 
-    made = federation(Smuggler())
+    made = federation(Smuggler(), sites=one_site())
     made.deliver("site_a")
     model = made.clients["site_a"]
     with pytest.raises(StateError, match="the message from client site_a"):
@@ -277,7 +289,7 @@ def test_a_message_of_the_server_is_checked_at_both_ends_too() -> None:
         def broadcast(self, server, name):
             return super().broadcast(server, name) | {"x": {"y": torch.ones(1)}}
 
-    made = federation(Sends())
+    made = federation(Sends(), sites=one_site())
     with pytest.raises(StateError, match=r"the message to client site_a: .*\['x'\]"):
         made.server.message_to("site_a")
     with pytest.raises(StateError, match=r"the message to client site_a: .*\['x'\]"):
@@ -296,7 +308,7 @@ def test_what_is_sent_has_no_memory_but_its_own() -> None:
             all_of_it = torch.cat([tensor.flatten() for tensor in client.own_tensors().values()])
             return {NET: message[NET], "declared": {"x": all_of_it[:3], "y": all_of_it[4:5].expand(7)}}
 
-    made = federation(Views())
+    made = federation(Views(), sites=one_site())
     made.deliver("site_a")
     for state in made.collect("site_a").values():
         for key, tensor in state.items():
@@ -321,7 +333,7 @@ def test_what_leaves_is_what_was_declared_shared_whatever_the_partition(draw) ->
     class Random(Hostile):
         rules = tuple(zip(keys, kinds, strict=True))
 
-    made = federation(Random())
+    made = federation(Random(), sites=one_site())
     client = made.clients["site_a"]
     made.deliver("site_a")
     sent = made.collect("site_a")
@@ -376,7 +388,7 @@ def test_one_attacker_of_six_does_not_move_a_trimmed_mean(tmp_path) -> None:
 
 
 def test_the_records_of_a_run_hold_no_name_of_a_file(tmp_path) -> None:
-    fit(tmp_path, PFedST())
+    fit(tmp_path, PFedST(), sites=few_images())
     records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     allowed = {"round", "client", "participated", "setup_upload_bytes", "train_loss", "skipped_steps", "fit_seconds"}
     allowed |= {"peak_memory_bytes", "trained", "received", "counts", "images", "upload_bytes", "download_bytes"}

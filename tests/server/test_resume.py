@@ -62,6 +62,21 @@ def whole_run(tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def interrupt(tmp_path_factory):
+    """Leaves a run that was interrupted in a folder: a copy of one that was made for all tests."""
+    done = {}
+
+    def copy(folder, make, round_number):
+        key = make, round_number
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("cut")
+            interrupted(done[key], make(), round_number)
+        shutil.copytree(done[key], folder, dirs_exist_ok=True)
+
+    return copy
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
@@ -95,9 +110,9 @@ def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_
     assert without_times(go_on(tmp_path / "zero", ZeroShot(), rounds=2)) == without_times(zero)
 
 
-def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, whole_run, caplog) -> None:
+def test_a_damaged_round_is_told_and_the_one_before_is_used(tmp_path, interrupt, whole_run, caplog) -> None:
     whole, _ = whole_run(PFedST)
-    interrupted(tmp_path / "cut", PFedST(), 3)
+    interrupt(tmp_path / "cut", PFedST, 3)
     file = sorted((tmp_path / "cut/run/state").glob("round-*"))[-1] / "server.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert without_times(go_on(tmp_path / "cut", PFedST())) == without_times(whole)
@@ -124,9 +139,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_of_a_site_is_told_and_the_round_before_is_used(tmp_path, whole_run, caplog, damage) -> None:
+def test_a_damaged_state_of_a_site_is_told_and_the_round_before_is_used(
+    tmp_path, interrupt, whole_run, caplog, damage
+) -> None:
     whole, whole_left = whole_run(PFedST)
-    interrupted(tmp_path / "cut", PFedST(), 3)
+    interrupt(tmp_path / "cut", PFedST, 3)
     newest, after = merged_fits(tmp_path / "cut")
     damage(SiteState(tmp_path / "cut/run/sites", "site_b").path(after["site_b"]))
     resumed = go_on(tmp_path / "cut", PFedST())
@@ -137,10 +154,10 @@ def test_a_damaged_state_of_a_site_is_told_and_the_round_before_is_used(tmp_path
     assert caplog.text.count("using an older round") == 1
 
 
-def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tmp_path, whole_run) -> None:
+def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tmp_path, interrupt, whole_run) -> None:
     """Put back, they are continued from: nothing of the run is thrown away."""
     whole, _ = whole_run(PFedST)
-    interrupted(tmp_path / "cut", PFedST(), 3)
+    interrupt(tmp_path / "cut", PFedST, 3)
     folder, before = tmp_path / "cut/run/sites/site_b", left(tmp_path / "cut")
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(StateError, match=r"site_b.*put back a copy of it"):
@@ -175,9 +192,9 @@ def test_a_round_that_the_disk_refused_is_no_loss(tmp_path, whole_run, monkeypat
     same(left(tmp_path / "cut"), whole_left)
 
 
-def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path, whole_run) -> None:
+def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path, interrupt, whole_run) -> None:
     whole, whole_left = whole_run(FedAvg)
-    interrupted(tmp_path / "cut", FedAvg(), 3)
+    interrupt(tmp_path / "cut", FedAvg, 3)
     file = tmp_path / "cut/run/rounds.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]) + lines[-1][:20])  # round 3 is saved, but one of its lines is not whole
@@ -188,7 +205,7 @@ def test_a_half_written_record_and_half_a_round_are_dropped(tmp_path, whole_run)
     assert not list((tmp_path / "cut/run").rglob(".*"))
 
 
-def test_callbacks_see_the_rounds_that_are_done(tmp_path) -> None:
+def test_callbacks_see_the_rounds_that_are_done(tmp_path, interrupt) -> None:
     class Seen(Callback):
         def __init__(self) -> None:
             self.found = []
@@ -198,7 +215,7 @@ def test_callbacks_see_the_rounds_that_are_done(tmp_path) -> None:
 
     whole, again = Seen(), Seen()
     fit(tmp_path / "whole", FedAvg(), rounds=4, trainer_options={"callbacks": [whole]})
-    interrupted(tmp_path / "cut", FedAvg(), 2)
+    interrupt(tmp_path / "cut", FedAvg, 2)
     go_on(tmp_path / "cut", FedAvg(), callbacks=[again])
     assert again.found == whole.found
 
@@ -211,8 +228,8 @@ def test_callbacks_see_the_rounds_that_are_done(tmp_path) -> None:
         ({"threads": 2}, ["threads was 1, is 2"]),
     ],
 )
-def test_what_the_run_is_made_of_may_not_change(tmp_path, change, words) -> None:
-    interrupted(tmp_path, FedAvg(), 2)
+def test_what_the_run_is_made_of_may_not_change(tmp_path, interrupt, change, words) -> None:
+    interrupt(tmp_path, FedAvg, 2)
     before = left(tmp_path)
     sites = change.pop("sites", data)()
     with pytest.raises(StateError) as caught:
@@ -221,8 +238,8 @@ def test_what_the_run_is_made_of_may_not_change(tmp_path, change, words) -> None
     same(left(tmp_path), before)
 
 
-def test_a_method_of_other_tensors_is_refused(tmp_path) -> None:
-    interrupted(tmp_path, PFedST(), 2)
+def test_a_method_of_other_tensors_is_refused(tmp_path, interrupt) -> None:
+    interrupt(tmp_path, PFedST, 2)
     with pytest.raises(StateError):
         go_on(tmp_path, PFedST(rank=2))
 
@@ -296,6 +313,14 @@ def command(tmp_path, *more):
     return main([*CLI, f"--runs_dir={tmp_path}", *more])
 
 
+@pytest.fixture(scope="module")
+def of_two_rounds(tmp_path_factory):
+    """Leaves a run of the command in a folder: a copy of one that was made for all tests."""
+    made = tmp_path_factory.mktemp("two_rounds")
+    assert command(made, "--coordinator.rounds=2") == 0
+    return lambda folder: shutil.copytree(made / "a", folder / "a")
+
+
 def test_the_command_starts_goes_on_and_says_when_there_is_nothing_to_do(tmp_path, capsys) -> None:
     assert command(tmp_path, "--coordinator.rounds=2", "--resume=true") == 0
     assert command(tmp_path, "--coordinator.rounds=2") == 2
@@ -321,8 +346,8 @@ def test_the_command_starts_goes_on_and_says_when_there_is_nothing_to_do(tmp_pat
         (["--data.seed=1"], 2, ["--data.init_args.seed was 0, is 1"]),
     ],
 )
-def test_what_may_not_change_is_told_key_by_key(tmp_path, capsys, options, code, words) -> None:
-    assert command(tmp_path, "--coordinator.rounds=2") == 0
+def test_what_may_not_change_is_told_key_by_key(tmp_path, of_two_rounds, capsys, options, code, words) -> None:
+    of_two_rounds(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert command(tmp_path, "--coordinator.rounds=2", "--resume=true", *options) == code
@@ -331,8 +356,8 @@ def test_what_may_not_change_is_told_key_by_key(tmp_path, capsys, options, code,
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_damaged_files_of_a_run_are_told(tmp_path, capsys) -> None:
-    assert command(tmp_path, "--coordinator.rounds=2") == 0
+def test_damaged_files_of_a_run_are_told(tmp_path, of_two_rounds, capsys) -> None:
+    of_two_rounds(tmp_path)
     for name, words in (
         ("summary.json", "remove it"),
         ("identity.json", "start a new one"),

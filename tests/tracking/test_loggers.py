@@ -27,6 +27,8 @@ from tests.tracking.wandb_file import files_of, read
 
 WANDB = ["--trainer.logger=WandbLogger", "--trainer.logger.project=sites", "--trainer.logger.group=seeds"]
 KEY = "a" * 40
+QUICK = ["--data.audit=off", "--data.image_size=32"]
+"""For runs whose images are not looked at."""
 
 
 def expected_rows(run):
@@ -114,7 +116,7 @@ def test_all_of_it_lies_in_the_folder_of_the_run(offline) -> None:
 
 
 def test_disabled_leaves_nothing(tmp_path) -> None:
-    assert fit(tmp_path, *WANDB, WANDB_MODE="disabled") == 0
+    assert fit(tmp_path, *WANDB, *QUICK, WANDB_MODE="disabled") == 0
     assert (tmp_path / "runs" / "a" / "summary.json").is_file()
     assert not list(tmp_path.rglob("*wandb*"))
 
@@ -181,7 +183,8 @@ def test_a_dead_network_costs_one_question_and_no_record(
     monkeypatch.setattr(wandb, "init", started)
     with network() as port:
         url = f"http://127.0.0.1:{port}"
-        assert fit(tmp_path, *WANDB, WANDB_MODE="online", WANDB_BASE_URL=url, WANDB_API_KEY=key) == 0
+        variables = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": key}
+        assert fit(tmp_path, *WANDB, *QUICK, **variables) == 0
     assert questions == [url]
     assert [options.get("mode", "online") for options in begun] == modes
     for options in begun:

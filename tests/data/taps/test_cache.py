@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -363,11 +364,17 @@ def many(folder) -> SyntheticSites:
     return SyntheticSites(**MANY, cache="taps", cache_folder=folder)
 
 
+@functools.cache
+def many_at_once() -> TapStore:
+    """The store of these images, built at once; one for all tests."""
+    return cached(None, module=many(Path(tempfile.mkdtemp(prefix="at-once-", dir=os.environ["PFEDST_CACHE"])))).store
+
+
 def check_against_one_build(sites, folder, make=None) -> None:
     """The same rows for the same keys as in a store that was built at once; no key twice."""
     make = make or functools.partial(data, cache="auto")
-    plain = cached(None, module=make(cache_folder=folder / "at_once"))
-    store, whole = TapStore(sites.store.folder, sites.store.layout, sites.store.manifest["identity"]), plain.store
+    whole = many_at_once() if make is many else cached(None, module=make(cache_folder=folder / "at_once")).store
+    store = TapStore(sites.store.folder, sites.store.layout, sites.store.manifest["identity"])
     assert set(store.row_of) == set(whole.row_of)
     keys = list(whole.row_of)
     rows, own = (torch.tensor([one.row_of[key] for key in keys]) for one in (store, whole))
@@ -429,7 +436,7 @@ def test_a_build_that_is_killed_is_completed_with_what_is_missing(tmp_path, coun
     assert 64 <= written < 192
     sites = cached(None, module=many(folder))
     assert sum(counted) == 192 - written
-    check_against_one_build(sites, tmp_path, lambda cache_folder: many(cache_folder))
+    check_against_one_build(sites, tmp_path, many)
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 3, 4, 6, 7])
@@ -443,7 +450,7 @@ def test_a_build_that_dies_right_after_any_write_is_completed(tmp_path, counted,
     assert lines_in(folder) == written
     sites = cached(None, module=many(folder))
     assert sum(counted) == 192 - written
-    check_against_one_build(sites, tmp_path, lambda cache_folder: many(cache_folder))
+    check_against_one_build(sites, tmp_path, many)
 
 
 def test_two_processes_that_build_the_same_store_share_the_work(tmp_path) -> None:
@@ -454,7 +461,7 @@ def test_two_processes_that_build_the_same_store_share_the_work(tmp_path) -> Non
         process.join(HANGS)
     assert [process.exitcode for process in processes] == [0, 0]
     assert sum(int(line) for log in logs if log.exists() for line in log.read_text().split()) == 192
-    check_against_one_build(cached(None, module=many(folder)), tmp_path, lambda cache_folder: many(cache_folder))
+    check_against_one_build(cached(None, module=many(folder)), tmp_path, many)
 
 
 def test_a_store_that_is_being_written_is_not_removed(tmp_path) -> None:
@@ -601,7 +608,8 @@ def test_without_views_each_epoch_draws_new_ones() -> None:
 
 def run(folder: Path, name: str, method, precision="32-true", **options):
     """Summary of a run, without its costs in time."""
-    sites = data(**({"sites": 2, "samples_per_site": [16, 12], "test_samples_per_site": [6, 6]} | options))
+    few = {"sites": 2, "samples_per_site": [16, 12], "test_samples_per_site": [6, 6], "cache": "none"}
+    sites = data(**(few | options))
     summary = fit(folder / name, method(), sites=sites, trainer_options={"precision": precision})
     summary.pop("cost")
     return summary
