@@ -230,7 +230,8 @@ def settle(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is None:
         return
-    for _ in range(2):  # the second pass knows the positions of axes with a fixed aspect
+    fixed = any(axes.get_aspect() != "auto" for axes in figure.axes)
+    for _ in range(1 + fixed):  # the second pass knows the positions of axes with a fixed aspect
         engine.execute(figure)
     figure.set_layout_engine(None)  # not "none", with which every save would lay out the figure once more
 
