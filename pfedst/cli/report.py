@@ -9,6 +9,7 @@ from pathlib import Path
 from pfedst.reporting import console_of
 from pfedst.reporting.formats import rich_report
 from pfedst.reporting.loading import load_compared
+from pfedst.reporting.report import FIGURE_FORMATS, FigureFormat
 from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.reporting.write import write_files
 
@@ -26,8 +27,15 @@ def run_report(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--metric", default=SELECTION_METRIC, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="folder; default: report/ in the only folder named, or report")
+    parser.add_argument(
+        "--figures",
+        nargs="+",
+        choices=FIGURE_FORMATS,
+        default=(),
+        help="also write each figure as a file of these formats; report.html holds all figures without it",
+    )
     given = parser.parse_args(arguments)
-    write_report(given.runs, given.output, given.reference, given.metric)
+    write_report(given.runs, given.output, given.reference, given.metric, given.figures)
     return 0
 
 
@@ -36,6 +44,7 @@ def write_report(
     output: Path | None = None,
     reference: str | None = None,
     metric: str = SELECTION_METRIC,
+    figures: Sequence[FigureFormat] = (),
 ) -> None:
     """Write every format and print the tables.
 
@@ -45,7 +54,9 @@ def write_report(
     """
     compared = load_compared(paths, reference)
     folder = output or (paths[0] / "report" if len(paths) == 1 else Path("report"))
-    report = write_files(compared, folder, metric)
+    report = write_files(compared, folder, metric, figures)
     console = console_of(WIDTH)
     console.print(rich_report(report, console.width), highlight=False)
-    print(f"{folder / 'report.html'}: all of it, with figures; beside it Markdown, LaTeX, CSV, JSON, PNG and PDF")
+    print(f"{folder / 'report.html'}: all of it, with figures; beside it Markdown, LaTeX, CSV and JSON")
+    if not figures:
+        print("each figure as a file: pfedst report with --figures png pdf")

@@ -8,12 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pfedst.errors import StateError
 from pfedst.reporting.run_folder import RunFolder
+
+
+class OverSites(Enum):
+    """What a summary holds over sites. It is no text, because a site may be called `mean`."""
+
+    MEAN = "mean"
+    WEIGHTED_MEAN = "weighted_mean"
+    WORST = "worst"
+    STD = "std"
 
 
 @dataclass(frozen=True)
@@ -88,10 +98,11 @@ class FinishedRun:
         except (OSError, ValueError) as error:
             raise StateError(f"{file} is missing or damaged ({error}); run it again") from error
 
-    def value(self, model: str, column: str, metric: str) -> float | None:
-        """Return a metric of a model for a site, or its `mean`, `weighted_mean`, `worst` or `std` over sites."""
+    def value(self, model: str, column: str | OverSites, metric: str) -> float | None:
+        """Return a metric of a model for the site of a name, or over sites."""
         found = self.summary[model]
-        value: float | None = (found["clients"].get(column) or found[column])[metric]
+        of_column = found[column.value] if isinstance(column, OverSites) else found["clients"][column]
+        value: float | None = of_column[metric]
         return value
 
 
@@ -127,7 +138,7 @@ class RunsOfARow:
         """True if the images are synthetic."""
         return str(self.first.protocol["data"]).startswith("SYNTHETIC")
 
-    def values(self, model: str, column: str, metric: str) -> list[float]:
+    def values(self, model: str, column: str | OverSites, metric: str) -> list[float]:
         """Return the values of all seeds for which the metric is defined."""
         found = [run.value(model, column, metric) for run in self.runs]
         return [value for value in found if value is not None]

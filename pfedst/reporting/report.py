@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pfedst.reporting.report_table import ReportTable
+
+FigureFormat = Literal["png", "pdf"]
+FIGURE_FORMATS: tuple[FigureFormat, ...] = get_args(FigureFormat)
+"""Of files with one figure each."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to
-from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow
 from pfedst.reporting.report_table import Cell, ReportTable, marked
 from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words, percent
 
@@ -25,12 +25,12 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
         (f"{site} ({compared.test_images(site)})", _of("personal", site, metric), True) for site in compared.sites
     ]
     columns += [
-        ("mean", _of("personal", "mean", metric), True),
-        ("weighted mean", _of("personal", "weighted_mean", metric), True),
-        ("worst site", _of("personal", "worst", metric), True),
-        ("std over sites", _of("personal", "std", metric), None),
-        ("generic mean", _of("generic", "mean", metric), True),
-        ("generic worst", _of("generic", "worst", metric), True),
+        ("mean", _of("personal", OverSites.MEAN, metric), True),
+        ("weighted mean", _of("personal", OverSites.WEIGHTED_MEAN, metric), True),
+        ("worst site", _of("personal", OverSites.WORST, metric), True),
+        ("std over sites", _of("personal", OverSites.STD, metric), None),
+        ("generic mean", _of("generic", OverSites.MEAN, metric), True),
+        ("generic worst", _of("generic", OverSites.WORST, metric), True),
     ]
     caption = (
         f"{metric_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
@@ -48,7 +48,7 @@ def metrics_table(compared: Compared, metric: str) -> ReportTable:
     columns = [
         (f"{HEADINGS[name]}, {heading}", _of("personal", column, name), True)
         for name in others
-        for column, heading in (("mean", "mean"), ("worst", "worst site"))
+        for column, heading in ((OverSites.MEAN, "mean"), (OverSites.WORST, "worst site"))
     ]
     caption = (
         f"Personal model on {compared.protocol['split']}, %, over the classes that are present at a site. "
@@ -60,9 +60,9 @@ def metrics_table(compared: Compared, metric: str) -> ReportTable:
 def calibration_table(compared: Compared) -> ReportTable:
     """Table of expected calibration errors."""
     columns = [
-        (f"{heading}, {model} {column}", _of(model, column, name), False)
+        (f"{heading}, {model} {column.value}", _of(model, column, name), False)
         for name, heading in (("ece", "ECE"), ("classwise_ece", "classwise ECE"))
-        for model, column in (("personal", "mean"), ("personal", "worst"), ("generic", "mean"))
+        for model, column in (("personal", OverSites.MEAN), ("personal", OverSites.WORST), ("generic", OverSites.MEAN))
     ]
     caption = (
         f"Calibration errors on {compared.protocol['split']}, %, 15 bins, lower is better; worst: the highest of any "
@@ -214,7 +214,7 @@ def _p_cell(p_value: float | None) -> Cell:
     return Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
 
 
-def _of(model: str, column: str, metric: str) -> Values:
+def _of(model: str, column: str | OverSites, metric: str) -> Values:
     return lambda row: row.values(model, column, metric)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pfedst.errors import ConfigurationError, nearest
@@ -9,18 +10,21 @@ from pfedst.reporting.comparison import Compared
 from pfedst.reporting.formats import csv_text, latex, latex_document, markdown, report_json
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.page import html_page
-from pfedst.reporting.report import Report
+from pfedst.reporting.report import FigureFormat, Report
 from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.state import json_bytes, write_atomically, writing
 
 
-def write_files(compared: Compared, folder: Path, metric: str = SELECTION_METRIC) -> Report:
+def write_files(
+    compared: Compared, folder: Path, metric: str = SELECTION_METRIC, figures: Sequence[FigureFormat] = ()
+) -> Report:
     """Write every format into a folder, and return the report.
 
     Args:
         compared: finished runs.
         folder: target folder, created if it does not exist. Files of an earlier report are replaced.
         metric: metric by which rows are compared.
+        figures: formats of files with one figure each; the HTML page holds all figures.
 
     Raises:
         ConfigurationError: If there is no such metric.
@@ -34,11 +38,11 @@ def write_files(compared: Compared, folder: Path, metric: str = SELECTION_METRIC
     report = make_report(compared, metric)
     from pfedst.reporting.figures import make_figures, save_figure, svg_text  # imports matplotlib
 
-    figures = make_figures(compared, metric)
+    drawn = make_figures(compared, metric)
     files = {
         "report.md": markdown(report),
         "report.tex": latex_document(report),
-        "report.html": html_page(report, [(figure.title, figure.caption, svg_text(figure)) for figure in figures]),
+        "report.html": html_page(report, [(figure.title, figure.caption, svg_text(figure)) for figure in drawn]),
         **{f"{table.name}.tex": latex(table) for table in report.tables},
         **{f"{table.name}.csv": csv_text(table) for table in report.tables},
     }
@@ -47,6 +51,6 @@ def write_files(compared: Compared, folder: Path, metric: str = SELECTION_METRIC
         for name, text in files.items():
             write_atomically(folder / name, text.encode())
         write_atomically(folder / "report.json", json_bytes(report_json(report)))
-        for figure in figures:
-            save_figure(figure, folder)
+        for figure in drawn:
+            save_figure(figure, folder, figures)
     return report

@@ -57,8 +57,8 @@ class FederatedCoordinator:
         most_norm_ratio: a client is left out of a round if its message changes what it was sent by more than this many
             times the median over clients (from three clients on), or than what it was sent, > 1 (norms over all
             numbers). Null for no limit.
-        held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. Their
-            images still count in class prototypes.
+        held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. No image
+            and no label of theirs is used elsewhere, also not in class prototypes.
 
     Raises:
         ConfigurationError: an option is out of range.

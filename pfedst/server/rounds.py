@@ -220,7 +220,7 @@ class RoundLoop:
         )
 
     def _gather_prototypes(self) -> None:
-        """Merge the class prototypes, for which each site sends sums and counts once.
+        """Merge the class prototypes, for which each site that is not held out sends sums and counts once.
 
         Raises:
             PfedstError: a site does not reply: without its classes the anchors would be others.
@@ -228,13 +228,13 @@ class RoundLoop:
         if not self.server.needs_prototypes:
             return
         self.progress.say("class prototypes")
-        requests = {name: Request("prototypes", self.run_folder.path.name) for name in self.server.sites}
+        requests = {name: Request("prototypes", self.run_folder.path.name) for name in self.server.prototype_sites}
         parts: dict[str, State] = {}
         for name, reply in self.transport.ask(requests, lambda name: None):
             if isinstance(reply, Fault):
                 reply.stop()
             parts[name] = self.server.check_prototypes(name, reply.parts)
-        in_order = [parts[name] for name in self.server.sites]
+        in_order = [parts[name] for name in self.server.prototype_sites]
         self.server.merge_prototypes([part["sums"] for part in in_order], [part["counts"] for part in in_order])
         self.summary.setup_upload_bytes = self.server.setup_upload_bytes
 

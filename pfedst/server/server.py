@@ -92,6 +92,11 @@ class Server:
         return [name for name in self.names if name not in self.held_out]
 
     @property
+    def prototype_sites(self) -> list[str]:
+        """The sites whose images make the class prototypes: no image and no label of a site that is held out."""
+        return [site for site in self.sites if site not in self.held_out]
+
+    @property
     def trains(self) -> bool:
         """True if the method trains anything."""
         return self.start.trains
@@ -105,7 +110,7 @@ class Server:
         """Make the class anchors.
 
         Args:
-            sums: of each site, in the order of `sites`: sums (K, E) of unit embeddings by class.
+            sums: of each site, in the order of `prototype_sites`: sums (K, E) of unit embeddings by class.
             counts: of each site: number of images by class (K,).
         """
         parts = [{PROTOTYPES: {"sums": s, "counts": c}} for s, c in zip(sums, counts, strict=True)]

@@ -22,12 +22,11 @@ def test_every_format_is_written_and_tells_the_same(tmp_path, capsys) -> None:
     folder = write_comparison(tmp_path / "c", ROWS, "PFedST")
     assert main(["report", str(folder)]) == 0
     printed = capsys.readouterr().out
+    assert "--figures png pdf" in printed
     report = folder / "report"
-    names = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
-    names |= {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
-    assert {file.name for file in report.iterdir()} == names | {
-        f"report.{kind}" for kind in ("md", "tex", "html", "json")
-    }
+    names = {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
+    names |= {f"report.{kind}" for kind in ("md", "tex", "html", "json")}
+    assert {file.name for file in report.iterdir()} == names
     results = pd.read_csv(report / "results.csv", index_col=0)
     assert results.loc["PFedST", "mean"] == pytest.approx(0.705)
     for text in (printed, *((report / f"report.{kind}").read_text() for kind in ("md", "tex", "html", "json"))):
@@ -35,10 +34,14 @@ def test_every_format_is_written_and_tells_the_same(tmp_path, capsys) -> None:
         assert "Too few seeds to claim" in text
     page = (report / "report.html").read_text()
     assert page.count("<img") == len(FIGURES)
+    # figures as files where they are asked for; a later report without the option keeps them up to date
+    assert main(["report", str(folder), "--figures", "png", "pdf"]) == 0
+    figures = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
+    assert {file.name for file in report.iterdir()} == names | figures
     assert (report / "bars.png").read_bytes().startswith(b"\x89PNG")
     assert (report / "bars.pdf").read_bytes().startswith(b"%PDF")
-    # again: the same bytes, and nothing besides
     before = {file.name: file.read_bytes() for file in report.iterdir()}
+    (report / "bars.png").write_bytes(b"of an earlier report")
     assert main(["report", str(folder)]) == 0
     assert {file.name: file.read_bytes() for file in report.iterdir()} == before
 

@@ -242,7 +242,7 @@ def test_bytes_are_the_same_every_time(tmp_path: Path) -> None:
     for number in range(2):
         figure = drawn("cost", two_rows())
         for again in range(2):
-            files = save_figure(figure, tmp_path / f"{number}{again}")
+            files = save_figure(figure, tmp_path / f"{number}{again}", ("png", "pdf"))
             assert [file.name for file in files] == ["cost.png", "cost.pdf"]
             contents.append([file.read_bytes() for file in files] + [svg_text(figure).encode()])
     assert contents[0] == contents[1] == contents[2] == contents[3]
@@ -330,7 +330,7 @@ def test_settings_of_matplotlib_stay_as_they_are(tmp_path: Path) -> None:
     with matplotlib.rc_context({"font.size": 31.0, "svg.hashsalt": "mine"}):
         before = dict(matplotlib.rcParams)
         figure = drawn("confusion", two_rows())
-        save_figure(figure, tmp_path)
+        save_figure(figure, tmp_path, ("png", "pdf"))
         svg_text(figure)
         assert dict(matplotlib.rcParams) == before
         assert max(text.get_fontsize() for text in figure.figure.findobj(matplotlib.text.Text)) < 13

@@ -3,8 +3,10 @@
 from statistics import fmean, stdev
 
 import pytest
+from matplotlib.text import Text
 
 from pfedst.reporting import report_tables as tables
+from pfedst.reporting.figures import make_figures
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.report_table import Cell, marked
@@ -43,6 +45,20 @@ def test_results_by_hand(compared) -> None:
     assert [cell.mark for cell in column(table, "std over sites")] == ["", ""]
     assert [cell.value for cell in column(table, "mean")] == pytest.approx([0.75, 0.65])
     assert "Mean over 2 seeds" in table.caption
+
+
+def test_sites_may_be_called_like_the_columns_over_sites(tmp_path) -> None:
+    values = {"mean": 0.1, "std": 0.9, "worst": 0.5, "weighted_mean": 0.7}
+    compared = load_compared([write_run(tmp_path / "a", values, method="FedAvg")])
+    table = tables.results_table(compared, METRIC)
+    row = {heading: column(table, heading)[0].text for heading in table.headings}
+    assert [row[f"{site} (10)"] for site in values] == ["10.0", "90.0", "50.0", "70.0"]
+    assert [row[over] for over in ("mean", "worst site", "std over sites")] == ["55.0", "10.0", "29.6"]
+    assert row["generic mean"] == "55.0"
+    (panel,) = [figure for figure in make_figures(compared) if figure.name == "bars"]
+    titles = [text.get_text() for text in panel.figure.findobj(Text)]
+    assert titles.count("mean over sites") == 1
+    assert set(values) <= set(titles)
 
 
 def test_differences_by_hand(compared) -> None:

@@ -300,6 +300,27 @@ def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, m
     assert set(summary["personal"]["clients"]) == {"site_a", "site_b", "site_c"}
 
 
+def relabelled(site):
+    """The same images, of which the training images of one site have other labels."""
+    sites = prepared(cache="none")
+    part = sites._datasets[site, "train"]
+    part.labels = [(label + 1) % len(sites.class_names) for label in part.labels]
+    return sites
+
+
+@pytest.mark.parametrize("method", [FedAvg, PFedST, Pooled])
+def test_labels_of_a_held_out_site_change_nothing_at_the_others(tmp_path, method) -> None:
+    """Its training images make no class prototypes either."""
+    options = {"held_out_sites": ["site_b"], "rounds": 1}
+    whole = fit(tmp_path / "whole", method(), **options)
+    held_out = fit(tmp_path / "held_out", method(), sites=relabelled("site_b"), **options)
+    other = fit(tmp_path / "other", method(), sites=relabelled("site_a"), **options)
+    for model in ("personal", "generic"):
+        assert held_out[model]["clients"] == whole[model]["clients"]
+    assert held_out["cost"]["setup_upload_bytes"] == whole["cost"]["setup_upload_bytes"]
+    assert other["personal"]["clients"] != whole["personal"]["clients"]
+
+
 def test_a_held_out_site_is_not_fine_tuned_either(tmp_path) -> None:
     fit(tmp_path, Finetuned(), held_out_sites=["site_b"], rounds=1)
     records = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]

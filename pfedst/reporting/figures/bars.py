@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pfedst.reporting.comparison import Compared
+from pfedst.reporting.comparison import Compared, OverSites
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     GUIDE,
@@ -31,7 +31,9 @@ LEAST_SPAN = 5.0
 
 def bars(compared: Compared, metric: str) -> ReportFigure:
     """Draw one line per row and one panel per site. All panels have the same scale, each with its own range."""
-    columns_of = [*compared.sites, "mean"] if len(compared.sites) > 1 else compared.sites
+    columns_of: list[str | OverSites] = [*compared.sites]
+    if len(columns_of) > 1:
+        columns_of.append(OverSites.MEAN)
     lines = -(-len(columns_of) // 5)
     columns = -(-len(columns_of) // lines)
     seeds = len(compared.seeds) > 1
@@ -48,7 +50,8 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     styles = row_styles(compared)
     span = max([LEAST_SPAN, *(high - low for low, high in (_ends(compared, c, metric) for c in columns_of))]) * 1.12
     for number, (axes, column) in enumerate(zip(grid.flat, columns_of, strict=False)):
-        panel_title(axes, "mean over sites" if column == "mean" else shortened(column, 18), column == "mean")
+        over_sites = isinstance(column, OverSites)
+        panel_title(axes, "mean over sites" if over_sites else shortened(str(column), 18), over_sites)
         for y, row in enumerate(compared.rows):
             _draw(axes, y, [100 * value for value in row.values("personal", column, metric)], styles[row.label])
         _reference(axes, [100 * v for v in compared.row(compared.reference).values("personal", column, metric)])
@@ -64,7 +67,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     return ReportFigure("bars", f"Sites: {metric_words(metric)} on {compared.protocol['split']}", caption, figure)
 
 
-def _ends(compared: Compared, column: str, metric: str) -> tuple[float, float]:
+def _ends(compared: Compared, column: str | OverSites, metric: str) -> tuple[float, float]:
     values = [100 * value for row in compared.rows for value in row.values("personal", column, metric)]
     return (min(values), max(values)) if values else (50.0, 50.0)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from pfedst.reporting.comparison import Compared, RunsOfARow, summed
+from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow, summed
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     SMALL,
@@ -47,7 +47,7 @@ def confusion(compared: Compared, metric: str) -> ReportFigure:
     figure = new_figure(compared, description, height, width, axes=("predicted", "target"))
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for number, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
-        mean = percent(mean_over_seeds(row, "mean", metric))
+        mean = percent(mean_over_seeds(row, OverSites.MEAN, metric))
         panel_title(axes, f"{shortened(row.label, 24)}: {mean} %", row.label == compared.reference)
         _draw(axes, shares(row), names, numbers=side / len(names) >= CELL * 0.97)
         axes.tick_params(labelbottom=number >= len(rows) - columns)

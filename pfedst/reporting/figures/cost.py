@@ -10,7 +10,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pfedst.reporting.comparison import Compared, RunsOfARow
+from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow
 from pfedst.reporting.figures.labels import Labelled, label_points
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
@@ -79,7 +79,7 @@ def _peaks(row: RunsOfARow) -> list[float]:
 
 def _points(rows: tuple[RunsOfARow, ...], metric: str, costs: Mapping[str, list[float]]) -> list[_Point]:
     """Return points of the rows for which both numbers are known."""
-    values = {row.label: tuple(100 * value for value in row.values("personal", "mean", metric)) for row in rows}
+    values = {row.label: tuple(100 * value for value in row.values("personal", OverSites.MEAN, metric)) for row in rows}
     return [
         _Point(row.label, fmean(costs[row.label]), values[row.label])
         for row in rows

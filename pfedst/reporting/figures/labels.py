@@ -23,6 +23,10 @@ DISTANCES = (8, 11, 15, 20, 26, 34, 44, 56, 70, 86, 104)
 ANGLES = (0, 180, 30, -30, 150, -150, 90, -90, 50, -50, 130, -130, 70, -70, 110, -110)
 
 
+DISTANCE_PENALTY = 4.0
+"""Of a label, for each point of its distance."""
+
+
 @dataclass(frozen=True)
 class Labelled:
     """A point: its label, its position, and the ends of the vertical line through it, in data coordinates."""
@@ -58,7 +62,7 @@ class _Taken:
             + 90 * sum(_crosses(lead, _around(dot, MARK - 1, MARK - 1)) for dot in others)
             # a label close to another mark would be read as the label of that mark
             + sum(2 * max(0.0, 14 - math.dist(dot, _nearest(box, dot))) for dot in others)
-            + 4 * math.dist(*lead)
+            + DISTANCE_PENALTY * math.dist(*lead)
         )
 
 
@@ -77,15 +81,26 @@ def label_points(axes: Axes, points: Sequence[Labelled]) -> None:
     for number in sorted(range(len(points)), key=lambda number: (-dots[number][1], dots[number][0])):
         point, dot = points[number], dots[number]
         size = (text_inches(point.text, TEXT, point.style.weight) * 72 + 2, TEXT + 1.5)
-        candidates = [_candidate(dot, size, angle, far) for far in DISTANCES for angle in ANGLES]
-        scores = [taken.badness(box, number) for box in candidates]
-        box = candidates[scores.index(min(scores))]
+        box = _best_box(taken, number, size)
         taken.boxes.append(box)
         end = _nearest(box, dot)
         if math.dist(dot, end) > NEAR:
             taken.leads.append((dot, end))
             _lead(axes, point, (end[0] - dot[0], end[1] - dot[1]))
         _write(axes, point, ((box[0] + box[2]) / 2 - dot[0], (box[1] + box[3]) / 2 - dot[1]))
+
+
+def _best_box(taken: _Taken, number: int, size: Place) -> Box:
+    """Return the first of the best boxes of a size for the label of a point."""
+    best, least = (0.0, 0.0, 0.0, 0.0), math.inf
+    for far in DISTANCES:
+        if least <= DISTANCE_PENALTY * (far - size[1] / 2):  # no box from here on can be better
+            break
+        for angle in ANGLES:
+            box = _candidate(taken.dots[number], size, angle, far)
+            if (badness := taken.badness(box, number)) < least:
+                best, least = box, badness
+    return best
 
 
 def _places(axes: Axes, data: Sequence[Place]) -> list[Place]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import matplotlib
@@ -15,7 +17,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from pfedst.reporting.figures.style import DPI, figure_style
+from pfedst.reporting.report import FigureFormat
 from pfedst.state import write_atomically
+
+PNG: dict[str, Any] = {"dpi": DPI, "metadata": {"Software": None}}
+PDF: dict[str, Any] = {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}}
 
 
 @dataclass(frozen=True)
@@ -35,22 +41,23 @@ class ReportFigure:
     figure: Figure
 
 
-def save_figure(figure: ReportFigure, folder: Path) -> list[Path]:
-    """Write NAME.png and NAME.pdf.
+def save_figure(figure: ReportFigure, folder: Path, formats: Collection[FigureFormat]) -> list[Path]:
+    """Write NAME.FORMAT for each of the formats, and for those of an earlier report in the folder: none gets stale.
 
     Raises:
         OSError: If the files cannot be written.
     """
-    png, pdf = BytesIO(), BytesIO()
-    with figure_style():
-        FigureCanvasAgg(figure.figure).print_figure(png, format="png", dpi=DPI, metadata={"Software": None})
-        unsaid = {"CreationDate": None, "Creator": None, "Producer": None}
-        FigureCanvasPdf(figure.figure).print_figure(pdf, format="pdf", metadata=unsaid)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for kind, content in (("png", png), ("pdf", pdf)):
-        files.append(folder / f"{figure.name}.{kind}")
-        write_atomically(files[-1], content.getvalue())
+    for kind, canvas, options in (("png", FigureCanvasAgg, PNG), ("pdf", FigureCanvasPdf, PDF)):
+        file = folder / f"{figure.name}.{kind}"
+        if kind not in formats and not file.exists():
+            continue
+        content = BytesIO()
+        with figure_style():
+            canvas(figure.figure).print_figure(content, format=kind, **options)
+        write_atomically(file, content.getvalue())
+        files.append(file)
     return files
 
 

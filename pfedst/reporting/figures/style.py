@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from pfedst.evaluation import CALIBRATION
-from pfedst.reporting.comparison import Compared, RunsOfARow
+from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow
 
 DPI = 150
 WIDTH = 7.2
@@ -115,7 +115,7 @@ def row_styles(compared: Compared) -> dict[str, RowStyle]:
     return styles
 
 
-def mean_over_seeds(row: RunsOfARow, column: str, metric: str) -> float | None:
+def mean_over_seeds(row: RunsOfARow, column: str | OverSites, metric: str) -> float | None:
     """Return the mean over seeds of the personal model on test."""
     values = row.values("personal", column, metric)
     return fmean(values) if values else None
@@ -125,7 +125,7 @@ def best_rows(compared: Compared, metric: str, most: int) -> list[RunsOfARow]:
     """Return the reference, then the best of the others by the metric's mean over sites and seeds."""
 
     def place(row: RunsOfARow) -> tuple[bool, bool, float]:
-        mean = mean_over_seeds(row, "mean", metric)
+        mean = mean_over_seeds(row, OverSites.MEAN, metric)
         better = 0.0 if mean is None else mean if metric in CALIBRATION else -mean
         return row.label != compared.reference, mean is None, better
 
@@ -230,7 +230,8 @@ def settle(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is None:
         return
-    for _ in range(2):  # the second pass knows the positions of axes with a fixed aspect
+    fixed = any(axes.get_aspect() != "auto" for axes in figure.axes)
+    for _ in range(1 + fixed):  # the second pass knows the positions of axes with a fixed aspect
         engine.execute(figure)
     figure.set_layout_engine(None)  # not "none", with which every save would lay out the figure once more
 
