@@ -73,6 +73,8 @@ class PFedSTCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self.summary: dict[str, Any] = {}
         self.command = arguments[0]
+        # Lightning would write the whole configuration once more, for hyper-parameters that nothing here reads
+        self.config_dump: dict[str, Any] = {}
         super().__init__(
             FederatedClient,
             FederatedDataModule,
