@@ -15,15 +15,33 @@ confidence the number of images (`images`), the number of correct predictions (`
 (`confidence`)."""
 
 
+def bins_of(confidence: Tensor) -> Tensor:
+    """Return the bin of each confidence (n,): 0 to BINS - 1. A bin includes its lower edge, and the last one also 1."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    return torch.bucketize(confidence.double(), edges[1:-1], right=True)
+
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Return the expected calibration error: the mean distance between confidence and accuracy over bins, by images.
+
+    The bins are those of the counts, so that a table and a reliability diagram agree; torchmetrics gives confidence 1 a
+    bin of its own.
+
+    Args:
+        confidence: (n,), 0 to 1, n >= 1.
+        right: (n,), whether the prediction is correct.
+    """
+    gaps = torch.bincount(bins_of(confidence), right.double() - confidence.double(), BINS)
+    return float(gaps.abs().sum()) / len(confidence)
+
+
 def prediction_counts(probabilities: Tensor, targets: Tensor) -> Counts:
     """Return counts for (n, K) probabilities and (n,) targets, as numbers that JSON can hold."""
     # a broken model may give NaN: count it as zero confidence
     probabilities, classes = probabilities.double().nan_to_num(), probabilities.shape[1]
     confidence, predicted = probabilities.max(1)
     confusion = torch.bincount(targets * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-    # a bin includes its lower edge; confidence 1 belongs to the last bin
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-    bins = torch.bucketize(confidence, edges[1:-1], right=True)
+    bins = bins_of(confidence)
     return {
         "confusion": confusion.tolist(),
         "reliability": {

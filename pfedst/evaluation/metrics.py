@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
-    binary_calibration_error,
     multiclass_auroc,
-    multiclass_calibration_error,
     multiclass_cohen_kappa,
     multiclass_f1_score,
     multiclass_recall,
 )
 
 from pfedst.evaluation.averages import Metrics, metric_names
-from pfedst.evaluation.counts import BINS
+from pfedst.evaluation.counts import calibration_error
 
 
 def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool = False) -> Metrics:
@@ -55,12 +53,14 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
             warnings.simplefilter("ignore")  # about absent classes, which are excluded
             areas = multiclass_auroc(probabilities, targets, classes, average=None)
         auroc = float(areas[present].double().mean())
+    confidence, predicted = probabilities.max(1)
+    right = predicted == targets
     found: Metrics = {
         "balanced_accuracy": float(recall[present].double().mean()),
         "auroc": auroc,
         "macro_f1": float(f1[present].double().mean()),
-        "accuracy": float((probabilities.argmax(1) == targets).double().mean()),
-        "ece": _defined(float(multiclass_calibration_error(probabilities, targets, classes, BINS))),
+        "accuracy": float(right.double().mean()),
+        "ece": _defined(calibration_error(confidence, right)),
         "classwise_ece": _defined(_classwise_calibration_error(probabilities, targets)),
     }
     if ordinal:
@@ -76,8 +76,7 @@ def _defined(value: float) -> float | None:
 
 
 def _classwise_calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    columns = probabilities.T.contiguous()
-    errors = [float(binary_calibration_error(column, (targets == c).long(), BINS)) for c, column in enumerate(columns)]
+    errors = [calibration_error(column, targets == c) for c, column in enumerate(probabilities.T.contiguous())]
     return math.fsum(errors) / len(errors)
 
 

@@ -47,11 +47,11 @@ def test_no_images() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 999), st.integers(1, 60), st.integers(2, 6))
-def test_they_agree_with_the_metrics(seed, n, classes) -> None:
+@given(st.integers(0, 999), st.integers(1, 60), st.integers(2, 6), st.sampled_from([4, 40, 4000]))
+def test_they_agree_with_the_metrics(seed, n, classes, sharpness) -> None:
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(0, classes, (n,), generator=generator)
-    probabilities = (4 * torch.randn(n, classes, generator=generator)).double().softmax(1)
+    probabilities = (sharpness * torch.randn(n, classes, generator=generator)).double().softmax(1)
     counts, metrics = prediction_counts(probabilities, targets), classification_metrics(probabilities, targets)
     expected = confusion_matrix(targets.numpy(), probabilities.argmax(1).numpy(), labels=range(classes))
     assert counts["confusion"] == expected.tolist()
@@ -68,6 +68,9 @@ def test_calibration_by_hand() -> None:
     metrics = classification_metrics(probabilities, torch.tensor([0, 1]))
     assert metrics["ece"] == pytest.approx(0.3)
     assert metrics["classwise_ece"] == pytest.approx(0.3)
+    # confidences 1 and 0.95 share the last bin, which is right once in two: off by 0.475
+    sure = torch.tensor([[1.0, 0.0], [0.95, 0.05]], dtype=torch.float64)
+    assert classification_metrics(sure, torch.tensor([1, 0]))["ece"] == pytest.approx(0.475)
     # three classes, sure and right: nothing off
     right = classification_metrics(torch.eye(3, dtype=torch.float64), torch.arange(3))
     assert right["ece"] == right["classwise_ece"] == 0.0
