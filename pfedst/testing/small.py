@@ -14,6 +14,7 @@ from pfedst import simulation
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
+from pfedst.data.sites import Sites
 from pfedst.encoders import FrozenCLIP
 from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
@@ -41,6 +42,22 @@ def template(**options: Any) -> FederatedClient:
     return FederatedClient(encoder(), **({"anchors": "prototypes"} | options))
 
 
+_drawn: dict[str, Sites] = {}
+"""Images that were drawn in this process, by all that they depend on: hundreds of tests look at the same ones."""
+
+
+class _DrawnOnce(SyntheticSites):
+    """Synthetic sites whose images are drawn once in a process."""
+
+    def read(self) -> Sites:
+        """Return the images of these options."""
+        of_images = (self.names, self.classes, self.image_size, self.sizes, self.heterogeneity, self.label_skew)
+        key = repr((*of_images, self.noise, self.seed))
+        if key not in _drawn:
+            _drawn[key] = super().read()
+        return _drawn[key]
+
+
 def data(**options: Any) -> FederatedDataModule:
     """Three synthetic sites of 24, 18 and 15 training images in three classes."""
     chosen: dict[str, Any] = {
@@ -52,7 +69,7 @@ def data(**options: Any) -> FederatedDataModule:
         "cache": "auto",
         "cache_folder": _tap_cache().name,
     } | options
-    return SyntheticSites(batch_size=8, image_size=32, **chosen)
+    return _DrawnOnce(batch_size=8, **({"image_size": 32} | chosen))
 
 
 def prepared(**options: Any) -> FederatedDataModule:
