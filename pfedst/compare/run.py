@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ class Comparison:
         self.plan = plan
         self.folder = folder
         self.overrides = tuple(overrides)
-        self.resolve = resolve
+        self._digest = functools.cache(lambda arguments: hashlib.sha256(resolve(arguments).encode()).hexdigest()[:8])
         self.grid = grid
         self.failed: dict[str, str] = {}
         self.has_finished = False
@@ -88,8 +89,8 @@ class Comparison:
         """Return a run named by its row, its seed and the hash of its resolved configuration."""
         arguments = [f"--config={self.plan.base}", *as_arguments(self.plan.options), *self.overrides]
         arguments += [*as_arguments(options), f"--seed_everything={seed}"]
-        digest = hashlib.sha256(self.resolve(arguments).encode()).hexdigest()[:8]
-        name = f"{re.sub(r'[^A-Za-z0-9]+', '-', row.label).strip('-') or 'row'}-seed{seed}-{digest}"
+        label = re.sub(r"[^A-Za-z0-9]+", "-", row.label).strip("-") or "row"
+        name = f"{label}-seed{seed}-{self._digest(tuple(arguments))}"
         own = [f"--runs_dir={self.folder / of}", f"--name={name}", "--resume=true"]
         return GridRun(name, row.label, (*arguments, *own))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 METRICS = ("balanced_accuracy", "auroc", "macro_f1", "accuracy")
 CALIBRATION = ("ece", "classwise_ece")
@@ -19,22 +19,27 @@ def metric_names(ordinal: bool) -> tuple[str, ...]:
     return (*METRICS, *CALIBRATION, *(GRADING_METRICS if ordinal else ()))
 
 
-def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> dict[str, object]:
+def over_clients(
+    clients: Mapping[str, Metrics], samples: Mapping[str, int], held_out: Collection[str] = ()
+) -> dict[str, object]:
     """Return `clients`, and the `mean`, `weighted_mean`, `worst` and `std` over clients for which a metric is defined.
 
     Args:
         clients: metrics by client name.
         samples: number of evaluated samples by client name, used as weights.
+        held_out: clients that never train: the columns leave them out, and `held_out_mean` is their own mean.
 
     Returns:
-        The summary. `std` is the population standard deviation over clients. Clients are summed in the order of their
-            names, so that their order in a configuration does not change a bit.
+        The summary; `held_out_mean` only if there are such clients. `std` is the population standard deviation over
+            clients. Clients are summed in the order of their names, so that their order in a configuration does not
+            change a bit.
     """
     summary: dict[str, object] = {"clients": {name: clients[name] for name in sorted(clients)}}
+    counted = sorted(name for name in clients if name not in held_out)
     columns: dict[str, Metrics] = {"mean": {}, "weighted_mean": {}, "worst": {}, "std": {}}
     graded = [metric for metric in GRADING_METRICS if any(metric in metrics for metrics in clients.values())]
     for metric in (*METRICS, *CALIBRATION, *graded):
-        found = [(clients[n][metric], samples[n]) for n in sorted(clients) if clients[n][metric] is not None]
+        found = [(clients[n][metric], samples[n]) for n in counted if clients[n][metric] is not None]
         values = [float(value) for value, _ in found if value is not None]
         if not values:
             for column in columns.values():
@@ -46,4 +51,6 @@ def over_clients(clients: Mapping[str, Metrics], samples: Mapping[str, int]) -> 
         columns["weighted_mean"][metric] = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
         columns["worst"][metric] = max(values) if metric in CALIBRATION else min(values)
         columns["std"][metric] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+    if apart := {name: metrics for name, metrics in clients.items() if name in held_out}:
+        columns["held_out_mean"] = over_clients(apart, samples)["mean"]  # type: ignore[assignment]  # of metrics
     return summary | columns

@@ -24,6 +24,7 @@ class OverSites(Enum):
     WEIGHTED_MEAN = "weighted_mean"
     WORST = "worst"
     STD = "std"
+    HELD_OUT_MEAN = "held_out_mean"
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,16 @@ class FinishedRun:
         an_image = self.cost["flops_per_image"]
         return None if an_image is None else float(an_image * self.cost["images_trained"])
 
+    @property
+    def counted(self) -> list[Mapping[str, Any]]:
+        """Counts of the personal model at each site that is not held out."""
+        counts = self.summary["personal"]["counts"]
+        return [counts[site] for site in counts if site not in self.protocol["held_out_sites"]]
+
     @cached_property
     def confusion(self) -> list[list[int]]:
-        """Numbers of images for the personal model, summed over sites; rows are targets."""
-        return summed(counts["confusion"] for counts in self.summary["personal"]["counts"].values())
+        """Numbers of images for the personal model, summed over sites that are not held out; rows are targets."""
+        return summed(counts["confusion"] for counts in self.counted)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -187,6 +194,16 @@ class Compared:
     def seeds(self) -> list[int]:
         """Seeds of all runs."""
         return sorted({run.seed for row in self.rows for run in row.runs})
+
+    @property
+    def held_out(self) -> list[str]:
+        """Sites that never trained, which means and tests leave out."""
+        return [site for site in self.sites if site in self.protocol["held_out_sites"]]
+
+    @property
+    def counted_sites(self) -> list[str]:
+        """Sites over which means and tests are taken."""
+        return [site for site in self.sites if site not in self.held_out]
 
     def test_images(self, site: str) -> int:
         """Return the number of images on which a site was evaluated."""

@@ -21,9 +21,7 @@ ONE_SEED = "One seed: no deviation, and no claim."
 
 def results_table(compared: Compared, metric: str) -> ReportTable:
     """Table of rows by sites for the personal model, with the columns of a summary and the generic model."""
-    columns: list[Column] = [
-        (f"{site} ({compared.test_images(site)})", _of("personal", site, metric), True) for site in compared.sites
-    ]
+    columns: list[Column] = [(_heading(compared, site), _of("personal", site, metric), True) for site in compared.sites]
     columns += [
         ("mean", _of("personal", OverSites.MEAN, metric), True),
         ("weighted mean", _of("personal", OverSites.WEIGHTED_MEAN, metric), True),
@@ -32,11 +30,13 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
         ("generic mean", _of("generic", OverSites.MEAN, metric), True),
         ("generic worst", _of("generic", OverSites.WORST, metric), True),
     ]
+    if compared.held_out:
+        columns.append(("mean of held out", _of("personal", OverSites.HELD_OUT_MEAN, metric), True))
     caption = (
         f"{metric_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
         f"{compared.protocol['when']}, after the last round. {_over_seeds(compared)} Mean, worst and std over sites "
         f"are taken in each run. Generic: personal tensors at their start, what a hospital that joins gets."
-        f"{_pooled(compared)}"
+        f"{_held_out(compared)}{_pooled(compared)}"
     )
     return _table("results", f"{metric_title(metric)} by site", caption, compared, columns, percent)
 
@@ -153,7 +153,7 @@ def tuning_table(compared: Compared) -> ReportTable | None:
 
 def differences(compared: Compared, metric: str) -> dict[str, Difference]:
     """Compare every row with the reference over (site, seed) pairs of the personal model."""
-    rows = {row.label: row.by_pair("personal", compared.sites, metric) for row in compared.rows}
+    rows = {row.label: row.by_pair("personal", compared.counted_sites, metric) for row in compared.rows}
     return differences_to(compared.reference, rows)
 
 
@@ -212,6 +212,17 @@ def _p_cell(p_value: float | None) -> Cell:
     if p_value is None:
         return Cell("-")
     return Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
+
+
+def _heading(compared: Compared, site: str) -> str:
+    return f"{site} ({compared.test_images(site)}{', held out' if site in compared.held_out else ''})"
+
+
+def _held_out(compared: Compared) -> str:
+    if not compared.held_out:
+        return ""
+    names = ", ".join(compared.held_out)
+    return f" Held out, and in no other number than its own and the mean of held out: {names}."
 
 
 def _of(model: str, column: str | OverSites, metric: str) -> Values:

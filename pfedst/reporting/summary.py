@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -89,13 +89,15 @@ class _Evaluated:
     round: int
     evaluation: Mapping[str, Any]
     trained: Mapping[str, Metrics]
+    held_out: Collection[str]
 
     @property
     def score(self) -> float | None:
         """The score that best_on_validation selects by; None if no client has validation images."""
         if not self.evaluation:
             return None
-        found = [e.metrics[SELECTION_METRIC] for _, e in sorted(self.evaluation["validation"]["personal"].items())]
+        sites = sorted(self.evaluation["validation"]["personal"].items())
+        found = [e.metrics[SELECTION_METRIC] for site, e in sites if site not in self.held_out]
         values = [value for value in found if value is not None]
         return fmean(values) if values else None
 
@@ -122,6 +124,7 @@ class RunSummary:
         self.content = dict(content or {})
         self.cost = {key: protocol.pop(key) for key in ("parameters_trained", "parameters_sent")}
         self.protocol = protocol
+        self._held_out = frozenset(protocol["held_out_sites"])
         self.last_round = 0
         self.setup_upload_bytes = 0
         self.resumed_after_round: int | None = None
@@ -134,7 +137,7 @@ class RunSummary:
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
-        self._last = _Evaluated(0, {}, {})
+        self._last = _Evaluated(0, {}, {}, self._held_out)
         self._best_before = self._last
 
     def add_round(
@@ -168,7 +171,7 @@ class RunSummary:
             return logged
         trained = {name: r["trained"]["test"]["personal"] for name, r in records.items() if "trained" in r}
         self._best_before = self._last.or_better(self._best_before)
-        self._last = _Evaluated(round_number, evaluation, trained)
+        self._last = _Evaluated(round_number, evaluation, trained, self._held_out)
         return logged | self._logged(evaluation)
 
     @property
@@ -238,7 +241,8 @@ class RunSummary:
         return {site: counts[split] for site, counts in self.protocol["samples"].items()}
 
     def _models(self, evaluation: Mapping[str, Any], split: str) -> dict[str, Any]:
-        return {model: of_model(clients, self._sizes(split)) for model, clients in evaluation[split].items()}
+        sizes = self._sizes(split)
+        return {model: of_model(clients, sizes, self._held_out) for model, clients in evaluation[split].items()}
 
     def _trained(self, last: _Evaluated) -> dict[str, Any] | None:
         if not last.trained:
@@ -257,19 +261,22 @@ class RunSummary:
         for split, models in evaluation.items():
             for model, clients in models.items():
                 group = "federation" if model == "personal" else model
-                means = of_model(clients, self._sizes(split))["mean"]
+                means = of_model(clients, self._sizes(split), self._held_out)["mean"]
                 logged |= {f"{group}/{split}/{m}": v for m, v in means.items() if v is not None}
             for name, found in models["personal"].items():
                 logged |= {f"client/{name}/{split}/{m}": v for m, v in found.metrics.items() if v is not None}
         return logged
 
 
-def of_model(clients: Mapping[str, Evaluated], samples: Mapping[str, int]) -> dict[str, Any]:
+def of_model(
+    clients: Mapping[str, Evaluated], samples: Mapping[str, int], held_out: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the metrics of one model over clients (see `over_clients`), and `counts` by client.
 
     Args:
         clients: metrics and counts by client name.
         samples: number of evaluated samples by client name.
+        held_out: clients that never train, which means leave out.
     """
-    metrics = over_clients({name: found.metrics for name, found in clients.items()}, samples)
+    metrics = over_clients({name: found.metrics for name, found in clients.items()}, samples, held_out)
     return metrics | {"counts": {name: clients[name].counts for name in sorted(clients)}}

@@ -65,8 +65,10 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(HEADINGS[metric], justify="right")
     samples = summary["protocol"]["samples"]
     sizes = {site: samples[site][summary["protocol"]["split"]] for site in summary["personal"]["clients"]}
+    held_out = summary["protocol"]["held_out_sites"]
     for site, size in sizes.items():
-        table.add_row(site, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
+        name = f"{site} (held out)" if site in held_out else site
+        table.add_row(name, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
     table.add_section()
     for column, heading in (
         ("mean", "mean over clients"),
@@ -74,8 +76,11 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         ("worst", "worst client"),
         ("std", "std over clients"),
     ):
-        size = str(sum(sizes.values())) if column == "weighted_mean" else ""
+        counted = sum(size for site, size in sizes.items() if site not in held_out)
+        size = str(counted) if column == "weighted_mean" else ""
         table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
+    if "held_out_mean" in summary["personal"]:
+        table.add_row("mean of held out", "", *_cells([summary[m]["held_out_mean"] for m in models], metrics))
     return table
 
 

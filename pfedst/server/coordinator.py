@@ -208,7 +208,7 @@ class FederatedCoordinator:
         protocol = self._describe(server, hellos) | {"split": split, "round": number}
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
         return {"name": folder.name, "protocol": protocol} | {
-            model: of_model(clients, sizes) for model, clients in models.items()
+            model: of_model(clients, sizes, server.held_out) for model, clients in models.items()
         }
 
     def _server(

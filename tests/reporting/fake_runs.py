@@ -48,10 +48,12 @@ PROTOCOL = {
 }
 
 
-def of_model(values):
+def of_model(values, held_out=()):
     """Of {site: value}: every metric has that value; confusion of 10 images a site, of which value is right."""
-    found = list(values.values())
+    found = [value for site, value in values.items() if site not in held_out]
     columns = {"mean": fmean(found), "weighted_mean": fmean(found), "worst": min(found), "std": pstdev(found)}
+    if held_out:
+        columns["held_out_mean"] = fmean(values[site] for site in held_out)
     summary = {column: dict.fromkeys(METRICS, value) for column, value in columns.items()}
     counts = {
         site: {
@@ -85,7 +87,8 @@ def write_run(
     """
     folder.mkdir(parents=True)
     sites = {site: {"train": 8, "validation": 2, "test": 10} for site in values}
-    personal = of_model(values)
+    held_out = protocol.get("held_out_sites", ())
+    personal = of_model(values, held_out)
     summary = {
         "format": 2,
         "pfedst_version": "1.0.0",
@@ -96,7 +99,7 @@ def write_run(
         "evaluated": {"round": 5, "split": "test", "prior": "none: logits as the model gives them"},
         "protocol": PROTOCOL | {"seed": seed, "samples": sites} | protocol,
         "personal": personal,
-        "generic": of_model(generic or values),
+        "generic": of_model(generic or values, held_out),
         "validation": {"personal": personal, "generic": personal},
         "best_on_validation": None,
         "trained": None,

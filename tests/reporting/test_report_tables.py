@@ -61,6 +61,30 @@ def test_sites_may_be_called_like_the_columns_over_sites(tmp_path) -> None:
     assert set(values) <= set(titles)
 
 
+def test_sites_that_are_held_out_are_shown_beside_the_means(tmp_path) -> None:
+    """Summaries leave them out; tables mark them, and tests over pairs and sums over images leave them out too."""
+    values = {"a": 0.4, "b": 0.6, "far": 1.0}
+    folders = [
+        write_run(tmp_path / f"{method}{seed}", values, method=method, seed=seed, held_out_sites=["far"])
+        for method in ("FedAvg", "Local")
+        for seed in (0, 1)
+    ]
+    compared = load_compared(folders, "FedAvg")
+    table = tables.results_table(compared, METRIC)
+    assert column(table, "far (10, held out)")[0].value == 1.0
+    assert [column(table, heading)[0].value for heading in ("mean", "worst site", "mean of held out")] == pytest.approx(
+        [0.5, 0.4, 1.0]
+    )
+    assert "Held out, and in no other number" in table.caption
+    (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
+    assert row[4].text == "4"  # pairs of two sites and two seeds
+    run = compared.rows[0].first
+    assert sum(map(sum, run.confusion)) == 2 * 10
+    assert len(run.counted) == 2
+    titles = {text.get_text() for figure in make_figures(compared) for text in figure.figure.findobj(Text)}
+    assert {"a", "b", "far", "mean over sites"} <= titles
+
+
 def test_differences_by_hand(compared) -> None:
     (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
     texts = [cell.text for cell in row]

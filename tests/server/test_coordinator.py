@@ -1,5 +1,6 @@
 """Whole runs: determinism, participation, what a method may send, fine-tuning, sequential methods."""
 
+import io
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
 from pfedst_baselines.zero_shot import ZeroShot
+from rich.console import Console
 
 from pfedst.data.datasets import Draw, SiteDataset
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
@@ -15,6 +17,7 @@ from pfedst.messages.payload import NET
 from pfedst.messages.requests import POOLED
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
+from pfedst.reporting.tables import metrics_table
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, federation, fit, prepared, template
 from tests.rounding import alike
@@ -319,6 +322,13 @@ def test_labels_of_a_held_out_site_change_nothing_at_the_others(tmp_path, method
         assert held_out[model]["clients"] == whole[model]["clients"]
     assert held_out["cost"]["setup_upload_bytes"] == whole["cost"]["setup_upload_bytes"]
     assert other["personal"]["clients"] != whole["personal"]["clients"]
+    clients = whole["personal"]["clients"]
+    accuracies = {site: clients[site]["accuracy"] for site in clients}
+    assert whole["personal"]["mean"]["accuracy"] == (accuracies["site_a"] + accuracies["site_c"]) / 2
+    assert whole["personal"]["held_out_mean"]["accuracy"] == accuracies["site_b"]
+    Console(file=(printed := io.StringIO()), width=150).print(metrics_table(whole))
+    assert "site_b (held out)" in printed.getvalue()
+    assert "mean of held out" in printed.getvalue()
 
 
 def test_a_held_out_site_is_not_fine_tuned_either(tmp_path) -> None:

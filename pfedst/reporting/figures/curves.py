@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     WIDTH,
@@ -27,9 +27,10 @@ from pfedst.reporting.tables import metric_title, metric_words
 
 MOST_BANDS = 6
 """Maximum number of rows with a band. With more rows only the reference has one, since many bands hide each other."""
-MEAN = "mean over sites"
 MOST_SPARE = 9
 """Maximum number of rows whose legend fits into the place of a panel."""
+Panel = str | OverSites
+"""A site, or the mean over sites."""
 Points = dict[int, list[float]]
 """Round -> one value per seed."""
 
@@ -37,14 +38,15 @@ Points = dict[int, list[float]]
 def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
     """Draw a panel for each site and one for their mean; None if no site has validation images."""
     found = {row.label: _points(row, metric) for row in compared.rows}
-    panels = [site for site in compared.sites if any(site in points for points in found.values())]
+    panels: list[Panel] = [site for site in compared.sites if any(site in points for points in found.values())]
     if not panels:
         return None
-    panels += [MEAN] if len(compared.sites) > 1 else []
+    panels += [OverSites.MEAN] if len(compared.sites) > 1 else []
     figure = _empty(compared, metric, len(panels))
     last = max([1, *(number for points in found.values() for numbers in points.values() for number in numbers)])
     for axes, panel in zip(figure.axes, panels, strict=False):
-        panel_title(axes, shortened(panel, 30), panel == MEAN)
+        over_sites = isinstance(panel, OverSites)
+        panel_title(axes, "mean over sites" if over_sites else shortened(str(panel), 30), over_sites)
         _panel(axes, compared, {label: points.get(panel, {}) for label, points in found.items()}, last)
     caption = (
         f"{metric_title(metric)} of the personal model on each site's validation images, after the merge of a round, "
@@ -111,12 +113,16 @@ def _panel(axes: Axes, compared: Compared, found: Mapping[str, Points], last: in
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=2))
 
 
-def _points(row: RunsOfARow, metric: str) -> dict[str, Points]:
+def _points(row: RunsOfARow, metric: str) -> dict[Panel, Points]:
     """Return the points of each panel. Panels without points are skipped."""
-    panels: dict[str, Points] = {}
+    panels: dict[Panel, Points] = {}
     for run in row.runs:
         for number, sites in _by_round(run, metric).items():
-            for panel, value in (*sites.items(), (MEAN, fmean(sites.values()))):
+            counted = [value for site, value in sites.items() if site not in run.protocol["held_out_sites"]]
+            values: dict[Panel, float] = dict(sites.items())
+            if counted:
+                values[OverSites.MEAN] = fmean(counted)
+            for panel, value in values.items():
                 panels.setdefault(panel, {}).setdefault(number, []).append(value)
     return panels
 

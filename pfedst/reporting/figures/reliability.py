@@ -55,9 +55,7 @@ class Pooled:
 
 def pooled(row: RunsOfARow) -> Pooled:
     """Sum the personal model's diagrams on test over all sites and seeds."""
-    found: list[Mapping[str, Any]] = [
-        counts["reliability"] for run in row.runs for counts in run.summary["personal"]["counts"].values()
-    ]
+    found: list[Mapping[str, Any]] = [counts["reliability"] for run in row.runs for counts in run.counted]
     images, right, confidence = (
         tuple(map(sum, zip(*(one[key] for one in found), strict=True))) for key in ("images", "right", "confidence")
     )
