@@ -100,8 +100,11 @@ def evaluate(
         split: `validation` or `test`.
 
     Raises:
-        StateError: no state, or one that does not fit the configuration.
+        StateError: no state, one that does not fit the configuration, or another encoder than it was trained with.
+        DataError: images of a class that the run does not have.
     """
+    if classes := RunFolder(folder).identity().get("classes"):
+        data.use_classes(classes)
     held_out = coordinator.held_out_sites
     client = make_client(template, data, method, run_seed, LocalTrainer(trainer), folder / SITES, held_out)
     client.keeps_predictions = False

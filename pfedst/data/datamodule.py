@@ -28,7 +28,7 @@ from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCa
 from pfedst.data.taps.place import default_folder
 from pfedst.data.taps.store import TapStore
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
-from pfedst.errors import ConfigurationError, DataError
+from pfedst.errors import ConfigurationError, DataError, listed
 from pfedst.seeds import derive_seed, generator
 
 AuditLevel = Literal["off", "warn", "strict"]
@@ -127,6 +127,23 @@ class FederatedDataModule(LightningDataModule):
         self.store: TapStore | None = None
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
+        self._trained_classes: tuple[str, ...] | None = None
+
+    def use_classes(self, names: Sequence[str]) -> None:
+        """Give images the class indices of a trained model, whatever the order in which these data name the classes.
+
+        Args:
+            names: the classes of the model, in the order of its outputs.
+
+        Raises:
+            ConfigurationError: the data are prepared with other classes.
+        """
+        if self._datasets and tuple(names) != self.class_names:
+            raise ConfigurationError(
+                f"these data are prepared with the classes {listed(list(self.class_names))}, and the model has "
+                f"{listed(list(names))}: make another data module"
+            )
+        self._trained_classes = tuple(names)
 
     @abstractmethod
     def read(self) -> Sites:
@@ -181,6 +198,8 @@ class FederatedDataModule(LightningDataModule):
         """
         found = self.read()
         found.check_labels()
+        if self._trained_classes is not None:
+            found = found.with_classes(self._trained_classes)  # before validation is cut, which depends on labels
         if files:
             found.check_files(self.outside_files)
             found = found.with_patients()

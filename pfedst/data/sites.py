@@ -151,6 +151,32 @@ class Sites:
 
         return replace(self, splits={s: {k: known(p) for k, p in parts.items()} for s, parts in self.splits.items()})
 
+    def with_classes(self, names: Sequence[str]) -> Sites:
+        """Return the same sites with these classes in this order: labels are mapped by the names of classes.
+
+        Args:
+            names: the classes of a trained model, in the order of its outputs.
+
+        Raises:
+            DataError: images of a class that is not among them.
+        """
+        if list(names) == list(self.class_names):
+            return self
+        index = {name: names.index(name) for name in self.class_names if name in names}
+        unknown = [name for name in self.class_names if name not in index]
+        if unknown:
+            where = f"{self.read_from}: " if self.read_from else ""
+            raise DataError(
+                f"{where}the model was trained without the class {listed(unknown)}; it has: {listed(list(names))}. "
+                f"Leave its images out, or rename the class"
+            )
+
+        def mapped(part: LabelledImages) -> LabelledImages:
+            return replace(part, labels=[index[self.class_names[label]] for label in part.labels])
+
+        splits = {site: {split: mapped(part) for split, part in parts.items()} for site, parts in self.splits.items()}
+        return replace(self, class_names=list(names), splits=splits)
+
     def with_validation(self, fraction: float, split_seed: int) -> Sites:
         """Return the same sites, with validation cut from train at sites that have none.
 

@@ -69,6 +69,23 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             raise StateError(f"{file} is damaged ({error}); remove it, and the run continues without it") from error
 
+    def identity(self) -> dict[str, Any]:
+        """Return what the run depends on besides its configuration.
+
+        Raises:
+            StateError: the file is missing or damaged.
+        """
+        file = self.path / "identity.json"
+        try:
+            found = json.loads(file.read_text())
+            if not isinstance(found, dict):
+                raise ValueError(f"a {type(found).__name__} in place of a table")
+            return found
+        except (OSError, ValueError, RecursionError) as error:
+            raise StateError(
+                f"{file} is missing or damaged ({error!r}): put back a copy of it, or start a new one"
+            ) from error
+
     def identify(self, identity: Mapping[str, Any], resume: bool) -> None:
         """Save what a run depends on besides its configuration; with `resume` compare it with what was saved.
 
@@ -79,13 +96,8 @@ class RunFolder:
         if not resume or not (file.is_file() or not self.is_empty):  # killed before its first round
             self._write(file, json_bytes(identity))
             return
-        try:
-            kept = json.loads(file.read_text())
-            differing = {key: (kept.get(key), value) for key, value in identity.items() if kept.get(key) != value}
-        except (OSError, ValueError, AttributeError, RecursionError) as error:
-            raise StateError(
-                f"{file} is missing or damaged ({error!r}): the run cannot be continued; start a new one"
-            ) from error
+        kept = self.identity()
+        differing = {key: (kept.get(key), value) for key, value in identity.items() if kept.get(key) != value}
         if differing:
             changes = "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in differing.items())
             raise StateError(f"{self.path} cannot be continued: {changes}; start a new run")

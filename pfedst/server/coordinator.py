@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pfedst.errors import ConfigurationError, listed
+from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.messages.payload import State
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
@@ -186,6 +186,7 @@ class FederatedCoordinator:
         """
         transport = CheckedTransport(transport)
         hellos = transport.hello(folder.name)
+        check_same_model(RunFolder(folder).identity(), identity(hellos))
         server = self._server(hellos, method, make_start, run_seed, None)
         saved = RunState(folder / "state").last_round()
         load_frozen(server.load_state_parts(saved.parts))
@@ -270,6 +271,26 @@ def write_run_report(folder: Path) -> None:
     write_files(load_compared([folder]), folder / "report")
 
 
+def check_same_model(trained: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Check that a run is evaluated with the encoder and the classes that it was trained with.
+
+    Args:
+        trained: the identity of the run.
+        here: the identity of what it is to be evaluated with.
+
+    Raises:
+        StateError: another encoder, or other classes: its numbers would be wrong.
+    """
+    remedies = {
+        "encoder_weights": "give --model.encoder.weights the file that it was trained with",
+        "classes": "name the classes as it does, with --data.class_names",
+    }
+    for key, remedy in remedies.items():
+        if key in trained and trained[key] != here[key]:
+            what = key.replace("_", " ")
+            raise StateError(f"the run was trained with other {what}: {trained[key]}, here {here[key]}; {remedy}")
+
+
 def identity(hellos: Mapping[str, Reply]) -> dict[str, Any]:
     """Return what the bits of a run depend on besides its configuration: one value, or one a site."""
 
@@ -283,6 +304,7 @@ def identity(hellos: Mapping[str, Reply]) -> dict[str, Any]:
         "torch": torch.__version__,
         "encoder": next(iter(hellos.values())).values["protocol"]["encoder"],
         "encoder_weights": common("encoder_weights"),
+        "classes": common("classes"),
         "data": common("fingerprint"),
         "threads": common("threads"),
     }
