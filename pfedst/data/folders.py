@@ -13,6 +13,28 @@ IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".t
 ROOT_VARIABLE = "PFEDST_DATA_ROOT"
 """Environment variable with the data folder to use if no option names one."""
 
+OF_THE_DISK = frozenset(
+    {
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "__macosx",
+        "$recycle.bin",
+        "desktop.ini",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+    }
+)
+"""Names, in lower case, that network disks and operating systems put among the files of their users."""
+
+
+def is_hidden(name: str) -> bool:
+    """Return True for a file or folder that no user has put there, such as thumbnails of a network disk."""
+    return name.startswith(".") or name.lower() in OF_THE_DISK
+
 
 def existing_folder(path: Path | str | None, option: str) -> Path:
     """Return the folder that an option names, or else the environment variable PFEDST_DATA_ROOT.
@@ -30,10 +52,10 @@ def existing_folder(path: Path | str | None, option: str) -> Path:
 
 
 def folders(root: Path) -> list[str]:
-    """Return the sorted names of the folders in `root`, without hidden ones."""
+    """Return the sorted names of the folders in `root`, without hidden ones and those of the disk."""
     if not root.is_dir():
         return []
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def is_image(path: Path) -> bool:
@@ -44,7 +66,7 @@ def is_image(path: Path) -> bool:
 def images_in(folder: Path) -> list[Path]:
     """Return the sorted images of a folder. Log a warning if other files are skipped."""
     with os.scandir(folder) as listing:
-        files = [folder / e.name for e in listing if _is_file(e) and not e.name.startswith((".", "Thumbs.db"))]
+        files = [folder / e.name for e in listing if _is_file(e) and not is_hidden(e.name)]
     images = sorted(path for path in files if is_image(path))
     if len(images) < len(files):
         logging.getLogger("pfedst").warning(

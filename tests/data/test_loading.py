@@ -1,5 +1,6 @@
 """Splits, orders and layouts: what comes out of good data."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,23 @@ def test_a_folder(tmp_path) -> None:
     images, targets = next(iter(data.evaluation_loader("clinic_b", "test")))
     assert images.shape == (12, 3, 16, 16)
     assert targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_folders_of_the_disk_are_no_sites_and_no_classes(tmp_path) -> None:
+    """A Synology disk puts @eaDir with thumbnails into every folder, a zip file of a Mac __MACOSX beside the sites."""
+    root = make_folder(tmp_path / "images")
+    before = FolderSites(root).found()
+    image = next(root.rglob("*.png"))
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        for name in ("@eaDir", "#recycle"):
+            (folder / name / "1.png").mkdir(parents=True)
+            shutil.copy(image, folder / name / "1.png" / "SYNOPHOTO_THUMB_M.png")
+    (root / "__MACOSX" / "clinic_a" / "train").mkdir(parents=True)
+    found = FolderSites(root).found()
+    assert found.class_names == before.class_names
+    assert {site: set(parts) for site, parts in found.splits.items()} == {s: set(p) for s, p in before.splits.items()}
+    for site, split, part in found.parts():
+        assert len(part.labels) == len(before.splits[site][split].labels)
 
 
 def test_a_folder_with_chosen_sites_classes_and_validation(tmp_path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from pfedst.data.files import refuse_outside
-from pfedst.data.folders import is_image
+from pfedst.data.folders import is_hidden, is_image
 from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
 from pfedst.data.sources import FileSource
 from pfedst.data.splitting import split_sites
@@ -114,8 +114,8 @@ def _images_below(folder: Path) -> list[Path]:
     """Return sorted paths relative to the folder. Hidden entries are skipped, links to folders are not followed."""
     found = []
     for place, inside, files in os.walk(folder):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        paths = [Path(place, name) for name in files if not name.startswith(".")]
+        inside[:] = sorted(name for name in inside if not is_hidden(name))
+        paths = [Path(place, name) for name in files if not is_hidden(name)]
         found += [path.relative_to(folder) for path in paths if is_image(path)]
     for path in found:
         try:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from pfedst.data.dicom.reader import is_dicom, load_dicom
 from pfedst.data.files import refuse_outside
-from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_image
+from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_hidden, is_image
 from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each
@@ -226,7 +226,7 @@ def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if is_hidden(path.name):
             continue
         # a broken link is reported as missing; a pipe is not an image
         if path.is_file() or not path.exists():

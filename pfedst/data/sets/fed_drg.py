@@ -14,7 +14,7 @@ from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.files import shown
-from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, folders
+from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, folders, is_hidden
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.data.tables import check_size
@@ -159,7 +159,8 @@ def _index(folder: Path | None) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
     if folder is None:
         return found
-    for place, _, names in os.walk(folder):
+    for place, inside, names in os.walk(folder):
+        inside[:] = [name for name in inside if not is_hidden(name)]
         for name in names:
             path = Path(place, name)
             if path.suffix.lower() not in IMAGE_SUFFIXES:  # such as x.png.part of an incomplete download

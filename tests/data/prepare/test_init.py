@@ -78,6 +78,7 @@ def test_layouts(tmp_path, names, options, levels, sites, splits) -> None:
 
 def test_hidden_files_and_files_that_are_no_images_are_left_out(tmp_path) -> None:
     root = tree(tmp_path, "{x,y}/*.png", "x/.hidden.png", ".git/y/1.png", "y/.thumbs/1.png")
+    tree(tmp_path, "@eaDir/x/1.png", "x/@eaDir/1.png/{a,b}.png", "__MACOSX/y/1.png", "y/#recycle/1.png")
     for name in ("readme.txt", "x/notes.json", "labels.csv", "x/Thumbs.db"):
         (root / name).write_text("text")
     table, _ = make_manifest(root, InitOptions())
