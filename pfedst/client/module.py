@@ -106,7 +106,18 @@ class FederatedClient(LightningModule):
         loss = self.method.loss(model, Batch(model.taps_of(inputs), targets, other))
         self._losses.append(loss.detach())
         self.images_seen += len(targets)
-        return loss
+        return loss if (scale := self._accumulation_scale(batch_idx)) == 1 else loss * scale
+
+    def _accumulation_scale(self, batch_idx: int) -> float:
+        """Return the factor that makes a step the mean over its batches, also the last one, which may have fewer.
+
+        Lightning divides every loss by the batches of a whole step, so that a site with few batches would take shorter
+        steps than others.
+        """
+        if self._trainer is None or (batches := self.trainer.accumulate_grad_batches) == 1:
+            return 1.0
+        first = batch_idx - batch_idx % batches
+        return float(batches / min(batches, self.trainer.num_training_batches - first))
 
     def configure_optimizers(self) -> Optimizer:
         """Make one optimiser over groups of (learning-rate scale, weight decay or none)."""

@@ -16,7 +16,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelSummary,
+    ProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+)
 from torch.utils.data import DataLoader
 
 from pfedst.client.lean_loop import LeanEpochLoop
@@ -39,6 +50,19 @@ LEAN_TRAINER: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 """Options without which a Trainer costs more than the fits: see the module's first lines."""
+
+
+OF_A_FIT = "it would act on every local fit anew, and callbacks see rounds here; "
+REFUSED_CALLBACKS: dict[type[Callback], str] = {
+    Timer: "(also --trainer.max_time) a run ends after --coordinator.rounds, and an interrupted one can be continued",
+    LearningRateMonitor: f"{OF_A_FIT}the learning rate of a fit is constant, and in the protocol of the run",
+    DeviceStatsMonitor: f"{OF_A_FIT}summary.json holds the peak memory",
+    StochasticWeightAveraging: f"{OF_A_FIT}the server merges the clients' weights",
+    LearningRateFinder: f"{OF_A_FIT}pfedst compare chooses a learning rate on validation",
+    BatchSizeFinder: f"{OF_A_FIT}set --data.batch_size",
+    GradientAccumulationScheduler: f"{OF_A_FIT}set --trainer.accumulate_grad_batches",
+}
+"""Callbacks of Lightning that a federated run cannot honour, and what to use instead."""
 
 
 def reset_for_fit(trainer: Trainer, epochs: int) -> None:
@@ -84,6 +108,13 @@ class LocalTrainer:
                 f"--trainer.precision {trainer.precision}: taps and merges are float32; use 32-true, or bf16-mixed or "
                 f"16-mixed"
             )
+        if trainer.limit_train_batches == 0:
+            raise ConfigurationError(
+                "--trainer.limit_train_batches 0: nothing would be trained; give 1 or more, or a share"
+            )
+        for callback in callbacks_of(trainer):
+            if remedy := next((text for kind, text in REFUSED_CALLBACKS.items() if isinstance(callback, kind)), None):
+                raise ConfigurationError(f"--trainer.callbacks {type(callback).__name__}: {remedy}")
         if any(isinstance(callback, Checkpoint) for callback in callbacks_of(trainer)):
             raise ConfigurationError(
                 "--trainer.enable_checkpointing or a ModelCheckpoint: the run folder's state/ holds every round; "
@@ -120,6 +151,17 @@ class LocalTrainer:
         finally:
             self.trainer.limit_train_batches = most
 
+    @contextmanager
+    def _at_least_one_batch(self, batches: int) -> Iterator[None]:
+        """Within a fit, a share of the batches is one batch or more: a small site takes part like the others."""
+        share = self.batches
+        if isinstance(share, float) and share < 1:
+            self.trainer.limit_train_batches = max(1, int(batches * share))
+        try:
+            yield
+        finally:
+            self.trainer.limit_train_batches = share
+
     def fit(self, module: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
         """Train the client in a module for the local epochs of a round, or for `epochs`."""
         reset_for_fit(self.trainer, self.epochs if epochs is None else epochs)
@@ -127,7 +169,8 @@ class LocalTrainer:
             self.trainer.precision_plugin.scaler = copy.deepcopy(self._scaler)  # type: ignore[attr-defined]
         module.train()
         try:
-            self.trainer.fit(module, train_dataloaders=loader)
+            with self._at_least_one_batch(len(loader)):
+                self.trainer.fit(module, train_dataloaders=loader)
         except BaseException:
             module.reset()  # the next client trains in the same module
             raise

@@ -3,16 +3,28 @@
 import copy
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedprox import FedProx
+from torch.optim import SGD
 
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
@@ -230,6 +242,77 @@ def test_a_module_may_log_and_a_method_edits_gradients_once_a_step() -> None:
     assert local.trainer.fit_loop.epoch_loop.lean
     assert module.model.memo["steps"] == local.trainer.global_step == -(-len(loader) // 2)
     assert local.trainer.callback_metrics["loss"] > 0
+
+
+def step_lengths(batches, accumulate, lean=True):
+    """Lengths of the steps of plain SGD in an epoch of some batches."""
+    sites = prepared(sites=1, samples_per_site=[8 * batches], test_samples_per_site=[8], validation_fraction=0)
+    made = federation(FedAvg(), sites=sites, optimizer=partial(SGD, lr=0.1))
+    name, module = next(iter(made.modules.items()))
+    lengths, before = [], {key: p.detach().clone() for key, p in module.model.named_parameters()}
+
+    def measure(optimizer, *given) -> None:
+        moved = [(p.detach() - before[key]).square().sum() for key, p in module.model.named_parameters()]
+        lengths.append(torch.stack(moved).sum().sqrt().item())
+        before.update({key: p.detach().clone() for key, p in module.model.named_parameters()})
+
+    local = LocalTrainer(trainer(accumulate_grad_batches=accumulate))
+    if not lean:
+        local.trainer.fit_loop.epoch_loop.__class__ = _TrainingEpochLoop
+    with pytest.MonkeyPatch.context() as patch:
+        step = SGD.step
+
+        def stepped(self, closure=None):
+            result = step(self, closure)
+            measure(self)
+            return result
+
+        patch.setattr(SGD, "step", stepped)
+        local.fit(module, sites.train_loader(name, 0))
+    return lengths
+
+
+@pytest.mark.parametrize("lean", [True, False], ids=["lean", "Lightning's loop"])
+def test_a_step_is_the_mean_over_the_batches_that_there_are(lean) -> None:
+    """A window of accumulated batches that is not full, as at small hospitals, gives no shorter step."""
+    (two,) = step_lengths(2, 2, lean)
+    assert step_lengths(2, 8, lean) == pytest.approx([two], rel=1e-4)
+    assert step_lengths(5, 4, lean)[0] == pytest.approx(step_lengths(5, 4, not lean)[0], rel=1e-4)
+    assert len(step_lengths(5, 4, lean)) == 2
+
+
+@pytest.mark.parametrize(("share", "batches"), [(0.25, 1), (0.5, 1), (1.0, 3), (2, 2)])
+def test_a_share_of_the_batches_is_one_or_more(share, batches) -> None:
+    made, sites = federation(Counted()), prepared()
+    name, module = next(iter(made.modules.items()))
+    loader, local = sites.train_loader(name, 0), LocalTrainer(trainer(limit_train_batches=share))
+    assert len(loader) == 3
+    local.fit(module, loader)
+    assert module.model.memo["steps"] == batches
+    assert local.batches == share
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limit_train_batches": 0}, "limit_train_batches 0: nothing would be trained"),
+        ({"max_time": "00:00:00:05"}, r"max_time.*--coordinator.rounds"),
+        *(
+            ({"callbacks": [callback], "logger": CSVLogger("unused")}, type(callback).__name__)
+            for callback in (
+                LearningRateMonitor(),
+                DeviceStatsMonitor(),
+                StochasticWeightAveraging(0.1),
+                LearningRateFinder(),
+                BatchSizeFinder(),
+                GradientAccumulationScheduler({0: 2}),
+            )
+        ),
+    ],
+)
+def test_what_a_federated_run_cannot_honour_is_refused_by_name(options, words) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        LocalTrainer(trainer(**options))
 
 
 class Stopped(FedAvg):
