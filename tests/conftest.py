@@ -17,9 +17,12 @@ _variables: dict[str, str] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Import what tests need, and start the fork server; not in the process that only hands out tests to workers."""
+    """Import what tests need, and start the fork server; not in the process that only hands out tests to workers.
+
+    With coverage that process imports too: it alone counts the lines that run at import.
+    """
     hands_out_tests = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
-    if hands_out_tests:
+    if hands_out_tests and not config.getoption("cov_source", None):
         return
     import torch
     from lightning.fabric.utilities import registry
