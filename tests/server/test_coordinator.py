@@ -315,7 +315,7 @@ def relabelled(site):
 def test_labels_of_a_held_out_site_change_nothing_at_the_others(tmp_path, method) -> None:
     """Its training images make no class prototypes either."""
     options = {"held_out_sites": ["site_b"], "rounds": 1}
-    whole = fit(tmp_path / "whole", method(), **options)
+    whole = fit(tmp_path / "whole", method(), sites=prepared(cache="none"), **options)
     held_out = fit(tmp_path / "held_out", method(), sites=relabelled("site_b"), **options)
     other = fit(tmp_path / "other", method(), sites=relabelled("site_a"), **options)
     for model in ("personal", "generic"):
