@@ -98,11 +98,11 @@ def variables_as_before(cache_of_these_tests) -> Iterator[None]:
 
 
 def _restore(before: Mapping[str, str]) -> None:
-    for name in (os.environ.keys() | before.keys()) - {"PYTEST_CURRENT_TEST"}:
-        if name not in before:
-            del os.environ[name]
-        elif os.environ.get(name) != before[name]:
-            os.environ[name] = before[name]
+    from pfedst.child_processes.environment import apply_changes, changes_between
+
+    changes = changes_between(os.environ, before)
+    changes.pop("PYTEST_CURRENT_TEST", None)  # pytest's own
+    apply_changes(changes)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -210,7 +210,7 @@ class Client:
         """Count the FLOPs of training on one image, in a fit of one batch whose result is thrown away."""
         self._restore(name, request)
         loader = self.data.train_loader(self.sites_of(name), seed=0)
-        with self._unlabelled(name), seeded(0), self.local.one_batch():
+        with self._unlabelled(name), seeded(0), self.local.at_most(1):
             flops = counted_flops(lambda: self.local.fit(self.module, loader))
         return Reply({"flops_per_image": flops / self.module.images_seen})
 

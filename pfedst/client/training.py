@@ -51,7 +51,6 @@ LEAN_TRAINER: dict[str, Any] = {
 }
 """Options without which a Trainer costs more than the fits: see the module's first lines."""
 
-
 OF_A_FIT = "it would act on every local fit anew, and callbacks see rounds here; "
 REFUSED_CALLBACKS: dict[type[Callback], str] = {
     Timer: "(also --trainer.max_time) a run ends after --coordinator.rounds, and an interrupted one can be continued",
@@ -143,24 +142,18 @@ class LocalTrainer:
         return most
 
     @contextmanager
-    def one_batch(self) -> Iterator[None]:
-        """Epochs of a single batch."""
-        most, self.trainer.limit_train_batches = self.batches, 1
+    def at_most(self, batches: int | float) -> Iterator[None]:
+        """Epochs of at most so many batches, or as a float of a share of all."""
+        most, self.trainer.limit_train_batches = self.batches, batches
         try:
             yield
         finally:
             self.trainer.limit_train_batches = most
 
-    @contextmanager
-    def _at_least_one_batch(self, batches: int) -> Iterator[None]:
-        """Within a fit, a share of the batches is one batch or more: a small site takes part like the others."""
+    def _batches_of(self, batches: int) -> int | float:
+        """Return the most batches of an epoch: a share of them is one or more, so that small sites take part."""
         share = self.batches
-        if isinstance(share, float) and share < 1:
-            self.trainer.limit_train_batches = max(1, int(batches * share))
-        try:
-            yield
-        finally:
-            self.trainer.limit_train_batches = share
+        return max(1, int(batches * share)) if isinstance(share, float) and share < 1 else share
 
     def fit(self, module: FederatedClient, loader: DataLoader[Any], epochs: int | None = None) -> None:
         """Train the client in a module for the local epochs of a round, or for `epochs`."""
@@ -169,7 +162,7 @@ class LocalTrainer:
             self.trainer.precision_plugin.scaler = copy.deepcopy(self._scaler)  # type: ignore[attr-defined]
         module.train()
         try:
-            with self._at_least_one_batch(len(loader)):
+            with self.at_most(self._batches_of(len(loader))):
                 self.trainer.fit(module, train_dataloaders=loader)
         except BaseException:
             module.reset()  # the next client trains in the same module

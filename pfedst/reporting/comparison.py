@@ -82,10 +82,15 @@ class FinishedRun:
         return None if an_image is None else float(an_image * self.cost["images_trained"])
 
     @property
+    def held_out(self) -> list[str]:
+        """Sites that never trained."""
+        return list(self.protocol["held_out_sites"])
+
+    @property
     def counted(self) -> list[Mapping[str, Any]]:
         """Counts of the personal model at each site that is not held out."""
         counts = self.summary["personal"]["counts"]
-        return [counts[site] for site in counts if site not in self.protocol["held_out_sites"]]
+        return [counts[site] for site in counts if site not in self.held_out]
 
     @cached_property
     def confusion(self) -> list[list[int]]:

@@ -60,10 +60,7 @@ class RunFolder:
         """
         file = self.path / "summary.json"
         try:
-            found = json.loads(file.read_text())
-            if not isinstance(found, dict):
-                raise ValueError(f"a {type(found).__name__} in place of a table")
-            return found
+            return _table(file)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -77,10 +74,7 @@ class RunFolder:
         """
         file = self.path / "identity.json"
         try:
-            found = json.loads(file.read_text())
-            if not isinstance(found, dict):
-                raise ValueError(f"a {type(found).__name__} in place of a table")
-            return found
+            return _table(file)
         except (OSError, ValueError, RecursionError) as error:
             raise StateError(
                 f"{file} is missing or damaged ({error!r}): put back a copy of it, or start a new one"
@@ -167,3 +161,10 @@ class RunFolder:
     def _write(self, file: Path, content: bytes) -> None:
         with writing(file):
             write_atomically(file, content)
+
+
+def _table(file: Path) -> dict[str, Any]:
+    found = json.loads(file.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} in place of a table")
+    return found

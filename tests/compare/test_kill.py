@@ -1,5 +1,6 @@
 """A comparison that is killed in the middle, with the processes of its runs, and started again, gives the same report."""
 
+import functools
 import json
 import time
 
@@ -9,7 +10,7 @@ from pfedst.cli import main
 from pfedst.cli.compare import resolver
 from tests import programs
 from tests.compare.in_process import InProcessGrid
-from tests.compare.test_run import BASE, once
+from tests.compare.test_run import BASE
 
 PLAN = {
     "base": "base.yaml",
@@ -46,7 +47,7 @@ def test_killed_and_started_again(tmp_path, monkeypatch) -> None:
     assert not list(killed.glob("runs/side-*/summary.json"))
     assert not (killed / "report").exists()
 
-    resolve = once(resolver())
+    resolve = functools.cache(resolver())
     monkeypatch.setattr("pfedst.cli.compare.resolver", lambda: resolve)
     monkeypatch.setattr("pfedst.cli.compare.Grid", InProcessGrid)
     monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])  # tests/cli/test_report.py draws

@@ -1,5 +1,6 @@
 """A comparison through the real command line: what is run, kept, tuned on validation, and told."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -63,19 +64,6 @@ class CopyingGrid(InProcessGrid):
         return failed
 
 
-def once(resolve):
-    """The same function for a base that does not change: it parses the same arguments once."""
-    known = {}
-
-    def resolved(arguments):
-        key = tuple(arguments)
-        if key not in known:
-            known[key] = resolve(arguments)
-        return known[key]
-
-    return resolved
-
-
 @pytest.fixture(scope="module")
 def resolve():
     """The parser of a comparison; to build it takes as long as to use it."""
@@ -84,7 +72,8 @@ def resolve():
 
 @pytest.fixture(scope="module")
 def resolve_once(resolve):
-    return once(resolve)
+    """The same for all tests of a base that does not change: the same arguments are parsed once."""
+    return functools.cache(resolve)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Methods that stop a run in the middle of a fit, a client that fails in one round, and forged snapshots."""
 
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -58,6 +59,24 @@ def forge(folder, change) -> None:
     found = read_snapshot(folder)
     change(found)
     name_snapshot(write_snapshot(folder, found.about, found.parts), folder)
+
+
+def copies_of_one_round(make_folder, fit):
+    """Return a function that leaves a run of a method after its first round in a folder: run once, and copied.
+
+    Args:
+        make_folder: makes an empty folder.
+        fit: folder, method and options -> makes a run.
+    """
+    done = {}
+
+    def copy(folder, make):
+        if make not in done:
+            done[make] = make_folder("one_round")
+            fit(done[make], make(), rounds=1)
+        shutil.copytree(done[make], folder, dirs_exist_ok=True)
+
+    return copy
 
 
 @contextmanager

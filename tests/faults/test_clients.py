@@ -1,7 +1,6 @@
 """A client that fails in whatever way is left out of its round, told and recorded, and comes back as it was."""
 
 import json
-import shutil
 import time
 
 import pytest
@@ -17,7 +16,7 @@ from pfedst.reporting import RunFolder
 from pfedst.reporting.tables import protocol_text
 from pfedst.state.run_state import RunState
 from pfedst.testing.small import fit
-from tests.faults.runs_that_stop import BAD, Steps, is_bad, without_the_bad
+from tests.faults.runs_that_stop import BAD, Steps, copies_of_one_round, is_bad, without_the_bad
 from tests.server.runs import go_on, left, merged_fits, same, without_times
 
 
@@ -102,15 +101,7 @@ def absent_once(tmp_path_factory):
 @pytest.fixture(scope="module")
 def after_one_round(tmp_path_factory):
     """Gives a run of a method to go on with after its first round, run once and copied."""
-    done = {}
-
-    def copy(folder, make):
-        if make not in done:
-            done[make] = tmp_path_factory.mktemp("one_round")
-            fit(done[make], make(), rounds=1)
-        shutil.copytree(done[make], folder, dirs_exist_ok=True)
-
-    return copy
+    return copies_of_one_round(tmp_path_factory.mktemp, fit)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ tests/server/test_replies.py; here are whole runs.
 
 import json
 import random
-import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -22,7 +21,7 @@ from pfedst.methods.pfedst import PFedST
 from pfedst.testing import small
 from pfedst.testing.small import data
 from pfedst.transport.in_process import InProcess
-from tests.faults.runs_that_stop import BAD, without_the_bad
+from tests.faults.runs_that_stop import BAD, copies_of_one_round, without_the_bad
 from tests.server import runs
 from tests.server.runs import left, same, without_times
 
@@ -101,15 +100,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def after_one_round(tmp_path_factory):
     """Gives a run of a method to go on with after its first round, run once and copied."""
-    done = {}
-
-    def copy(folder, make):
-        if make not in done:
-            done[make] = tmp_path_factory.mktemp("one_round")
-            fit(done[make], make(), rounds=1)
-        shutil.copytree(done[make], folder, dirs_exist_ok=True)
-
-    return copy
+    return copies_of_one_round(tmp_path_factory.mktemp, fit)
 
 
 def nested(depth):

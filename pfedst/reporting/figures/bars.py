@@ -15,13 +15,13 @@ from pfedst.reporting.figures.style import (
     WIDTH,
     RowStyle,
     new_figure,
-    panel_title,
     protocol_caption,
     round_text,
     row_styles,
     seeds_text,
     shortened,
     text_inches,
+    title_of_column,
 )
 from pfedst.reporting.tables import metric_title, metric_words
 
@@ -50,8 +50,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     styles = row_styles(compared)
     span = max([LEAST_SPAN, *(high - low for low, high in (_ends(compared, c, metric) for c in columns_of))]) * 1.12
     for number, (axes, column) in enumerate(zip(grid.flat, columns_of, strict=False)):
-        over_sites = isinstance(column, OverSites)
-        panel_title(axes, "mean over sites" if over_sites else shortened(str(column), 18), over_sites)
+        title_of_column(axes, column, 18)
         for y, row in enumerate(compared.rows):
             _draw(axes, y, [100 * value for value in row.values("personal", column, metric)], styles[row.label])
         _reference(axes, [100 * v for v in compared.row(compared.reference).values("personal", column, metric)])

@@ -17,11 +17,11 @@ from pfedst.reporting.figures.style import (
     WIDTH,
     RowStyle,
     new_figure,
-    panel_title,
     protocol_caption,
     row_styles,
     seeds_text,
     shortened,
+    title_of_column,
 )
 from pfedst.reporting.tables import metric_title, metric_words
 
@@ -45,8 +45,7 @@ def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
     figure = _empty(compared, metric, len(panels))
     last = max([1, *(number for points in found.values() for numbers in points.values() for number in numbers)])
     for axes, panel in zip(figure.axes, panels, strict=False):
-        over_sites = isinstance(panel, OverSites)
-        panel_title(axes, "mean over sites" if over_sites else shortened(str(panel), 30), over_sites)
+        title_of_column(axes, panel, 30)
         _panel(axes, compared, {label: points.get(panel, {}) for label, points in found.items()}, last)
     caption = (
         f"{metric_title(metric)} of the personal model on each site's validation images, after the merge of a round, "
@@ -118,7 +117,7 @@ def _points(row: RunsOfARow, metric: str) -> dict[Panel, Points]:
     panels: dict[Panel, Points] = {}
     for run in row.runs:
         for number, sites in _by_round(run, metric).items():
-            counted = [value for site, value in sites.items() if site not in run.protocol["held_out_sites"]]
+            counted = [value for site, value in sites.items() if site not in run.held_out]
             values: dict[Panel, float] = dict(sites.items())
             if counted:
                 values[OverSites.MEAN] = fmean(counted)

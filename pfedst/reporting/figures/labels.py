@@ -21,8 +21,6 @@ NEAR = 12.0
 """Distance from which a line connects a label with its point."""
 DISTANCES = (8, 11, 15, 20, 26, 34, 44, 56, 70, 86, 104)
 ANGLES = (0, 180, 30, -30, 150, -150, 90, -90, 50, -50, 130, -130, 70, -70, 110, -110)
-
-
 DISTANCE_PENALTY = 4.0
 """Of a label, for each point of its distance."""
 

@@ -273,3 +273,9 @@ def place_legend(figure: Figure, handles: Sequence[Line2D], columns: int, y: flo
 def panel_title(axes: Axes, text: str, bold: bool = False, pad: float = 3) -> None:
     """Write a title above a panel, at its left."""
     axes.set_title(text, loc="left", pad=pad, weight="bold" if bold else "normal")
+
+
+def title_of_column(axes: Axes, column: str | OverSites, letters: int) -> None:
+    """Write the name of a site above its panel, in at most so many letters, or that it shows the mean over sites."""
+    over_sites = isinstance(column, OverSites)
+    panel_title(axes, "mean over sites" if over_sites else shortened(str(column), letters), over_sites)
