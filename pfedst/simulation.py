@@ -22,6 +22,7 @@ from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.server import MakeStart
+from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
@@ -103,14 +104,17 @@ def evaluate(
         StateError: no state, one that does not fit the configuration, or another encoder than it was trained with.
         DataError: images of a class that the run does not have.
     """
-    if classes := RunFolder(folder).identity().get("classes"):
+    saved, trained = RunState(folder / "state").last_round(), RunFolder(folder).identity()
+    if classes := trained.get("classes"):
         data.use_classes(classes)
     held_out = coordinator.held_out_sites
     client = make_client(template, data, method, run_seed, LocalTrainer(trainer), folder / SITES, held_out)
     client.keeps_predictions = False
     transport = InProcess(client, coordinator.threads)
     start = start_maker(client.model)
-    return coordinator.evaluate(transport, method, start, folder, split, run_seed, client.load_frozen)
+    return coordinator.evaluate(
+        transport, method, start, folder.name, saved, trained, split, run_seed, client.load_frozen
+    )
 
 
 def make_client(

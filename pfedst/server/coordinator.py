@@ -24,6 +24,7 @@ from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
 from pfedst.server.server import MakeStart, Server
 from pfedst.state.run_state import RunState
+from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 from pfedst.version import __version__
 
@@ -169,7 +170,9 @@ class FederatedCoordinator:
         transport: Transport,
         method: FederatedMethod,
         make_start: MakeStart,
-        folder: Path,
+        run: str,
+        saved: Snapshot,
+        trained: Mapping[str, Any],
         split: SplitName,
         run_seed: int,
         load_frozen: LoadFrozen,
@@ -178,24 +181,25 @@ class FederatedCoordinator:
 
         Args:
             transport, method, make_start, run_seed, load_frozen: as in `fit`, of the run's own configuration.
-            folder: the run's folder.
+            run: the run's name.
+            saved: its last saved round.
+            trained: its identity.
             split: `validation` or `test`.
 
         Raises:
-            StateError: no state, or one that does not fit the configuration.
+            StateError: the state does not fit the configuration, or the run was trained with another encoder.
         """
         transport = CheckedTransport(transport)
-        hellos = transport.hello(folder.name)
-        check_same_model(RunFolder(folder).identity(), identity(hellos))
+        hellos = transport.hello(run)
+        check_same_model(trained, identity(hellos))
         server = self._server(hellos, method, make_start, run_seed, None)
-        saved = RunState(folder / "state").last_round()
         load_frozen(server.load_state_parts(saved.parts))
         merged = Merged.from_about(saved.about, server.members)
         number = RunState.round_of(saved.name)
         requests = {
             name: Request(
                 "evaluate",
-                folder.name,
+                run,
                 number,
                 merged.after[name],
                 merged.pinned(name),
@@ -208,7 +212,7 @@ class FederatedCoordinator:
             models = evaluate_sites(transport, requests, (split,))[split]
         protocol = self._describe(server, hellos) | {"split": split, "round": number}
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
-        return {"name": folder.name, "protocol": protocol} | {
+        return {"name": run, "protocol": protocol} | {
             model: of_model(clients, sizes, server.held_out) for model, clients in models.items()
         }
 
