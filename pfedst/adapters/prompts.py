@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
 from pfedst.adapters.optimal_transport import transport_plan
-from pfedst.encoders import AnchorHead, Encoder, Taps
+from pfedst.encoders import AnchorHead, Encoder, Taps, in_float32
 from pfedst.errors import ConfigurationError
 
 CONTEXT_STD = 0.02
@@ -54,6 +54,7 @@ class ClassSequences(nn.Module):
         self.register_buffer("rest", embedded[:, 1 : longest - words], persistent=False)
         self.register_buffer("ends", ends + words, persistent=False)
 
+    @in_float32
     def forward(self, context: Tensor) -> Tensor:
         """Return a unit text embedding (K, E) for every class, with the learned words (p, dt)."""
         K = len(self.start)
@@ -124,6 +125,7 @@ class PromptLearner(PromptAdapter):
         self.left = nn.Parameter(torch.randn(words, rank) * CONTEXT_STD)
         self.right = nn.Parameter(torch.randn(rank, width) * CONTEXT_STD)
 
+    @in_float32
     def features(self, low_rank: bool = True) -> Tensor:
         """Return unit text embeddings (K, E) of the classes, with or without the low-rank part."""
         context: Tensor = self.context
@@ -179,11 +181,18 @@ class TransportPrompts(PromptAdapter):
 
     def embed(self, taps: Taps) -> Tensor:
         """Return unit embeddings of the patches (B, N-1, E) for tokens (B, N, D)."""
-        return F.normalize(self.encoder.project(taps.tensors[0][:, 1:]), dim=-1)
+        return self._unit_patches(taps.tensors[0][:, 1:])
 
     def forward(self, taps: Taps) -> Tensor:
         """Return logits (B, K) for tokens (B, N, D)."""
-        prompts_2KE = torch.stack([self.sequences(context) for context in self.contexts])
-        similarity_BKM2 = torch.einsum("bme,nke->bkmn", self.embed(taps), prompts_2KE)
+        return self._matched(self.embed(taps), torch.stack([self.sequences(context) for context in self.contexts]))
+
+    @in_float32
+    def _unit_patches(self, tokens_BMD: Tensor) -> Tensor:
+        return F.normalize(self.encoder.project(tokens_BMD), dim=-1)
+
+    @in_float32
+    def _matched(self, patches_BME: Tensor, prompts_2KE: Tensor) -> Tensor:
+        similarity_BKM2 = torch.einsum("bme,nke->bkmn", patches_BME, prompts_2KE)
         plan = transport_plan(similarity_BKM2, self.epsilon, self.mass, self.iterations)
         return self.head.logit_scale * (plan * similarity_BKM2).sum((-2, -1))

@@ -222,6 +222,7 @@ def build_model(
             f"method {type(method).__name__} runs on {method.requires.__name__}, not on "
             f"{type(adapter).__name__}: leave --model.adapter out, or choose {method.requires.__name__}"
         )
+    adapter.classify_in_float32()
     has_head = any(module is head for module in adapter.modules())
     if has_head and anchors == "text":
         head.set_anchors(text_anchors(encoder, class_names, prompts))

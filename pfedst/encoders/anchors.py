@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfedst.encoders.encoder import Encoder
+from pfedst.encoders.precision import in_float32
 from pfedst.errors import ConfigurationError
 
 AnchorKind = Literal["text", "prototypes", "learned"]
@@ -79,8 +80,9 @@ class AnchorHead(nn.Module):
         if self.weight is not None:
             self.weight.copy_(self.anchors * (self.logit_scale if self.form == "linear" else 1.0))
 
+    @in_float32
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return logits (B, K) for embeddings (B, E)."""
+        """Return logits (B, K) in float32 for embeddings (B, E)."""
         if not self.is_set:
             raise ConfigurationError("class anchors are not set: gather the prototypes first")
         if self.form == "linear":
@@ -93,8 +95,9 @@ class AnchorHead(nn.Module):
         # the gradient of a zero row is one over the smallest norm
         return self.anchors if self.weight is None else F.normalize(self.weight, dim=-1, eps=1e-3)
 
+    @in_float32
     def cosine_logits(self, embedding: Tensor, unit_anchors: Tensor) -> Tensor:
-        """Return logits (B, K) of embeddings (B, E), not normalised, for given unit vectors (K, E)."""
+        """Return logits (B, K) in float32 of embeddings (B, E), not normalised, for given unit vectors (K, E)."""
         return self.logit_scale * F.normalize(embedding, dim=-1) @ unit_anchors.T
 
 
