@@ -28,8 +28,8 @@ class ClassSequences(nn.Module):
         words: p, number of learned words.
 
     Raises:
-        ConfigurationError: If there is no usable text tower, `words` is below 1, or a class name with p words is too
-            long.
+        ConfigurationError: If there is no usable text tower, `words` is below 1, a class name with p words is too long,
+            or two class names have the same tokens.
     """
 
     start: Tensor
@@ -49,6 +49,13 @@ class ClassSequences(nn.Module):
                 f'--model.adapter.words {words}: with a class name as long as "{name}" a prompt has {longest} tokens, '
                 f"the text tower takes {self.tower.context_length}"
             )
+        first: dict[tuple[int, ...], str] = {}
+        for name, tokens in zip(head.class_names, ids.tolist(), strict=True):
+            if (other := first.setdefault(tuple(tokens), name)) is not name:
+                raise ConfigurationError(
+                    f'the classes "{other}" and "{name}" have the same prompt for the text tower: give them names that '
+                    f"it tells apart (--data.class_names)"
+                )
         embedded = self.tower.embed_tokens(ids)
         self.register_buffer("start", embedded[:, :1], persistent=False)
         self.register_buffer("rest", embedded[:, 1 : longest - words], persistent=False)

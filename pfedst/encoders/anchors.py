@@ -15,6 +15,10 @@ from pfedst.errors import ConfigurationError
 
 AnchorKind = Literal["text", "prototypes", "learned"]
 HeadForm = Literal["cosine", "linear"]
+SURELY_OTHER = 0.9999
+"""Unit anchors with a smaller cosine differ by more than rounding."""
+ROUNDING = 1e-6
+"""Largest difference between two unit anchors that are the same: a row of a product depends on its place in it."""
 
 
 class AnchorHead(nn.Module):
@@ -67,13 +71,31 @@ class AnchorHead(nn.Module):
         """Set the anchors (K, E) of the classes. Rows are normalised; zero rows stay zero.
 
         Raises:
-            ConfigurationError: If the anchors are learned, or have another shape.
+            ConfigurationError: If the anchors are learned, have another shape, or two classes have the same one.
         """
         if self.kind == "learned" or anchors.shape != self.anchors.shape:
             raise ConfigurationError(f"class anchors of shape {tuple(anchors.shape)} do not fit this head")
-        self.anchors.copy_(F.normalize(anchors.float(), dim=-1))
+        unit = F.normalize(anchors.float(), dim=-1)
+        self._refuse_equal(unit)
+        self.anchors.copy_(unit)
         self.is_set = True
         self._start()
+
+    def _refuse_equal(self, unit: Tensor) -> None:
+        """Check that no two anchors are equal but for rounding. Classes without images have rows of zeros."""
+        if unit.is_meta:
+            return
+        for one, other in (unit @ unit.T > SURELY_OTHER).triu(1).nonzero().tolist():
+            if (unit[one] - unit[other]).abs().max() < ROUNDING:
+                remedy = {
+                    "text": "give them names that the text tower tells apart (--data.class_names), or use "
+                    "--model.anchors prototypes",
+                    "prototypes": "they have the same images; see pfedst data audit, or use --model.anchors text",
+                }
+                raise ConfigurationError(
+                    f'the classes "{self.class_names[one]}" and "{self.class_names[other]}" have the same class anchor '
+                    f"({self.kind}), so that no image can be told to be of one of them: {remedy[self.kind]}"
+                )
 
     @torch.no_grad()
     def _start(self) -> None:
