@@ -229,6 +229,8 @@ class RunSummary:
                 "upload_bytes_per_round": self.upload_bytes / rounds,
                 "download_bytes_per_round": self.download_bytes / rounds,
                 "setup_upload_bytes": self.setup_upload_bytes,
+                "upload_bytes": self.setup_upload_bytes + self.upload_bytes,
+                "download_bytes": self.download_bytes,
                 "skipped_steps": self.skipped_steps,
                 "images_trained": self.images_trained,
                 "flops_per_image": self.flops_per_image,
