@@ -91,7 +91,8 @@ def cost_table(compared: Compared) -> ReportTable:
     """Table of the cost of each row."""
     costs: list[tuple[str, Callable[[FinishedRun], float | None], Callable[[float], str]]] = [
         ("trained a client", lambda run: run.cost["parameters_trained"], _count),
-        ("sent a client", lambda run: run.cost["parameters_sent"], _count),
+        ("sent a client and round", lambda run: run.cost["parameters_sent"], _count),
+        ("up before round 1", lambda run: run.cost["setup_upload_bytes"], bytes_text),
         ("up a round", lambda run: run.cost["upload_bytes_per_round"], bytes_text),
         ("down a round", lambda run: run.cost["download_bytes_per_round"], bytes_text),
         ("bytes in all", lambda run: run.total_bytes, bytes_text),

@@ -72,7 +72,9 @@ def describe(
             else "after the last merge, before local training (`received`)"
         ),
         "personal": "merged shared tensors with the client's own personal tensors",
-        "generic": "merged shared tensors with personal tensors at their start: what a new client gets",
+        "generic": "merged shared tensors with personal tensors at their start: what a new client gets; the personal "
+        "model of a method that does not personalise, none of one that merges nothing",
+        "personalises": method.personalises,
         "selection": f"none: the last round; best_on_validation takes the round with the highest mean validation "
         f"{SELECTION_METRIC} of the personal model, and its test metrics are only reported",
         "averaging": "macro metrics over the classes present in a client's targets; std is the population's",
@@ -227,6 +229,8 @@ class RunSummary:
                 "upload_bytes_per_round": self.upload_bytes / rounds,
                 "download_bytes_per_round": self.download_bytes / rounds,
                 "setup_upload_bytes": self.setup_upload_bytes,
+                "upload_bytes": self.setup_upload_bytes + self.upload_bytes,
+                "download_bytes": self.download_bytes,
                 "skipped_steps": self.skipped_steps,
                 "images_trained": self.images_trained,
                 "flops_per_image": self.flops_per_image,

@@ -84,7 +84,7 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--data=FolderSites", "--data.root=none"], 3, ["--data.root none", "no such folder"]),
         (["fit", *SMALL, "--model.encoder.weights=none.safetensors"], 4, ["none.safetensors", "no such file"]),
         (["fit", *SMALL, "--model.encoder.model=RN50"], 4, ["RN50", "ModifiedResNet"]),
-        (["fit", *SMALL, "--method=ZeroShot", "--model.anchors=learned"], 2, ["ZeroShot trains nothing"]),
+        (["fit", *SMALL, "--method=ZeroShot", "--model.anchors=learned"], 2, ["ZeroShot runs on the class anchors text", "--model.anchors text", "Prototypes"]),
         (["test", *SMALL], 2, ["--ckpt_path None"]),
         (["validate", *SMALL, "--ckpt_path=none"], 2, ["--ckpt_path none", "runs/NAME"]),
         (["test", *SMALL, "--ckpt_path=."], 5, ["no saved round"]),
@@ -187,10 +187,13 @@ def test_the_page_of_a_method_tells_what_its_docstring_and_signature_tell(capsys
 
 def test_costs_on_vit_b_16() -> None:
     methods = registered_methods()
-    cost = {name: method_cost(methods[name]()) for name in ("PFedST", "FedAvg", "Local", "ZeroShot")}
+    cost = {name: method_cost(methods[name]()) for name in ("PFedST", "FedAvg", "Local", "ZeroShot", "Prototypes")}
     assert cost["PFedST"].parameters_trained == 1_372_224 + 106_752
     assert cost["PFedST"].parameters_sent == cost["FedAvg"].parameters_sent == 1_372_224
     assert cost["PFedST"].upload_bytes == 4 * 1_372_224
     assert cost["Local"].upload_bytes == cost["ZeroShot"].parameters_trained == 0
+    # once before the first round: float64 sums (8, 512) and counts of 8 classes
+    assert cost["Prototypes"].setup_upload_bytes == cost["Local"].setup_upload_bytes == 8 * (8 * 512 + 8)
+    assert cost["ZeroShot"].setup_upload_bytes == 0
     assert "LoRA" in cost["PFedST"].personal
     assert "LoRA" not in cost["PFedST"].shared

@@ -8,6 +8,7 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
+from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.zero_shot import ZeroShot
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from pfedst.messages.payload import NET
 from pfedst.messages.requests import POOLED
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
-from pfedst.reporting.tables import metrics_table
+from pfedst.reporting.tables import metrics_table, percent, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, federation, fit, prepared, template
 from tests.rounding import alike
@@ -93,19 +94,41 @@ def test_participation_draws_by_round_and_counts_bytes(tmp_path) -> None:
 def test_reference_rows(tmp_path) -> None:
     zero = fit(tmp_path / "zero", ZeroShot())
     assert zero["cost"]["parameters_trained"] == zero["cost"]["upload_bytes_per_round"] == 0
-    assert alike(zero["personal"], zero["generic"])  # two models, whose products may round differently
+    assert zero["personal"] == zero["generic"]  # one model, evaluated once
     assert zero["trained"] is None
     local = fit(tmp_path / "local", Local())
     assert local["cost"]["upload_bytes_per_round"] == 0 < local["cost"]["parameters_trained"]
-    # a client without personal tensors is the untrained model
-    assert alike(local["generic"], zero["generic"])  # one has an adapter, the other has none
+    # nobody trains the server's model: it is no result
+    assert local["generic"]["clients"].keys() == local["personal"]["clients"].keys()
+    assert {value for metrics in local["generic"]["clients"].values() for value in metrics.values()} == {None}
+    assert {*local["generic"]["mean"].values(), *local["validation"]["generic"]["worst"].values()} == {None}
+    console = Console(record=True, width=120)
+    print_summary(local, console)
+    assert f"{percent(local['personal']['mean']['accuracy'])} / -" in console.export_text()
     # evaluated right after the fit, and once more after the merge
     assert alike(local["trained"]["personal"], {k: v for k, v in local["personal"].items() if k != "counts"})
 
 
 def test_prototypes_are_counted_as_sent(tmp_path) -> None:
     # three clients, three classes, 32 channels in float64 and a count each
-    assert fit(tmp_path, ZeroShot())["cost"]["setup_upload_bytes"] == 3 * (3 * 32 * 8 + 3 * 8)
+    once = 3 * (3 * 32 * 8 + 3 * 8)
+    cost = fit(tmp_path / "prototypes", Prototypes())["cost"]
+    assert cost["setup_upload_bytes"] == cost["upload_bytes"] == once
+    assert cost["upload_bytes_per_round"] == cost["download_bytes"] == 0
+    summary = fit(tmp_path / "trained", FedAvg())
+    cost, console = summary["cost"], Console(record=True, width=120)
+    assert cost["upload_bytes"] == once + 2 * cost["upload_bytes_per_round"] == once + cost["download_bytes"]
+    print_summary(summary, console)
+    assert "up 2.32 KiB once before" in " ".join(console.export_text().split())
+
+
+def test_zero_shot_sends_nothing_and_is_of_text_alone(tmp_path) -> None:
+    cost = fit(tmp_path / "text", ZeroShot())["cost"]
+    assert cost["upload_bytes"] == cost["download_bytes"] == cost["setup_upload_bytes"] == 0
+    for method, anchors in ((ZeroShot, "prototypes"), (ZeroShot, "learned"), (Prototypes, "text")):
+        words = f"{method.__name__} runs on the class anchors {method.requires_anchors}, not on {anchors}: set"
+        with pytest.raises(ConfigurationError, match=words):
+            fit(tmp_path / f"{method.__name__} {anchors}", method(), model=template(anchors=anchors))
 
 
 @pytest.mark.parametrize("anchors", ["text", "learned"])

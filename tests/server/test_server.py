@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
+from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.scaffold import SCAFFOLD
-from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.errors import ConfigurationError, NotFiniteError, PfedstError, StateError
 from pfedst.messages.payload import NET
-from pfedst.messages.requests import ANCHORS, PROTOTYPES
+from pfedst.messages.requests import ANCHORS, GENERIC, PROTOTYPES, Request
 from pfedst.methods.interface import Start
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.server import Server
@@ -129,6 +129,27 @@ def test_requests_carry_anchors_once_they_are_known() -> None:
     assert parts[ANCHORS]["classes"] is made.parts_for("b")[ANCHORS]["classes"]
 
 
+class Own(FedAvg):
+    """Sends one client a model of its own."""
+
+    def broadcast(self, server, name):
+        return super().broadcast(server, name) if name == "a" else {NET: server[name]}
+
+
+def test_a_request_to_evaluate_carries_the_generic_model_where_the_message_is_another() -> None:
+    made = server(Own())
+    made.state["b"] = {key: tensor + 1 for key, tensor in made.state[NET].items()}
+    assert set(made.parts_to_evaluate("a")) == {NET}
+    parts = made.parts_to_evaluate("b")
+    assert set(parts) == {NET, GENERIC}
+    assert set(made.parts_for("b")) == {NET}, "it is needed in evaluations alone"
+    for name, found in (("a", made.parts_to_evaluate("a")), ("b", parts)):
+        request = Request("evaluate", "run", parts=found)
+        assert torch.equal(request.generic["w"], made.state[NET]["w"])
+        assert set(request.message) == {NET}
+        assert torch.equal(request.message[NET]["w"], made.state[NET]["w"] + (name == "b"))
+
+
 class Undeclared(FedAvg):
     def broadcast(self, server, name):
         return super().broadcast(server, name) | {"x": {}}
@@ -235,10 +256,10 @@ def test_prototypes_that_no_images_have_are_refused(parts) -> None:
 # -- state -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [PFedST, SCAFFOLD, Local, ZeroShot])
+@pytest.mark.parametrize("method", [PFedST, SCAFFOLD, Local, Prototypes])
 def test_the_state_comes_back(method) -> None:
     one, other = federation(method()).server, federation(method(), seed=1).server
-    assert one.trains == (method is not ZeroShot)
+    assert one.trains == (method is not Prototypes)
     other.load_state_parts(one.state_parts())
     assert {part: set(state) for part, state in other.state.items() if state} == {
         part: set(state) for part, state in one.state.items() if state
