@@ -107,6 +107,10 @@ class Client:
         # by name: the order in which sites are named in a configuration changes nothing
         return sorted(site for site in self.data.sites if site not in self.held_out)
 
+    def keep_state_in(self, sites: Path) -> None:
+        """Keep the state and the predictions of all sites in a folder from now on."""
+        self.sites, self.keeps_predictions = sites, True
+
     def own_memory(self) -> None:
         """Copy the tensors of both models: in a worker process they arrive in memory shared with other workers."""
         self.module.model = copy.deepcopy(self.module.model)

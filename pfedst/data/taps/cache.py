@@ -90,6 +90,9 @@ class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
 class TapCache:
     """The cache of one run. It is completed before the first round.
 
+    Attributes:
+        missing: number and bytes of the images that `complete` found missing.
+
     Args:
         options: options of the cache.
         encoder: encoder whose output is cached.
@@ -108,6 +111,7 @@ class TapCache:
         self.options = options
         self.encoder = encoder
         self.need = need
+        self.missing = (0, 0)
 
     @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -126,8 +130,12 @@ class TapCache:
         name = f"{model}-{self.encoder.spec.image_size}px-{kind}-{layout.dtype}-{digest}"
         return TapStore(self.options.folder / name, layout, self.identity)
 
-    def complete(self, wanted: Iterable[Wanted], device: torch.device, num_workers: int) -> TapStore | None:
+    def complete(
+        self, wanted: Iterable[Wanted], device: torch.device, num_workers: int, fills: bool = True
+    ) -> TapStore | None:
         """Return a store that holds every wanted image, or None if `auto` finds that it would not fit.
+
+        Without `fills` nothing is computed, and None is also returned if an image is missing.
 
         Raises:
             ConfigurationError: If the store would exceed the byte limit or the free disk space.
@@ -148,6 +156,10 @@ class TapCache:
                 logging.getLogger("pfedst").warning("--data.cache auto caches nothing: %s", refusal)
                 return None
             raise ConfigurationError(refusal)
+        missing = sum(key not in store.row_of for key in by_key)
+        self.missing = missing, missing * store.layout.row_bytes
+        if not fills:
+            return None
         self._fill(store, by_key, device, num_workers)
         return store
 
