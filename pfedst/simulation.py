@@ -22,6 +22,7 @@ from pfedst.methods.interface import FederatedMethod, Start
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.server.replies import CheckedTransport
 from pfedst.server.server import MakeStart
 from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, RunLoggers
@@ -82,7 +83,7 @@ class Simulation:
         self.hooks.check_monitored(logged_metrics(self.client))
         self.transport = make_transport(coordinator, self.client)
         self.make_start = start_maker(self.client.model)
-        coordinator.check(self.transport, method, self.make_start, run_seed, self.study)
+        coordinator.check(CheckedTransport(self.transport), method, self.make_start, run_seed, self.study)
 
     def fit(self, run: RunFolder, resume: bool = False) -> dict[str, Any]:
         """Train, and leave everything in the run folder; return the content of `summary.json`.

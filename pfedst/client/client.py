@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pfedst.client.exchange import make_upload, receive_message
+from pfedst.client.lightning_options import protocol_options
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
@@ -164,6 +165,7 @@ class Client:
                 "batch_size": data.batch_size,
                 "augmentation": data.augmentation,
                 "optimizer": optimizer_options(self.module.make_optimizer),
+                "trainer": protocol_options(self.local.trainer),
             },
         }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import (
@@ -230,6 +231,14 @@ OPTIONS: dict[str, Option] = {
 }
 """The options of the Trainer by name, in the order in which they are checked."""
 
+IN_THE_PROTOCOL: dict[str, Any] = {
+    "precision": "32-true",
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+}
+"""Options of the study that a Trainer knows, with their defaults."""
+
 OF_A_FIT = "it would act on every local fit anew, and callbacks see rounds here; "
 MERGED = f"{OF_A_FIT}the server merges the clients' weights"
 CALLBACKS: dict[type[Callback], Option] = {
@@ -275,6 +284,16 @@ def check_trainer(trainer: Trainer) -> None:
             raise ConfigurationError(f"--trainer.{name}{_shown(value)}: {option.instead}")
     for callback in _callbacks(trainer):
         check_callback(callback)
+
+
+def protocol_options(trainer: Trainer) -> dict[str, Any]:
+    """Return the options that results depend on and that are not at their default, as a Trainer was built with them.
+
+    Local epochs and batches have places of their own in the protocol.
+    """
+    found = {name: getattr(trainer, name) for name in IN_THE_PROTOCOL}
+    found["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    return {name: value for name, value in found.items() if value != IN_THE_PROTOCOL.get(name, False)}
 
 
 def check_callback(callback: Callback) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ if not torch.cuda.is_available():
     # Lightning has torch look for a GPU through NVML, so that a fork stays possible, and AdamW looks in every step:
     # 0.2 ms of searching a library where there is none, and nothing that a fork could harm
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+# of Lightning's own code, once for every fit and place
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 LEAN_TRAINER: dict[str, Any] = {
     "max_epochs": 1,

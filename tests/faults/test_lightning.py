@@ -9,9 +9,17 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from pfedst.client.lightning_options import CALLBACKS, OPTIONS, check_callback, check_trainer
+from pfedst.client.lightning_options import (
+    CALLBACKS,
+    IN_THE_PROTOCOL,
+    OPTIONS,
+    check_callback,
+    check_trainer,
+    protocol_options,
+)
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.errors import ConfigurationError
+from pfedst.options import Effect, effect_of
 from pfedst.testing.small import trainer
 
 HONOURED_AND_REFUSED = {
@@ -129,3 +137,26 @@ def test_a_hook_that_would_never_be_called_is_refused(hook) -> None:
     for callback in (own(), LambdaCallback(**{hook: lambda *_, **__: None}) if hook[:7] != "on_save" else own()):
         with pytest.raises(ConfigurationError, match=f"{hook} would never be called.*on_train_epoch_end"):
             check_callback(callback)
+
+
+WITHOUT_A_PLACE = {
+    "max_epochs": "local_epochs of the protocol",
+    "limit_train_batches": "local_batches of the protocol",
+    "strategy": "one value",
+    "callbacks": "rounds of a run that ended early are in `evaluated`",
+    "enable_progress_bar": "",
+    "enable_model_summary": "",
+}
+
+
+def test_no_option_of_the_trainer_that_changes_results_is_missing_in_the_protocol() -> None:
+    """On the command line every option is part of the study that is not listed; in Python the protocol has them."""
+    study = {name for name, option in OPTIONS.items() if option.does and effect_of(f"trainer.{name}") is Effect.STUDY}
+    assert study <= {*IN_THE_PROTOCOL, *WITHOUT_A_PLACE, "deterministic", "benchmark", "detect_anomaly", "plugins"}
+    changed = {"precision": "bf16-mixed", "accumulate_grad_batches": 4}
+    changed |= {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}
+    assert changed.keys() == IN_THE_PROTOCOL.keys()
+    for name in changed:
+        needed = {"gradient_clip_val": 0.5} if name == "gradient_clip_algorithm" else {}
+        assert protocol_options(trainer(**needed, **{name: changed[name]}))[name] == changed[name]
+    assert protocol_options(trainer()) == {}

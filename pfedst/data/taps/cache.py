@@ -38,6 +38,8 @@ SERVES: Mapping[Need, tuple[Need, ...]] = {
 """Encoder output that an adapter needs -> kinds of store that hold it, the smallest first."""
 
 IMAGES_A_STEP = 32
+REPORT_SECONDS = 30.0
+"""Time between two lines on the progress, in a log file."""
 GIGABYTE = 1e9
 
 
@@ -215,14 +217,18 @@ class TapCache:
         columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
+            reported = 0.0
             for images in loader:
                 keys = [item.key for item in missing[done : done + len(images)]]
                 store.append(keys, store.layout.pack(self.encoder.encode(images.to(device), answers)))
-                if not done and len(missing) > len(images):
-                    seconds = (time.perf_counter() - started) / len(images) * len(missing)
-                    console.print(f"cache: about {_duration(seconds)}", highlight=False)
                 done += len(images)
                 progress.update(task, completed=done)
+                seconds = time.perf_counter() - started
+                is_due = not reported or seconds - reported >= REPORT_SECONDS
+                if is_due and done < len(missing) and not console.is_terminal:  # which has the bar
+                    left = _duration(seconds / done * (len(missing) - done))
+                    console.print(f"cache: {done:,} of {len(missing):,} images, about {left} left", highlight=False)
+                    reported = seconds
 
     def _convert(self, keys: Sequence[str], store: TapStore) -> None:
         """Convert images from a float32 store, if it has them: another dtype needs no pass through the tower."""
