@@ -79,6 +79,7 @@ class Simulation:
             )
         held_out, agreed = coordinator.held_out_sites, of_the_study(self.study)
         self.client = make_client(template, data, method, run_seed, self.local, None, held_out, agreed, fills_cache)
+        self.client.module.check_optimizer()
         self.hooks = make_hooks(trainer, self.client)
         self.hooks.check_monitored(logged_metrics(self.client))
         self.transport = make_transport(coordinator, self.client)

@@ -15,6 +15,7 @@ import torch
 from pfedst.client.client import Client
 from pfedst.client.state import KEPT
 from pfedst.client.threads import torch_threads
+from pfedst.data import Split
 from pfedst.evaluation.evaluate import evaluate
 from pfedst.messages.payload import payload_bytes
 from pfedst.messages.requests import Reply, Request
@@ -192,7 +193,8 @@ def _image_seconds(client: Client, site: str) -> tuple[float, float]:
     models = {"personal": client.method.personal_model(model), "generic": client.generic.move_to(device).adapter}
     for predictor in models.values():
         predictor.to(device).eval()
-    split = next((split for split in EVALUATED if client.data.samples(site, split)), "train")
+    evaluated: tuple[Split, ...] = (*EVALUATED, "train")
+    split = next(split for split in evaluated if client.data.samples(site, split))
     with torch_threads(client.threads), client.local.evaluating():
         started = time.perf_counter()
         batches = itertools.islice(client.data.evaluation_loader(site, split), BATCHES)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
@@ -25,7 +25,7 @@ from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
-from pfedst.client.lightning_options import check_callback, explain_trainer
+from pfedst.client.lightning_options import UNUSED, check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER
 from pfedst.data import FederatedDataModule, Split
@@ -72,6 +72,16 @@ class Parser(LightningArgumentParser):
         except Exception:
             super().validate(namespace, skip_unset, *args, **kwargs)  # a missing option is reported as missing
             raise
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return a configuration as text, without options of the Trainer that a run could only refuse."""
+        kept = namespace.clone()
+        for name in UNUSED:
+            key = f"trainer.{name}"
+            if key in kept and kept[key] == self.get_default(key):
+                del kept[key]
+        text: str = super().dump(kept, *args, **kwargs)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise one clear error in place of the usage text of argparse."""
@@ -258,7 +268,7 @@ class PFedSTCLI(LightningCLI):
         """Return the resolved configuration as YAML, with the versions that wrote it."""
         config = self.config["fit"]
         config["pfedst_version"], config["config_format"] = __version__, CONFIG_FORMAT
-        text: str = self._parser("fit").dump(config, skip_none=False)
+        text: str = self._parser("fit").dump(config, skip_unset=False)
         return text
 
     def defaults(self) -> dict[str, Any]:
@@ -306,7 +316,7 @@ class PFedSTCLI(LightningCLI):
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
     _quieten()
-    arguments = present_arguments(arguments)
+    arguments = of_the_run(present_arguments(arguments))
     check_configurations(arguments, ENVIRONMENT)
     save_dir_may_be_left_out()
     registered_methods()  # imports them, so that their class names can be used as short names
@@ -316,6 +326,19 @@ def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI
     except SystemExit as end:  # --help and --print_config end this way
         return int(end.code or 0)
     return 0
+
+
+def of_the_run(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of `test RUN` or `validate RUN` with the configuration and the path of the run."""
+    command, *rest = arguments
+    if command != "fit" and not rest:
+        raise ConfigurationError(f"{command}: give the folder of a run: pfedst {command} runs/NAME")
+    if command == "fit" or not rest or rest[0].startswith("-"):
+        return [*arguments]
+    folder = Path(rest[0])
+    if not (folder / "config.yaml").is_file():
+        raise ConfigurationError(f"{command} {folder}: no run, as it holds no config.yaml; give a folder as runs/NAME")
+    return [command, f"--config={folder / 'config.yaml'}", *rest[1:], f"--ckpt_path={folder}"]
 
 
 class _ParseCLI(PFedSTCLI):
@@ -330,7 +353,7 @@ class _ParseCLI(PFedSTCLI):
     def results_depend_on(self, arguments: Sequence[str]) -> str:
         """Return all that results depend on of the configuration of `fit` with these arguments."""
         config = self.parser.parse_args(["fit", *present_arguments(arguments)])
-        return results_depend_on(self._parser("fit").dump(config["fit"], skip_none=False), self.defaults())
+        return results_depend_on(self._parser("fit").dump(config["fit"], skip_unset=False), self.defaults())
 
 
 def parse_only() -> Callable[[Sequence[str]], str]:

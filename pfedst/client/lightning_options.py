@@ -160,7 +160,7 @@ OPTIONS: dict[str, Option] = {
         lambda trainer: any(isinstance(callback, Checkpoint) for callback in _callbacks(trainer)),
         _only(False),
     ),
-    "enable_progress_bar": Option("shows a bar for each local fit; a progress bar among the callbacks needs `true`"),
+    "enable_progress_bar": Option("shows a bar for each local fit; a progress bar among the callbacks sets it"),
     "enable_model_summary": Option("prints the modules before each local fit"),
     "accumulate_grad_batches": Option(
         "batches of a step, 1 or more; a last step with fewer batches is their mean",
@@ -202,7 +202,7 @@ OPTIONS: dict[str, Option] = {
         _only(False),
     ),
     "plugins": Option(
-        "a precision plugin for one of the precisions above",
+        "a precision plugin for one of the values of `precision`",
         "a local fit has one device and writes no checkpoint; give a precision plugin, or leave it out",
         lambda trainer: [
             type(plugin).__name__
@@ -231,6 +231,8 @@ OPTIONS: dict[str, Option] = {
 }
 """The options of the Trainer by name, in the order in which they are checked."""
 
+UNUSED = tuple(name for name, option in OPTIONS.items() if not option.does)
+"""Options that can only be at their default."""
 IN_THE_PROTOCOL: dict[str, Any] = {
     "precision": "32-true",
     "accumulate_grad_batches": 1,
@@ -244,7 +246,7 @@ MERGED = f"{OF_A_FIT}the server merges the clients' weights"
 CALLBACKS: dict[type[Callback], Option] = {
     EarlyStopping: Option("ends the run after a round; `monitor` is a key of [Tracking](tracking.md)"),
     LambdaCallback: Option("is called by the hooks above"),
-    ProgressBar: Option("shows each local fit; needs `--trainer.enable_progress_bar true`"),
+    ProgressBar: Option("shows each local fit"),
     ModelSummary: Option("shows the modules before each local fit"),
     Timer: Option("", OPTIONS["max_time"].instead),
     Checkpoint: Option("", OPTIONS["enable_checkpointing"].instead),
@@ -340,11 +342,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return ""
     return f" {value}" if isinstance(value, str | int | float | list) else f" {type(value).__name__}"
-
-
-def table(options: Mapping[str, Option]) -> list[str]:
-    """Return the lines of a Markdown table of options by name."""
-    lines = ["| | in a federated run | instead |", "|---|---|---|"]
-    for name, option in options.items():
-        lines.append(f"| `{name}` | {option.does or 'refused'} | {option.instead} |")
-    return lines
