@@ -197,13 +197,17 @@ class PFedSTCLI(LightningCLI):
         if any(isinstance(callback, ProgressBar) for callback in callbacks):
             kwargs["enable_progress_bar"] = True
         try:
-            return super().instantiate_trainer(**kwargs)
+            made = super().instantiate_trainer(**kwargs)
         except PfedstError:
             raise
         except Exception as error:  # options that do not go together, or no such device: Lightning raises many kinds
             options = self._get(self.config, "trainer")
             given = {name: value for name, value in vars(options).items() if value != self._lean().get(name)}
             raise explain_trainer(error, given) from error
+        precision = str(self._get(self.config, "trainer").precision)
+        if precision in ("16", "16-mixed") and made.precision == "bf16-mixed":  # Lightning's choice on a CPU
+            raise ConfigurationError(f"--trainer.precision {precision}: it needs a GPU; use bf16-mixed on a CPU")
+        return made
 
     def _lean(self) -> dict[str, Any]:
         """Return the Trainer's options if nothing is said of it."""

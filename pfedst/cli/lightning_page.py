@@ -11,9 +11,9 @@ HEAD = """\
 # Options of Lightning
 
 The Trainer runs the local fits of every client, one after another: `--trainer.max_epochs` is the number of local epochs
-a round. Callbacks and loggers see rounds. Hence some options of Lightning have another meaning here, and some have none.
-A run that sets an option which it cannot honour ends before its first round with an error that names the option and
-what to use instead.
+a round. Callbacks and loggers see rounds. Hence some options of Lightning have another meaning here, and others have
+none. A run that sets an option which it cannot honour ends before its first round, with an error that names the option
+and what to use instead.
 
 This page is written from the tables that the checks use (`pfedst/client/lightning_options.py`) by `make docs`.
 """

@@ -97,6 +97,7 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a"], 2, ["EarlyStopping: no round logs 'a'", "federation/test/auroc"]),
         (["fit", *SMALL, "--trainer.callbacks=ModelCheckpoint"], 2, ["--trainer.callbacks ModelCheckpoint", "state/"]),
         (["fit", *SMALL, "--trainer.accelerator=tpu"], 2, ["--trainer.accelerator tpu", "accelerators here: cpu"]),
+        (["fit", *SMALL, "--trainer.precision=16-mixed"], 2, ["--trainer.precision 16-mixed", "GPU", "bf16-mixed"]),
         (["fit", *SMALL, "--trainer.devices=0"], 2, ["--trainer.devices 0"]),
         (["fit", *SMALL, "--trainer.strategy=ddp"], 2, ["--trainer.strategy DDPStrategy", "one device"]),
         (["fit", *SMALL, "--trainer.precision=foo"], 2, ["--trainer.precision: foo is no "]),
