@@ -28,6 +28,7 @@ EFFECTS: dict[str, Effect] = {
     "name": Effect.NONE,
     "runs_dir": Effect.NONE,
     "resume": Effect.NONE,
+    "dry_run": Effect.NONE,
     "ckpt_path": Effect.NONE,
     "coordinator.keep_states": Effect.NONE,
     "coordinator.min_clients": Effect.NONE,

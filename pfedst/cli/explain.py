@@ -40,7 +40,21 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     # the part after the last arrow of a chain of parsers is the problem; the key is the location
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
     detail = re.sub(r"<class '(\w+)'>", r"\1", detail).replace("typing.Literal", "one of ")
-    return f"--{full}: {detail}" if key else message
+    return f"--{full}: {_of_a_union(detail) or detail}" if key else message
+
+
+def _of_a_union(detail: str) -> str:
+    """Return the error of a value that fits no type of a union in one line; empty if it is another error."""
+    if "Union subtypes" not in detail:
+        return ""
+    if missing := re.search(r"- (the following arguments are required: .*)", detail):  # of a class, one of the types
+        return missing.group(1)
+    given = re.search(r"Given value: ([^\[{\s]+)$", detail)
+    if given is None or given.group(1).startswith("Namespace("):
+        return ""
+    expected = re.findall(r"- Expected an? (.*)", detail)
+    kinds = " or ".join(dict.fromkeys(kind.replace("NoneType", "null") for kind in expected))
+    return f"{given.group(1)} is no {kinds}" if kinds else ""
 
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

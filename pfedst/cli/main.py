@@ -12,8 +12,8 @@ USAGE = """\
 usage: pfedst COMMAND [OPTIONS]
 
   fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
-  validate  a finished run on validation    pfedst validate --config RUN/config.yaml --ckpt_path RUN
-  test      a finished run on test          pfedst test --config RUN/config.yaml --ckpt_path RUN
+  validate  a finished run on validation    pfedst validate runs/NAME
+  test      a finished run on test          pfedst test runs/NAME
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition

@@ -16,6 +16,7 @@ import torch
 
 from pfedst.adapters import Adapter
 from pfedst.client.exchange import make_upload, receive_message
+from pfedst.client.lightning_options import protocol_options
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
@@ -108,6 +109,10 @@ class Client:
         # by name: the order in which sites are named in a configuration changes nothing
         return sorted(site for site in self.data.sites if site not in self.held_out)
 
+    def keep_state_in(self, sites: Path) -> None:
+        """Keep the state and the predictions of all sites in a folder from now on."""
+        self.sites, self.keeps_predictions = sites, True
+
     def own_memory(self) -> None:
         """Copy the tensors of both models: in a worker process they arrive in memory shared with other workers."""
         self.module.model = copy.deepcopy(self.module.model)
@@ -161,6 +166,7 @@ class Client:
                 "batch_size": data.batch_size,
                 "augmentation": data.augmentation,
                 "optimizer": optimizer_options(self.module.make_optimizer),
+                "trainer": protocol_options(self.local.trainer),
             },
         }
 

@@ -48,6 +48,7 @@ class FederatedDataModule(LightningDataModule):
         report: findings of the audit, after `prepare`; None with audit `off`.
         ordinal: as given.
         store: the tap cache in use, after `cache_taps`; None without.
+        missing_taps: number and bytes of the images that `cache_taps` found missing in the cache.
 
     Args:
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
@@ -126,6 +127,7 @@ class FederatedDataModule(LightningDataModule):
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
         self._identities: dict[tuple[str, Split], tuple[list[str], list[str | None]]] = {}
         self.store: TapStore | None = None
+        self.missing_taps = (0, 0)
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
         self._trained_classes: tuple[str, ...] | None = None
@@ -206,19 +208,20 @@ class FederatedDataModule(LightningDataModule):
             found = found.with_patients()
         return found.with_validation(self.validation_fraction, self.split_seed)
 
-    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> None:
+    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device, fills: bool = True) -> None:
         """Complete the tap cache; loaders then yield cached taps in place of images.
 
         Args:
             encoder: the encoder whose preprocessing `prepare` was given.
             need: what the adapter needs of the encoder.
             device: where the encoder runs for missing images.
+            fills: compute missing images; without, loaders yield images unless the cache is complete.
 
         Raises:
             ConfigurationError: the cache cannot serve this adapter, or would be too large.
             DataError: an image or the cache's folder cannot be used.
         """
-        self.store, self._need = None, need
+        self.store, self._need, self.missing_taps = None, need, (0, 0)
         if self.cache.kind == "none":
             return
         cache = TapCache(self.cache, encoder, need)
@@ -232,7 +235,8 @@ class FederatedDataModule(LightningDataModule):
             )
         keys = {place: self._keys(*place) for place in self._datasets}
         wanted = [item for of_place in keys.values() for of_image in of_place for item in of_image]
-        self.store = cache.complete(wanted, device, self.num_workers)
+        self.store = cache.complete(wanted, device, self.num_workers, fills)
+        self.missing_taps = cache.missing
         if self.store is not None:
             row_of = self.store.row_of
             self._rows = {

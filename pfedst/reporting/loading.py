@@ -31,6 +31,18 @@ BUDGET = (
     "held_out_sites",
 )
 """What is told where rows differ in it."""
+BUDGET_OPTIONS = (
+    "coordinator.held_out_sites",
+    "coordinator.participation",
+    "coordinator.rounds",
+    "data.class_path",
+    "data.init_args.batch_size",
+    "trainer.limit_train_batches",
+    "trainer.max_epochs",
+)
+"""The same as options."""
+EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.")
+"""Groups of options that are no part of a method: also where rows of several methods differ in one, it is told."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round")
 """What the protocols of runs of one row may differ in, where the options of the study were not recorded."""
 HASH_DIGITS = 8
@@ -82,7 +94,7 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
-    told = (*_differences(made), *_last_digits(made), *notes)
+    told = (*_differences(made), *_options(made), *_last_digits(made), *notes)
     return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning)
 
 
@@ -172,7 +184,8 @@ class _Group:
         if run.study:
             options = {key: value for key, value in run.study.items() if key != SEED}
         else:
-            options = dotted({key: value for key, value in run.protocol.items() if key not in OF_A_RUN})
+            # runs that were made before a table of the protocol was recorded belong to those in which it is empty
+            options = dotted({key: value for key, value in run.protocol.items() if key not in OF_A_RUN and value != {}})
         hashes = dotted({"hash": run.content})
         return cls(run.protocol["method"], bool(run.study), options | (hashes if run.content else {}))
 
@@ -283,6 +296,25 @@ def _differences(rows: Sequence[RunsOfARow]) -> list[str]:
         if len(told) > 1:
             parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
             notes.append(f"rows differ in {key.replace('_', ' ')} ({parts})")
+    return notes
+
+
+def _options(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Where rows of one method differ in an option of the study, or any rows in what all share; with folders."""
+    notes = []
+    recorded = [row for row in rows if row.first.study]
+    for key in sorted({key for row in recorded for key in row.first.study} - {SEED, *BUDGET_OPTIONS}):
+        values = {row.label: json.dumps(row.first.study.get(key, "default")).strip('"') for row in recorded}
+        methods = {(row.first.protocol["method"], values[row.label]) for row in recorded}
+        of_one_method = len(methods) > len({method for method, _ in methods})
+        compared = [row for row in recorded if of_one_method or (row.trains and key.startswith(EQUAL_FOR_ALL))]
+        told: dict[str, list[str]] = {}
+        for row in compared:
+            folders = listed([str(run.folder) for run in row.runs], most=3)
+            told.setdefault(values[row.label], []).append(f"{row.label} in {folders}")
+        if len(told) > 1:
+            parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
+            notes.append(f"rows differ in {key} ({parts})")
     return notes
 
 

@@ -40,6 +40,21 @@ class RoundOptions:
     keep_states: int
     fits: FitOptions
 
+    def check_clients(self, server: Server) -> None:
+        """Check that every round asks enough clients.
+
+        Raises:
+            ConfigurationError: a round asks fewer clients than must report.
+        """
+        if not server.trains or server.method.pooled:
+            return
+        fewest = min(len(server.draw(number, self.participation)) for number in range(1, self.rounds + 1))
+        if self.fits.min_clients > fewest:
+            raise ConfigurationError(
+                f"--coordinator.min_clients {self.fits.min_clients}: a round asks {fewest} clients only; raise "
+                f"--coordinator.participation, or lower it"
+            )
+
 
 class RoundLoop:
     """One run.
@@ -72,12 +87,6 @@ class RoundLoop:
         self.merged = Merged.none_of(server.members)
         self.rounds = options.rounds if server.trains else 0
         self.finetune_epochs = server.method.finetune_epochs if server.trains else 0
-        fewest = min((len(self._drawn(number)) for number in range(1, self.rounds + 1)), default=None)
-        if fewest is not None and not server.method.pooled and options.fits.min_clients > fewest:
-            raise ConfigurationError(
-                f"--coordinator.min_clients {options.fits.min_clients}: a round asks {fewest} clients only; raise "
-                f"--coordinator.participation, or lower it"
-            )
         fits = sum(len(self._drawn(number)) for number in range(1, self.rounds + 1))
         self.progress = RunProgress(fits + len(server.drawable) * bool(self.finetune_epochs))
         self.fits = Fits(options.fits, server, transport, self._request, self.progress)

@@ -186,6 +186,7 @@ def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, ca
     assert len(ran) == 8
     assert set(content["failed"]) == {name for name in ran if name.startswith("broken")}
     told = capsys.readouterr()
+    assert "side, average, none, broken; seeds 0, 1 on" in told.out.splitlines()[0]
     assert "2 runs failed; finished runs are kept and reported" in told.err
     notes = json.loads((tmp_path / "runs" / "compare-plan" / "report" / "report.json").read_text())["notes"]
     assert any("broken, seed 0: missing" in note for note in notes)

@@ -152,7 +152,9 @@ def test_two_comparisons_share_a_row_only_with_the_same_options(tmp_path) -> Non
     other = write_comparison(tmp_path / "other", {"A": {2: SITES, 3: None}}, reference="A", study=STUDY | PRECISE)
     compared = load_compared([one, same, other])
     assert rows_of(compared) == [("A", [0, 1]), ("B", [0]), ("A, other", [2])]
-    assert compared.notes == ("A, other, seed 3: missing, as it failed or is not done",)
+    *differences, missing = compared.notes
+    assert missing == "A, other, seed 3: missing, as it failed or is not done"
+    assert [note.split(" (")[0] for note in differences] == [f"rows differ in {key}" for key in sorted(PRECISE)]
     assert compared.reference == "B"
 
 
