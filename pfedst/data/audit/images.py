@@ -8,8 +8,9 @@ from statistics import median
 
 from pfedst.data.audit.facts import ImageFacts
 from pfedst.data.audit.findings import Checked, Finding
+from pfedst.data.decoding import ImageHeader
+from pfedst.data.limits import REMEDY_FOR_MANY
 from pfedst.data.sites import Place, Sites
-from pfedst.data.sources import ImageHeader
 from pfedst.errors import listed
 
 TINY = 64
@@ -32,7 +33,7 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 "error",
                 f"{len(bad):,} of {len(facts):,} images cannot be read: "
                 + listed([facts[place].error for place in bad]),
-                "remove them (and their rows), or copy them again",
+                REMEDY_FOR_MANY,
                 _single(bad),
             )
         )
