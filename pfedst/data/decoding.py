@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,20 +82,26 @@ def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
 def _opened(opened: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """Open an image and check its shape and its number of pages; add its name to all errors."""
     try:
-        with warnings.catch_warnings():
+        # never by its path: PIL maps such a file into memory, and scrambles a TIFF that is turned by a quarter
+        with opened.open("rb") if isinstance(opened, Path) else nullcontext(opened) as file, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened, formats=known_formats()) as image:
+            with _identified(file) as image:
                 check_shape(*image.size)
                 check_single(pages(image) if isinstance(image, TiffImageFile) else _frames(image), "page")
                 yield image
     except NamelessError as error:
         raise DataError(f"{name}: {error}") from error
-    except UnidentifiedImageError as error:
-        if (kind := kind_of(opened)) is not None:
-            raise DataError(f"{name}: {kind}, which is not read; {SAVE_AS}") from error
-        raise unreadable(name, error) from error
     except Exception as error:  # PIL raises many kinds for damaged files
         raise unreadable(name, error) from error
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=known_formats())
+    except UnidentifiedImageError as error:
+        if (kind := kind_of(file)) is None:
+            raise
+        raise NamelessError(f"{kind}, which is not read; {SAVE_AS}") from error
 
 
 def _frames(image: Image.Image) -> int:
@@ -147,8 +153,8 @@ def _has_deep_colours(image: Image.Image) -> bool:
 
 def _check_colours(image: Image.Image) -> None:
     """Refuse colours that use at most 12 of their 16 bits, which are almost black."""
-    most = max(int(image.getchannel(band).getextrema()[1]) for band in image.getbands() if band not in "Aa")
-    if 0 < most < 256 // LEAST_USED:
+    most = max(np.asarray(image.getchannel(band)).max() for band in image.getbands() if band not in "Aa")
+    if 0 < most <= 256 // LEAST_USED:  # PPM is rounded, not cut to its upper bits
         raise NamelessError(f"its colours use at most 12 of their 16 bits, and are almost black; {SAVE_COLOURS}")
 
 

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +79,9 @@ class GreyScale:
         return scaled(values, declared)
 
     def report_guess(self, name: str, least: float, most: float) -> None:
-        """Log once that ranges are guessed."""
+        """Log once that ranges are guessed, and note it for `noted_guesses`."""
+        if (notes := _notes.get()) is not None:
+            notes.append(name)
         if not self.reported:
             self.reported = True
             logging.getLogger("pfedst").warning(
@@ -85,6 +90,20 @@ class GreyScale:
                 "one range with %s",
                 *(name, least, most, OPTION),
             )
+
+
+_notes: ContextVar[list[str] | None] = ContextVar("guesses", default=None)
+
+
+@contextmanager
+def noted_guesses() -> Iterator[list[str]]:
+    """Collect the names of images whose range is guessed while this thread decodes them."""
+    notes: list[str] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
 
 
 def check_used(most: float, declared: PixelRange) -> None:

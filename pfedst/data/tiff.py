@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
-from pathlib import Path
+import itertools
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -67,25 +66,27 @@ def _use_native_order(image: TiffImagePlugin.TiffImageFile) -> None:
 
 def pages(image: TiffImagePlugin.TiffImageFile) -> int:
     """Return the number of pages, or 1 if all others are smaller versions or masks of the first one."""
-    own = [page for page in range(image.n_frames) if not _subfile(image, page) & NOT_AN_IMAGE]
+    flags = []
+    for page in itertools.count():
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        except SyntaxError:  # a page of a kind that Pillow does not read
+            pass
+        flags.append(int(image.tag_v2.get(SUBFILE, 0)))
     image.seek(0)
-    return 1 if own == [0] else int(image.n_frames)
+    own = [page for page, flag in enumerate(flags) if not flag & NOT_AN_IMAGE]
+    return 1 if own == [0] else len(flags)
 
 
-def _subfile(image: TiffImagePlugin.TiffImageFile, page: int) -> int:
-    with suppress(SyntaxError):  # a page of a kind that is not read
-        image.seek(page)
-    return int(image.tag_v2.get(SUBFILE, 0))
-
-
-def kind_of(opened: Path | BinaryIO) -> str | None:
+def kind_of(file: BinaryIO) -> str | None:
     """Return a description of the values of a TIFF; None for other content and for a damaged file."""
     try:
-        with opened.open("rb") if isinstance(opened, Path) else nullcontext(opened) as file:
-            file.seek(0)
-            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-            file.seek(tags.next)
-            tags.load(file)
+        file.seek(0)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
         samples, bits = tags.get(SAMPLES, 1), tags[BITS][0]
         numbers = NAMES.get(tags.get(SAMPLE_FORMAT, (1,))[0], "unknown")
     except Exception:  # Pillow raises many kinds for damaged files

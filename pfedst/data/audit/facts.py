@@ -15,11 +15,15 @@ from pfedst.errors import DataError, listed
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Result for one image. If the image cannot be read, only `error` is set."""
+    """Result for one image. If the image cannot be read, only `error` is set.
+
+    `guessed` is True if its own smallest and largest value became black and white.
+    """
 
     header: ImageHeader | None = None
     digest: str = ""
     error: str | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True)

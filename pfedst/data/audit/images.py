@@ -37,6 +37,17 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 _single(bad),
             )
         )
+    if guessed := [place for place, found in facts.items() if found.guessed]:
+        findings.append(
+            Finding(
+                "guessed_pixel_range",
+                "warning",
+                f"{len(guessed):,} images declare no range of grey values, and the smallest and largest value of each "
+                f"become black and white ({_counted(Counter(place.site for place in guessed))})",
+                "set one range with --data.pixel_range, so that the brightness of images can be compared",
+                _single(guessed),
+            )
+        )
     for code, places, message, remedy in _unusual(by_site):
         if places:
             findings.append(Finding(code, "warning", f"{len(places):,} {message}", remedy, _single(places)))

@@ -59,8 +59,8 @@ def recall(file: Path, places: Sequence[Place]) -> Seen | None:
     try:
         kept = read_json(file)
         facts = {
-            place: ImageFacts(ImageHeader(*header) if header else None, digest, error)
-            for place, (header, digest, error) in zip(places, kept["facts"], strict=True)
+            place: ImageFacts(ImageHeader(*header) if header else None, digest, error, guessed)
+            for place, (header, digest, error, guessed) in zip(places, kept["facts"], strict=True)
         }
         return Seen(facts, [(places[a], places[b], likeness) for a, b, likeness in kept["alike"]])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -71,7 +71,7 @@ def remember(file: Path, seen: Seen) -> None:
     """Save a scan result. Errors are ignored: the file only saves time."""
     row = {place: number for number, place in enumerate(seen.facts)}
     content = {
-        "facts": [[f.header and astuple(f.header), f.digest, f.error] for f in seen.facts.values()],
+        "facts": [[f.header and astuple(f.header), f.digest, f.error, f.guessed] for f in seen.facts.values()],
         "alike": [[row[a], row[b], likeness] for a, b, likeness in seen.alike],
     }
     with suppress(OSError):
