@@ -25,6 +25,15 @@ FORMATS = (
     "WEBP",
 )
 """Formats that are opened, whatever the file name. By default PIL passes PostScript to Ghostscript, an interpreter."""
+NOT_READ = (
+    (128, b"DICM", "a DICOM file by its content; rename it to .dcm"),
+    (4, b"ftyphei", "a HEIC photograph; save it as JPEG or PNG"),
+    (4, b"ftypmif", "a HEIF photograph; save it as JPEG or PNG"),
+    (0, b"\xff\xd8\xff", "a JPEG that is damaged, or lossless, or of 12 bits; copy it again, or save it as PNG"),
+    (0, b"%PDF", "a PDF document; export its image as PNG"),
+    (0, b"\x1f\x8b", "a compressed file; unpack it"),
+)
+"""Files that are whole, but are not read: place and bytes of their mark, and reason with remedy."""
 SAVE_AS = "save it as grey of 8, 16 or 32 bits, or as colours of 8 or 16 bits"
 SAVE_COLOURS = "save it with 8 bits a colour, from black to white"
 
@@ -63,8 +72,10 @@ def decode(opened: Path | BinaryIO, name: str, grey_scale: GreyScale) -> Image.I
             return _grey(image, grey_scale, name).convert("RGB")
         colours = _has_deep_colours(image)
         image = ImageOps.exif_transpose(image)
+        if image.mode == "La":  # grey that was multiplied by its alpha, for which Pillow has no conversion to RGB
+            image = image.convert("LA")
         if colours:
-            _check_colours(image)
+            _check_colours(image, grey_scale, name)
         return image.convert("RGB")
 
 
@@ -99,9 +110,14 @@ def _identified(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=known_formats())
     except UnidentifiedImageError as error:
-        if (kind := kind_of(file)) is None:
-            raise
-        raise NamelessError(f"{kind}, which is not read; {SAVE_AS}") from error
+        if (kind := kind_of(file)) is not None:
+            raise NamelessError(f"{kind}, which is not read; {SAVE_AS}") from error
+        file.seek(0)
+        start = file.read(132)
+        for place, mark, reason in NOT_READ:
+            if start[place : place + len(mark)] == mark:
+                raise NamelessError(reason) from error
+        raise
 
 
 def _frames(image: Image.Image) -> int:
@@ -151,11 +167,12 @@ def _has_deep_colours(image: Image.Image) -> bool:
     return any(";16" in str(tile.args) or (tile.codec_name == "ppm" and tile.args[-1] > 255) for tile in tiles)
 
 
-def _check_colours(image: Image.Image) -> None:
+def _check_colours(image: Image.Image, grey_scale: GreyScale, name: str) -> None:
     """Refuse colours that use at most 12 of their 16 bits, which are almost black."""
-    most = max(np.asarray(image.getchannel(band)).max() for band in image.getbands() if band not in "Aa")
+    most = max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band not in "Aa")
     if 0 < most <= 256 // LEAST_USED:  # PPM is rounded, not cut to its upper bits
         raise NamelessError(f"its colours use at most 12 of their 16 bits, and are almost black; {SAVE_COLOURS}")
+    grey_scale.report_dim(name, most, (0, 255))
 
 
 @cache

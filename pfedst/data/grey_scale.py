@@ -7,7 +7,7 @@ Images of 8 bits are display levels, and are not changed. For all others the fir
 3. the smallest and the largest value of the image. This is a guess, so a warning reports it once for a data set.
 
 An image that uses less than a sixteenth of the range that its file declares, such as 12 bits kept in 16, would be
-almost black. Which range is meant is not known, so it is refused.
+almost black. Which range is meant is not known, so it is refused. Less than a quarter is reported, once for a data set.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ LEAST_USED = 16
 """An image whose values lie in the first 1 / LEAST_USED of the declared range is refused."""
 BLOCK = 1 << 20
 """Number of values that are converted at once: floating-point values of a whole image would take much memory."""
+DIM = 4
+"""An image whose values lie in the first 1 / DIM of the declared range is reported."""
 OPTION = "--data.pixel_range (--pixel_range of pfedst data preprocess)"
 
 
@@ -41,11 +43,11 @@ class GreyScale:
 
     Attributes:
         given: values that become black and white, as the user gave them; None to use what each file declares.
-        reported: True if the warning for a guessed range was logged in this process.
+        reported: kinds of warnings that were logged in this process.
     """
 
     given: PixelRange | None = None
-    reported: bool = field(default=False, compare=False)
+    reported: set[str] = field(default_factory=set, compare=False)
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -74,6 +76,7 @@ class GreyScale:
             self.report_guess(name, least, most)
             return scaled(values, (least, most))
         check_used(most, declared)
+        self.report_dim(name, most, declared)
         if declared == BITS_16:
             return (values >> 8).astype(np.uint8)  # also exact for 8-bit levels that were filled up with zeros
         return scaled(values, declared)
@@ -82,14 +85,27 @@ class GreyScale:
         """Log once that ranges are guessed, and note it for `noted_guesses`."""
         if (notes := _notes.get()) is not None:
             notes.append(name)
-        if not self.reported:
-            self.reported = True
-            logging.getLogger("pfedst").warning(
-                "%s declares no range of grey values: its smallest value (%g) becomes black, its largest (%g) white. "
-                "Other such images are scaled by their own values, so that their brightness cannot be compared; set "
-                "one range with %s",
-                *(name, least, most, OPTION),
+        self._report(
+            "guess",
+            f"{name} declares no range of grey values: its smallest value ({least:g}) becomes black, its largest "
+            f"({most:g}) white. Other such images are scaled by their own values, so that their brightness cannot be "
+            f"compared; set one range with {OPTION}",
+        )
+
+    def report_dim(self, name: str, most: float, declared: PixelRange) -> None:
+        """Log once that an image uses little of the range that its file declares."""
+        low, high = declared
+        if low < most < low + (high - low) / DIM:
+            self._report(
+                "dim",
+                f"{name} is dim: its values reach {most:g} of {high:g}, and there may be other such images. If they "
+                f"have fewer bits than their files declare, set their range with {OPTION}",
             )
+
+    def _report(self, kind: str, message: str) -> None:
+        if kind not in self.reported:
+            self.reported.add(kind)
+            logging.getLogger("pfedst").warning("%s", message)
 
 
 _notes: ContextVar[list[str] | None] = ContextVar("guesses", default=None)
@@ -118,10 +134,10 @@ def check_used(most: float, declared: PixelRange) -> None:
     """
     low, high = declared
     if low < most < low + (high - low) / LEAST_USED:
-        guess = 2 ** int(most).bit_length() - 1 if high > 1 else most
+        guess = 2 ** max(8, int(most).bit_length()) - 1 if high > 1 else most
         raise NamelessError(
-            f"its values reach {most:g} of {high:g}, which is almost black; set their range with {OPTION}, such as "
-            f"'[0, {guess:g}]'"
+            f"its values reach {most:g} of {high:g}, which is almost black; set {OPTION}, '[0, {guess:g}]' or "
+            f"'[0, {high:g}]'"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import struct
@@ -159,6 +160,12 @@ READ = {
     "rgb 16.png": (deep_png(COLOURS.astype("u2") * 257), COLOURS),
     "rgba 16.png": (deep_png(np.dstack([COLOURS, ALPHA]).astype("u2") * 257), COLOURS),
     "grey alpha 16.png": (deep_png(np.dstack([RAMP, ALPHA]).astype("u2") * 257), RAMP),
+    "grey multiplied by alpha.tif": (
+        lambda path: make_tiff(path, np.dstack([RAMP, np.full_like(RAMP, 255)]).astype("u1"), tags={338: 1}),
+        RAMP,
+    ),
+    "grey and alpha.tif": (lambda path: make_tiff(path, np.dstack([RAMP, ALPHA]).astype("u1"), order=">"), RAMP),
+    "big.tif": (saved(RAMP.astype("u1"), "TIFF", big_tiff=True), RAMP),
     "alpha.png": (png(np.dstack([COLOURS, ALPHA])), COLOURS),
     "bits.png": (saved(Image.fromarray(RAMP > 99), "PNG"), 255 * (RAMP > 99)),
     "palette.png": (saved(with_palette(False), "PNG"), PALETTE),
@@ -189,7 +196,7 @@ READ = {
 DARK = (RAMP * 16).astype(np.uint16)
 DARK_COLOURS = COLOURS.astype(np.uint16) * 16
 SEVERAL = "holds 3 pages; export the page wanted to a file of its own"
-ALMOST_BLACK = r"its values reach 4080 of 65535.*--data\.pixel_range.*'\[0, 4095\]'"
+ALMOST_BLACK = r"its values reach 4080 of 65535.*--data\.pixel_range.*'\[0, 4095\]' or '\[0, 65535\]'"
 BLACK_COLOURS = "at most 12 of their 16 bits.*8 bits a colour"
 PAGES = [np.full((8, 8, 3), level, np.uint8) for level in (0, 128, 255)]
 THIN = "a side is more than 100 times as long"
@@ -249,7 +256,17 @@ REFUSED = {
     "empty.tif": (b"", "not an image"),
     "empty.dcm": (b"", "not a DICOM file"),
     "a page of the web.jpg": (b"<html>404</html>", "not an image"),
-    "dicom named.png": (lambda path: make_dicom(path, RAMP.astype("u1")), "not an image"),
+    "dicom named.png": (
+        lambda path: make_dicom(path, RAMP.astype("u1")),
+        "a DICOM file by its content; rename it to .dcm",
+    ),
+    "photograph of a telephone.jpg": (b"\0\0\0\x18ftypheic" + bytes(99), "a HEIC photograph; save it as JPEG or PNG"),
+    "12 bits.jpg": (
+        saved(RAMP.astype("u1"), "JPEG").replace(b"\xff\xc0\x00\x0b\x08", b"\xff\xc0\x00\x0b\x0c"),
+        "a JPEG that is damaged, or lossless, or of 12 bits",
+    ),
+    "scan.png": (b"%PDF-1.7\n" + bytes(99), "a PDF document; export its image as PNG"),
+    "packed.png": (gzip.compress(png(COLOURS)), "a compressed file; unpack it"),
     "cut short.png": (png(COLOURS)[:-30], "remove it, or copy it again"),
     "cut short.jpg": (saved(np.full((64, 64), 99, np.uint8), "JPEG")[:-80], "remove it, or copy it again"),
     "cut short.tif": (cut_tiff, "remove it, or copy it again"),

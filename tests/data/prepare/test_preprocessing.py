@@ -17,6 +17,7 @@ from pfedst.data.sources import FileSource
 from pfedst.encoders import Preprocessing
 from pfedst.errors import ConfigurationError, DataError
 from tests.fake_data.folder.data import image, make
+from tests.fake_data.tiff.data import make as make_tiff
 
 SMALL = PreprocessingOptions(shorter_side=16)
 
@@ -138,6 +139,7 @@ def test_constancy_comes_after_resizing_and_cropping() -> None:
         {"format": "gif"},
         {"window": (40.0, 0.0)},
         {"window": (float("nan"), 1.0)},
+        {"pixel_range": [1.0, 1.0]},
     ],
 )
 def test_options_out_of_range(wrong) -> None:
@@ -145,6 +147,19 @@ def test_options_out_of_range(wrong) -> None:
     with pytest.raises(ConfigurationError) as caught:
         PreprocessingOptions(**wrong)
     assert str(caught.value).startswith(f"--{option} {value}: must be ")
+
+
+def test_a_window_is_a_range_by_centre_and_width(tmp_path) -> None:
+    values = np.random.default_rng(0).integers(-1000, 3000, (8, 9))
+    make_tiff(tmp_path / "hounsfield" / "a.tif", values.astype("i2"))
+    made = []
+    for name, options in {"window": {"window": (40, 400)}, "range": {"pixel_range": (-160, 240)}}.items():
+        preprocess_tree(tmp_path / "hounsfield", tmp_path / name, PreprocessingOptions(8, **options))
+        made.append(np.asarray(Image.open(tmp_path / name / "a.png"))[..., 0])
+    assert np.array_equal(*made)
+    assert np.array_equal(made[0], np.rint(((values + 160) / 400).clip(0, 1) * 255))
+    with pytest.raises(ConfigurationError, match="--window and --pixel_range both"):
+        PreprocessingOptions(window=(40, 400), pixel_range=(-160, 240))
 
 
 # -- a tree ----------------------------------------------------------------------------------------------------

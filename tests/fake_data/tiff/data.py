@@ -29,6 +29,7 @@ def make(
     for number, page in enumerate(pages):
         own = {tag % 1_000_000: value for tag, value in (tags or {}).items() if tag < 1_000_000 or number}
         link = _append(out, link, page, order, deflated, own)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(out)
     return path
 
@@ -45,7 +46,7 @@ def _append(out: bytearray, link: int, page: NDArray, order: str, deflated: bool
         273: len(out), 277: samples, 278: height, 279: len(content), 339: FORMATS[page.dtype.kind], **own,
     }  # fmt: skip
     if samples in (2, 4):
-        values[338] = 2
+        values.setdefault(338, 2)
     out += content + bytes(len(content) % 2)
     lists = {tag: (value,) * (samples if tag in (258, 339) else 1) for tag, value in values.items()}
     places = {}
