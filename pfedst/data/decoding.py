@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from pfedst.data.grey_scale import BITS_16, LEAST_USED, GreyScale, PixelRange
 from pfedst.data.jpeg import check_scans
 from pfedst.data.limits import COPY_AGAIN, NamelessError, check_shape, check_single
-from pfedst.data.tiff import kind_of, number_type, pages, tiff_values, white_is_zero
+from pfedst.data.tiff import correct_tiles, kind_of, number_type, pages, tiff_values, white_is_zero
 from pfedst.errors import DataError
 
 FORMATS = (
@@ -68,6 +68,8 @@ def decode(opened: Path | BinaryIO, name: str, grey_scale: GreyScale) -> Image.I
     with _opened(opened, name) as image:
         if image.format in ("JPEG", "MPO"):
             check_scans(_content(image))
+        if isinstance(image, TiffImageFile):
+            correct_tiles(image)
         if _is_deep(image):
             return _grey(image, grey_scale, name).convert("RGB")
         colours = _has_deep_colours(image)

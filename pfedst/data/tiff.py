@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-PHOTOMETRIC, BITS, SAMPLES, SAMPLE_FORMAT, SUBFILE = 262, 258, 277, 339, 254
+PHOTOMETRIC, BITS, SAMPLES, SAMPLE_FORMAT, SUBFILE, PLANES, FILL_ORDER = 262, 258, 277, 339, 254, 284, 266
+APART = 2
 WHITE_IS_ZERO = 0
 KINDS = {1: "u", 2: "i", 3: "f"}
 """Values of SampleFormat -> kinds of a NumPy dtype."""
@@ -37,7 +38,6 @@ for order, letter in ((TiffImagePlugin.II, ""), (TiffImagePlugin.MM, "B")):
 def tiff_values(image: TiffImagePlugin.TiffImageFile) -> NDArray[Any]:
     """Return the grey values (H, W) of a TIFF in their own number type. Before, the image must be deep (`is_deep`)."""
     kind, bits = number_type(image)
-    _use_native_order(image)
     values = np.asarray(image)
     if (kind, bits) in {("f", 16), ("i", 8), ("u", 32)}:  # Pillow has no mode of this type, and reads the bits alone
         return values.view(np.dtype(f"{kind}{bits // 8}").newbyteorder(values.dtype.byteorder))
@@ -54,14 +54,30 @@ def white_is_zero(image: TiffImagePlugin.TiffImageFile) -> bool:
     return bool(image.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO)  # Pillow's default
 
 
-def _use_native_order(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Correct the byte order of compressed values: libtiff has swapped them, and Pillow would swap some again."""
+def correct_tiles(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Correct how Pillow will unpack the values. Before, nothing may be decoded."""
     image.tile = [
-        tile._replace(args=(tile.args[0].replace("B", "N"), *tile.args[1:]))
-        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
+        tile._replace(args=(_raw_mode(image, tile.codec_name, tile.args[0]), *tile.args[1:]))
+        if isinstance(tile.args, tuple)
         else tile
         for tile in image.tile
     ]
+
+
+def _raw_mode(image: TiffImagePlugin.TiffImageFile, codec: str, given: str) -> str:
+    one_sample = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    kind, bits = number_type(image)
+    if codec == "libtiff" and one_sample:  # which has put the bytes in order already
+        return given.replace("B", "N")
+    if codec != "raw" or image.tag_v2.get(PLANES) != APART or bits <= 8:
+        return given
+    # in planes, of which each has its own letter, Pillow takes that letter alone
+    order = image.tag_v2.prefix
+    if not one_sample:
+        return f"{given};16{'B' if order == TiffImagePlugin.MM else 'L'}"
+    number = next(number for number, letter in KINDS.items() if letter == kind)
+    photometric, fill_order = (_first(image, tag, missing) for tag, missing in ((PHOTOMETRIC, 0), (FILL_ORDER, 1)))
+    return TiffImagePlugin.OPEN_INFO[order, photometric, (number,), fill_order, (bits,), ()][1]
 
 
 def pages(image: TiffImagePlugin.TiffImageFile) -> int:

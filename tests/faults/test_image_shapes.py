@@ -16,6 +16,7 @@ from PIL import Image
 from pfedst.data.sources import EncodedSource, FileSource
 from pfedst.errors import DataError
 from tests.fake_data.dicom.data import make as make_dicom
+from tests.fake_data.tiff.data import PLANES
 from tests.fake_data.tiff.data import make as make_tiff
 
 HEIGHT, WIDTH = 6, 16
@@ -103,13 +104,15 @@ NUMBERS = {
 READ = {
     # name of the file -> content or writer, expected pixels (grey or colours)
     **{
-        f"{name} {order} {'deflated' if deflated else 'plain'}.tif": (
-            lambda path, values=values, order=order, deflated=deflated: make_tiff(
-                path, values, order=order, deflated=deflated
+        f"{name} {order} {'deflated' if deflated else 'plain'}{' planes' * (planes == 2)}.tif": (
+            lambda path, values=values, order=order, deflated=deflated, planes=planes: make_tiff(
+                path, values, order=order, deflated=deflated, tags={PLANES: planes}
             ),
             expected,
         )
-        for (name, (values, expected)), order, deflated in itertools.product(NUMBERS.items(), "<>", (False, True))
+        for (name, (values, expected)), order, deflated, planes in itertools.product(
+            NUMBERS.items(), "<>", (False, True), (1, 2)
+        )
     },
     **{
         f"{name} {order} zero is white.tif": (
@@ -120,14 +123,14 @@ READ = {
         if name in ("u1", "u2", "i2", "f4")
     },
     **{
-        f"{name} {order} {'deflated' if deflated else 'plain'}.tif": (
-            lambda path, values=values, order=order, deflated=deflated: make_tiff(
-                path, values, order=order, deflated=deflated
+        f"{name} {order} {'deflated' if deflated else 'plain'}{' planes' * (planes == 2)}.tif": (
+            lambda path, values=values, order=order, deflated=deflated, planes=planes: make_tiff(
+                path, values, order=order, deflated=deflated, tags={PLANES: planes}
             ),
             COLOURS,
         )
-        for (name, values), order, deflated in itertools.product(
-            {"rgb": COLOURS, "rgb 16": COLOURS.astype("u2") * 257}.items(), "<>", (False, True)
+        for (name, values), order, deflated, planes in itertools.product(
+            {"rgb": COLOURS, "rgb 16": COLOURS.astype("u2") * 257}.items(), "<>", (False, True), (1, 2)
         )
     },
     "smaller copy.tif": (
@@ -222,6 +225,7 @@ REFUSED = {
     "12 in 16.jp2": (saved(DARK, "JPEG2000"), ALMOST_BLACK),
     "colours 12 in 16.tif": (lambda path: make_tiff(path, DARK_COLOURS), BLACK_COLOURS),
     "colours 12 in 16 >.tif": (lambda path: make_tiff(path, DARK_COLOURS, order=">", deflated=True), BLACK_COLOURS),
+    "planes 12 in 16.tif": (lambda path: make_tiff(path, DARK_COLOURS, tags={PLANES: 2}), BLACK_COLOURS),
     "colours 12 in 16.png": (deep_png(DARK_COLOURS), BLACK_COLOURS),
     "alpha 12 in 16.png": (deep_png(np.dstack([DARK_COLOURS, LIKE_8_BITS])), BLACK_COLOURS),
     "colours 12 in 16.ppm": (netpbm("P6", 65535, DARK_COLOURS), BLACK_COLOURS),

@@ -10,6 +10,8 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 FORMATS = {"u": 1, "i": 2, "f": 3, "c": 6}
+LONG = (256, 257, 273, 278, 279)
+PLANES = 284
 
 
 def make(
@@ -22,7 +24,8 @@ def make(
         pages: arrays, whose type gives the number of bits and the kind of number.
         order: byte order, `<` or `>`.
         deflated: compress the values.
-        tags: more tags of all pages, or others; a tag of the second and later pages as 1000000 + tag.
+        tags: more tags of all pages, or others; a tag of the second and later pages as 1000000 + tag. `PLANES: 2` keeps
+            each colour apart.
     """
     out = bytearray((b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 0))
     link = 4
@@ -38,30 +41,30 @@ def _append(out: bytearray, link: int, page: NDArray, order: str, deflated: bool
     """Append a page, write its place at `link`, and return the place of the link to the next page."""
     height, width = page.shape[:2]
     samples = page.shape[2] if page.ndim == 3 else 1
-    content = page.astype(page.dtype.newbyteorder(order)).tobytes()
-    if deflated:
-        content = zlib.compress(content)
-    values = {
-        256: width, 257: height, 258: 8 * page.dtype.itemsize, 259: 8 if deflated else 1, 262: 2 if samples > 2 else 1,
-        273: len(out), 277: samples, 278: height, 279: len(content), 339: FORMATS[page.dtype.kind], **own,
+    parts = [page[..., sample] for sample in range(samples)] if own.get(PLANES) == 2 and samples > 1 else [page]
+    offsets, lengths = [], []
+    for part in parts:
+        content = part.astype(page.dtype.newbyteorder(order)).tobytes()
+        content = zlib.compress(content) if deflated else content
+        offsets.append(len(out))
+        lengths.append(len(content))
+        out += content + bytes(len(content) % 2)
+    kind = FORMATS[page.dtype.kind]
+    values: dict[int, list[int]] = {
+        256: [width], 257: [height], 258: [8 * page.dtype.itemsize] * samples, 259: [8 if deflated else 1],
+        262: [2 if samples > 2 else 1], 273: offsets, 277: [samples], 278: [height], 279: lengths, 339: [kind] * samples,
     }  # fmt: skip
     if samples in (2, 4):
-        values.setdefault(338, 2)
-    out += content + bytes(len(content) % 2)
-    lists = {tag: (value,) * (samples if tag in (258, 339) else 1) for tag, value in values.items()}
-    places = {}
-    for tag, items in lists.items():
-        if len(items) > 2:
-            places[tag] = len(out)
-            out += struct.pack(f"{order}{len(items)}H", *items) + bytes(2 * (len(items) % 2))
+        values[338] = [2]
+    values |= {tag: [value] * len(values.get(tag, [0])) for tag, value in own.items()}
+    entries = b""
+    for tag, items in sorted(values.items()):
+        short = tag not in LONG
+        packed = struct.pack(f"{order}{len(items)}{'H' if short else 'I'}", *items).ljust(4, b"\0")
+        if len(packed) > 4:
+            packed, place = struct.pack(order + "I", len(out)), packed
+            out += place + bytes(len(place) % 4)
+        entries += struct.pack(order + "HHI", tag, 3 if short else 4, len(items)) + packed
     struct.pack_into(order + "I", out, link, len(out))
-    out += struct.pack(order + "H", len(lists))
-    for tag, items in sorted(lists.items()):
-        short = tag not in (256, 257, 273, 278, 279)
-        out += struct.pack(order + "HHI", tag, 3 if short else 4, len(items))
-        if tag in places:
-            out += struct.pack(order + "I", places[tag])
-        else:
-            out += struct.pack(order + ("HH" if short else "I"), *(*items, 0)[: 2 if short else 1])
-    out += struct.pack(order + "I", 0)
+    out += struct.pack(order + "H", len(values)) + entries + bytes(4)
     return len(out) - 4
