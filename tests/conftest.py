@@ -4,7 +4,6 @@ import functools
 import gc
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -55,32 +54,6 @@ def no_loss_of_power() -> Iterator[None]:
 def cache_of_these_tests(tmp_path_factory) -> None:
     """No test reads or writes the user's tap cache."""
     os.environ["PFEDST_CACHE"] = str(tmp_path_factory.mktemp("tap_cache"))
-
-
-OF_ONE_IMAGE = (
-    "test_an_image_has_the_same_bits_alone_in_any_batch_and_at_any_position",
-    "test_an_image_has_the_same_bits_with_any_number_of_threads",
-    "test_every_position_of_the_towers_batch_gives_the_same_bits",
-    "test_a_need_for_embeddings_is_served_by_a_complete_store_of_taps",
-    "test_encoders_and_dtypes_have_stores_of_their_own",
-    "test_loaders_of_a_cache_give_the_same_taps_bit_for_bit",
-    "test_unlabelled_batches_of_a_cache_are_the_same_bit_for_bit",
-    "test_an_evaluation_loader_gives_embeddings_whatever_is_cached",
-    "test_an_image_has_so_many_views_over_all_epochs_and_runs_and_is_evaluated_as_it_is",
-    "test_a_run_with_a_cache_is_the_run_without_byte_for_byte",
-)
-"""Tests that fail where MKL takes its AVX2 kernels on an Intel processor."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark an open fault: with MKL's AVX2 kernels on Intel, the bits of an image depend on its place in a batch."""
-    processor = Path("/proc/cpuinfo")
-    intel = processor.is_file() and "GenuineIntel" in processor.read_text()
-    if not (intel and os.environ.get("MKL_ENABLE_INSTRUCTIONS") == "AVX2"):
-        return
-    for item in items:
-        if getattr(item, "originalname", item.name) in OF_ONE_IMAGE:
-            item.add_marker(pytest.mark.xfail(reason="MKL's AVX2 kernels on Intel: an open fault", strict=False))
 
 
 def pytest_collection_finish() -> None:

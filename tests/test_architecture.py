@@ -60,7 +60,7 @@ FLOORS = (
     {"adapters", "evaluation", "state"},
     {"encoders", "messages"},
     {"seeds", "options"},
-    {"errors", "child_processes"},
+    {"errors", "child_processes", "torch_threads"},
     {""},
     {"version", "renamed"},
 )

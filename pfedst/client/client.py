@@ -20,7 +20,6 @@ from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
 from pfedst.client.predictions import Predictions
 from pfedst.client.state import SiteState
-from pfedst.client.threads import torch_threads
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import SPLITS
@@ -31,6 +30,7 @@ from pfedst.messages.payload import NET, State
 from pfedst.messages.requests import POOLED, PROTOTYPES, Reply, Request
 from pfedst.methods.interface import FederatedMethod
 from pfedst.seeds import derive_seed, seeded
+from pfedst.torch_threads import torch_threads
 from pfedst.tracking import counted_flops, peak_memory_bytes
 
 

@@ -23,6 +23,7 @@ from pfedst.data.datasets import (
     training_transform,
 )
 from pfedst.data.grey_scale import check_range
+from pfedst.data.loaders import image_loader
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
 from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted
@@ -275,7 +276,7 @@ class FederatedDataModule(LightningDataModule):
     def _loader(self, dataset: SiteDataset | CachedDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
         if isinstance(dataset, CachedDataset):  # a batch comes whole, and there is nothing for other processes to do
             return DataLoader(dataset, batch_size, collate_fn=_unchanged, **options)
-        return DataLoader(dataset, batch_size, num_workers=self.num_workers, **options)
+        return image_loader(dataset, batch_size, self.num_workers, **options)
 
     def samples(self, site: str, split: Split) -> int:
         """Return the number of images."""

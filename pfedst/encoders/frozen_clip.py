@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch.func import functional_call
 
 from pfedst.encoders.encoder import Encoder
 from pfedst.encoders.loading import image_size_of, load_open_clip, open_clip_model, timm_tower
+from pfedst.encoders.one_by_one import one_by_one
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
 from pfedst.encoders.text import PromptTower
 from pfedst.encoders.towers import ImageTower, OpenCLIPTower, frozen, pooled_patches
@@ -31,10 +31,6 @@ LastBlock = Literal["class_token", "whole"]
 CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 # used if the weights of an image tower hold no scale: CLIP's training ends at the cap, 100
 DEFAULT_LOGIT_SCALE = 100.0
-IMAGES_AT_ONCE = 8
-"""Batch size of the tower on a CPU. It is fixed because the last bits of a matrix product depend on the number of
-rows, and an image must have the same taps in any batch, cached or not. A larger batch is not faster."""
-
 
 WEIGHTS_VARIABLE = "PFEDST_ENCODER_WEIGHTS"
 """Environment variable with the weights to use if no option names them."""
@@ -139,7 +135,6 @@ class FrozenCLIP(Encoder):
                 self.text.to(device)
         return self
 
-    @torch.no_grad()
     def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
         """Return several kinds of output for images (B, 3, H, W), normalised as in `preprocessing`, in one pass.
 
@@ -157,12 +152,13 @@ class FrozenCLIP(Encoder):
         found: dict[Need, Taps] = {"images": Taps("images", (images,))} if "images" in needs else {}
         of_tower = [need for need in needs if need != "images"]
         if of_tower and images.device.type == "cpu":
-            parts = [self._encode(_filled(part), of_tower) for part in torch.split(images, IMAGES_AT_ONCE)]
-            found |= {need: _joined([part[need] for part in parts], len(images)) for need in of_tower}
+            parts = one_by_one(lambda image: self._encode(image, of_tower), images)
+            found |= {need: _joined([part[need] for part in parts]) for need in of_tower}
         elif of_tower:
             found |= self._encode(images, of_tower)
         return found
 
+    @torch.no_grad()
     def _encode(self, images: Tensor, needs: Sequence[Need]) -> dict[Need, Taps]:
         z = [self.tower.embed(images).float()]
         for block in list(self.tower.blocks)[:-1]:
@@ -173,16 +169,14 @@ class FrozenCLIP(Encoder):
         if "tokens" in needs:
             found["tokens"] = Taps("tokens", (self._on_grid(self.tower.blocks[-1](z[-1]).float()),))
         if "pooled" in needs:
-            with _one_thread():
-                found["pooled"] = Taps("pooled", (self.finish(z[-1]).float(),))
+            found["pooled"] = Taps("pooled", (self.finish(z[-1]).float(),))
         return found
 
     def _taps(self, z: Sequence[Tensor]) -> Taps:
         if self.token_grid is None:
             return Taps("taps", tuple(z))
         tensors = tuple(self._on_grid(tap) for tap in z)
-        with _one_thread():
-            return Taps("taps", tensors, (self._class_token(z[-1]) - self._class_token(tensors[-1])).float())
+        return Taps("taps", tensors, (self._class_token(z[-1]) - self._class_token(tensors[-1])).float())
 
     def _on_grid(self, tokens: Tensor) -> Tensor:
         return tokens if self.token_grid is None else pooled_patches(tokens, self.tower.patches, self.token_grid)
@@ -288,30 +282,11 @@ class FrozenCLIP(Encoder):
         return digest.hexdigest()
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread for products with one row per image, whose last bits depend on how threads share the rows."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _filled(images: Tensor) -> Tensor:
-    """Fill up a smaller last batch with copies of its last image."""
-    return torch.cat([images, images[-1:].expand(IMAGES_AT_ONCE - len(images), -1, -1, -1)])
-
-
-def _joined(parts: Sequence[Taps], images: int) -> Taps:
-    """Join the parts to one batch and remove the copies that filled up the last part."""
-    tensors = tuple(torch.cat(group)[:images] for group in zip(*(part.tensors for part in parts), strict=True))
+def _joined(parts: Sequence[Taps]) -> Taps:
+    """Join the outputs of single images to one batch."""
+    tensors = tuple(torch.cat(group) for group in zip(*(part.tensors for part in parts), strict=True))
     corrections = [part.correction for part in parts if part.correction is not None]
-    return Taps(parts[0].kind, tensors, torch.cat(corrections)[:images] if corrections else None)
+    return Taps(parts[0].kind, tensors, torch.cat(corrections) if corrections else None)
 
 
 def _tokens_on_grid(tower: ImageTower, token_grid: int) -> int:

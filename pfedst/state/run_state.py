@@ -174,3 +174,4 @@ class StateSaver:
         clear_unfinished(self.state.folder)  # a signal may have come while a snapshot was written
         if kind is None:
             self.wait()
+            self._drop_old()  # an earlier process may have been killed before it did so

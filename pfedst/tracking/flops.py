@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from pfedst.torch_threads import torch_threads
+
 
 def counted_flops(work: Callable[[], object]) -> int:
     """Return the FLOPs of `work`, backward passes included. A multiplication with its addition counts as two.
@@ -18,7 +20,7 @@ def counted_flops(work: Callable[[], object]) -> int:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch has no formula for this kernel of a whole attention layer
     try:
-        with counter:
+        with torch_threads(1), counter:  # the counter sees no other thread
             work()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

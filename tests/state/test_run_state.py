@@ -34,6 +34,18 @@ def test_the_last_rounds_are_kept(tmp_path) -> None:
     assert parts["server"]["w"].item() == 3
 
 
+def test_a_round_that_a_kill_left_too_many_goes_when_the_run_ends_well(tmp_path) -> None:
+    """A process may be killed between the new round and the removal of the old one, after the last round too."""
+    for round_number in (1, 2, 3):
+        save_round(tmp_path, round_number, PARTS, keep=3)
+    with pytest.raises(KeyError), StateSaver(tmp_path, 2):
+        raise KeyError
+    assert len(RunState(tmp_path).rounds()) == 3
+    with StateSaver(tmp_path, 2):
+        pass
+    assert [path.name for path in RunState(tmp_path).rounds()] == ["round-000002", "round-000003"]
+
+
 def test_the_best_round_is_kept_under_its_own_name(tmp_path) -> None:
     with StateSaver(tmp_path, 1) as saver:
         for round_number in (1, 2, 3):

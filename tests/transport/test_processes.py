@@ -12,7 +12,6 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from safetensors.torch import load_file
 
-from pfedst.client.threads import torch_threads
 from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
 from pfedst.messages.requests import Reply, Request
@@ -21,6 +20,7 @@ from pfedst.methods.registry import registered_methods
 from pfedst.server.server import Server
 from pfedst.simulation import make_client, start_maker
 from pfedst.testing import small
+from pfedst.torch_threads import torch_threads
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes, fitting_workers, gpu_variables
 from pfedst.transport.workers import answer, from_bytes, to_bytes

@@ -186,7 +186,7 @@ def preprocess_tree(
         outside_files: True if links may lead out of the source.
 
     Raises:
-        ConfigurationError: If `workers` is negative.
+        ConfigurationError: If `workers` is negative, or a range of grey values is given and every image has 8 bits.
         DataError: If the source holds no image or two images would get one name, a link leads out of the source, the
             target is not outside the source, or the target was made differently; then nothing is written. If images
             cannot be read, they are named after all others are done.
@@ -198,6 +198,7 @@ def preprocess_tree(
         jobs = _jobs(existing_folder(source, "SOURCE"), target, options.format)
         if not outside_files:
             refuse_outside((job.source for job in jobs), source)
+        _check_range_is_used(jobs, options)
         identity = {"rule": RULE, "source": source.resolve().name, **asdict(options)}
         _open_target(target, identity)
         waiting = [job for job in jobs if not job.done]
@@ -238,6 +239,19 @@ def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
             )
         origin[made] = name
     return [_Job(source / name, target / made) for made, name in origin.items()]
+
+
+def _check_range_is_used(jobs: Sequence[_Job], options: PreprocessingOptions) -> None:
+    if options.grey_scale.given is not None and not any(_may_be_deep(job.source) for job in jobs):
+        option = "--window" if options.pixel_range is None else "--pixel_range"
+        raise ConfigurationError(f"{option} has no effect: every image has 8 bits, which are not changed; leave it out")
+
+
+def _may_be_deep(path: Path) -> bool:
+    try:
+        return FileSource([path]).header(0).deep
+    except DataError:
+        return True  # it is named with its error when it is read
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -18,9 +18,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pfedst.data.datasets import Draw, SiteDataset
+from pfedst.data.loaders import image_loader
 from pfedst.data.tables import read_json
 from pfedst.data.taps.layout import Layout
 from pfedst.data.taps.store import TapStore
@@ -199,7 +200,7 @@ class TapCache:
             soft_wrap=True,
         )
         # without its own generator a loader would draw from the global one
-        loader = DataLoader(_Images(missing), IMAGES_A_STEP, num_workers=num_workers, generator=torch.Generator())
+        loader = image_loader(_Images(missing), IMAGES_A_STEP, num_workers, generator=torch.Generator())
         columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
