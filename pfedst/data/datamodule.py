@@ -22,6 +22,7 @@ from pfedst.data.datasets import (
     evaluation_transform,
     training_transform,
 )
+from pfedst.data.grey_scale import check_range
 from pfedst.data.loaders import image_loader
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
@@ -66,6 +67,10 @@ class FederatedDataModule(LightningDataModule):
             with verify_images.
         outside_files: allow images outside of the folders that the data set names, where a path with `..`, an
             absolute path or a link leads out of them. Otherwise such an image is an error.
+        pixel_range: values of grey images that become black and white, such as [0, 4095] for 12 bits kept in 16, or
+            [-160, 240] for Hounsfield units. It applies to grey images of more than 8 bits and to grey DICOM files.
+            Default: what each file declares (its bits, its DICOM window), otherwise its smallest and its largest
+            value, with a warning.
         ordinal: the classes are grades in their order, so that the quadratic weighted kappa is defined.
         cache: activations of the encoder to cache on disk, so that each image passes the encoder once: `pooled`,
             `tokens` or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
@@ -95,6 +100,7 @@ class FederatedDataModule(LightningDataModule):
         verify_images: bool = True,
         audit: AuditLevel = "warn",
         outside_files: bool = False,
+        pixel_range: tuple[float, float] | None = None,
         ordinal: bool = False,
         cache: CacheKind = "none",
         cache_dtype: TapDtype = "float32",
@@ -108,6 +114,7 @@ class FederatedDataModule(LightningDataModule):
             raise ConfigurationError(
                 f"--data.views {views}: must be 0 or more, and 0 without --data.augmentation: there is one view then"
             )
+        check_range("--data.pixel_range", pixel_range)
         if not 0 <= validation_fraction < 1:
             raise ConfigurationError(f"--data.validation_fraction {validation_fraction}: must be in [0, 1)")
         self.batch_size = batch_size
@@ -120,6 +127,7 @@ class FederatedDataModule(LightningDataModule):
         self.audit: AuditLevel = audit
         self.report: AuditReport | None = None
         self.outside_files = outside_files
+        self.pixel_range = None if pixel_range is None else (pixel_range[0], pixel_range[1])
         self.ordinal = ordinal
         self.views = views
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
@@ -175,6 +183,11 @@ class FederatedDataModule(LightningDataModule):
         seen = scan(found, self.audit != "off", self.cache.folder) if self.verify_images else None
         if seen is not None:
             seen.refuse_unreadable()
+            if self.pixel_range is not None and not any(of.header and of.header.deep for of in seen.facts.values()):
+                raise ConfigurationError(
+                    f"--data.pixel_range {list(self.pixel_range)} has no effect: every image has 8 bits, which are not "
+                    f"changed; leave the option out"
+                )
         if self.audit != "off":
             self.report = audit(found, self.label, seen)
             if self.audit == "strict":
@@ -199,7 +212,7 @@ class FederatedDataModule(LightningDataModule):
         Raises:
             DataError: naming the site, row or file.
         """
-        found = self.read()
+        found = self.read().with_pixel_range(self.pixel_range)
         found.check_labels()
         if self._trained_classes is not None:
             found = found.with_classes(self._trained_classes)  # before validation is cut, which depends on labels

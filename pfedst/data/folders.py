@@ -9,7 +9,25 @@ from pathlib import Path
 from pfedst.data.dicom.reader import is_dicom
 from pfedst.errors import DataError
 
-IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(
+        ".bmp",
+        ".dcm",
+        ".dicom",
+        ".gif",
+        ".j2k",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+    ),
+    ".webp",
+)
 ROOT_VARIABLE = "PFEDST_DATA_ROOT"
 """Environment variable with the data folder to use if no option names one."""
 

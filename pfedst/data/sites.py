@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from pfedst.data.files import look, outside_message, shown
-from pfedst.data.sources import FileSource, ImageSource, Record, Subset
+from pfedst.data.grey_scale import GreyScale, PixelRange
+from pfedst.data.sources import EncodedSource, FileSource, ImageSource, Record, Subset
 from pfedst.data.splitting import split_sites
-from pfedst.errors import DataError, listed, nearest
+from pfedst.errors import ConfigurationError, DataError, listed, nearest
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -79,6 +80,7 @@ class Sites:
         roots: the folders that the user named, in one of which every file must lie; empty for no limit.
         rows: the row of a table that lists a file, for errors.
         read_from: the table or folder that names the sites, for errors.
+        pixel_range: grey values that become black and white; None if each file decides.
     """
 
     class_names: Sequence[str]
@@ -88,6 +90,7 @@ class Sites:
     roots: Sequence[Path] = ()
     rows: Mapping[Path, str] = field(default_factory=dict)
     read_from: Path | None = None
+    pixel_range: PixelRange | None = None
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
         """Yield every site and split, in the order of SPLITS."""
@@ -150,6 +153,29 @@ class Sites:
             return replace(part, groups=[group or source.group(index) for index, group in enumerate(part.groups)])
 
         return replace(self, splits={s: {k: known(p) for k, p in parts.items()} for s, parts in self.splits.items()})
+
+    def with_pixel_range(self, pixel_range: PixelRange | None) -> Sites:
+        """Return the same sites, whose grey images of more than 8 bits share one range, or one warning about it.
+
+        Args:
+            pixel_range: grey values that become black and white; None if each file decides.
+
+        Raises:
+            ConfigurationError: a range is given, and no image is a file.
+        """
+        grey_scale = GreyScale(pixel_range)
+        read = [part.source for _, _, part in self.parts() if isinstance(part.source, FileSource | EncodedSource)]
+        if pixel_range is not None and not read:
+            raise ConfigurationError("--data.pixel_range has no effect on these images, which are made with 8 bits")
+
+        def scaled(part: LabelledImages) -> LabelledImages:
+            source = part.source
+            if not isinstance(source, FileSource | EncodedSource):
+                return part
+            return replace(part, source=replace(source, grey_scale=grey_scale))
+
+        splits = {site: {split: scaled(part) for split, part in parts.items()} for site, parts in self.splits.items()}
+        return replace(self, splits=splits, pixel_range=pixel_range)
 
     def with_classes(self, names: Sequence[str]) -> Sites:
         """Return the same sites with these classes in this order: labels are mapped by the names of classes.

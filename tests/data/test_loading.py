@@ -1,5 +1,6 @@
 """Splits, orders and layouts: what comes out of good data."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_a_folder_with_chosen_sites_classes_and_validation(tmp_path) -> None:
     assert data.sites == ("clinic_b",)
     assert data.class_counts("clinic_b", "validation") == [1, 0, 0]
     assert data.samples("clinic_b", "train") == 18
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".GIF", ".jp2", ".pgm", ".ppm", ".webp", ".tif"])
+def test_files_of_every_format_that_is_read_are_listed(tmp_path, suffix) -> None:
+    for site, split in itertools.product("ab", ("train", "test")):
+        for number in range(3):
+            file = image(tmp_path / site / split / "benign" / f"{number}.png", 10 * "ab".index(site) + number)
+            with Image.open(file) as picture:
+                picture.convert("L").save(file.with_suffix(suffix))
+            file.unlink()
+    data = prepared(FolderSites(tmp_path, audit="off"))
+    assert [data.samples(site, "test") for site in data.sites] == [3, 3]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

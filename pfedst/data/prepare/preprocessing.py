@@ -22,16 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedst.data.dicom.reader import is_dicom, load_dicom
 from pfedst.data.files import refuse_outside
 from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_hidden, is_image
+from pfedst.data.grey_scale import GreyScale, PixelRange, check_range
+from pfedst.data.limits import REMEDY_FOR_MANY, without_remedy
 from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each
 from pfedst.errors import ConfigurationError, DataError, listed
 from pfedst.state import write_json
 
-RULE = 1
+RULE = 2
 """Version number, increased whenever the same options give other pixels: trees of two versions are never mixed."""
 MINKOWSKI_NORM = 6
 Crop = Literal["none", "square"]
@@ -53,7 +54,10 @@ class PreprocessingOptions:
             transform enlarges it, and resampling twice is worse. (FLamby enlarges.)
         crop: `square` keeps the centre. With `none` the random crops of training can use the whole image.
         colour_constancy: apply `colour_constancy`, as in FLamby's Fed-ISIC2019.
-        window: centre and width (above 0) for DICOM files, in the units of the modality, such as Hounsfield units.
+        window: centre and width (above 0), in the units of the modality, such as Hounsfield units: another way to
+            give `pixel_range`.
+        pixel_range: values of grey images of more than 8 bits, and of grey DICOM files, that become black and white.
+            Default: what each file declares, otherwise its smallest and its largest value, with a warning.
         format: file format. `same`: JPEG stays JPEG, everything else becomes PNG. JPEG is written with quality 95 and
             full colour resolution.
 
@@ -65,6 +69,7 @@ class PreprocessingOptions:
     crop: Crop = "none"
     colour_constancy: bool = False
     window: tuple[float, float] | None = None
+    pixel_range: PixelRange | None = None
     format: Format = "same"
 
     def __post_init__(self) -> None:
@@ -77,6 +82,17 @@ class PreprocessingOptions:
             fits = len(self.window) == 2 and all(math.isfinite(value) for value in self.window)
             if not fits or self.window[1] <= 0:
                 raise ConfigurationError(f"--window {self.window}: must be a centre and a width above 0")
+            if self.pixel_range is not None:
+                raise ConfigurationError("--window and --pixel_range both give a range of grey values: leave one out")
+        check_range("--pixel_range", self.pixel_range)
+
+    @property
+    def grey_scale(self) -> GreyScale:
+        """The range of grey values, for one tree."""
+        if self.window is None:
+            return GreyScale(self.pixel_range)
+        centre, width = self.window
+        return GreyScale((centre - width / 2, centre + width / 2))
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,7 @@ def preprocess_tree(
         outside_files: True if links may lead out of the source.
 
     Raises:
-        ConfigurationError: If `workers` is negative.
+        ConfigurationError: If `workers` is negative, or a range of grey values is given and every image has 8 bits.
         DataError: If the source holds no image or two images would get one name, a link leads out of the source, the
             target is not outside the source, or the target was made differently; then nothing is written. If images
             cannot be read, they are named after all others are done.
@@ -182,10 +198,11 @@ def preprocess_tree(
         jobs = _jobs(existing_folder(source, "SOURCE"), target, options.format)
         if not outside_files:
             refuse_outside((job.source for job in jobs), source)
+        _check_range_is_used(jobs, options)
         identity = {"rule": RULE, "source": source.resolve().name, **asdict(options)}
         _open_target(target, identity)
         waiting = [job for job in jobs if not job.done]
-        convert = partial(_convert, options=options)
+        convert = partial(_convert, options=options, grey_scale=options.grey_scale)
         faults = [fault for fault in for_each(convert, waiting, "preprocessing images", workers) if fault]
         sizes = [(job.source.stat().st_size, job.target.stat().st_size) for job in jobs if job.done]
     except OSError as error:
@@ -222,6 +239,19 @@ def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
             )
         origin[made] = name
     return [_Job(source / name, target / made) for made, name in origin.items()]
+
+
+def _check_range_is_used(jobs: Sequence[_Job], options: PreprocessingOptions) -> None:
+    if options.grey_scale.given is not None and not any(_may_be_deep(job.source) for job in jobs):
+        option = "--window" if options.pixel_range is None else "--pixel_range"
+        raise ConfigurationError(f"{option} has no effect: every image has 8 bits, which are not changed; leave it out")
+
+
+def _may_be_deep(path: Path) -> bool:
+    try:
+        return FileSource([path]).header(0).deep
+    except DataError:
+        return True  # it is named with its error when it is read
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -263,12 +293,12 @@ def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
+def _convert(job: _Job, options: PreprocessingOptions, grey_scale: GreyScale) -> str | None:
     """Convert one image. Return the reason if it cannot be read, otherwise None."""
     try:
-        image = preprocess_image(_read(job.source, options), options)
+        image = preprocess_image(FileSource([job.source], grey_scale).load(0), options)
     except DataError as error:
-        return str(error).rsplit(";", 1)[0]
+        return without_remedy(error)
     content = io.BytesIO()
     if job.target.suffix.lower() == ".png":
         image.save(content, "PNG")
@@ -282,14 +312,9 @@ def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
     return None
 
 
-def _read(path: Path, options: PreprocessingOptions) -> Image.Image:
-    """Return an image in RGB from any kind of file."""
-    return load_dicom(path, options.window) if is_dicom(path) else FileSource([path]).load(0)
-
-
 def _listed(faults: Sequence[str], total: int, target: Path) -> str:
     return (
         f"{len(faults)} of {total} images cannot be read:\n  "
         + listed(faults, "\n  ")
-        + f"\nRemove them (and their rows), or copy them again, and run again; all others are in {target}."
+        + f"\n{REMEDY_FOR_MANY.capitalize()}, and run again; all others are in {target}."
     )
