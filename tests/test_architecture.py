@@ -60,7 +60,7 @@ FLOORS = (
     {"adapters", "evaluation", "state"},
     {"encoders", "messages"},
     {"seeds", "options"},
-    {"errors", "child_processes"},
+    {"errors", "names", "child_processes"},
     {""},
     {"version", "renamed"},
 )

@@ -12,10 +12,11 @@ import pandas as pd
 
 from pfedst.data.files import refuse_outside
 from pfedst.data.folders import is_hidden, is_image
-from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
+from pfedst.data.sites import SPLITS, class_order, split_of
 from pfedst.data.sources import FileSource
 from pfedst.data.splitting import split_sites
 from pfedst.errors import ConfigurationError, DataError, listed
+from pfedst.names import plain_name, plain_names
 
 LEVELS = ("site", "split", "label", "group", "-")
 
@@ -96,13 +97,13 @@ def make_manifest(folder: Path, options: InitOptions, outside_files: bool = Fals
     table = pd.DataFrame({"path": [path.as_posix() for path in images]})
     for column in ("label", "site", "split", "group"):
         at = levels.index(column) if column in levels else None
-        table[column] = [parts[at] for parts in names] if at is not None else ""
+        table[column] = plain_names(parts[at] for parts in names) if at is not None else ""
     if "site" not in levels:
-        table["site"] = folder.resolve().name
+        table["site"] = plain_name(folder.resolve().name)
     if "split" in levels:
-        if unknown := sorted({name for name in table["split"] if name.lower() not in SPLIT_NAMES}):
+        if unknown := sorted({name for name in table["split"] if split_of(name) is None}):
             raise DataError(f"{folder}: {listed(unknown)} is no split; use folders called {', '.join(SPLITS)}")
-        table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
+        table["split"] = table["split"].map(split_of)
     if "group" not in levels:
         table["group"] = [_group(folder, path, options.group_pattern) for path in images]
     if "split" not in levels:
@@ -133,7 +134,7 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
     """
     depth = len(names[0])
     values = [{parts[level] for parts in names} for level in range(depth)]
-    levels = ["split" if all(name.lower() in SPLIT_NAMES for name in found) else "" for found in values]
+    levels = ["split" if all(split_of(name) is not None for name in found) else "" for found in values]
     left = [level for level in range(depth) if not levels[level]]
     if levels.count("split") > 1 or not 1 <= len(left) <= 2:
         example = "/".join(names[0]) or "no folder"
@@ -148,18 +149,18 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
 
 def _group(folder: Path, path: Path, pattern: str | None) -> str:
     found = re.search(pattern, path.as_posix()) if pattern is not None else None
-    return (found and found.group(1)) or FileSource([folder / path]).group(0) or ""
+    return plain_name((found and found.group(1)) or FileSource([folder / path]).group(0) or "")
 
 
 def _drawn(table: pd.DataFrame, options: InitOptions) -> list[str]:
-    """Draw train and test for each site, stratified by class, with no group in both."""
+    """Draw train and test for each site, stratified by class, with no group in both, and at least one group in test."""
     split = ["train"] * len(table)
     names = class_order(table["label"])
     rows = {str(site): list(map(int, indices)) for site, indices in table.groupby("site").indices.items()}
     labels = [names.index(label) for label in table["label"]]
     groups = [group or None for group in table["group"]]
     sites = {site: ([labels[row] for row in of], [groups[row] for row in of]) for site, of in rows.items()}
-    for site, (_, test) in split_sites(sites, options.test_fraction, options.seed, "test").items():
+    for site, (_, test) in split_sites(sites, options.test_fraction, options.seed, "test", fewest=1).items():
         for index in test:
             split[rows[site][index]] = "test"
     return split
