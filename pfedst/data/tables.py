@@ -46,7 +46,8 @@ def _with_plain_headings(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     headings = plain_names(table.columns)
     if twice := sorted({heading for heading in headings if headings.count(heading) > 1}):
         raise DataError(f'{file}: two columns are called "{twice[0]}"; rename one')
-    return table.set_axis(headings, axis=1)
+    renamed: pd.DataFrame = table.set_axis(headings, axis=1)
+    return renamed
 
 
 def _check_lengths(file: Path, table: pd.DataFrame) -> None:

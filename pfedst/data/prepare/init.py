@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from pfedst.data.files import refuse_outside
 from pfedst.data.folders import is_hidden, is_image
+from pfedst.data.left_out import left_out
 from pfedst.data.sites import SPLITS, class_order, split_of
 from pfedst.data.sources import FileSource
 from pfedst.data.splitting import split_sites
@@ -64,8 +66,22 @@ class InitOptions:
         return self.layout.strip("/").split("/") if self.layout is not None else None
 
 
-def make_manifest(folder: Path, options: InitOptions, outside_files: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table `path, label, site, split, group` of all images below a folder, and the meaning of each level.
+class Made(NamedTuple):
+    """A manifest and what is to be known of it.
+
+    Attributes:
+        table: one row for each image: `path, label, site, split, group`.
+        levels: the meaning of each level of folders.
+        left_out: number of files and folders that are not used, by kind.
+    """
+
+    table: pd.DataFrame
+    levels: list[str]
+    left_out: Mapping[str, int]
+
+
+def make_manifest(folder: Path, options: InitOptions, outside_files: bool = False) -> Made:
+    """Return the table `path, label, site, split, group` of all images below a folder.
 
     Args:
         folder: folder with the images.
@@ -108,7 +124,7 @@ def make_manifest(folder: Path, options: InitOptions, outside_files: bool = Fals
         table["group"] = [_group(folder, path, options.group_pattern) for path in images]
     if "split" not in levels:
         table["split"] = _drawn(table, options)
-    return table, levels
+    return Made(table, levels, left_out([folder], {folder / path for path in images}))
 
 
 def _images_below(folder: Path) -> list[Path]:

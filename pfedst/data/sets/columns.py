@@ -68,7 +68,7 @@ def with_columns(file: Path, table: pd.DataFrame, columns: Mapping[str, Sequence
                     f"column with another heading"
                 )
     chosen = {purpose: found[0] for purpose, found in headings.items() if found[0] in table.columns}
-    result = pd.DataFrame({purpose: table[heading] for purpose, heading in chosen.items()})
+    result: pd.DataFrame = pd.DataFrame({purpose: table[heading] for purpose, heading in chosen.items()})
     if len(headings["label"]) > 1:
         result["label"] = _label_of_columns(file, table[headings["label"]])
     return result
