@@ -14,7 +14,7 @@ from pfedst.data.sites import SPLIT_NAMES, SPLITS, LabelledImages, Sites, Split,
 from pfedst.data.sources import EncodedSource
 from pfedst.data.tables import check_parquet, check_size
 from pfedst.errors import DataError, nearest
-from pfedst.names import plain_name, plain_names
+from pfedst.names import plain_name, plain_names, respelled
 
 
 class HuggingFaceSites(FederatedDataModule):
@@ -58,7 +58,8 @@ class HuggingFaceSites(FederatedDataModule):
         tables = _splits(root)
         for split, table in tables.items():
             self._check_columns(f"{root}, {split}", table)
-        texts = {split: self._texts(f"{root}, {split}", table) for split, table in tables.items()}
+        written = {split: self._texts(f"{root}, {split}", table) for split, table in tables.items()}
+        texts = {split: {kind: plain_names(of) for kind, of in found.items()} for split, found in written.items()}
         names = self.wanted_classes or self._class_names(tables, texts)
         given = bool(self.wanted_classes)
         splits: dict[str, dict[Split, LabelledImages]] = {}
@@ -78,7 +79,13 @@ class HuggingFaceSites(FederatedDataModule):
                 source = EncodedSource(reader, [image_names[row] for row in own], [files[row] for row in own])
                 part = LabelledImages(source, [labels[row] for row in own], [groups[row] for row in own])
                 splits.setdefault(site, {})[split] = part
-        return Sites(names, dict(sorted(splits.items())), roots=[root, _unpacked()], read_from=root)
+        return Sites(
+            names,
+            dict(sorted(splits.items())),
+            roots=[root, _unpacked()],
+            read_from=root,
+            respelled=[*_respelled("class", "label", written), *_respelled("site", "site", written)],
+        )
 
     def _check_columns(self, where: str, table: Any) -> None:
         import datasets
@@ -95,7 +102,7 @@ class HuggingFaceSites(FederatedDataModule):
                 raise DataError(f'{where}: --data.{purpose}_column "{column}" {kind}; name another column')
 
     def _texts(self, where: str, table: Any) -> dict[str, list[str]]:
-        """Return class and site of every row, as names."""
+        """Return class and site of every row, as they are written."""
         found = {}
         for purpose in ("label", "site"):
             column = self.columns[purpose]
@@ -110,7 +117,7 @@ class HuggingFaceSites(FederatedDataModule):
                     raise DataError(f"{where} row {row}: the {purpose} is empty{hint}; fill it in, or remove the row")
                 if names is not None and value >= len(names):
                     raise DataError(f"{where} row {row}: {purpose} {value} has no name (there are {len(names)})")
-            found[purpose] = plain_names(value if names is None else names[value] for value in values)
+            found[purpose] = [str(value) if names is None else names[value] for value in values]
         return found
 
     def _class_names(self, tables: dict[Split, Any], texts: dict[Split, dict[str, list[str]]]) -> list[str]:
@@ -129,6 +136,14 @@ class HuggingFaceSites(FederatedDataModule):
                 f"Found: {', '.join(table.column_names)}"
             )
         return [None] * len(table)
+
+
+def _respelled(kind: str, purpose: str, written: dict[Split, dict[str, list[str]]]) -> list[str]:
+    spellings: dict[str, set[str]] = {}
+    for found in written.values():
+        for text in found[purpose]:
+            spellings.setdefault(plain_name(text), set()).add(text)
+    return respelled(kind, spellings)
 
 
 class _Reader:
