@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from pfedst.data.datasets import (
 )
 from pfedst.data.grey_scale import check_range
 from pfedst.data.loaders import image_loader
+from pfedst.data.left_out import left_out_line
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
 from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted
@@ -31,6 +33,7 @@ from pfedst.data.taps.place import default_folder
 from pfedst.data.taps.store import TapStore
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError, listed
+from pfedst.names import plain_names
 from pfedst.seeds import derive_seed, generator
 
 AuditLevel = Literal["off", "warn", "strict"]
@@ -149,12 +152,12 @@ class FederatedDataModule(LightningDataModule):
         Raises:
             ConfigurationError: the data are prepared with other classes.
         """
-        if self._datasets and tuple(names) != self.class_names:
+        if self._datasets and tuple(plain_names(names)) != self.class_names:
             raise ConfigurationError(
                 f"these data are prepared with the classes {listed(list(self.class_names))}, and the model has "
                 f"{listed(list(names))}: make another data module"
             )
-        self._trained_classes = tuple(names)
+        self._trained_classes = tuple(plain_names(names))
 
     @abstractmethod
     def read(self) -> Sites:
@@ -180,6 +183,8 @@ class FederatedDataModule(LightningDataModule):
             return
         self._preprocessing = preprocessing
         found = self.found()
+        for place, counts in found.left_out.items():
+            logging.getLogger("pfedst").warning("%s", left_out_line(place, counts))
         seen = scan(found, self.audit != "off", self.cache.folder) if self.verify_images else None
         if seen is not None:
             seen.refuse_unreadable()
@@ -215,10 +220,12 @@ class FederatedDataModule(LightningDataModule):
         found = self.read().with_pixel_range(self.pixel_range)
         found.check_labels()
         if self._trained_classes is not None:
-            found = found.with_classes(self._trained_classes)  # before validation is cut, which depends on labels
+            found = found.with_classes(self._trained_classes)  # before test and validation are cut by labels
         if files:
             found.check_files(self.outside_files)
             found = found.with_patients()
+        found = found.with_test(self.split_seed)
+        found.check_splits()
         return found.with_validation(self.validation_fraction, self.split_seed)
 
     def cache_taps(self, encoder: Encoder, need: Need, device: torch.device, fills: bool = True) -> None:

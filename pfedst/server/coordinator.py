@@ -14,6 +14,7 @@ from pfedst.messages.payload import State
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
+from pfedst.names import plain_names
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
@@ -111,7 +112,7 @@ class FederatedCoordinator:
         self.workers = workers
         self.threads = threads
         self.timeout_seconds = timeout_seconds
-        self.held_out_sites = tuple(held_out_sites)
+        self.held_out_sites = tuple(plain_names(held_out_sites))
 
     def fit(
         self,

@@ -156,6 +156,23 @@ def test_wrong_configs(tmp_path, capsys) -> None:
         assert [word for word in words if word not in message] == [], message
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data=FolderSites", "--data.class_names=[0, 1]"], ["--data.class_names", "Got value: 0", "given: [0, 1]", "in quotes"]),
+        (["--data=FolderSites", "--data.site_names=[no, yes]"], ["--data.site_names", "Got value: False", "in quotes"]),
+        (["--data=ManifestSites", "--data.columns={path: [1]}"], ["--data.columns", "Got value: 1", "{'path': [1]}", "in quotes"]),
+        (["--data=ManifestSites", "--data.test_fraction=x"], ["--data.test_fraction: Expected a float (given: x)"]),
+        (["--data=SyntheticSites", "--coordinator.held_out_sites=[0]"], ["--coordinator.held_out_sites", "Got value: 0", "in quotes"]),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_comes_with_its_reason(capsys, options, words) -> None:
+    assert main(["fit", "--method=FedAvg", *options]) == 2
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == [], message
+    assert len(message.splitlines()) == 1
+
+
 def test_a_message_without_a_key_stays_as_it_is() -> None:
     assert explain("something else", [], {}) == "something else"
 

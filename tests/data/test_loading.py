@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,48 @@ def test_the_drawn_order_is_that_of_torch(size, seed) -> None:
 def prepared(data):
     data.prepare(SMALL)
     return data
+
+
+def test_a_site_of_few_units_gives_one_to_test_if_it_must() -> None:
+    for labels, expected in (([0, 1, 2], 2), ([0, 0, 1], 2), ([0, 1], 1), ([0], 1), ([], 0)):
+        groups = [None] * len(labels)
+        kept, cut = split_groups(labels, groups, 0.2, 3, fewest=1)
+        assert (len(kept), len(cut)) == (expected, len(labels) - expected)
+        assert split_groups(labels, groups, 0.2, 3) == (list(range(len(labels))), [])
+    kept, cut = split_groups([0, 1, 1], [None] * 3, 0.2, 3, fewest=1)
+    assert 0 in kept  # the class of two images gives one
+    assert split_groups([0, 1, 2], ["p", "p", "p"], 0.2, 3, fewest=1) == ([0, 1, 2], [])
+    assert split_groups([0, 1, 2], ["p", "q", "q"], 0.2, 3, fewest=1)[1] in ([0], [1, 2])
+    assert split_groups([0, 1, 2], ["p", "q", "r"], 0.2, 3, {"p": True}, fewest=1) == ([1, 2], [0])
+
+
+def test_folders_that_a_mac_or_a_hasty_hand_named(tmp_path) -> None:
+    """One class and one site in several ways, and splits under their common names."""
+    make_folder(tmp_path / "clean")
+    for path in (tmp_path / "clean").rglob("unclear"):
+        path.rename(path.with_name("nävus"))
+    (tmp_path / "clean/clinic_b").rename(tmp_path / "clean/Köln")
+    expected = FolderSites(tmp_path / "clean").found()
+    odd = Path(shutil.copytree(tmp_path / "clean", tmp_path / "odd"))
+    (odd / "Köln").rename(odd / unicodedata.normalize("NFD", "Köln"))
+    moved = odd / "Köln "
+    shutil.copytree(odd / unicodedata.normalize("NFD", "Köln") / "test", moved / "test")
+    shutil.rmtree(odd / unicodedata.normalize("NFD", "Köln") / "test")
+    (odd / "clinic_a/train/nävus").rename(odd / "clinic_a/train" / unicodedata.normalize("NFD", "nävus "))
+    (odd / "clinic_a/test").rename(odd / "clinic_a/Testing")
+    for options in ({}, {"site_names": [" clinic_a", "Köln"], "class_names": ["benign", "malignant ", "nävus"]}):
+        found = FolderSites(odd, **options).found()
+        assert found.class_names == expected.class_names == ["benign", "malignant", "nävus"]
+        counts = {(site, split): part.counts(3) for site, split, part in found.parts()}
+        assert counts == {(site, split): part.counts(3) for site, split, part in expected.parts()}
+        assert list(found.splits) == sorted(["clinic_a", "Köln"]) or options
+        assert set(found.respelled) == {'site "Köln" (2 spellings)', 'class "nävus" (2 spellings)'}
+
+
+def test_a_folder_val_is_the_validation(tmp_path) -> None:
+    make_folder(tmp_path)
+    image(tmp_path / "clinic_a/val/benign/1.png", 1)
+    assert len(FolderSites(tmp_path).found().splits["clinic_a"]["validation"].labels) == 1
 
 
 def test_a_folder(tmp_path) -> None:

@@ -314,7 +314,7 @@ def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, m
         return load(self, item)
 
     monkeypatch.setattr(SiteDataset, "__getitem__", remembered)
-    summary = fit(tmp_path, method(), sites=sites, held_out_sites=["site_b"], rounds=1)
+    summary = fit(tmp_path, method(), sites=sites, held_out_sites=["site_b "], rounds=1)
     images = {
         site: {part.source.digest(index) for index in range(len(part))}
         for (site, split), part in sites._datasets.items()

@@ -26,6 +26,7 @@ from pfedst.data.files import refuse_outside
 from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_hidden, is_image
 from pfedst.data.grey_scale import GreyScale, PixelRange, check_range
 from pfedst.data.limits import REMEDY_FOR_MANY, without_remedy
+from pfedst.data.left_out import left_out, left_out_line
 from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each
@@ -222,10 +223,8 @@ def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
     images = [name for name in files if is_image(source / name)]
     if not images:
         raise DataError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); give the folder with the images")
-    if len(images) < len(files):
-        logging.getLogger("pfedst").warning(
-            "%s: %d files are no images of a known kind and are left out", source, len(files) - len(images)
-        )
+    if counts := left_out([source], {source / name for name in images}):
+        logging.getLogger("pfedst").warning("%s: %s", source, left_out_line("", counts))
     origin: dict[Path, Path] = {}
     for name in images:
         kept = SUFFIXES[form]
