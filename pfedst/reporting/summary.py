@@ -134,6 +134,7 @@ class RunSummary:
         self.fit_seconds = 0.0
         self.images_trained = 0
         self.flops_per_image: float | None = None
+        self.class_metrics: dict[str, Any] = {}
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
@@ -180,6 +181,11 @@ class RunSummary:
         best = self._last.or_better(self._best_before)
         return None if best.score is None else best.round
 
+    @property
+    def evaluated_round(self) -> int:
+        """The round of the last evaluation."""
+        return self._last.round
+
     def add_finetuned(
         self,
         evaluation: Mapping[str, Any],
@@ -218,6 +224,7 @@ class RunSummary:
             "evaluated": {"round": last.round, "split": "test", "prior": PRIOR},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
+            "class_metrics": self.class_metrics,
             "validation": self._models(last.evaluation, "validation"),
             "best_on_validation": self._best_on_validation(),
             "trained": self._trained(last),
