@@ -28,8 +28,8 @@ Mask = NDArray[np.bool_]
 Drawn = NDArray[np.int32]
 """How often each resample holds each unit, (R, U)."""
 ClassMetrics = list[dict[str, Any]]
-"""One table a class: its `images` and `units`, and for each metric of `CLASS_METRICS` the `value`, and `low` and `high`
-of its 95 % interval. A number is None where it is not defined."""
+"""One table a class: its `images` and `units`, the `other_units` that have an image of another class, and for each
+metric of `CLASS_METRICS` the `value`, and `low` and `high` of its 95 % interval; None where a number is not defined."""
 
 
 def class_metrics(models: Mapping[str, Numbers], targets: Integers, units: Integers, seed: int) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def _of_class(scores: Numbers, positive: Mask, predicted: Mask, units: Integers,
     return {
         "images": int(positive.sum()),
         "units": with_class,
+        "other_units": without,
         "sensitivity": _share(positive, positive & predicted, units, with_class, drawn),
         "specificity": _share(~positive, ~positive & ~predicted, units, without, drawn),
         "average_precision": _with_interval(value, min(with_class, without), lambda: ranked.average_precision(drawn)),

@@ -14,7 +14,7 @@ from pfedst.reporting.report_table import ReportTable
 
 
 def make_report(compared: Compared, metric: str) -> Report:
-    """Build the report.
+    """Build the report. Cells are marked as best only if a difference to the reference can be claimed.
 
     Args:
         compared: the runs.
@@ -26,17 +26,21 @@ def make_report(compared: Compared, metric: str) -> Report:
         tables.tests_table(compared, metric, differences) if differences else None,
         tables.metrics_table(compared, metric),
         tables.recall_table(compared),
+        tables.classes_table(compared),
         tables.calibration_table(compared),
         tables.cost_table(compared),
         tables.tuning_table(compared),
     ]
+    found = [table for table in made if table is not None]
+    if not any(tables.is_claimed(compared, differences, difference) for difference in differences.values()):
+        found = [table.without_marks() for table in found]
     seeds = len(compared.seeds)
     title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {seeds} seed{'s'[: seeds != 1]}"
     return Report(
         title,
         protocol_lines(compared),
         notes(compared, differences),
-        tuple(table for table in made if table is not None),
+        tuple(found),
     )
 
 
@@ -63,10 +67,12 @@ def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[st
     """Return the notes that a reader must see."""
     found = []
     if any(row.has_random_weights for row in compared.rows):
-        found.append("The encoder has RANDOM WEIGHTS: the numbers show that the software works, and no more.")
+        found.append(
+            "The encoder has RANDOM WEIGHTS: the numbers show that the software works, and nothing can be claimed."
+        )
     if any(row.has_synthetic_images for row in compared.rows):
-        found.append("The images are SYNTHETIC: the numbers say nothing of medicine.")
-    if differences:
+        found.append("The images are SYNTHETIC: the numbers say nothing of medicine, and nothing can be claimed.")
+    if differences and not compared.is_demonstration:
         found.append(_claims(compared, differences))
     left_out = {
         f"{row.label}, seed {run.seed}: {site}"
@@ -89,7 +95,7 @@ def _claims(compared: Compared, differences: Mapping[str, Difference]) -> str:
     if seeds < least:
         return (
             f"Too few seeds to claim a difference between rows: {seeds}, and {len(differences)} comparisons need "
-            f"{least} or more (Wilcoxon over seeds, Holm). Differences and intervals are a description."
+            f"{least} or more (Wilcoxon over seeds, Holm). Differences are a description; nothing is marked as best."
         )
     parts = [
         f"{listed(labels, ', ', 20)} {what} than {compared.reference}"

@@ -21,6 +21,8 @@ FORMAT = 2
 """Of `summary.json` and of the whole run folder. Format 1 had no `study` and kept all state in `state/`."""
 PRIOR = "none: logits as the model gives them"
 """How class priors enter predictions."""
+CALIBRATION_BINS = "15 of equal width, the last one with 1"
+"""The bins of calibration errors. Summaries without this word are of a version that put confidence 1 elsewhere."""
 
 
 def describe(
@@ -221,7 +223,7 @@ class RunSummary:
             "study": of_the_study(self.options),
             "last_digits": with_effect(self.options, Effect.LAST_DIGITS),
             "content": self.content,
-            "evaluated": {"round": last.round, "split": "test", "prior": PRIOR},
+            "evaluated": {"round": last.round, "split": "test", "prior": PRIOR, "bins": CALIBRATION_BINS},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
             "class_metrics": self.class_metrics,

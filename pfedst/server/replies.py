@@ -35,6 +35,7 @@ PROTOCOL = {
 """Keys of the protocol that a client reports; the others are the server's."""
 SPLITS = ("train", "validation", "test")
 MODELS = ("personal", "generic")
+CLASS_SIZES = ("images", "units", "other_units")
 INTERVAL_KEYS = ("value", "low", "high")
 """Keys of a metric of a class."""
 MOST_CHARACTERS = 2**20
@@ -144,7 +145,7 @@ class CheckedTransport:
             raise StateError(f"the reply from client {name} holds no metrics of the classes of {images} images")
         kept = {
             model: [
-                {"images": table["images"], "units": table["units"]}
+                {key: table[key] for key in CLASS_SIZES}
                 | {metric: {key: table[metric][key] for key in INTERVAL_KEYS} for metric in CLASS_METRICS}
                 for table in tables
             ]
@@ -232,8 +233,8 @@ def _is_metric(value: Any, images: int) -> bool:
 
 def _is_class_table(table: Any, images: int) -> bool:
     """Return True for the numbers of images and units of a class, and three metrics with their intervals."""
-    sizes = [_at(table, key) for key in ("images", "units")]
-    if not all(is_count(size) for size in sizes) or not sizes[1] <= sizes[0] <= images:
+    of_class, units, others = (_at(table, key) for key in CLASS_SIZES)
+    if not all(map(is_count, (of_class, units, others))) or not (units <= of_class <= images >= of_class + others):
         return False
     for metric in CLASS_METRICS:
         found = _at(table, metric)

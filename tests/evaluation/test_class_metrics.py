@@ -28,7 +28,7 @@ def test_by_hand() -> None:
     found = of_one([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4]], [1, 0, 1])
     assert values(found[1]) == pytest.approx({"sensitivity": 1 / 2, "specificity": 0, "average_precision": 5 / 6})
     assert values(found[0]) == pytest.approx({"sensitivity": 0, "specificity": 1 / 2, "average_precision": 1 / 2})
-    assert (found[1]["images"], found[1]["units"]) == (2, 2)
+    assert (found[1]["images"], found[1]["units"], found[1]["other_units"]) == (2, 2, 1)
 
 
 @settings(max_examples=60)

@@ -235,6 +235,7 @@ CLASS_METRICS = {
     "other images of a class": ([*OF_CLASS, "images"], 0),
     "negative images": ([*OF_CLASS, "images"], -1),
     "more units than images of a class": ([*OF_CLASS, "units"], 12),
+    "more other units than images of other classes": ([*OF_CLASS, "other_units"], 12),
     "no sensitivity": ([*OF_CLASS, "sensitivity"], None),
     "text": ([*OF_CLASS, "specificity", "value"], "4711"),
     "NaN": ([*OF_CLASS, "specificity", "low"], float("nan")),

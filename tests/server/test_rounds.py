@@ -248,4 +248,4 @@ def test_a_summary_holds_metrics_of_classes_and_a_site_that_cannot_compute_them_
     assert "metrics of classes are missing: site site_b: " in caplog.text
     found = summary["class_metrics"]["site_a"]
     assert found["images"] == summary["protocol"]["samples"]["site_a"]["test"]
-    assert set(found["personal"][0]) == {"images", "units", *CLASS_METRICS}
+    assert set(found["personal"][0]) == {"images", "units", "other_units", *CLASS_METRICS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pfedst.reporting.comparison import Compared
 from pfedst.reporting.figures.bars import bars
+from pfedst.reporting.figures.classes import classes
 from pfedst.reporting.figures.confusion import confusion
 from pfedst.reporting.figures.cost import cost
 from pfedst.reporting.figures.curves import learning_curves
@@ -13,11 +14,12 @@ from pfedst.reporting.figures.style import figure_style, settle
 
 __all__ = ["ReportFigure", "make_figures", "save_figure", "svg_text"]
 
-KINDS = (learning_curves, bars, cost, confusion, reliability)
+KINDS = (learning_curves, bars, confusion, classes, reliability, cost)
+"""In the order of the tables."""
 
 
 def make_figures(compared: Compared, metric: str = "balanced_accuracy") -> list[ReportFigure]:
-    """Draw learning curves, sites, cost, confusion and reliability. A figure without content is skipped.
+    """Draw learning curves, sites, confusion, classes, reliability and cost. A figure without content is skipped.
 
     Args:
         compared: runs to draw.
