@@ -71,6 +71,12 @@ class FinishedRun:
         return cost
 
     @property
+    def environment(self) -> Mapping[str, Any] | None:
+        """Versions, date, command and hardware; None for a run before this was recorded."""
+        found: Mapping[str, Any] | None = self.summary["environment"]
+        return found
+
+    @property
     def class_metrics(self) -> Mapping[str, Any]:
         """By site, what it reports of each class; empty for a run before this was computed."""
         found: Mapping[str, Any] = self.summary["class_metrics"]

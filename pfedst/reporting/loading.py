@@ -133,7 +133,7 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
             f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
             f"it again, under another name"
         )
-    present: dict[str, Any] = {"class_metrics": {}, **summary}
+    present: dict[str, Any] = {"class_metrics": {}, "environment": None, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}

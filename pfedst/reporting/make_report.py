@@ -9,16 +9,18 @@ from pfedst.errors import listed
 from pfedst.evaluation.statistics import Difference, fewest_differences
 from pfedst.reporting import report_tables as tables
 from pfedst.reporting.comparison import Compared
+from pfedst.reporting.environment import environment_lines, runs_text
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import ReportTable
 
 
-def make_report(compared: Compared, metric: str) -> Report:
+def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | None = None) -> Report:
     """Build the report. Cells are marked as best only if a difference to the reference can be claimed.
 
     Args:
         compared: the runs.
         metric: metric by which rows are compared, such as `balanced_accuracy`.
+        made_with: the `environment` of this report, to be named in it.
     """
     differences = tables.differences(compared, metric)
     made: list[ReportTable | None] = [
@@ -38,7 +40,7 @@ def make_report(compared: Compared, metric: str) -> Report:
     title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {seeds} seed{'s'[: seeds != 1]}"
     return Report(
         title,
-        protocol_lines(compared),
+        (*protocol_lines(compared), *made_lines(compared, made_with)),
         notes(compared, differences),
         tuple(found),
     )
@@ -61,6 +63,12 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"{protocol['personal']}; generic: {protocol['generic']}",
         f"seeds: {', '.join(str(seed) for seed in compared.seeds)}; validation selects (tuning), test is only reported",
     )
+
+
+def made_lines(compared: Compared, made_with: Mapping[str, Any] | None) -> list[str]:
+    """Return with which versions, when, by which command and on which hardware the runs and the report were made."""
+    lines = [runs_text([run.environment for row in compared.rows for run in row.runs])]
+    return lines if made_with is None else [*lines, f"report: {'; '.join(environment_lines(made_with))}"]
 
 
 def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[str, ...]:

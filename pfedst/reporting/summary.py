@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfedst.evaluation import Metrics, over_clients
 from pfedst.options import Effect, of_the_study, with_effect
+from pfedst.reporting.environment import environment
 from pfedst.version import __version__
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ class RunSummary:
         return {
             "format": FORMAT,
             "pfedst_version": __version__,
+            "environment": environment(),
             "name": name,
             "study": of_the_study(self.options),
             "last_digits": with_effect(self.options, Effect.LAST_DIGITS),

@@ -82,6 +82,7 @@ def write_run(
     last_digits=None,
     content=None,
     class_metrics=None,
+    environment=None,
     **protocol,
 ):
     """A finished run: personal {site: value}, generic the same or {site: value}.
@@ -105,6 +106,7 @@ def write_run(
             "prior": "none: logits as the model gives them",
             "bins": CALIBRATION_BINS,
         },
+        "environment": environment,
         "class_metrics": class_metrics or {},
         "protocol": PROTOCOL | {"seed": seed, "samples": sites} | protocol,
         "personal": personal,
@@ -133,7 +135,7 @@ def as_format_1(folder):
     """The same run with a summary as the version before wrote it."""
     file = folder / "summary.json"
     summary = json.loads(file.read_text())
-    new = ("class_metrics", "pfedst_version", "study", "last_digits", "content", "evaluated")
+    new = ("class_metrics", "environment", "pfedst_version", "study", "last_digits", "content", "evaluated")
     old = {key: value for key, value in summary.items() if key not in new}
     file.write_text(json.dumps(old | {"format": 1}))
     return folder

@@ -75,6 +75,7 @@ def _run(
         "last_digits": {},
         "content": {},
         "evaluated": {"bins": CALIBRATION_BINS},
+        "environment": None,
         "class_metrics": class_metrics(sites, told["classes"]),
         "protocol": told,
         "personal": _model(sites, sizes, classes),
