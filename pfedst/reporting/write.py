@@ -8,7 +8,8 @@ from pathlib import Path
 from pfedst.errors import ConfigurationError, nearest
 from pfedst.reporting.comparison import Compared
 from pfedst.reporting.environment import environment
-from pfedst.reporting.formats import csv_text, latex, latex_document, markdown, report_json
+from pfedst.reporting.formats import csv_text, markdown, report_json
+from pfedst.reporting.latex import latex, latex_document
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.page import html_page
 from pfedst.reporting.report import FigureFormat, Report

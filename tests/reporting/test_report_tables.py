@@ -8,7 +8,8 @@ from matplotlib.text import Text
 
 from pfedst.reporting import report_tables as tables
 from pfedst.reporting.figures import make_figures
-from pfedst.reporting.formats import latex_document, markdown
+from pfedst.reporting.formats import markdown
+from pfedst.reporting.latex import latex_document
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.page import html_page
