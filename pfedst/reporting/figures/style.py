@@ -20,6 +20,7 @@ from matplotlib.textpath import TextPath
 
 from pfedst.evaluation import CALIBRATION
 from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow
+from pfedst.reporting.figures.names import FONT
 
 DPI = 150
 WIDTH = 7.2
@@ -35,7 +36,6 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", "h")
 LINES: tuple[Any, ...] = ((0, (5, 1.5)), (0, (1, 1)), "solid", (0, (5, 1, 1, 1)), (0, (9, 2)))
 RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": TEXT,
     "text.hinting": "none",  # letters have the same width at every resolution
     "figure.dpi": DPI,
@@ -63,11 +63,15 @@ RC: dict[Any, Any] = {
 
 
 @contextmanager
-def figure_style() -> Iterator[None]:
-    """Run a block with these matplotlib settings, whatever the settings of the user."""
+def figure_style(fonts: Sequence[str] = (FONT,)) -> Iterator[None]:
+    """Run a block with these matplotlib settings, whatever the settings of the user.
+
+    Args:
+        fonts: a letter is drawn in the first font that has it.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcParams.update(RC | {"font.family": list(fonts)})
         yield
 
 
@@ -171,12 +175,16 @@ def protocol_caption(compared: Compared) -> str:
     return " ".join([*sentences, f"{warning}."] if warning else sentences)
 
 
-@cache
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
-    """Return the width of a text in inches."""
+    """Return the width of a text in inches, in the fonts of the style."""
+    return _text_inches(text, size, weight, tuple(matplotlib.rcParams["font.family"]))
+
+
+@cache
+def _text_inches(text: str, size: float, weight: str, fonts: tuple[str, ...]) -> float:
     if not text.strip():
         return 0.0
-    path = TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans", weight=weight))
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=list(fonts), weight=weight))
     return float(path.get_extents().width) / 72
 
 
