@@ -136,6 +136,7 @@ class Client:
             "prototypes": self._prototypes,
             "fit": self._fit,
             "evaluate": self._evaluate,
+            "class_metrics": self._class_metrics,
             "cost": self._cost,
         }
         with torch_threads(self.threads):
@@ -215,6 +216,12 @@ class Client:
             if self.keeps_predictions:
                 predictions.save(self._state(name).folder, split, request.round)
         return Reply({"evaluated": evaluated})
+
+    def _class_metrics(self, name: str, request: Request) -> Reply:
+        """Compute what is reported of each class from the kept predictions on test, which stay here."""
+        predictions = Predictions.load(self._state(name).folder, "test", request.round)
+        seed = derive_seed(self.run_seed, "bootstrap", name, request.round)
+        return Reply({"class_metrics": predictions.class_metrics(seed)})
 
     def _cost(self, name: str, request: Request) -> Reply:
         """Count the FLOPs of training on one image, in a fit of one batch whose result is thrown away."""

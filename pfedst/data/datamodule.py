@@ -24,8 +24,8 @@ from pfedst.data.datasets import (
     training_transform,
 )
 from pfedst.data.grey_scale import check_range
-from pfedst.data.loaders import image_loader
 from pfedst.data.left_out import left_out_line
+from pfedst.data.loaders import image_loader
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
 from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
+from pfedst.evaluation import CALIBRATION
 from pfedst.options import SEED
-from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow, has_present_bins
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import FORMAT as SUMMARY_FORMAT
 from pfedst.reporting.summary import PRIOR
@@ -94,7 +95,7 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
-    told = (*_differences(made), *_options(made), *_last_digits(made), *notes)
+    told = (*_differences(made), *_options(made), *_last_digits(made), *_other_bins(made), *notes)
     return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning)
 
 
@@ -129,6 +130,8 @@ def _finished(path: Path) -> FinishedRun | None:
 def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
     """Return a summary in the present format; format 1 did not record options, versions and hashes.
 
+    Older summaries have no metrics of classes, and calibration errors in other bins, which are left out.
+
     Args:
         summary: of any format.
         file: for the error.
@@ -137,17 +140,28 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
         StateError: its format is not known.
     """
     found = summary.get("format")
-    if found == SUMMARY_FORMAT:
-        return summary
+    if found not in (1, SUMMARY_FORMAT):
+        raise StateError(
+            f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
+            f"it again, under another name"
+        )
+    present: dict[str, Any] = {"class_metrics": {}, "environment": None, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}
         evaluated = {"round": protocol["round"], "split": protocol["split"], "prior": PRIOR}
-        return {**summary, "format": SUMMARY_FORMAT, **unknown, "evaluated": evaluated}
-    raise StateError(
-        f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run it "
-        f"again, under another name"
-    )
+        present |= {"format": SUMMARY_FORMAT, **unknown, "evaluated": evaluated}
+    if not has_present_bins(present):
+        present |= {model: _without_calibration(present[model]) for model in ("personal", "generic")}
+    return present
+
+
+def _without_calibration(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a model without calibration errors."""
+    unknown = dict.fromkeys(CALIBRATION)
+    columns = {key: {**table, **unknown} for key, table in found.items() if key not in ("clients", "counts")}
+    clients = {site: {**metrics, **unknown} for site, metrics in found["clients"].items()}
+    return {**found, **columns, "clients": clients}
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -316,6 +330,17 @@ def _options(rows: Sequence[RunsOfARow]) -> list[str]:
             parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
             notes.append(f"rows differ in {key} ({parts})")
     return notes
+
+
+def _other_bins(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Which rows have no calibration errors, as those of an older version are not comparable."""
+    labels = [row.label for row in rows if not all(has_present_bins(run.summary) for run in row.runs)]
+    if not labels:
+        return []
+    return [
+        f"calibration errors are left out of {listed(labels)}: an older version computed them in other bins; run it "
+        f"again to have them"
+    ]
 
 
 def _last_digits(rows: Sequence[RunsOfARow]) -> list[str]:

@@ -337,6 +337,22 @@ class RoundLoop:
         logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, reply.text)
         return None
 
+    def class_metrics(self) -> dict[str, Any]:
+        """Return sensitivity, specificity and average precision of each class by site, of the last evaluation on test.
+
+        The sites compute them from the predictions that they have kept. A site that cannot is no reason to lose a run:
+        a warning gives the reason, and the site is missing.
+        """
+        at = self.summary.evaluated_round
+        requests = {n: Request("class_metrics", self.run_folder.path.name, at) for n in self.server.sites}
+        found = {}
+        for name, reply in self.transport.ask(requests, lambda name: None):
+            if isinstance(reply, Reply):
+                found[name] = reply.values["class_metrics"]
+                continue
+            logging.getLogger("pfedst").warning("metrics of classes are missing: site %s: %s", name, reply.text)
+        return {name: found[name] for name in sorted(found)}
+
     def _finetune(self) -> None:
         """Run local epochs after the last merge; nothing is sent after them."""
         last, names = self.summary.last_round, self.server.drawable

@@ -25,8 +25,8 @@ from PIL import Image
 from pfedst.data.files import refuse_outside
 from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_hidden, is_image
 from pfedst.data.grey_scale import GreyScale, PixelRange, check_range
-from pfedst.data.limits import REMEDY_FOR_MANY, without_remedy
 from pfedst.data.left_out import left_out, left_out_line
+from pfedst.data.limits import REMEDY_FOR_MANY, without_remedy
 from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each
