@@ -194,6 +194,7 @@ def test_names_are_kept_and_images_are_small(source, sequential) -> None:
 def test_what_the_tree_says_of_itself(source, sequential) -> None:
     assert json.loads((sequential / "preprocessing.json").read_text()) == {
         "rule": 1, "source": "images", "shorter_side": 16, "crop": "none", "colour_constancy": False, "window": None, "format": "same",
+        "interpolation": "bicubic", "resize_mode": "shortest",
     }  # fmt: skip
     report = preprocess_tree(source, sequential, SMALL)
     assert (report.written, report.skipped) == (0, 60)
