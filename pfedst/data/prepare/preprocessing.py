@@ -38,6 +38,9 @@ RULE = 2
 MINKOWSKI_NORM = 6
 Crop = Literal["none", "square"]
 Format = Literal["same", "png", "jpeg"]
+# the words of `pfedst.encoders.spec`, whose import would take seconds
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "longest", "squash"]
 SUFFIXES: Mapping[Format, tuple[str, ...]] = {
     "same": (".png", ".jpg", ".jpeg"),
     "png": (".png",),
@@ -52,8 +55,13 @@ class PreprocessingOptions:
 
     Args:
         shorter_side: pixels, 8 or more; the aspect ratio is kept. A smaller image is not enlarged: the encoder's
-            transform enlarges it, and resampling twice is worse. (FLamby enlarges.)
+            transform enlarges it, and resampling twice is worse. (FLamby enlarges.) With another `resize_mode`: pixels
+            of the longer side, or of both.
         crop: `square` keeps the centre. With `none` the random crops of training can use the whole image.
+        interpolation: filter of resampling. Give that of the encoder, which the label of a run names if it is not
+            CLIP's, bicubic.
+        resize_mode: give that of the encoder: `shortest`; `longest` (the encoder fills up with black); or `squash`,
+            which makes a square whatever the aspect ratio.
         colour_constancy: apply `colour_constancy`, as in FLamby's Fed-ISIC2019.
         window: centre and width (above 0), in the units of the modality, such as Hounsfield units: another way to
             give `pixel_range`.
@@ -72,13 +80,20 @@ class PreprocessingOptions:
     window: tuple[float, float] | None = None
     pixel_range: PixelRange | None = None
     format: Format = "same"
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
 
     def __post_init__(self) -> None:
         if self.shorter_side < 8:
             raise ConfigurationError(f"--shorter_side {self.shorter_side}: must be 8 or more")
-        for option, value, known in (("crop", self.crop, Crop), ("format", self.format, Format)):
-            if value not in get_args(known):
+        choices = {"crop": Crop, "format": Format, "interpolation": Interpolation, "resize_mode": ResizeMode}
+        for option, known in choices.items():
+            if (value := getattr(self, option)) not in get_args(known):
                 raise ConfigurationError(f"--{option} {value}: must be one of {', '.join(get_args(known))}")
+        if self.crop == "square" and self.resize_mode != "shortest":
+            raise ConfigurationError(
+                f"--crop square: --resize_mode {self.resize_mode} shows the encoder the whole image"
+            )
         if self.window is not None:
             fits = len(self.window) == 2 and all(math.isfinite(value) for value in self.window)
             if not fits or self.window[1] <= 0:
@@ -150,7 +165,7 @@ def colour_constancy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image.Image:
     """Resize, crop, and then apply colour constancy, in the order of FLamby.
 
-    Resampling is Pillow's bicubic with antialiasing, the filter of CLIP's transform. Sizes and offsets follow
+    Resampling is Pillow's with antialiasing, the filter of the encoder's transform. Sizes and offsets follow
     torchvision's Resize and CenterCrop, so a PNG of the encoder's size gives exactly the tensor of the original.
     Decoding at reduced size (`Image.draft`) would change the tensor and is not used.
 
@@ -161,16 +176,27 @@ def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image
     Returns:
         RGB pixels without comments and EXIF, which may name a patient.
     """
-    shorter, wanted = min(image.size), options.shorter_side
-    if shorter > wanted:
-        width, height = (wanted * side // shorter for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    size = _resized(image.size, options)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[options.interpolation.upper()])
     if options.crop == "square":
         side = min(image.size)
         left, top = (round((length - side) / 2) for length in image.size)
         image = image.crop((left, top, left + side, top + side))
     pixels = np.asarray(image, dtype=np.uint8)
     return Image.fromarray(colour_constancy(pixels) if options.colour_constancy else pixels)
+
+
+def _resized(size: tuple[int, int], options: PreprocessingOptions) -> tuple[int, int]:
+    """Return width and height after resizing, as the encoder's transform has them; none is enlarged."""
+    width, height = size
+    wanted = options.shorter_side
+    if options.resize_mode == "squash":
+        return (wanted, wanted) if min(size) > wanted else size
+    if options.resize_mode == "longest":
+        factor = max(size) / wanted
+        return (max(1, round(width / factor)), max(1, round(height / factor))) if factor > 1 else size
+    return (wanted * width // min(size), wanted * height // min(size)) if min(size) > wanted else size
 
 
 def preprocess_tree(
@@ -282,6 +308,7 @@ def _open_target(target: Path, identity: Mapping[str, Any]) -> None:
 def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
     try:
         found = read_json(file)
+        found = {"interpolation": "bicubic", "resize_mode": "shortest"} | found  # a tree of before these options
         differing = next((key for key, value in wanted.items() if found.get(key) != value), None)
     except (ValueError, AttributeError) as error:
         raise DataError(f"{file} is damaged: remove {file.parent}, or give another TARGET") from error

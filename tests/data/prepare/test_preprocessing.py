@@ -221,6 +221,7 @@ def test_what_the_tree_says_of_itself(source, sequential) -> None:
     assert json.loads((sequential / "preprocessing.json").read_text()) == {
         "rule": 2, "source": "images", "shorter_side": 16, "crop": "none", "colour_constancy": False, "window": None,
         "pixel_range": None, "format": "same",
+        "interpolation": "bicubic", "resize_mode": "shortest",
     }  # fmt: skip
     report = preprocess_tree(source, sequential, SMALL)
     assert (report.written, report.skipped) == (0, 60)
