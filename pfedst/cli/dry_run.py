@@ -14,7 +14,6 @@ import torch
 
 from pfedst.client.client import Client
 from pfedst.client.state import KEPT
-from pfedst.client.threads import torch_threads
 from pfedst.data import Split
 from pfedst.evaluation.evaluate import evaluate
 from pfedst.messages.payload import payload_bytes
@@ -22,6 +21,7 @@ from pfedst.messages.requests import Reply, Request
 from pfedst.reporting import bytes_text
 from pfedst.server.server import Server
 from pfedst.simulation import EVALUATED, Simulation
+from pfedst.torch_threads import torch_threads
 from pfedst.tracking import peak_memory_bytes
 from pfedst.transport.processes import Processes
 

@@ -97,9 +97,9 @@ class ManifestSites(FederatedDataModule):
             [root],
             rows,
             file,
-            _left_out(root, file, rows),
-            [text for column, texts in written.items() for text in _respelled(column, texts, table[column])],
-            fraction,
+            left_out=_left_out(root, file, rows),
+            respelled=[text for column, texts in written.items() for text in _respelled(column, texts, table[column])],
+            test_fraction=fraction,
         )
 
     def _fraction_to_draw(self, file: Path, has_splits: bool) -> float:
