@@ -30,6 +30,7 @@ PROTOCOL = {
     "local_batches",
     "batch_size",
     "augmentation",
+    "transductive_sites",
     "optimizer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
