@@ -250,6 +250,7 @@ class PFedSTCLI(LightningCLI):
         self._evaluate(model, datamodule, options.get("ckpt_path"), "test")
 
     def _evaluate(self, model: FederatedClient, datamodule: FederatedDataModule, ckpt_path: Any, split: Split) -> None:
+        self.refuse_dry_run()
         if ckpt_path is None or not Path(str(ckpt_path)).is_dir():
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
@@ -260,6 +261,11 @@ class PFedSTCLI(LightningCLI):
             write_json(folder / f"{split}.json", self.summary)
         print_summary(self.summary)
         print(f"{folder / f'{split}.json'}")
+
+    def refuse_dry_run(self) -> None:
+        """Refuse the option where it would have no effect."""
+        if self._get(self.config, "dry_run"):
+            raise ConfigurationError("--dry_run: only pfedst fit has a dry run; leave it out")
 
     def _seed(self) -> int:
         seed = self._get(self.config, "seed_everything")
