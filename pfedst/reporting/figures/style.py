@@ -256,7 +256,7 @@ def settle(figure: Figure) -> None:
     fixed = any(axes.get_aspect() != "auto" for axes in figure.axes)
     for _ in range(1 + fixed):  # the second pass knows the positions of axes with a fixed aspect
         engine.execute(figure)
-    left: float = engine.get()["rect"][0]  # type: ignore[attr-defined]  # of the constrained layout
+    left: float = engine.get()["rect"][0]  # of the constrained layout
     for text in figure.texts:
         if text.get_rotation() == 90:  # matplotlib places the name of y at the edge, also of panels that are centred
             text.set_x(text.get_position()[0] + left)
