@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pfedst.reporting import console_of
@@ -35,8 +37,21 @@ def run_report(arguments: Sequence[str]) -> int:
         help="also write each figure as a file of these formats; report.html holds all figures without it",
     )
     given = parser.parse_args(arguments)
-    write_report(given.runs, given.output, given.reference, given.metric, given.figures)
+    with _no_collection():
+        write_report(given.runs, given.output, given.reference, given.metric, given.figures)
     return 0
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Run a block without the garbage collector, which takes a tenth of a report's time and finds little."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def write_report(

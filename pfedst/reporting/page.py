@@ -22,7 +22,7 @@ STYLE = """
   --stripe: #1d232b; --best: #1d3f66; --link: #79b8ff; --note: #3a2f10; --edge: #d9a520; --shade: rgba(0, 0, 0, .8); } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif; background: var(--page);
-  color: var(--text); margin: 0 auto; max-width: 78rem; padding: 2rem 1.5rem 4rem; }
+  color: var(--text); margin: 0 auto; padding: 2rem 1.5rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1.2rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .4rem; line-height: 1.3; overflow-wrap: anywhere; }
 p, li { max-width: 50rem; overflow-wrap: anywhere; } p, ul { margin: .4rem 0; } ul { padding-left: 1.3rem; }
@@ -60,7 +60,7 @@ th[aria-sort] button::after { color: var(--link); }
 th[aria-sort=ascending] button::after { content: "\\25B2"; }
 th[aria-sort=descending] button::after { content: "\\25BC"; }
 .hint { display: none; } .sortable .hint { display: inline; }
-figure { margin: 1rem 0; } figure img { display: block; width: 100%; height: auto; background: #fff;
+figure { margin: 1rem 0; max-width: 78rem; } figure img { display: block; width: 100%; height: auto; background: #fff;
   border: 1px solid var(--line); border-radius: .3rem; padding: .5rem; }
 figcaption { margin-top: .5rem; max-width: 50rem; }
 @media (max-width: 40rem) { body { padding: 1rem .9rem 3rem; font-size: 15px; } h1 { font-size: 1.35rem; }
@@ -68,7 +68,7 @@ figcaption { margin-top: .5rem; max-width: 50rem; }
 @page { margin: 14mm; } @page wide { size: landscape; }
 @media print { :root { font-size: 10pt; color-scheme: light; --page: #fff; --text: #000; --soft: #444; --line: #bbb;
   --best: #e4e4e4; --note: #fff; --edge: #000; --link: #000; --shade: transparent; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  body { padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; } tr > th:first-child { position: static; } .sortable .hint { display: none; }
   th button::after { display: none; } th button, th.right button { padding: 0; }
   h2, .caption { break-after: avoid; } tr, figure, .notes { break-inside: avoid; }

@@ -26,6 +26,7 @@ def without_times(report):
     for table in report["tables"]:
         keep = [index for index, heading in enumerate(table["headings"]) if heading not in OF_TIME]
         table["rows"] = [[row[index] for index in keep] for row in table["rows"]]
+    report["protocol"] = [line for line in report["protocol"] if not line.startswith(("runs: ", "report: "))]
     return report
 
 

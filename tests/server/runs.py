@@ -11,7 +11,7 @@ from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, template, trainer
 
-TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
+TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round", "environment")
 """Keys of numbers that differ between two runs with the same results."""
 
 

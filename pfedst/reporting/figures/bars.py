@@ -51,6 +51,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     span = max([LEAST_SPAN, *(high - low for low, high in (_ends(compared, c, metric) for c in columns_of))]) * 1.12
     for number, (axes, column) in enumerate(zip(grid.flat, columns_of, strict=False)):
         title_of_column(axes, column, 18)
+        _ranges(axes, compared, column, metric, styles)
         for y, row in enumerate(compared.rows):
             _draw(axes, y, [100 * value for value in row.values("personal", column, metric)], styles[row.label])
         _reference(axes, [100 * v for v in compared.row(compared.reference).values("personal", column, metric)])
@@ -75,12 +76,20 @@ def _draw(axes: Axes, y: int, values: list[float], style: RowStyle) -> None:
     if not values:
         return
     if len(values) > 1:
-        axes.plot([min(values), max(values)], [y, y], color=style.color, linewidth=0.8, zorder=2)
         seeds: dict[str, Any] = {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", "markeredgewidth": 0.7}
         axes.plot(
             values, [y] * len(values), linestyle="none", markeredgecolor=style.color, zorder=3, label="seeds", **seeds
         )
     axes.plot([fmean(values)], [y], zorder=style.zorder + 1, label="mean", **style.mark)
+
+
+def _ranges(axes: Axes, compared: Compared, column: str | OverSites, metric: str, styles: dict[str, RowStyle]) -> None:
+    """Draw a line from the least to the highest seed of each row."""
+    found = [(y, row, row.values("personal", column, metric)) for y, row in enumerate(compared.rows)]
+    lines = [(y, 100 * min(values), 100 * max(values), styles[row.label].color) for y, row, values in found if values]
+    if lines:
+        heights, lows, highs, colors = zip(*lines, strict=True)
+        axes.hlines(heights, lows, highs, colors=colors, linewidth=0.8, zorder=2)
 
 
 def _reference(axes: Axes, values: list[float]) -> None:
@@ -96,13 +105,14 @@ def _frame(axes: Axes, ends: tuple[float, float], span: float, rows: int, left: 
     axes.grid(axis="y", visible=False)
     for y in range(0, rows, 2):
         axes.axhspan(y - 0.5, y + 0.5, color="#F5F5F5", zorder=0, linewidth=0)
-    axes.tick_params(axis="y", length=0, labelleft=left)
+    axes.tick_params(axis="y", length=0)
+    axes.yaxis.set_visible(left)  # each tick that nobody sees costs as much as one that is seen
     axes.spines["left"].set_visible(False)
 
 
 def _name_rows(axes: Axes, compared: Compared, styles: dict[str, RowStyle]) -> None:
     labels = [row.label for row in compared.rows]
     axes.set_yticks(range(len(labels)), [shortened(label, 28) for label in labels])
-    for line in axes.figure.axes:
+    for line in (line for line in axes.figure.axes if line.yaxis.get_visible()):
         for tick, label in zip(line.get_yticklabels(), labels, strict=False):
             tick.set(fontsize=7.5, weight=styles[label].weight)

@@ -49,6 +49,7 @@ def classes(compared: Compared, metric: str) -> ReportFigure | None:
     for axes, shown in zip(grid, CLASS_METRICS, strict=True):
         panel_title(axes, f"{metric_title(shown)}, %")
         _draw(axes, lines, shown, style)
+        axes.yaxis.set_visible(axes is grid[0])
     _name_lines(grid[0], lines)
     left_out = len(compared.sites) - len(sites)
     caption = (

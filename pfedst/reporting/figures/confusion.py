@@ -52,7 +52,8 @@ def confusion(compared: Compared, metric: str) -> ReportFigure:
         mean, bold = percent(mean_over_seeds(row, OverSites.MEAN, metric)), row.label == compared.reference
         panel_title(axes, fitting(row.label, f": {mean} %", side - 0.15, "bold" if bold else "normal"), bold)
         _draw(axes, shares(row), names, numbers=side / len(names) >= CELL * 0.97)
-        axes.tick_params(labelbottom=number >= len(rows) - columns)
+        axes.xaxis.set_visible(number >= len(rows) - columns)
+        axes.yaxis.set_visible(number % columns == 0)
     for axes in grid.flat[len(rows) :]:
         axes.remove()
     caption = (
@@ -95,5 +96,5 @@ def _draw(axes: Axes, found: list[list[float | None]], names: list[str], numbers
             color = "white" if (value or 0) > 60 else "black" if value is None or value >= 0.5 else "#707070"
             axes.text(
                 column, target, text, ha="center", va="center", fontsize=SMALL, color=color,
-                weight="bold" if target == column else "normal",
+                weight="bold" if target == column else "normal", in_layout=False,
             )  # fmt: skip
