@@ -4,7 +4,8 @@
     python benchmarks/encoders.py table
     python benchmarks/encoders.py docs
 
-Each tower is built with RANDOM WEIGHTS. Its pooled embedding of two random images is compared with the forward pass of
+Each tower is built with RANDOM WEIGHTS, drawn so that every part counts: a layer scale that starts near zero, as in
+DINOv3, would hide its block. Its pooled embedding of two random images is compared with the forward pass of
 the library that it comes from, and an untrained side network with both. Differences are relative: the largest one over
 the largest absolute value of an embedding. `docs` writes the table into the page.
 """
@@ -22,7 +23,7 @@ import open_clip
 import timm
 import torch
 from environment import environment
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfedst.adapters import SideNetwork
 from pfedst.encoders import AnchorHead, FrozenCLIP
@@ -64,6 +65,7 @@ def measure(model: str, image_size: int) -> dict[str, Any]:
     """Compare one tower with its library."""
     encoder = FrozenCLIP(model, "random", image_size)
     tower, spec = encoder.tower, encoder.spec
+    draw_weights(tower)
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs = library_forward(tower, images)
@@ -88,6 +90,17 @@ def measure(model: str, image_size: int) -> dict[str, Any]:
             side = SideNetwork(encoder, head).embed(encoder.extract(images, "taps"))
         row["side_network_difference"] = relative(side, theirs)
     return row
+
+
+def draw_weights(module: nn.Module) -> None:
+    """Give every parameter random values of a size at which a missing part shows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            factor = ("norm" in name or "ln_" in name or ".bn" in name) and name.endswith("weight")
+            size = 0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+            parameter.copy_(float(factor or "gamma" in name or ".ls" in name) + noise * size)
 
 
 def library_forward(tower: Any, images: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ class TimmTower(ImageTower):
         q, k = attention.q_norm(q), attention.k_norm(k)
         if positions is not None:
             prefix = attention.num_prefix_tokens
-            turned = apply_rot_embed_cat(k[:, :, prefix:], positions, half=attention.rotate_half)
+            turned = apply_rot_embed_cat(k[:, :, prefix:], positions, half=getattr(attention, "rotate_half", False))
             k = torch.cat([k[:, :, :prefix], turned], 2).type_as(v)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
         output: Tensor = attention.proj(attention.norm(attended))
@@ -175,9 +175,8 @@ def fit_positions(state: dict[str, Tensor], vit: Any, key: str) -> None:
 
 
 def _is_plain(block: Any) -> bool:
-    if type(block) is Block:
-        return type(block.attn) is Attention and block.attn.gate is None
-    return type(block) is EvaBlock and type(block.attn) in (EvaAttention, AttentionRope) and block.attn.gate is None
+    kinds = {Block: (Attention,), EvaBlock: (EvaAttention, AttentionRope)}.get(type(block), ())
+    return type(getattr(block, "attn", None)) in kinds and getattr(block.attn, "gate", None) is None
 
 
 def _queries_keys_values(attention: Any, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -105,6 +105,20 @@ def test_of_a_file_of_weights_the_name_is_kept(weights, kept) -> None:
     assert study_options(text(model=model), DEFAULTS)["model.encoder.init_args.weights"] == kept
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("local-dir:/home/someone/BiomedCLIP", "local-dir:BiomedCLIP"), ("hf-hub:org/name", "hf-hub:org/name")],
+)
+def test_of_a_folder_of_a_model_the_name_is_kept(name, kept) -> None:
+    options = {"model": name, "std": [0.5, 0.5, 0.5], "resize_mode": "squash", "mean": None}
+    model = {"encoder": {"class_path": "pfedst.encoders.FrozenCLIP", "init_args": options}}
+    found = study_options(text(model=model), DEFAULTS)
+    assert found["model.encoder.init_args.model"] == kept
+    assert found["model.encoder.init_args.resize_mode"] == "squash"
+    assert [key for key in found if key.endswith((".std", ".std.0"))]
+    assert "model.encoder.init_args.mean" not in found
+
+
 @pytest.fixture(scope="module")
 def resolve():
     return parse_only()

@@ -1,23 +1,22 @@
 """Towers of open_clip and timm, small, against the forward passes of these libraries; and the table of the docs."""
 
-import importlib
 import json
-from pathlib import Path
 
+import open_clip
 import pytest
 import timm
 import torch
 
 from pfedst.adapters import LoRATower, SideNetwork, TransportPrompts
-from pfedst.encoders import AnchorHead, FrozenCLIP
+from pfedst.encoders import AnchorHead, FrozenCLIP, weights
+from pfedst.encoders.repositories import repository_config
 from pfedst.encoders.timm_towers import TimmTower, runs_block_by_block
 from pfedst.encoders.towers import pooled_patches
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, WeightsError
 from pfedst.seeds import generator
-from tests.encoders.tiny import SIZE, lively, tiny
+from tests.encoders.tiny import ROOT, SIZE, script, tiny
 
 __all__ = ["tiny"]
-ROOT = Path(__file__).parents[2]
 CLASS_TOKEN = {
     "ViT-B-16-quickgelu": 1,
     "BiomedCLIP": 1,
@@ -46,21 +45,10 @@ WHOLE = {
 }
 
 
-@pytest.fixture(scope="module")
-def benchmark_script():
-    import sys
-
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("encoders")
-    sys.path.remove(str(ROOT / "benchmarks"))
-    for name in ("encoders", "environment"):
-        sys.modules.pop(name, None)
-
-
 def encoder_of(model, **options):
     size = 56 if "patch14" in model else SIZE
     encoder = FrozenCLIP(model, "random", size, **options)
-    lively(encoder.tower)
+    script.draw_weights(encoder.tower)
     return encoder
 
 
@@ -77,11 +65,11 @@ def head(encoder, kind="prototypes"):
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("model", [*CLASS_TOKEN, *POOLED])
-def test_a_tower_of_tokens_is_the_librarys_and_a_side_network_attaches(benchmark_script, model) -> None:
+def test_a_tower_of_tokens_is_the_librarys_and_a_side_network_attaches(model) -> None:
     encoder = encoder_of(model)
     batch, tower = images(encoder), encoder.tower
     with torch.no_grad():
-        theirs = benchmark_script.library_forward(tower, batch)
+        theirs = script.library_forward(tower, batch)
     scale = theirs.abs().max()
     assert scale > 0.01
     ours = encoder.extract(batch, "pooled").tensors[0]
@@ -150,11 +138,11 @@ def test_averaged_patches_get_the_rotary_positions_of_a_coarse_image() -> None:
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("model", WHOLE)
-def test_a_tower_without_tokens_gives_its_embedding_and_refuses_a_side_network_by_name(benchmark_script, model) -> None:
+def test_a_tower_without_tokens_gives_its_embedding_and_refuses_a_side_network_by_name(model) -> None:
     encoder = FrozenCLIP(model, "random", SIZE if "vit" not in model and "beit" not in model else None)
     batch = images(encoder)
     with torch.no_grad():
-        theirs = benchmark_script.library_forward(encoder.tower, batch)
+        theirs = script.library_forward(encoder.tower, batch)
     assert torch.allclose(encoder.extract(batch, "pooled").tensors[0], theirs, atol=1e-5)
     assert (encoder.offers, encoder.spec.layers) == (("pooled",), 0)
     for adapter in (SideNetwork, LoRATower):
@@ -218,13 +206,13 @@ def test_an_image_has_the_same_bits_in_any_batch_with_rotary_positions() -> None
 # -- the table of the docs -------------------------------------------------------------------------------------
 
 
-def test_the_table_of_the_docs_is_that_of_the_result(benchmark_script, capsys) -> None:
-    benchmark_script.table()
+def test_the_table_of_the_docs_is_that_of_the_result(capsys) -> None:
+    script.table()
     page = (ROOT / "docs" / "encoders.md").read_text()
-    inside = page.split(benchmark_script.BEGIN)[1].split(benchmark_script.END)[0]
+    inside = page.split(script.BEGIN)[1].split(script.END)[0]
     assert inside.strip() == capsys.readouterr().out.strip()
-    rows = json.loads(benchmark_script.RESULT.read_text())["rows"]
-    assert {name: (row["model"], row["image_size"]) for name, row in rows.items()} == benchmark_script.MODELS
+    rows = json.loads(script.RESULT.read_text())["rows"]
+    assert {name: (row["model"], row["image_size"]) for name, row in rows.items()} == script.MODELS
     assert {"BiomedCLIP", "SigLIP2", "DINOv3"} <= set(rows)
     assert sum("taps" in row["offers"] for row in rows.values()) >= 8
     for row in rows.values():
@@ -234,12 +222,29 @@ def test_the_table_of_the_docs_is_that_of_the_result(benchmark_script, capsys) -
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", ["CLIP ViT-B/16", "BiomedCLIP", "SigLIP2", "EVA02-CLIP", "PE-Core", "DINOv3", "CoCa"])
-def test_a_row_of_the_table_says_what_the_small_tower_does(benchmark_script, name) -> None:
+def test_a_row_of_the_table_says_what_the_small_tower_does(name) -> None:
     """Only sizes differ between the tower of the table and the small one."""
-    recorded = json.loads(benchmark_script.RESULT.read_text())["rows"][name]
-    found = benchmark_script.measure(recorded["model"], SIZE)
+    recorded = json.loads(script.RESULT.read_text())["rows"][name]
+    found = script.measure(recorded["model"], SIZE)
     sizes = {"image_size", "parameters", "difference", "side_network_difference"}
     assert {key: value for key, value in found.items() if key not in sizes} == {
         key: value for key, value in recorded.items() if key not in sizes
     }
     assert found["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("name", script.NOT_RUN)
+def test_names_of_the_hub_in_the_table_are_those_of_the_libraries(monkeypatch, name) -> None:
+    """The hub is not asked: a repository is parsed, and it is the one that the library itself names."""
+    full, (model, _) = script.NOT_RUN[name], script.MODELS[name]
+    if full.startswith("timm/"):
+        assert timm.get_pretrained_cfg(full.removeprefix("timm/")).hf_hub_id == full
+        return
+    asked = []
+    monkeypatch.setattr(weights, "_hub_answers", lambda: True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *of: asked.append(of) or 1 / 0)
+    with pytest.raises(WeightsError, match=full.removeprefix("hf-hub:")):
+        repository_config(full)
+    assert asked == [(full.removeprefix("hf-hub:"), "open_clip_config.json")]
+    tags = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
+    assert not tags or asked[0][0] in {tag["hf_hub"].strip("/") for tag in tags}

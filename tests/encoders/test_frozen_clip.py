@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pfedst.encoders import FrozenCLIP, weights
 from pfedst.errors import ConfigurationError, WeightsError
@@ -289,12 +289,23 @@ def test_shapes_without_memory() -> None:
     assert (spec.width, spec.layers, spec.tokens, spec.embedding, spec.image_size) == (768, 12, 197, 512, 224)
 
 
-@pytest.mark.parametrize("size", [112, 224])
-def test_the_real_tower(size) -> None:
+@pytest.fixture
+def real_file() -> str:
     file = os.environ.get("PFEDST_TEST_WEIGHTS")
     if not file:
         pytest.skip("PFEDST_TEST_WEIGHTS names no file with CLIP's ViT-B/16 image tower")
-    one, other = (FrozenCLIP("ViT-B-16-quickgelu", file, size, form) for form in ("class_token", "whole"))
+    return file
+
+
+def test_the_real_tower_without_metadata_is_known_to_need_quick_gelu(real_file, tmp_path) -> None:
+    save_file(load_file(real_file), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"OpenAI's ViT-B-16.*ViT-B-16-quickgelu$"):
+        FrozenCLIP("ViT-B-16", str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("size", [112, 224])
+def test_the_real_tower(size, real_file) -> None:
+    one, other = (FrozenCLIP("ViT-B-16-quickgelu", real_file, size, form) for form in ("class_token", "whole"))
     a, b = (encoder.extract(images(size), "pooled").tensors[0] for encoder in (one, other))
     assert (a - b).abs().max() < 1e-5
     assert torch.allclose(b, other.tower.visual(images(size)).detach(), atol=1e-5)

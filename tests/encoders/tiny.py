@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import open_clip
 import pytest
 import timm
-import torch
 
 from pfedst.encoders import weights
 
+ROOT = Path(__file__).parents[2]
+with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+    script = importlib.import_module("encoders")
+    """The script that writes the table of docs/encoders.md."""
 SIZE = 64
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 1, "layers": 1}
 CONVOLUTIONS = ("convnext", "swin", "resnet")
@@ -42,14 +49,3 @@ def _create(original, name, **options):
     if not any(part in name for part in CONVOLUTIONS):
         options = {"depth": 2, "embed_dim": 64, "num_heads": 2} | options
     return original(name, **options)
-
-
-def lively(module):
-    """Give every parameter a random value of a size at which a missing part shows."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            base = 1.0 if ("norm" in name and name.endswith("weight")) or "gamma" in name else 0.0
-            parameter.copy_(base + noise * (0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5))
-    return module

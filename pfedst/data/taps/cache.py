@@ -106,10 +106,12 @@ class TapCache:
     """
 
     def __init__(self, options: CacheOptions, encoder: Encoder, need: Need) -> None:
-        if options.kind != "auto" and options.kind not in SERVES[need]:
-            fitting = " or ".join((*SERVES[need], "auto", "none"))
+        self.kinds: tuple[Need, ...] = tuple(kind for kind in SERVES[need] if kind in encoder.offers)
+        if options.kind != "auto" and options.kind not in self.kinds:
+            fitting = " or ".join((*self.kinds, "auto", "none"))
+            reason = f", and {encoder.limits}" if encoder.limits and options.kind in SERVES[need] else ""
             raise ConfigurationError(
-                f"--data.cache {options.kind}: this adapter needs {need} of the encoder; use {fitting}"
+                f"--data.cache {options.kind}: this adapter needs {need} of the encoder{reason}; use {fitting}"
             )
         self.options = options
         self.encoder = encoder
@@ -145,10 +147,9 @@ class TapCache:
             DataError: If an image cannot be read, the folder cannot be written, or values are not finite.
         """
         by_key = {item.key: item for item in wanted}
-        if self.options.kind == "auto":
-            kinds: tuple[Need, ...] = SERVES[self.need]
-        else:
-            kinds = tuple(kind for kind in SERVES[self.need] if kind == self.options.kind)
+        kinds = self.kinds
+        if self.options.kind != "auto":
+            kinds = tuple(kind for kind in kinds if kind == self.options.kind)
         for kind in kinds:
             store = self.store(kind)
             if all(key in store.row_of for key in by_key):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from pfedst.data.datasets import evaluation_transform
+from pfedst.data.prepare import preprocessing
 from pfedst.data.prepare.preprocessing import PreprocessingOptions, colour_constancy, preprocess_image, preprocess_tree
 from pfedst.data.sources import FileSource
-from pfedst.encoders import Preprocessing
+from pfedst.encoders import Preprocessing, spec
 from pfedst.errors import ConfigurationError, DataError
 from tests.fake_data.folder.data import image, make
 from tests.fake_data.tiff.data import make as make_tiff
@@ -124,6 +127,38 @@ def test_an_encoder_sees_the_very_tensor_that_the_original_gives(height, width) 
         assert torch.equal(transform(made), transform(picture))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(17, 90),
+    st.integers(17, 90),
+    st.sampled_from(["bicubic", "bilinear"]),
+    st.sampled_from(["shortest", "longest", "squash"]),
+)
+def test_with_the_encoders_own_filter_and_resize_mode_too(height, width, interpolation, mode) -> None:
+    picture = Image.fromarray(noise(height, width))
+    transform = evaluation_transform(Preprocessing(16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), interpolation, mode))
+    made = preprocess_image(picture, PreprocessingOptions(16, interpolation=interpolation, resize_mode=mode))
+    assert torch.equal(transform(made), transform(picture))
+
+
+def test_the_words_are_those_of_the_encoders() -> None:
+    assert (get_args(preprocessing.Interpolation), get_args(preprocessing.ResizeMode)) == (
+        get_args(spec.Interpolation),
+        get_args(spec.ResizeMode),
+    )
+
+
+def test_a_tree_of_before_these_options_goes_on(source, sequential, tmp_path) -> None:
+    target = tmp_path / "small"
+    shutil.copytree(sequential, target)
+    file = target / "preprocessing.json"
+    old = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("interpolation", "resize_mode")}
+    file.write_text(json.dumps(old))
+    assert preprocess_tree(source, target, SMALL).written == 0
+    with pytest.raises(DataError, match="made with resize_mode shortest, and this run has squash"):
+        preprocess_tree(source, target, replace(SMALL, resize_mode="squash"))
+
+
 def test_constancy_comes_after_resizing_and_cropping() -> None:
     picture = Image.fromarray(noise(60, 90))
     small = np.asarray(picture.resize((30, 20), Image.Resampling.BICUBIC))[:, 5:25]
@@ -137,6 +172,8 @@ def test_constancy_comes_after_resizing_and_cropping() -> None:
         {"shorter_side": 0},
         {"crop": "circle"},
         {"format": "gif"},
+        {"interpolation": "nearest"},
+        {"resize_mode": "fit"},
         {"window": (40.0, 0.0)},
         {"window": (float("nan"), 1.0)},
         {"pixel_range": [1.0, 1.0]},

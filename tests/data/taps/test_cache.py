@@ -165,6 +165,17 @@ def test_encoders_and_dtypes_have_stores_of_their_own(tmp_path, counted) -> None
         assert same_batches(own, "taps", loader, uncached().evaluation_loader("site_c", "train"))
 
 
+def test_a_tower_without_tokens_has_a_store_of_embeddings_alone(tmp_path) -> None:
+    own = FrozenCLIP("timm/test_resnet", "random", 32)
+    sites = cached(tmp_path, "pooled", own=own)
+    assert [store.layout.kind for store in stores_in(tmp_path).values()] == ["pooled"]
+    loader = sites.evaluation_loader("site_a", "test")
+    assert same_batches(own, "pooled", loader, uncached(own).evaluation_loader("site_a", "test"))
+    for kind in ("tokens", "taps"):
+        with pytest.raises(ConfigurationError, match=rf"cache {kind}: .*is a ResNet.*use pooled or auto or none"):
+            cached(tmp_path, "pooled", kind, own=own)
+
+
 def test_images_prepared_for_another_encoder_do_not_get_into_the_store_of_this_one(tmp_path) -> None:
     """Means and deviations differ, and a second `prepare` does nothing: either refused, or right."""
     timm = FrozenCLIP("timm/test_vit", "random", 32)
