@@ -13,3 +13,4 @@ class FedAvg(FederatedMethod):
     """
 
     source = "McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017"
+    personalises = False

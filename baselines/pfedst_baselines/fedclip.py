@@ -30,6 +30,7 @@ class FedCLIP(FederatedMethod):
     """
 
     source = "Lu et al., FedCLIP: Fast Generalization and Personalization for CLIP in Federated Learning, 2023"
+    personalises = False
 
     requires = AttentionAdapter
 

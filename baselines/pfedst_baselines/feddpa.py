@@ -30,6 +30,7 @@ class FedDPA(FedLoRA):
     """
 
     source = "Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, NeurIPS 2024"
+    personalises = True
 
     def __init__(
         self,

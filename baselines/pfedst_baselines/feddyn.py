@@ -25,6 +25,7 @@ class FedDyn(FederatedMethod):
     """
 
     source = "Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021"
+    personalises = False
 
     def __init__(self, alpha: float = 0.01, weighting: Weighting = "uniform", **options: Any) -> None:
         super().__init__(weighting, **options)

@@ -16,6 +16,7 @@ class FedLoRA(FederatedMethod):
     """
 
     source = "Zhang et al., Towards Building the Federated GPT: Federated Instruction Tuning (FedIT), ICASSP 2024"
+    personalises = False
     requires = LoRATower
 
     def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:

@@ -20,6 +20,7 @@ class FedProx(FederatedMethod):
     """
 
     source = "Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020"
+    personalises = False
 
     def __init__(self, mu: float = 0.01, **options: Any) -> None:
         super().__init__(**options)

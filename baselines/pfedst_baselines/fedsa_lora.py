@@ -15,6 +15,7 @@ class FedSALoRA(FedLoRA):
     """
 
     source = "Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR 2025"
+    personalises = True
 
     def build(self, client: LocalModel) -> None:
         """Make the classifier trainable."""

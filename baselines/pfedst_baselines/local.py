@@ -13,6 +13,7 @@ class Local(FederatedMethod):
     """
 
     source = "reference row: no communication"
+    has_generic = False
 
     def partition(self, client: LocalModel) -> list[Rule]:
         """Everything is personal."""

@@ -13,4 +13,5 @@ class Pooled(FederatedMethod):
     """
 
     source = "reference row: centralised training"
+    personalises = False
     pooled = True

@@ -15,6 +15,7 @@ class PromptFL(FederatedMethod):
     """
 
     source = "Guo et al., PromptFL: Let Federated Participants Cooperatively Learn Prompts, IEEE TMC 2023"
+    personalises = False
     requires = PromptLearner
 
     def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:

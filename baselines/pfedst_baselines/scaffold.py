@@ -25,6 +25,7 @@ class SCAFFOLD(FederatedMethod):
     """
 
     source = "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"
+    personalises = False
     extra_messages = ("control",)
 
     def __init__(self, server_learning_rate: float = 1.0, weighting: Weighting = "uniform", **options: Any) -> None:

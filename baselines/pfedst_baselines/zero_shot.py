@@ -16,6 +16,7 @@ class ZeroShot(FederatedMethod):
     """
 
     source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
+    personalises = False
 
     def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:
         """The cosine to the anchors alone."""

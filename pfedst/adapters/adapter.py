@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pfedst.encoders import AnchorHead, Encoder, Need, Taps
+from pfedst.encoders import AnchorHead, Encoder, Need, Taps, computes_in_float32
 from pfedst.errors import ConfigurationError
 
 
@@ -70,6 +71,13 @@ class Adapter(nn.Module):
         """Make the classifier trainable, starting from the class anchors. A trainable classifier is unchanged."""
         if self.head.weight is None:
             self.head.learn("linear")
+
+    def classify_in_float32(self) -> None:
+        """Let the layers of the classifier compute in float32 whatever the precision of a run, as class anchors do."""
+        for name, layer in self.named_modules():
+            keys = [f"{name}.{key}" for key, _ in layer.named_parameters(recurse=False)]
+            if not isinstance(layer, AnchorHead) and any(fnmatchcase(key, self.head_keys) for key in keys):
+                computes_in_float32(layer)
 
 
 def _before_batch_norm(layer: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:

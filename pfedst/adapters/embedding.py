@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
-from pfedst.encoders import AnchorHead, Encoder, HeadForm, Taps
+from pfedst.encoders import AnchorHead, Encoder, HeadForm, Taps, in_float32
 
 
 class LinearHead(Adapter):
@@ -61,6 +61,7 @@ class AttentionAdapter(Adapter):
         f_BE = taps.tensors[0]
         return self.attention(f_BE) * f_BE
 
+    @in_float32
     def attention(self, f_BE: Tensor) -> Tensor:
         """Return weights (B, E) of the channels: positive, with sum one for each image."""
         hidden = self.first(f_BE)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pfedst.encoders import in_float32
+
 TOLERANCE = 1e-3
 
 
+@in_float32
 @torch.no_grad()
 def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
     """Return how much of each patch is matched with each prompt, at cost 1 - similarity. No gradient passes through.
@@ -25,14 +28,9 @@ def transport_plan(similarity: Tensor, epsilon: float, mass: float, iterations: 
     Returns:
         Plans (..., M, N): columns sum to mass / N, rows to at most 1 / M (within the tolerance).
     """
-    with torch.autocast(similarity.device.type, enabled=False):  # sums of bfloat16 would miss the tolerance
-        return _scaled(similarity.float(), epsilon, mass, iterations).to(similarity.dtype)
-
-
-def _scaled(cosines: Tensor, epsilon: float, mass: float, iterations: int) -> Tensor:
-    M, N = cosines.shape[-2:]
+    M, N = similarity.shape[-2:]
     # subtract the best cosine of each column so that no column underflows; the column's scale absorbs the factor
-    kernel = ((cosines - cosines.amax(-2, keepdim=True)) / epsilon).exp()
+    kernel = ((similarity - similarity.amax(-2, keepdim=True)) / epsilon).exp()
     columns = kernel.new_ones(*kernel.shape[:-2], N)
     for _ in range(iterations):
         before = columns

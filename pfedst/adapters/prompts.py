@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
 from pfedst.adapters.optimal_transport import transport_plan
-from pfedst.encoders import AnchorHead, Encoder, Taps
+from pfedst.encoders import AnchorHead, Encoder, Taps, in_float32
 from pfedst.errors import ConfigurationError
 
 CONTEXT_STD = 0.02
@@ -28,8 +28,8 @@ class ClassSequences(nn.Module):
         words: p, number of learned words.
 
     Raises:
-        ConfigurationError: If there is no usable text tower, `words` is below 1, or a class name with p words is too
-            long.
+        ConfigurationError: If there is no usable text tower, `words` is below 1, a class name with p words is too long,
+            or two class names have the same tokens.
     """
 
     start: Tensor
@@ -49,11 +49,19 @@ class ClassSequences(nn.Module):
                 f'--model.adapter.words {words}: with a class name as long as "{name}" a prompt has {longest} tokens, '
                 f"the text tower takes {self.tower.context_length}"
             )
+        first: dict[tuple[int, ...], str] = {}
+        for name, tokens in zip(head.class_names, ids.tolist(), strict=True):
+            if (other := first.setdefault(tuple(tokens), name)) is not name:
+                raise ConfigurationError(
+                    f'the classes "{other}" and "{name}" have the same prompt for the text tower: give them names that '
+                    f"it tells apart (--data.class_names)"
+                )
         embedded = self.tower.embed_tokens(ids)
         self.register_buffer("start", embedded[:, :1], persistent=False)
         self.register_buffer("rest", embedded[:, 1 : longest - words], persistent=False)
         self.register_buffer("ends", ends + words, persistent=False)
 
+    @in_float32
     def forward(self, context: Tensor) -> Tensor:
         """Return a unit text embedding (K, E) for every class, with the learned words (p, dt)."""
         K = len(self.start)
@@ -124,6 +132,7 @@ class PromptLearner(PromptAdapter):
         self.left = nn.Parameter(torch.randn(words, rank) * CONTEXT_STD)
         self.right = nn.Parameter(torch.randn(rank, width) * CONTEXT_STD)
 
+    @in_float32
     def features(self, low_rank: bool = True) -> Tensor:
         """Return unit text embeddings (K, E) of the classes, with or without the low-rank part."""
         context: Tensor = self.context
@@ -179,11 +188,18 @@ class TransportPrompts(PromptAdapter):
 
     def embed(self, taps: Taps) -> Tensor:
         """Return unit embeddings of the patches (B, N-1, E) for tokens (B, N, D)."""
-        return F.normalize(self.encoder.project(taps.tensors[0][:, 1:]), dim=-1)
+        return self._unit_patches(taps.tensors[0][:, 1:])
 
     def forward(self, taps: Taps) -> Tensor:
         """Return logits (B, K) for tokens (B, N, D)."""
-        prompts_2KE = torch.stack([self.sequences(context) for context in self.contexts])
-        similarity_BKM2 = torch.einsum("bme,nke->bkmn", self.embed(taps), prompts_2KE)
+        return self._matched(self.embed(taps), torch.stack([self.sequences(context) for context in self.contexts]))
+
+    @in_float32
+    def _unit_patches(self, tokens_BMD: Tensor) -> Tensor:
+        return F.normalize(self.encoder.project(tokens_BMD), dim=-1)
+
+    @in_float32
+    def _matched(self, patches_BME: Tensor, prompts_2KE: Tensor) -> Tensor:
+        similarity_BKM2 = torch.einsum("bme,nke->bkmn", patches_BME, prompts_2KE)
         plan = transport_plan(similarity_BKM2, self.epsilon, self.mass, self.iterations)
         return self.head.logit_scale * (plan * similarity_BKM2).sum((-2, -1))

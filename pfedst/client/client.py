@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pfedst.adapters import Adapter
 from pfedst.client.exchange import make_upload, receive_message
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
@@ -26,7 +27,7 @@ from pfedst.data.sites import SPLITS
 from pfedst.encoders import class_sums
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation.evaluate import Evaluated, evaluate
-from pfedst.messages.payload import NET, State
+from pfedst.messages.payload import State, same_tensors
 from pfedst.messages.requests import POOLED, PROTOTYPES, Reply, Request
 from pfedst.methods.interface import FederatedMethod
 from pfedst.seeds import derive_seed, seeded
@@ -194,13 +195,16 @@ class Client:
     def _evaluate(self, name: str, request: Request) -> Reply:
         self._restore(name, request)
         models = {"personal": self.method.personal_model(self.model)}
-        if self._personalises:
+        if not self._personalises:
+            self._check_is_generic(models["personal"])
+        elif self.method.has_generic:
             # the generic model is the adapter itself: a personal model may use private modules, which are not trained
             models["generic"] = self.generic.adapter
+        reported = ("personal", "generic") if self.method.has_generic else ("personal",)
         evaluated = {}
         for split in request.evaluate:
             found, predictions = self._evaluated(name, models, split)
-            both = {model: found.get(model, found["personal"]) for model in ("personal", "generic")}
+            both = {model: found.get(model, found["personal"]) for model in reported}
             evaluated[split] = {model: vars(of_model) for model, of_model in both.items()}
             if self.keeps_predictions:
                 predictions.save(self._state(name).folder, split, request.round)
@@ -243,7 +247,7 @@ class Client:
         if saved is not None:
             self._state(name).load(saved, model)
         receive_message(model, self.method, request.message)
-        self.generic.load_shared(request.message[NET])
+        self.generic.load_shared(request.generic)
         if saved is not None and saved.about.get("finetune_epochs"):
             # after fine-tuning nothing is merged: the client predicts with its own tensors
             self._state(name).load(saved, model)
@@ -302,9 +306,22 @@ class Client:
 
     @property
     def _personalises(self) -> bool:
-        """True if a client may predict otherwise than the merged model alone."""
-        overridden = type(self.method).personal_model is not FederatedMethod.personal_model
-        return self.generic.has_personal_tensors or self.method.finetune_epochs > 0 or overridden
+        """True if a client may predict otherwise than the merged model alone: by its method, or by an option of any."""
+        method = self.method
+        private_statistics = method.norm_statistics == "private" and self.generic.has_personal_tensors
+        return method.personalises or method.finetune_epochs > 0 or private_statistics
+
+    def _check_is_generic(self, personal: Adapter) -> None:
+        """Check that a method that declares that it does not personalise predicts with the server's model.
+
+        Raises:
+            ConfigurationError: it does not, so that the generic model would get the numbers of the personal one.
+        """
+        if not same_tensors(personal.state_dict(), self.generic.adapter.state_dict()):
+            raise ConfigurationError(
+                f"method {type(self.method).__name__} declares personalises = False, and client {self.model.name} "
+                f"predicts with another model than the server's: declare personalises = True in the class"
+            )
 
     def _evaluated(self, name: str, models: Mapping[str, Any], split: Any) -> tuple[dict[str, Evaluated], Predictions]:
         """Evaluate models on one split of a site, with one pass of the encoder for all of them."""

@@ -212,7 +212,8 @@ def build_model(
         run_seed: the seed of the run.
 
     Raises:
-        ConfigurationError: the method does not run on this adapter, or nothing would train learned anchors.
+        ConfigurationError: the method does not run on this adapter, keeps tensors at clients and declares that it does
+            not personalise, or nothing would train learned anchors.
     """
     with seeded(derive_seed(run_seed, "initial weights")):
         head = AnchorHead(class_names, encoder.spec.embedding, encoder.logit_scale, anchors)
@@ -222,6 +223,7 @@ def build_model(
             f"method {type(method).__name__} runs on {method.requires.__name__}, not on "
             f"{type(adapter).__name__}: leave --model.adapter out, or choose {method.requires.__name__}"
         )
+    adapter.classify_in_float32()
     has_head = any(module is head for module in adapter.modules())
     if has_head and anchors == "text":
         head.set_anchors(text_anchors(encoder, class_names, prompts))
@@ -234,6 +236,11 @@ def build_model(
         f"method {type(method).__name__}",
         norm_statistics(model.adapter) if method.norm_statistics == "private" else (),
     )
+    if model.has_personal_tensors and not method.personalises and method.norm_statistics == "merged":
+        raise ConfigurationError(
+            f"method {type(method).__name__} declares personalises = False, and keeps tensors at clients: declare "
+            f"personalises = True in the class"
+        )
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(model.kind(key) != "frozen" and parameter.requires_grad)
     model.learnable = [key for key, parameter in model.named_parameters() if parameter.requires_grad]

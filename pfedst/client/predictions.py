@@ -34,7 +34,7 @@ class Predictions:
     | `id` | (N, 16) uint8 | hash of each image: of its content, or of its name if images are not verified |
     | `group` | (N, 16) uint8 | hash of the patient or lesion; zeros where it is not known |
     | `label` | (N,) int64 | class index |
-    | `logits.personal`, `logits.generic` | (N, K) float32 | logits; one model only if the other is the same |
+    | `logits.personal`, `logits.generic` | (N, K) float32 | logits; one model if there is no other |
     | `round` | () int64 | the round of the evaluation |
     | `train_counts.natural` | (K,) int64 | training images of the site, by class |
     | `train_counts.sampled` | (K,) int64 | the same as a sampler shows them in an epoch |

@@ -3,6 +3,7 @@
 from pfedst.encoders.anchors import AnchorHead, AnchorKind, HeadForm, class_sums, prototypes_from_sums, text_anchors
 from pfedst.encoders.encoder import Encoder, Pixels
 from pfedst.encoders.frozen_clip import FrozenCLIP
+from pfedst.encoders.precision import computes_in_float32, in_float32
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
 from pfedst.encoders.stored import Inputs, StoredTaps, TapDtype
 from pfedst.encoders.text import PromptTower
@@ -23,6 +24,8 @@ __all__ = [
     "TapDtype",
     "Taps",
     "class_sums",
+    "computes_in_float32",
+    "in_float32",
     "prototypes_from_sums",
     "text_anchors",
 ]

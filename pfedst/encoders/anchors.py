@@ -10,10 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfedst.encoders.encoder import Encoder
+from pfedst.encoders.precision import in_float32
 from pfedst.errors import ConfigurationError
 
 AnchorKind = Literal["text", "prototypes", "learned"]
 HeadForm = Literal["cosine", "linear"]
+SURELY_OTHER = 0.9999
+"""Unit anchors with a smaller cosine differ by more than rounding."""
+ROUNDING = 1e-6
+"""Largest difference between two unit anchors that are the same: a row of a product depends on its place in it."""
 
 
 class AnchorHead(nn.Module):
@@ -66,21 +71,40 @@ class AnchorHead(nn.Module):
         """Set the anchors (K, E) of the classes. Rows are normalised; zero rows stay zero.
 
         Raises:
-            ConfigurationError: If the anchors are learned, or have another shape.
+            ConfigurationError: If the anchors are learned, have another shape, or two classes have the same one.
         """
         if self.kind == "learned" or anchors.shape != self.anchors.shape:
             raise ConfigurationError(f"class anchors of shape {tuple(anchors.shape)} do not fit this head")
-        self.anchors.copy_(F.normalize(anchors.float(), dim=-1))
+        unit = F.normalize(anchors.float(), dim=-1)
+        self._refuse_equal(unit)
+        self.anchors.copy_(unit)
         self.is_set = True
         self._start()
+
+    def _refuse_equal(self, unit: Tensor) -> None:
+        """Check that no two anchors are equal but for rounding. Classes without images have rows of zeros."""
+        if unit.is_meta:
+            return
+        for one, other in (unit @ unit.T > SURELY_OTHER).triu(1).nonzero().tolist():
+            if (unit[one] - unit[other]).abs().max() < ROUNDING:
+                remedy = {
+                    "text": "give them names that the text tower tells apart (--data.class_names), or use "
+                    "--model.anchors prototypes",
+                    "prototypes": "they have the same images; see pfedst data audit, or use --model.anchors text",
+                }
+                raise ConfigurationError(
+                    f'the classes "{self.class_names[one]}" and "{self.class_names[other]}" have the same class anchor '
+                    f"({self.kind}), so that no image can be told to be of one of them: {remedy[self.kind]}"
+                )
 
     @torch.no_grad()
     def _start(self) -> None:
         if self.weight is not None:
             self.weight.copy_(self.anchors * (self.logit_scale if self.form == "linear" else 1.0))
 
+    @in_float32
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return logits (B, K) for embeddings (B, E)."""
+        """Return logits (B, K) in float32 for embeddings (B, E)."""
         if not self.is_set:
             raise ConfigurationError("class anchors are not set: gather the prototypes first")
         if self.form == "linear":
@@ -93,8 +117,9 @@ class AnchorHead(nn.Module):
         # the gradient of a zero row is one over the smallest norm
         return self.anchors if self.weight is None else F.normalize(self.weight, dim=-1, eps=1e-3)
 
+    @in_float32
     def cosine_logits(self, embedding: Tensor, unit_anchors: Tensor) -> Tensor:
-        """Return logits (B, K) of embeddings (B, E), not normalised, for given unit vectors (K, E)."""
+        """Return logits (B, K) in float32 of embeddings (B, E), not normalised, for given unit vectors (K, E)."""
         return self.logit_scale * F.normalize(embedding, dim=-1) @ unit_anchors.T
 
 

@@ -91,7 +91,11 @@ class Encoder:
         raise self._without("image tower")
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Return unit embeddings (P, E) of P prompts."""
+        """Return unit embeddings (P, E) of P prompts.
+
+        Raises:
+            ConfigurationError: If there is no text tower, or a prompt is too long for it.
+        """
         raise self._without("text tower")
 
     def prompt_tower(self) -> PromptTower:

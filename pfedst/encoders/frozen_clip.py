@@ -20,7 +20,7 @@ from pfedst.encoders.encoder import Encoder
 from pfedst.encoders.loading import image_size_of, load_open_clip, open_clip_model, timm_tower
 from pfedst.encoders.one_by_one import one_by_one
 from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
-from pfedst.encoders.text import PromptTower
+from pfedst.encoders.text import PromptTower, token_ids
 from pfedst.encoders.towers import ImageTower, OpenCLIPTower, frozen, pooled_patches
 from pfedst.encoders.weights import download
 from pfedst.errors import ConfigurationError, WeightsError
@@ -221,13 +221,14 @@ class FrozenCLIP(Encoder):
 
         Raises:
             WeightsError: If there is no text tower.
+            ConfigurationError: If a prompt is longer than the context of the text tower.
         """
         if self.text is None:
             raise WeightsError(
                 f"encoder {self.label}: these weights have no text tower, so prompts mean nothing; use "
                 f"--model.anchors prototypes or learned, or weights of the whole model"
             )
-        tokens = self._tokenizer(list(prompts)).to(self.device)
+        tokens = token_ids(self._tokenizer, prompts, self.label).to(self.device)
         return F.normalize(self.text.encode_text(tokens), dim=-1)  # type: ignore[operator]
 
     def prompt_tower(self) -> PromptTower:

@@ -12,6 +12,33 @@ from torch import Tensor
 
 from pfedst.errors import ConfigurationError
 
+Tokenizer = Callable[..., Tensor]
+"""Prompts and optionally a context length -> token ids (P, T), padded."""
+
+
+def token_ids(tokenizer: Tokenizer, prompts: Sequence[str], label: str) -> Tensor:
+    """Return the token ids (P, T) of P prompts on the CPU.
+
+    Tokenizers cut a long prompt without a word, and classes whose names come late in it would become one.
+
+    Raises:
+        ConfigurationError: a prompt is longer than the context of the text tower.
+    """
+    with torch.device("cpu"):
+        ids = tokenizer(list(prompts))
+        context = ids.shape[1]
+        # an empty prompt is nearly all padding; tokenizers pad with different ids
+        padding = tokenizer([""], 4 * context).mode().values
+        whole = tokenizer(list(prompts), 4 * context)
+        cut = (ids != padding).sum(1) < (whole != padding).sum(1)
+    if cut.any():
+        raise ConfigurationError(
+            f'encoder {label}: the prompt "{prompts[int(cut.int().argmax())]}" is longer than the {context} tokens of '
+            f"the text tower; shorten --model.prompts (or --model.adapter.initial), or the class's name in "
+            f"--data.class_names"
+        )
+    return ids
+
 
 class PromptTower:
     """The text tower of a plain CLIP model. Gradients pass to its inputs, never to its weights.
@@ -27,7 +54,7 @@ class PromptTower:
         ConfigurationError: If the text tower is of another kind (a language model from the hub, or other pooling).
     """
 
-    def __init__(self, model: Any, tokenizer: Callable[[Sequence[str]], Tensor], label: str) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, label: str) -> None:
         if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
             raise ConfigurationError(
                 f"encoder {label}: its text tower is not CLIP's own, so that prompts cannot be learned through it; "
@@ -35,13 +62,17 @@ class PromptTower:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self.label = label
         self.width: int = model.token_embedding.embedding_dim
         self.context_length: int = model.context_length
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return token ids (P, T) and the position (P,) of each end token, whose output is the text embedding."""
-        with torch.device("cpu"):
-            ids = self.tokenizer(list(prompts))
+        """Return token ids (P, T) and the position (P,) of each end token, whose output is the text embedding.
+
+        Raises:
+            ConfigurationError: a prompt is too long.
+        """
+        ids = token_ids(self.tokenizer, prompts, self.label)
         return ids, ids.argmax(-1)
 
     def embed_tokens(self, ids: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
 
 
+def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Return True if two states have the same keys and the same numbers, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def check_keys(found: Iterable[str], expected: Iterable[str], what: str) -> None:
     """Raise a StateError that lists missing and unexpected keys, with the nearest known name for the latter."""
     found, expected = set(found), set(expected)

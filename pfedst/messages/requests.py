@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pfedst.messages.payload import Payload, raw_bytes
+from pfedst.messages.payload import NET, Payload, State, raw_bytes
 
 Kind = Literal["hello", "prototypes", "fit", "evaluate", "cost"]
 """`hello`: which data and options a client has; `prototypes`: sums and counts of embeddings by class; `fit`: train;
@@ -22,11 +22,14 @@ Kind = Literal["hello", "prototypes", "fit", "evaluate", "cost"]
 SplitName = Literal["train", "validation", "test"]
 ANCHORS = "anchors"
 """The part of a request that holds the class anchors (K, E) under `classes`."""
+GENERIC = "generic"
+"""The part of a request to evaluate that holds the shared tensors of the generic model, where those of the message are
+a client's own."""
 PROTOTYPES = "prototypes"
 """The part of a reply that holds `sums` (K, E) and `counts` (K,)."""
 POOLED = "pooled"
 """The name of the one client of a pooled method, which trains on the images of all sites."""
-RESERVED_PARTS = (ANCHORS, PROTOTYPES)
+RESERVED_PARTS = (ANCHORS, GENERIC, PROTOTYPES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Request:
         keep_optimizer: keep the state of the optimiser for the next fit.
         evaluate: splits on which models are evaluated: after a fit the trained model, for `evaluate` both models.
         finetune_epochs: number of epochs of the fine-tuning after the last round; 0 for the fit of a round.
-        parts: the message of the method, and the class anchors.
+        parts: the message of the method, the class anchors, and what the generic model is made of.
     """
 
     kind: Kind
@@ -65,7 +68,12 @@ class Request:
     @property
     def message(self) -> Payload:
         """The message of the method alone."""
-        return {part: state for part, state in self.parts.items() if part != ANCHORS}
+        return {part: state for part, state in self.parts.items() if part not in RESERVED_PARTS}
+
+    @property
+    def generic(self) -> State:
+        """The shared tensors of the generic model."""
+        return self.parts.get(GENERIC, self.parts[NET])
 
     @property
     def anchors(self) -> Tensor | None:

@@ -146,6 +146,11 @@ class FederatedMethod:
         requires: the class of adapter that the method needs; None for any. Other adapters are refused.
         sequential: True for ring methods: a round takes the clients one after the other and merges after each.
         pooled: True for the upper reference: one client trains on the images of all sites together.
+        personalises: False declares that all clients predict with the server's model alone, so that it is evaluated
+            once; a client whose model is another one is then refused. True, the default, is for clients that predict
+            with models of their own, however they came to them: by personal tensors, a twin, messages of their own.
+        has_generic: True if the server's `net`, with personal tensors at their start, is a model that a hospital can
+            use that joins: the generic model. False where nothing is merged: tables show a dash.
         extra_messages: names of the messages beside `net`. A name that is not declared here cannot leave a client. All
             clients of a round send the same keys and shapes under a name; a client that differs from most is left out.
 
@@ -167,6 +172,8 @@ class FederatedMethod:
     requires: ClassVar[type[Adapter] | None] = None
     sequential: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
+    personalises: ClassVar[bool] = True
+    has_generic: ClassVar[bool] = True
     extra_messages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pfedst.encoders import AnchorHead
+from pfedst.encoders import AnchorHead, in_float32
 
 BANDWIDTHS = 5
 
 
+@in_float32
 def in_batch_contrastive(embedding_BE: Tensor, head: AnchorHead, targets: Tensor) -> Tensor:
     """Compute CLIP's symmetric contrastive loss over a batch, with the text of each image's own class.
 
@@ -30,6 +31,7 @@ def in_batch_contrastive(embedding_BE: Tensor, head: AnchorHead, targets: Tensor
     return (F.cross_entropy(logits_BB, own) + F.cross_entropy(logits_BB.T, own)) / 2
 
 
+@in_float32
 def local_maximum_mean_discrepancy(source: Tensor, targets: Tensor, target: Tensor, soft_labels: Tensor) -> Tensor:
     """Compute LMMD, the distance of two feature distributions by class (Zhu et al., IEEE TNNLS 2021).
 

@@ -72,7 +72,9 @@ def describe(
             else "after the last merge, before local training (`received`)"
         ),
         "personal": "merged shared tensors with the client's own personal tensors",
-        "generic": "merged shared tensors with personal tensors at their start: what a new client gets",
+        "generic": "merged shared tensors with personal tensors at their start: what a new client gets; the personal "
+        "model of a method that does not personalise, none of one that merges nothing",
+        "personalises": method.personalises,
         "selection": f"none: the last round; best_on_validation takes the round with the highest mean validation "
         f"{SELECTION_METRIC} of the personal model, and its test metrics are only reported",
         "averaging": "macro metrics over the classes present in a client's targets; std is the population's",

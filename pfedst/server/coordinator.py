@@ -145,7 +145,7 @@ class FederatedCoordinator:
             ConfigurationError: the clients do not agree on classes or options.
         """
         started = time.perf_counter()
-        transport = CheckedTransport(transport)
+        transport = CheckedTransport(transport, method.has_generic)
         hellos = transport.hello(run.path.name)
         server = self._server(hellos, method, make_start, run_seed, study)
         made_of = identity(hellos)
@@ -189,7 +189,7 @@ class FederatedCoordinator:
         Raises:
             StateError: the state does not fit the configuration, or the run was trained with another encoder.
         """
-        transport = CheckedTransport(transport)
+        transport = CheckedTransport(transport, method.has_generic)
         hellos = transport.hello(run)
         check_same_model(trained, identity(hellos))
         server = self._server(hellos, method, make_start, run_seed, None)
@@ -204,12 +204,12 @@ class FederatedCoordinator:
                 merged.after[name],
                 merged.pinned(name),
                 evaluate=(split,),
-                parts=server.parts_for(name),
+                parts=server.parts_to_evaluate(name),
             )
             for name in server.sites
         }
         with transport:
-            models = evaluate_sites(transport, requests, (split,))[split]
+            models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
         protocol = self._describe(server, hellos) | {"split": split, "round": number}
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
         return {"name": run, "protocol": protocol} | {

@@ -34,7 +34,6 @@ PROTOCOL = {
 }
 """Keys of the protocol that a client reports; the others are the server's."""
 SPLITS = ("train", "validation", "test")
-MODELS = ("personal", "generic")
 MOST_CHARACTERS = 2**20
 """Of the JSON of `protocol` and `study`: a thousand times what a client sends."""
 LARGEST_METRIC = 1 + 1e-6
@@ -46,10 +45,12 @@ class CheckedTransport:
 
     Args:
         transport: the way to the clients.
+        has_generic: whether the method has a generic model, whose metrics must be in an evaluation.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, has_generic: bool = True) -> None:
         self.transport = transport
+        self.models = ("personal", "generic") if has_generic else ("personal",)
         self._hellos: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> CheckedTransport:
@@ -121,7 +122,7 @@ class CheckedTransport:
                         "metrics": self._metrics(name, split, _at(found, split, model, "metrics")),
                         "counts": self._counts(name, split, _at(found, split, model, "counts")),
                     }
-                    for model in MODELS
+                    for model in self.models
                 }
                 for split in request.evaluate
             }

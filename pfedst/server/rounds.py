@@ -215,7 +215,7 @@ class RoundLoop:
             self.run_folder.path.name,
             after=merged.after[name],
             pinned=merged.pinned(name),
-            parts=self.server.parts_for(name),
+            parts=self.server.parts_to_evaluate(name) if kind == "evaluate" else self.server.parts_for(name),
             **fields,
         )
 
@@ -277,7 +277,7 @@ class RoundLoop:
         requests = {
             name: self._request("evaluate", name, round=round_number, evaluate=EVALUATED) for name in self.server.sites
         }
-        return evaluate_sites(self.transport, requests, EVALUATED)
+        return evaluate_sites(self.transport, requests, EVALUATED, self.server.method.has_generic)
 
     def _write_records(
         self, round_number: int, reported: Reported, evaluation: Evaluation, finetuned: bool = False
@@ -341,8 +341,10 @@ class RoundLoop:
         self.summary.add_finetuned(evaluation, reported.records, reported.left_out)
 
 
-def evaluate_sites(transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName]) -> Evaluation:
-    """Evaluate the personal and the generic model of every site.
+def evaluate_sites(
+    transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName], has_generic: bool
+) -> Evaluation:
+    """Evaluate the personal and the generic model of every site; without a generic model, its metrics are not defined.
 
     Raises:
         PfedstError: a site could not be evaluated: a mean over the others would mean something else each round.
@@ -352,7 +354,13 @@ def evaluate_sites(transport: Transport, requests: Mapping[str, Request], splits
         if isinstance(reply, Fault):
             reply.stop()
         found[name] = reply.values["evaluated"]
-    return {
-        split: {model: {name: Evaluated(**found[name][split][model]) for name in requests} for model in MODELS}
+    in_order, models = {name: found[name] for name in requests}, MODELS if has_generic else ("personal",)
+    evaluation: Evaluation = {
+        split: {model: {name: Evaluated(**of[split][model]) for name, of in in_order.items()} for model in models}
         for split in splits
     }
+    for split_of in () if has_generic else evaluation.values():
+        split_of["generic"] = {
+            name: Evaluated(dict.fromkeys(of.metrics), {}) for name, of in split_of["personal"].items()
+        }
+    return evaluation

@@ -24,7 +24,7 @@ from pfedst.messages.payload import (
     check_tensors,
     payload_bytes,
 )
-from pfedst.messages.requests import ANCHORS, POOLED, PROTOTYPES, RESERVED_PARTS
+from pfedst.messages.requests import ANCHORS, GENERIC, POOLED, PROTOTYPES, RESERVED_PARTS
 from pfedst.methods.interface import FederatedMethod, ServerState, Start
 from pfedst.seeds import derive_seed, generator
 from pfedst.state.snapshot import saved_table
@@ -143,6 +143,13 @@ class Server:
         """Return everything that a request to a client carries: the message, and the class anchors."""
         anchors: Payload = {} if self.anchors is None else {ANCHORS: {"classes": self._copy(self.anchors)}}
         return self.message_to(name) | anchors
+
+    def parts_to_evaluate(self, name: str) -> Payload:
+        """Return everything that a request to evaluate carries: the generic model too, where the message is another."""
+        parts = self.parts_for(name)
+        generic = {key: self._copy(tensor) for key, tensor in self.state[NET].items()}
+        same = all(parts[NET][key] is tensor for key, tensor in generic.items())
+        return parts if same else parts | {GENERIC: generic}
 
     def check_upload(self, name: str, payload: Payload) -> None:
         """Check the message from a client.

@@ -14,10 +14,10 @@ Each check raises an AssertionError that says what is broken. In the tests of a 
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from torch.optim import SGD, AdamW
 from pfedst.client.model import ClientModel
 from pfedst.client.state import CLIENT, client_part, load_client_part
 from pfedst.data import FederatedDataModule
-from pfedst.messages.payload import NET, State
+from pfedst.messages.payload import NET, State, same_tensors
 from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
 from pfedst.testing.federation import Federation
@@ -47,10 +47,21 @@ class Subject:
         """Fresh server and clients; `model` gives way to the subject's own options."""
         return federation(self.make(), seed, sites, **{**model, **self.model})
 
+    def after_a_round(self) -> Federation:
+        """The same after a round of all, for checks that only look: one for all checks of a method."""
+        return _after_a_round(self.make, tuple(self.model.items()))
+
     def run(self, **options: Any) -> dict[str, Any]:
         """A whole run of one round; its summary."""
         with tempfile.TemporaryDirectory() as folder:
             return fit(Path(folder), self.make(), model=template(**self.model), rounds=1, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def _after_a_round(make: Callable[[], FederatedMethod], model: tuple[tuple[str, Any], ...]) -> Federation:
+    made = Subject(make, dict(model)).federation()
+    _round(made, list(made.trainees))
+    return made
 
 
 def check_method(make: Callable[[], FederatedMethod], check: str, **model: Any) -> None:
@@ -91,7 +102,7 @@ def personal_tensors_are_untouched_by_others(subject: Subject) -> None:
     train(made, trained)
     made.merge({trained: made.collect(trained)})
     made.deliver(first)
-    assert _equal(_personal(made.clients[first]), before), "another client's fit changed personal tensors"
+    assert same_tensors(_personal(made.clients[first]), before), "another client's fit changed personal tensors"
     assert _same(made.clients[first].memo, memo), "another client's fit changed a memo"
 
 
@@ -99,12 +110,11 @@ def frozen_tensors_do_not_change(subject: Subject) -> None:
     """Adapter tensors declared frozen stay as they were, and are alike on all clients."""
     made = subject.federation()
     name, client = next(iter(made.trainees.items()))
-    frozen = client.partition.keys("frozen")
-    before = {key: client.adapter.state_dict()[key].clone() for key in frozen}
+    before = client.frozen_state()
     made.deliver(name)
     train(made, name)
-    assert _equal({key: client.adapter.state_dict()[key] for key in frozen}, before), "frozen tensors changed"
-    assert _equal({key: made.generic.adapter.state_dict()[key] for key in frozen}, before), "frozen tensors differ"
+    assert same_tensors(client.frozen_state(), before), "frozen tensors changed"
+    assert same_tensors(made.generic.frozen_state(), before), "frozen tensors differ"
 
 
 def encoder_is_untouched(subject: Subject) -> None:
@@ -161,7 +171,7 @@ def one_client_is_local_training(subject: Subject) -> None:
     train(made, name, sites)
     trained = made.trainees[name].shared_state()
     made.merge({name: made.collect(name)})
-    assert _equal(made.state[NET], trained), "merging one client is not the identity"
+    assert same_tensors(made.state[NET], trained), "merging one client is not the identity"
 
 
 def identical_clients_are_one(subject: Subject) -> None:
@@ -183,8 +193,7 @@ def identical_clients_are_one(subject: Subject) -> None:
 
 def state_round_trips(subject: Subject) -> None:
     """Saved and loaded, server and clients hold the same tensors."""
-    made = subject.federation()
-    _round(made, list(made.trainees))
+    made = subject.after_a_round()
     for name in made.members:
         made.deliver(name)
     other = subject.federation(seed=1)
@@ -194,7 +203,8 @@ def state_round_trips(subject: Subject) -> None:
         for name, model in made.members.items():
             part = _saved(Path(folder) / name, {CLIENT: client_part(model)})[CLIENT]
             load_client_part(other.members[name], part)
-            assert _equal(other.members[name].own_state(), model.own_state()), "a client's state does not come back"
+            loaded = other.members[name].own_state()
+            assert same_tensors(loaded, model.own_state()), "a client's state does not come back"
             assert _same(other.members[name].memo, model.memo), "a memo does not come back"
 
 
@@ -210,7 +220,7 @@ def receive_changes_nothing_that_is_kept(subject: Subject) -> None:
         client = made.trainees[name]
         personal, memo = _personal(client), copy.deepcopy(client.memo)
         made.deliver(name)
-        assert _equal(_personal(client), personal), "receive changes personal tensors"
+        assert same_tensors(_personal(client), personal), "receive changes personal tensors"
         assert _same(client.memo, memo), "receive changes the memo"
 
 
@@ -227,14 +237,13 @@ def personal_model_changes_nothing(subject: Subject) -> None:
         one = made.method.personal_model(client).eval()(taps)
         again = made.method.personal_model(client).eval()(taps)
     assert torch.equal(one, again), "the personal model of one state gives two predictions"
-    assert _equal(client.own_state(), own), "personal_model changes tensors"
+    assert same_tensors(client.own_state(), own), "personal_model changes tensors"
     assert _same(client.memo, memo), "personal_model changes the memo"
 
 
 def server_knows_no_personal_tensor(subject: Subject) -> None:
     """The server's start and state, and messages of any name, hold no tensor that is personal."""
-    made = subject.federation()
-    _round(made, list(made.trainees))
+    made = subject.after_a_round()
     for name, client in made.trainees.items():
         personal = set(client.partition.keys("personal"))
         known = {*made.server.start.state, *(key for state in made.state.values() for key in state)}
@@ -254,11 +263,36 @@ def a_client_that_never_takes_part_still_evaluates(subject: Subject) -> None:
     assert all(metrics["accuracy"] is not None for metrics in clients.values()), "a site has no accuracy"
 
 
+def models_are_as_declared(subject: Subject) -> None:
+    """Clients predict with models of their own if, and only if, the method says so; a generic model is a merged one."""
+    made = subject.after_a_round()
+    method, name, start = made.method, type(made.method).__name__, made.server.start.state
+    for client in made.clients:
+        made.deliver(client)
+    models = {site: method.personal_model(client).eval() for site, client in made.clients.items()}
+    if method.personalises:
+        taps = _batch(made.generic, list(made.clients)[:1]).taps
+        with torch.no_grad():
+            first, *others = (model(taps) for model in models.values())
+        assert any((first - other).abs().max() > 1e-5 for other in others), (
+            f"{name} declares personalises = True, and all clients predict alike: declare False, so that their one "
+            f"model is evaluated once"
+        )
+    elif method.norm_statistics == "merged" and not method.finetune_epochs:
+        generic = made.generic.adapter.state_dict()
+        wrong = [site for site, model in models.items() if not same_tensors(model.state_dict(), generic)]
+        assert not wrong, f"{name} declares personalises = False, and {wrong} predict with models of their own"
+    merges = not made.trains or not same_tensors(made.state[NET], start)
+    assert merges == method.has_generic, (
+        f"{name} declares has_generic = {method.has_generic}, and the server's model is "
+        f"{'that of the start: nobody has trained it' if method.has_generic else 'a merged one'}"
+    )
+
+
 def buffers_keep_their_dtype(subject: Subject) -> None:
     """After a merge every tensor has the dtype and shape that it had; counters stay integers."""
-    made = subject.federation()
-    before = {key: (value.dtype, value.shape) for key, value in made.state[NET].items()}
-    _round(made, list(made.trainees))
+    made = subject.after_a_round()
+    before = {key: (value.dtype, value.shape) for key, value in made.server.start.state.items()}
     assert {key: (value.dtype, value.shape) for key, value in made.state[NET].items()} == before
 
 
@@ -280,7 +314,7 @@ def loss_and_gradients_are_finite(subject: Subject) -> None:
 
 def it_learns(subject: Subject) -> None:
     """The cross-entropy of the predictions, over the training images of all sites, falls in a few rounds."""
-    made = subject.federation(optimizer=partial(AdamW, lr=3e-3))
+    made = subject.federation(optimizer=functools.partial(AdamW, lr=3e-3))
     if not made.trains:
         return
     batches = {name: _batch(client, [name], "all") for name, client in made.clients.items()}
@@ -302,12 +336,12 @@ def it_learns(subject: Subject) -> None:
 
 def zero_learning_rate_changes_nothing(subject: Subject) -> None:
     """With a learning rate of zero, no parameter moves in a fit."""
-    made = Subject(subject.make, {**subject.model, "optimizer": partial(SGD, lr=0.0)}).federation()
+    made = Subject(subject.make, {**subject.model, "optimizer": functools.partial(SGD, lr=0.0)}).federation()
     name, client = next(iter(made.trainees.items()))
     made.deliver(name)
     before = {key: p.detach().clone() for key, p in client.named_parameters()}
     train(made, name)
-    assert _equal({key: p.detach() for key, p in client.named_parameters()}, before), "parameters moved"
+    assert same_tensors({key: p.detach() for key, p in client.named_parameters()}, before), "parameters moved"
 
 
 CONTRACT: dict[str, Callable[[Subject], None]] = {
@@ -327,6 +361,7 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
         personal_model_changes_nothing,
         server_knows_no_personal_tensor,
         a_client_that_never_takes_part_still_evaluates,
+        models_are_as_declared,
         buffers_keep_their_dtype,
         loss_and_gradients_are_finite,
         it_learns,
@@ -365,10 +400,6 @@ def _batch(client: ClientModel, sites: Sequence[str], size: Literal["one", "all"
 
 def _personal(client: ClientModel) -> State:
     return {key: value for key, value in client.own_state().items() if client.kind(key) == "personal"}
-
-
-def _equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -41,6 +41,12 @@ def text_weights() -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in encoder().text.state_dict().items()}
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_classes_with_the_same_words_are_refused_by_name(adapter) -> None:
+    with pytest.raises(ConfigurationError, match='"nevus" and "Nevus" have the same prompt'):
+        make(adapter, ("nevus", "melanoma", "Nevus"))
+
+
 # -- where they start --------------------------------------------------------------------------------------------
 
 
@@ -200,7 +206,7 @@ def test_copies_share_what_is_frozen(adapter) -> None:
         ({"words": 0}, "words 0: must be 1 or more"),
         ({"words": 75}, r'words 75: with a class name as long as "seborrheic keratosis".*takes 77'),
         ({"kind": "learned"}, "learns prompts, not anchors: use --model.anchors text"),
-        ({"names": ("mole " * 80, "scar")}, "takes 77"),
+        ({"names": ("mole " * 80, "scar")}, "longer than the 77 tokens"),
     ],
 )
 def test_what_cannot_be_is_refused(adapter, options, words) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pfedst.encoders import AnchorHead, FrozenCLIP, class_sums, prototypes_from_sums, text_anchors
+from pfedst.encoders.text import token_ids
 from pfedst.errors import ConfigurationError
 
 
@@ -52,3 +53,56 @@ def test_text_anchors_average_over_templates() -> None:
 def test_templates_need_a_place_for_the_class(templates) -> None:
     with pytest.raises(ConfigurationError, match="{}"):
         text_anchors(FrozenCLIP("vit-nano", "random"), ["mole"], templates)
+
+
+LONG = "a picture of skin " * 24
+
+
+@pytest.mark.parametrize("template", [LONG + "with {}", "{} " + LONG])
+def test_a_prompt_longer_than_the_context_is_refused(template) -> None:
+    """CLIP's tokenizer cuts it, so that here two classes would have one text."""
+    with pytest.raises(ConfigurationError, match=r'"[^"]*mole[^"]*" is longer than the 77 tokens of.*--model.prompts'):
+        text_anchors(FrozenCLIP("vit-nano", "random"), ["mole", "scar"], [template])
+
+
+def test_a_prompt_of_the_whole_context_is_none_too_long() -> None:
+    """75 words between the start and the end token; one more is cut."""
+    encoder = FrozenCLIP("vit-nano", "random")
+    assert encoder.encode_text(["skin " * 75]).shape == (1, 32)
+    with pytest.raises(ConfigurationError, match="77 tokens"):
+        encoder.encode_text(["mole", "skin " * 76])
+
+
+def padded(words, context, end=False, last=()):
+    """A tokenizer of single characters that pads with 1 as SigLIP's, with what a model appends."""
+    ids = [[ord(letter) for letter in word] + [1] * end for word in words]
+    room = context - len(last)
+    return torch.tensor([[*row[:room], *[1] * (room - len(row)), *last] for row in ids])
+
+
+@pytest.mark.parametrize("special", [{}, {"end": True}, {"last": (101,)}], ids=str)
+def test_any_tokenizer_that_cuts_is_seen(special) -> None:
+    def tokenizer(words, context_length=8):
+        return padded(words, context_length, **special)
+
+    assert token_ids(tokenizer, ["abc", "abcdef"], "x").shape == (2, 8)
+    with pytest.raises(ConfigurationError, match='"abcdefghi" is longer than the 8 tokens'):
+        token_ids(tokenizer, ["abc", "abcdefghi"], "x")
+
+
+@pytest.mark.parametrize("names", [["NV", "MEL", "nv"], ["scar", "mole", "mole "]])
+def test_classes_with_one_text_are_refused_by_name(names) -> None:
+    head = AnchorHead(names, 32, 10.0, "text")
+    anchors = text_anchors(FrozenCLIP("vit-nano", "random"), names)
+    with pytest.raises(ConfigurationError, match=f'"{names[0 if names[0] == "NV" else 1]}" and "{names[2]}"'):
+        head.set_anchors(anchors)
+    head = AnchorHead(names[:2], 32, 10.0, "text")
+    head.set_anchors(anchors[:2])
+
+
+def test_classes_without_images_and_near_prototypes_are_not_equal() -> None:
+    head = AnchorHead("abcd", 3, 10.0, "prototypes")
+    near = torch.tensor([[1.0, 0, 0], [1.0, 1e-4, 0], [0, 0, 0], [0, 0, 0]])
+    head.set_anchors(near)
+    with pytest.raises(ConfigurationError, match='"a" and "b" have the same class anchor .prototypes'):
+        head.set_anchors(near * torch.tensor([1.0, 1e-8, 1]) + torch.tensor([0.0, 0, 1e-9]))

@@ -10,14 +10,16 @@ from pfedst_baselines.facmic import FACMIC
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedclip import FedCLIP
 from pfedst_baselines.feddpa import FedDPA
+from pfedst_baselines.local import Local
 from pfedst_baselines.pfedme import PFedMe
 from torch.optim import SGD, AdamW
 
 from pfedst.adapters import AttentionAdapter, LinearHead, LoRATower
 from pfedst.errors import ConfigurationError
+from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
 from pfedst.methods.registry import registered_methods
-from pfedst.testing import CHECKS, check_method
+from pfedst.testing import CHECKS, check_method, fit, template
 
 PLAIN_SGD = {"optimizer": partial(SGD, lr=0.005)}
 CASES = {
@@ -155,7 +157,62 @@ class ServerHoldsATensorOfAClient(FedAvg):
         server["kept"] = {"first": type(self).kept[0]}
 
 
+class MessagesOfTheirOwn(FederatedMethod):
+    """Each client gets a mixture of the mean and what it sent, as in FedAMP: no tensor is personal."""
+
+    own = 0.9
+
+    def broadcast(self, server, name):
+        return {"net": server.get(name, server["net"])}
+
+    def merge(self, server, uploads, weights) -> None:
+        super().merge(server, uploads, weights)
+        for name, upload in uploads.items():
+            server[name] = {key: mean.lerp(upload["net"][key], self.own) for key, mean in server["net"].items()}
+
+
+class DoesNotDeclareItsMessages(MessagesOfTheirOwn):
+    """Its generic column would be a copy of the personal one."""
+
+    personalises = False
+
+
+class DoesNotDeclareItsTensors(FedAvg):
+    """Inherits that it does not personalise."""
+
+    def partition(self, client):
+        return [("side.up.*", "personal"), ("*", "shared")]
+
+
+class DoesNotDeclareItsTwin(Ditto):
+    """Says that all clients predict alike."""
+
+    personalises = False
+
+
+class DeclaresWhatItDoesNot(FedAvg):
+    """Would be evaluated twice."""
+
+    personalises = True
+
+
+class NobodysModel(Local):
+    """Merges nothing."""
+
+    has_generic = True
+
+
+class NoGenericModel(FedAvg):
+    """Merges a model and shows none."""
+
+    has_generic = False
+
+
 BROKEN = {
+    DoesNotDeclareItsMessages: ("models_are_as_declared", "declares personalises = False, and .*site_a.* of their own"),
+    DeclaresWhatItDoesNot: ("models_are_as_declared", "declares personalises = True, and all clients predict alike"),
+    NobodysModel: ("models_are_as_declared", "has_generic = True, and the server's model is that of the start"),
+    NoGenericModel: ("models_are_as_declared", "has_generic = False, and the server's model is a merged one"),
     ReceiveWritesTheMemo: ("receive_changes_nothing_that_is_kept", "receive changes the memo"),
     ReceiveOverwritesTheTwin: ("receive_changes_nothing_that_is_kept", "receive changes personal tensors"),
     PersonalModelMovesWeights: ("personal_model_changes_nothing", "personal_model changes tensors"),
@@ -165,6 +222,29 @@ BROKEN = {
     StoresPersonalTensors: ("server_knows_no_personal_tensor", "the server holds a personal key"),
     ServerHoldsATensorOfAClient: ("server_knows_no_personal_tensor", "the server holds a tensor of a client"),
 }
+
+
+def test_a_method_that_personalises_by_messages_keeps_the_contract() -> None:
+    for check in ("models_are_as_declared", "server_knows_no_personal_tensor", "state_round_trips"):
+        check_method(MessagesOfTheirOwn, check)
+
+
+def test_a_method_that_personalises_by_messages_has_the_merged_model_as_its_generic_one(tmp_path) -> None:
+    """Of one round from the same start: the merged model is that of FedAvg, and each site has its own beside it."""
+    own, one = fit(tmp_path / "own", MessagesOfTheirOwn(), rounds=1), fit(tmp_path / "one", FedAvg(), rounds=1)
+    assert own["generic"] == one["generic"] == one["personal"]
+    assert own["personal"] != own["generic"]
+
+
+def test_a_run_of_a_method_that_does_not_declare_its_messages_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="client site_a predicts with another model.*personalises = True"):
+        fit(tmp_path, DoesNotDeclareItsMessages(), rounds=1)
+
+
+@pytest.mark.parametrize("method", [DoesNotDeclareItsTensors, DoesNotDeclareItsTwin])
+def test_a_method_that_does_not_declare_its_tensors_is_refused_before_a_run(method) -> None:
+    with pytest.raises(ConfigurationError, match="keeps tensors at clients: declare personalises = True"):
+        template().build("abc", method(), 0)
 
 
 @pytest.mark.parametrize("method", BROKEN, ids=lambda method: method.__name__)

@@ -17,7 +17,7 @@ from pfedst.messages.payload import NET
 from pfedst.messages.requests import POOLED
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
-from pfedst.reporting.tables import metrics_table
+from pfedst.reporting.tables import metrics_table, percent, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, federation, fit, prepared, template
 from tests.rounding import alike
@@ -93,12 +93,17 @@ def test_participation_draws_by_round_and_counts_bytes(tmp_path) -> None:
 def test_reference_rows(tmp_path) -> None:
     zero = fit(tmp_path / "zero", ZeroShot())
     assert zero["cost"]["parameters_trained"] == zero["cost"]["upload_bytes_per_round"] == 0
-    assert alike(zero["personal"], zero["generic"])  # two models, whose products may round differently
+    assert zero["personal"] == zero["generic"]  # one model, evaluated once
     assert zero["trained"] is None
     local = fit(tmp_path / "local", Local())
     assert local["cost"]["upload_bytes_per_round"] == 0 < local["cost"]["parameters_trained"]
-    # a client without personal tensors is the untrained model
-    assert alike(local["generic"], zero["generic"])  # one has an adapter, the other has none
+    # nobody trains the server's model: it is no result
+    assert local["generic"]["clients"].keys() == local["personal"]["clients"].keys()
+    assert {value for metrics in local["generic"]["clients"].values() for value in metrics.values()} == {None}
+    assert {*local["generic"]["mean"].values(), *local["validation"]["generic"]["worst"].values()} == {None}
+    console = Console(record=True, width=120)
+    print_summary(local, console)
+    assert f"{percent(local['personal']['mean']['accuracy'])} / -" in console.export_text()
     # evaluated right after the fit, and once more after the merge
     assert alike(local["trained"]["personal"], {k: v for k, v in local["personal"].items() if k != "counts"})
 

@@ -55,9 +55,9 @@ def real(tmp_path_factory):
     return {kind: (request, client.answer("site_a", request)) for kind, request in requests.items()}
 
 
-def asked(real, kind, reply, name="site_a"):
+def asked(real, kind, reply, name="site_a", has_generic=True):
     """The reply to one request, as the server sees it."""
-    transport = CheckedTransport(Clients(real["hello"][1], (name, reply)))
+    transport = CheckedTransport(Clients(real["hello"][1], (name, reply)), has_generic)
     transport.hello("run")
     ((found, checked),) = transport.ask({name: real[kind][0]}, lambda name: None)
     assert found == name
@@ -90,6 +90,14 @@ def test_a_run_of_all_kinds_of_replies(tmp_path) -> None:
         replies = dict(checked.ask(requests, lambda name: None))
     assert all(isinstance(reply, Reply) for reply in replies.values())
     assert json.loads(json.dumps({name: reply.values for name, reply in replies.items()}))
+
+
+def test_of_a_method_without_a_generic_model_only_the_personal_one_is_taken(real) -> None:
+    reply = copy.deepcopy(real["evaluate"][1])
+    personal = {split: {"personal": models["personal"]} for split, models in reply.values["evaluated"].items()}
+    assert asked(real, "evaluate", reply, has_generic=False).values == {"evaluated": personal}
+    assert asked(real, "evaluate", Reply({"evaluated": personal}), has_generic=False).values == {"evaluated": personal}
+    assert isinstance(asked(real, "evaluate", Reply({"evaluated": personal})), Fault)
 
 
 # -- what is dropped ---------------------------------------------------------------------------------------------------

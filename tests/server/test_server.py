@@ -12,7 +12,7 @@ from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.errors import ConfigurationError, NotFiniteError, PfedstError, StateError
 from pfedst.messages.payload import NET
-from pfedst.messages.requests import ANCHORS, PROTOTYPES
+from pfedst.messages.requests import ANCHORS, GENERIC, PROTOTYPES, Request
 from pfedst.methods.interface import Start
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.server import Server
@@ -127,6 +127,27 @@ def test_requests_carry_anchors_once_they_are_known() -> None:
     assert set(parts) == {NET, ANCHORS}
     assert parts[ANCHORS]["classes"].dtype == torch.float32
     assert parts[ANCHORS]["classes"] is made.parts_for("b")[ANCHORS]["classes"]
+
+
+class Own(FedAvg):
+    """Sends one client a model of its own."""
+
+    def broadcast(self, server, name):
+        return super().broadcast(server, name) if name == "a" else {NET: server[name]}
+
+
+def test_a_request_to_evaluate_carries_the_generic_model_where_the_message_is_another() -> None:
+    made = server(Own())
+    made.state["b"] = {key: tensor + 1 for key, tensor in made.state[NET].items()}
+    assert set(made.parts_to_evaluate("a")) == {NET}
+    parts = made.parts_to_evaluate("b")
+    assert set(parts) == {NET, GENERIC}
+    assert set(made.parts_for("b")) == {NET}, "it is needed in evaluations alone"
+    for name, found in (("a", made.parts_to_evaluate("a")), ("b", parts)):
+        request = Request("evaluate", "run", parts=found)
+        assert torch.equal(request.generic["w"], made.state[NET]["w"])
+        assert set(request.message) == {NET}
+        assert torch.equal(request.message[NET]["w"], made.state[NET]["w"] + (name == "b"))
 
 
 class Undeclared(FedAvg):
