@@ -26,6 +26,7 @@ from pfedst.client.training import LEAN_TRAINER
 from pfedst.data import FederatedDataModule, Split
 from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.methods.criteria import Criterion
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
@@ -50,6 +51,7 @@ class Parser(LightningArgumentParser):
         "data": FederatedDataModule,
         "coordinator": FederatedCoordinator,
         "optimizer": Optimizer,
+        "loss": Criterion,
         "trainer": Trainer,
     }
     arguments: Sequence[str] = ()

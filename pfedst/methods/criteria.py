@@ -8,12 +8,14 @@ Shapes: B images of a batch, K classes.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pfedst.encoders import in_float32
 from pfedst.errors import ConfigurationError
 
 
@@ -37,12 +39,23 @@ class Criterion(ABC):
         self.label_smoothing = label_smoothing
         self.pseudo_count = pseudo_count
 
+    @property
+    def is_default(self) -> bool:
+        """True if this is plain cross-entropy."""
+        return str(self) == "CrossEntropy()"
+
+    def __str__(self) -> str:
+        """Return class and options that differ from their defaults, such as `BalancedSoftmax(tau=0.7)`."""
+        defaults = inspect.signature(type(self)).parameters
+        changed = [f"{key}={getattr(self, key)}" for key, of in defaults.items() if getattr(self, key) != of.default]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a float32 scalar.
+        """Return the mean loss of a batch, a scalar of float32 or more.
 
         Args:
-            logits: (B, K), of any precision; the loss is computed in float32.
+            logits: (B, K); bfloat16 and float16 are cast to float32, with autocast too.
             targets: class indices (B,).
             counts: number of training images of each class (K,), >= 0.
         """
@@ -59,11 +72,11 @@ class Criterion(ABC):
 
     def prior(self, counts: Tensor) -> Tensor:
         """Return the class frequencies (K,) of the training images, with the pseudo-count: (n_c + a) / sum(n + a)."""
-        smoothed = counts.float() + self.pseudo_count
+        smoothed = (counts if counts.is_floating_point() else counts.float()) + self.pseudo_count
         return smoothed / smoothed.sum()
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def _refuse_smoothing(self) -> None:
         if self.label_smoothing:
@@ -76,6 +89,7 @@ class Criterion(ABC):
 class CrossEntropy(Criterion):
     """Cross-entropy: every image counts the same, so frequent classes decide."""
 
+    @in_float32
     def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch."""
         return self._cross_entropy(logits, targets)
@@ -104,11 +118,12 @@ class BalancedSoftmax(Criterion):
             raise ConfigurationError(f"--model.loss.tau {tau}: must be 0 or more")
         self.tau = tau
 
+    @in_float32
     def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """Return the mean cross-entropy of a batch of shifted logits."""
-        smoothed = counts.to(logits.device).float() + self.pseudo_count
+        smoothed = counts.to(logits) + self.pseudo_count
         # relative to the largest count: with equal counts the offset is 0, and the loss cross-entropy to the bit
-        return self._cross_entropy(logits.float() + self.tau * (smoothed / smoothed.max()).log(), targets)
+        return self._cross_entropy(logits + self.tau * (smoothed / smoothed.max()).log(), targets)
 
     def effective_prior(self, counts: Tensor) -> Tensor:
         """Return frequencies proportional to pi^(1 - tau): uniform for tau = 1."""
@@ -140,11 +155,12 @@ class ClassWeighted(Criterion):
         weights = prior**-self.power
         return weights / (prior * weights).sum()
 
+    @in_float32
     def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """Return the mean of the weighted cross-entropies of a batch."""
-        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
         # not divided by the weights of this batch: a batch of one rare class would then weigh no more than another
-        return (losses * self.weights(counts.to(logits.device))[targets]).mean()
+        return (losses * self.weights(counts.to(logits))[targets]).mean()
 
     def effective_prior(self, counts: Tensor) -> Tensor:
         """Return frequencies proportional to weight times frequency."""
@@ -167,9 +183,10 @@ class Focal(Criterion):
             raise ConfigurationError(f"--model.loss.gamma {gamma}: must be 0 or more")
         self.gamma = gamma
 
+    @in_float32
     def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """Return the mean focal loss of a batch."""
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        losses = F.cross_entropy(logits, targets, reduction="none")
         # -expm1(-loss) is 1 - p without cancellation; at exactly 0 a fractional power would have an infinite slope
         missing = -torch.expm1(-losses)
         return (missing.clamp_min(torch.finfo(missing.dtype).tiny) ** self.gamma * losses).mean()

@@ -31,6 +31,7 @@ PROTOCOL = {
     "batch_size",
     "augmentation",
     "optimizer",
+    "loss",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
 SPLITS = ("train", "validation", "test")
