@@ -58,6 +58,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/pfedst methods --docs docs/methods
+	$(BIN)/python -m pfedst.cli.lightning_page > docs/lightning.md
 	$(BIN)/mkdocs build --strict
 
 clean:

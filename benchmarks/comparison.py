@@ -27,7 +27,7 @@ README = (
     ("recall", "mean of classes"),
     ("metrics", "AUROC, mean"),
     ("metrics", "accuracy, mean"),
-    ("cost", "sent a client"),
+    ("cost", "bytes in all"),
 )
 """Columns of the table in the README."""
 

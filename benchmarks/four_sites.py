@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/four_sites"
 COMMON = ["--trainer.accelerator=cpu", "--model.encoder.image_size=64"]
 METHODS = """
-ZeroShot Local Pooled FedAvg FedProx FedBN SCAFFOLD FedDyn FedPer FedRep Ditto APFL FedCLIP FACMIC FedLoRA FFALoRA
+Prototypes Local Pooled FedAvg FedProx FedBN SCAFFOLD FedDyn FedPer FedRep Ditto APFL FedCLIP FACMIC FedLoRA FFALoRA
 FedSALoRA FedDPA PFedST
 """
 ROWS = {name: [f"--method={name}"] for name in METHODS.split()}
@@ -164,8 +164,8 @@ def over_seeds(values: list[float]) -> str:
     return f"{percent(statistics.fmean(values))} ± {percent(statistics.pstdev(values))}"
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 GRIDS = [

@@ -38,7 +38,8 @@ REFERENCE = "FedAvg"
 def measure(method: FederatedMethod, encoder: FrozenCLIP) -> dict[str, Any]:
     """Count the messages of one method to and from one client."""
     names = [f"class {index}" for index in range(CLASSES)]
-    model = FederatedClient(encoder, anchors="prototypes").build(names, method, run_seed=0).model
+    template = FederatedClient(encoder, anchors=method.requires_anchors or "prototypes")
+    model = template.build(names, method, run_seed=0).model
     server = Server(method, {"site": SITE_SAMPLES}, start_maker(model), run_seed=0)
     if server.needs_prototypes:
         embeddings = torch.randn(SITE_SAMPLES, encoder.spec.embedding)

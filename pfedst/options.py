@@ -28,6 +28,7 @@ EFFECTS: dict[str, Effect] = {
     "name": Effect.NONE,
     "runs_dir": Effect.NONE,
     "resume": Effect.NONE,
+    "dry_run": Effect.NONE,
     "ckpt_path": Effect.NONE,
     "coordinator.keep_states": Effect.NONE,
     "coordinator.min_clients": Effect.NONE,
@@ -58,6 +59,9 @@ PATHS = tuple(f"data.init_args.{name}" for name in ("root", "manifest", "images"
 """Local options that decide which images a run sees, until their content is known by its hash."""
 WEIGHTS = "model.encoder.init_args.weights"
 """The option that may be the path of a file: of the study is its name alone."""
+MODEL = "model.encoder.init_args.model"
+FOLDER = "local-dir:"
+"""Prefix of a model that is a folder: of the study is its name alone."""
 SEED = "seed_everything"
 """The option in which the runs of one row differ."""
 

@@ -16,19 +16,98 @@ from pfedst.client.module import FederatedClient, default_optimizer
 from pfedst.client.training import LocalTrainer, callbacks_of, shows_a_fit
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError
+from pfedst.evaluation.averages import metric_names
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod, Start
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.server.replies import CheckedTransport
 from pfedst.server.server import MakeStart
 from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
 
+EVALUATED: tuple[Split, ...] = ("validation", "test")
 SITES = "sites"
 """The folder within a run's folder that holds the state of each site."""
+
+
+class Simulation:
+    """A run on this machine, built and checked: everything but its folder. Nothing of it is written yet.
+
+    Attributes:
+        coordinator, method, run_seed, study: as given.
+        client: answers for all sites; it has no folder yet.
+        local: runs the local fits.
+        hooks: callbacks and loggers of the run.
+        transport: the way to the clients; not open.
+        make_start: makes the model that all clients start from.
+
+    Args:
+        coordinator: options of the rounds.
+        template: the configured client, without classes.
+        data: prepared or not; it is given the encoder's preprocessing here.
+        method: the plugin.
+        trainer: the configured Trainer; its callbacks and loggers see rounds as steps.
+        run_seed: the seed of the run.
+        study: the options that results depend on, by dotted key, for the summary; see `pfedst.options`.
+        fills_cache: compute missing entries of the tap cache; without, an incomplete cache is not used.
+
+    Raises:
+        PfedstError: an error with a remedy.
+    """
+
+    def __init__(
+        self,
+        coordinator: FederatedCoordinator,
+        template: FederatedClient,
+        data: FederatedDataModule,
+        method: FederatedMethod,
+        trainer: Trainer,
+        run_seed: int,
+        study: Mapping[str, Any] | None = None,
+        fills_cache: bool = True,
+    ) -> None:
+        self.coordinator, self.method, self.run_seed, self.study = coordinator, method, run_seed, dict(study or {})
+        self.local = LocalTrainer(trainer)
+        if self.local.epochs < method.fewest_local_epochs:
+            raise ConfigurationError(
+                f"method {type(method).__name__} trains its parts in turns, which {self.local.epochs} local epochs a "
+                f"round do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
+            )
+        held_out, agreed = coordinator.held_out_sites, of_the_study(self.study)
+        self.client = make_client(template, data, method, run_seed, self.local, None, held_out, agreed, fills_cache)
+        self.client.module.check_optimizer()
+        self.hooks = make_hooks(trainer, self.client)
+        self.hooks.check_monitored(logged_metrics(self.client))
+        self.transport = make_transport(coordinator, self.client)
+        self.make_start = start_maker(self.client.model)
+        coordinator.check(CheckedTransport(self.transport), method, self.make_start, run_seed, self.study)
+
+    def fit(self, run: RunFolder, resume: bool = False) -> dict[str, Any]:
+        """Train, and leave everything in the run folder; return the content of `summary.json`.
+
+        Args:
+            run: where to write.
+            resume: continue with what the run folder holds; results are those of a run that was never interrupted.
+
+        Raises:
+            PfedstError: an error with a remedy.
+        """
+        self.client.keep_state_in(run.path / SITES)
+        return self.coordinator.fit(
+            self.transport,
+            self.method,
+            self.make_start,
+            self.hooks,
+            run,
+            self.run_seed,
+            resume,
+            self.study,
+            self.client.load_frozen,
+        )
 
 
 def fit(
@@ -42,18 +121,7 @@ def fit(
     resume: bool = False,
     study: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train a method across the sites of a data set on this machine, and leave everything in the run folder.
-
-    Args:
-        coordinator: options of the rounds.
-        template: the configured client, without classes.
-        data: prepared or not; it is given the encoder's preprocessing here.
-        method: the plugin.
-        trainer: the configured Trainer; its callbacks and loggers see rounds as steps.
-        run: where to write.
-        run_seed: the seed of the run.
-        resume: continue with what the run folder holds; results are those of a run that was never interrupted.
-        study: the options that results depend on, by dotted key, for the summary; see `pfedst.options`.
+    """Build a `Simulation` and run it in a folder; see there for the arguments.
 
     Returns:
         The content of `summary.json`.
@@ -61,26 +129,7 @@ def fit(
     Raises:
         PfedstError: an error with a remedy.
     """
-    local = LocalTrainer(trainer)
-    if local.epochs < method.fewest_local_epochs:
-        raise ConfigurationError(
-            f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a round do "
-            f"not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
-        )
-    agreed = of_the_study(study or {})
-    client = make_client(template, data, method, run_seed, local, run.path / SITES, coordinator.held_out_sites, agreed)
-    hooks = make_hooks(trainer, client)
-    return coordinator.fit(
-        make_transport(coordinator, client),
-        method,
-        start_maker(client.model),
-        hooks,
-        run,
-        run_seed,
-        resume,
-        study or {},
-        client.load_frozen,
-    )
+    return Simulation(coordinator, template, data, method, trainer, run_seed, study).fit(run, resume)
 
 
 def evaluate(
@@ -96,7 +145,7 @@ def evaluate(
     """Evaluate the last saved round of a run on one split of a data set on this machine.
 
     Args:
-        coordinator, template, data, method, trainer, run_seed: as in `fit`, of the run's own configuration.
+        coordinator, template, data, method, trainer, run_seed: as in `Simulation`, of the run's own configuration.
         folder: the run's folder.
         split: `validation` or `test`.
 
@@ -126,10 +175,12 @@ def make_client(
     sites: Path | None,
     held_out: tuple[str, ...] = (),
     study: Mapping[str, Any] | None = None,
+    fills_cache: bool = True,
 ) -> Client:
     """Check the data, then build the client that answers for all sites of a data set, at the start of a run.
 
-    Missing entries of the tap cache are computed here, on the device and with the precision of `local`.
+    With `fills_cache`, missing entries of the tap cache are computed here, on the device and with the precision of
+    `local`.
 
     Raises:
         PfedstError: data, options or weights cannot be used.
@@ -138,7 +189,7 @@ def make_client(
     module = template.build(data.class_names, method, run_seed)
     client = Client(module, data, local, run_seed, sites, held_out, study)
     with local.evaluating():
-        data.cache_taps(module.encoder, module.model.adapter.needs, local.device)
+        data.cache_taps(module.encoder, module.model.adapter.needs, local.device, fills_cache)
     return client
 
 
@@ -155,6 +206,16 @@ def make_hooks(trainer: Trainer, client: Client) -> RoundHooks:
     module.make_optimizer = default_optimizer  # one of a configuration refers to everything that was made with it
     callbacks = [callback for callback in callbacks_of(trainer) if not shows_a_fit(callback)]
     return RoundHooks(trainer, module, callbacks, RunLoggers(list(trainer.loggers)))
+
+
+def logged_metrics(client: Client) -> list[str]:
+    """Return the names of all metrics that an evaluated round may log; see `docs/tracking.md`."""
+    data, found = client.data, []
+    for split in EVALUATED:
+        sites = [site for site in data.sites if data.samples(site, split)]
+        groups = [*(("federation", "generic") if sites else ()), *(f"client/{site}" for site in sites)]
+        found += [f"{group}/{split}/{metric}" for group in groups for metric in metric_names(data.ordinal)]
+    return [*found, *(f"client/{name}/train_loss" for name in client.names)]
 
 
 def start_maker(model: ClientModel) -> MakeStart:

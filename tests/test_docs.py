@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pfedst.cli import main
+from pfedst.cli import lightning_page, main
 from pfedst.cli.method_pages import SECTIONS
 from pfedst.methods.registry import registered_methods
 
@@ -22,6 +22,12 @@ def test_the_pages_of_the_methods_are_up_to_date(tmp_path) -> None:
     assert set(written) == set(kept) == {"README.md", *(f"{name}.md" for name in registered_methods())}
     for name, text in written.items():
         assert kept[name] == text, f"docs/methods/{name} is out of date: run `pfedst methods --docs docs/methods`"
+
+
+def test_the_page_of_lightnings_options_is_up_to_date() -> None:
+    assert (DOCS / "lightning.md").read_text() == lightning_page.page(), (
+        "docs/lightning.md is out of date: run make docs"
+    )
 
 
 @pytest.mark.parametrize("name", registered_methods())

@@ -19,6 +19,7 @@ from pfedst.options import EFFECTS, PATHS, SEED, WEIGHTS, Effect, effect_of, of_
         ("data.init_args.cache", Effect.LAST_DIGITS),
         ("data.init_args.cache_folder", Effect.LOCAL),  # begins like `cache`, and is another option
         ("data.init_args.cache_dtype", Effect.STUDY),
+        ("data.init_args.pixel_range", Effect.STUDY),  # other pixels are another study
         ("names", Effect.STUDY),
         ("trainer.loggers", Effect.STUDY),
         ("trainer.precision", Effect.STUDY),

@@ -8,6 +8,7 @@ from pfedst.adapters import Adapter, AttentionAdapter
 from pfedst.encoders import AnchorHead, Encoder
 from pfedst.methods.interface import Batch, LocalModel, Weighting
 from pfedst.methods.losses import local_maximum_mean_discrepancy
+from pfedst.names import plain_name
 from pfedst_baselines.fedclip import FedCLIP
 
 
@@ -41,7 +42,8 @@ class FACMIC(FedCLIP):
         **options: Any,
     ) -> None:
         super().__init__(weighting=weighting, **options)
-        self.target, self.target_site, self.alignment = target, target_site, alignment
+        self.target, self.alignment = target, alignment
+        self.target_site = None if target_site is None else plain_name(target_site)
         self.require("alignment", alignment >= 0, "must be 0 or more")
         self.require("target_site", (target_site is not None) == (target == "held_out_site"), f"target is {target}")
 

@@ -1,22 +1,24 @@
 """ZeroShot: the encoder as it comes."""
 
+from typing import ClassVar
+
 from pfedst.adapters import Adapter, LinearHead
-from pfedst.encoders import AnchorHead, Encoder
+from pfedst.encoders import AnchorHead, AnchorKind, Encoder
 from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
 
 
 class ZeroShot(FederatedMethod):
-    """The frozen encoder with its class anchors: nothing is trained, nothing is sent.
+    """The frozen encoder with the texts of the classes: nothing is trained, nothing is sent, no label is used.
 
     Why: shows what training adds at all.
-    Method: argmax over classes of cos(image embedding, class anchor).
-    When to use: as the first row of every table. Zero-shot in the strict sense with `text` anchors only: prototypes
-        are class means of the training images.
+    Method: argmax over classes of cos(image embedding, text embedding of the class).
+    When to use: as the first row of every table, with an encoder that has a text tower. Without one see Prototypes.
     """
 
     source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
     personalises = False
+    requires_anchors: ClassVar[AnchorKind | None] = "text"
 
     def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:
         """The cosine to the anchors alone."""

@@ -42,9 +42,10 @@ class Adapter(nn.Module):
     def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
         super().__init__()
         if self.needs not in encoder.offers:
+            reason = f" ({encoder.limits})" if encoder.limits else ""
             raise ConfigurationError(
                 f"{type(self).__name__} needs {self.needs} of the encoder, and {encoder.label} offers only "
-                f"{', '.join(encoder.offers)}; choose another --model.adapter or --model.encoder"
+                f"{', '.join(encoder.offers)}{reason}; choose another --model.adapter or --model.encoder"
             )
         self.encoder = encoder
         self.head = head

@@ -37,10 +37,14 @@ class AuditCLI(PFedSTCLI):
         if self.encoder_is_there:
             try:
                 super().instantiate_classes()
-                return
+                encoder = self._get(self.config_init, "model").encoder
+                if "pooled" in encoder.offers:
+                    return
+                reason = f"{type(encoder).__name__} has no embedding; give --model.encoder FrozenCLIP for it"
             except WeightsError as error:
-                logging.getLogger("pfedst").warning("the comparison of sites by the encoder is skipped: %s", error)
-                self.encoder_is_there = False
+                reason = str(error)
+            logging.getLogger("pfedst").warning("the comparison of sites by the encoder is skipped: %s", reason)
+            self.encoder_is_there = False
         self.config["fit"]["model"]["encoder"] = Namespace(  # type: ignore[no-untyped-call]
             class_path="pfedst.encoders.encoder.Pixels"
         )

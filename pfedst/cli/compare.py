@@ -44,8 +44,11 @@ def run_compare(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
     plan = _plan(given.config, given.seeds, given.only)
     folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
+    overrides = _checked(overrides)
+    # at once: torch is not imported yet, which takes seconds
+    print(f"{plan.description}\n{folder}: runs and report; {given.jobs} at a time; finished runs are kept", flush=True)
     grid = partial(Grid, jobs=given.jobs, target=run_fit)
-    comparison = Comparison(plan, folder, _checked(overrides), resolver(), grid)
+    comparison = Comparison(plan, folder, overrides, resolver(), grid)
     start_fork_server()
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -91,6 +91,8 @@ def _prepare(arguments: Sequence[str]) -> int:
 
 
 def _init(arguments: Sequence[str]) -> int:
+    from pfedst.data.left_out import left_out_line
+    from pfedst.data.prepare.group_pattern import propose_pattern
     from pfedst.data.prepare.init import InitOptions, make_manifest
 
     parser = DataParser(prog="pfedst data init", description="Write a manifest of a folder of images.")
@@ -104,12 +106,20 @@ def _init(arguments: Sequence[str]) -> int:
     target, options = given.manifest or given.folder / "manifest.csv", _options(InitOptions, given)
     if target.exists():
         raise DataError(f"{target} exists and is not overwritten; remove it, or give --manifest")
-    table, levels = make_manifest(given.folder, options, given.outside_files)
+    table, levels, left_out = make_manifest(given.folder, options, given.outside_files)
     _write(target, table.to_csv(index=False).encode())
     drawn = "" if "split" in levels else f", train and test drawn with seed {given.seed}"
     groups = table["group"].replace("", None).nunique()
     print(f"{target}: {len(table):,} images, folders read as {'/'.join(levels)}{drawn}")
     print(f"{groups:,} groups (patients, lesions) known" + ("" if groups else ": give --group_pattern if you can"))
+    if not groups and (proposal := propose_pattern([PurePath(path) for path in table["path"]])) is not None:
+        print(
+            f"{proposal.images:,} images look like several images of {proposal.groups:,} patients "
+            f"({' and '.join(proposal.example)}). If so, remove {target} and run again with\n"
+            f"  --group_pattern {shlex.quote(proposal.pattern)}"
+        )
+    if left_out:
+        print(left_out_line("", left_out))
     counts = table.groupby(["site", "split", "label"]).size().unstack(fill_value=0)
     print(counts.to_string())
     for site, rows in table.groupby("site"):

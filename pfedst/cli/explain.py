@@ -40,7 +40,34 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     # the part after the last arrow of a chain of parsers is the problem; the key is the location
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
     detail = re.sub(r"<class '(\w+)'>", r"\1", detail).replace("typing.Literal", "one of ")
-    return f"--{full}: {detail}" if key else message
+    return f"--{full}: {_of_a_union(detail) or _reasons(detail)}" if key else message
+
+
+def _of_a_union(detail: str) -> str:
+    """Return the error of a value that fits no type of a union in one line; empty if it is another error."""
+    if "Union subtypes" not in detail:
+        return ""
+    if missing := re.search(r"- (the following arguments are required: .*)", detail):  # of a class, one of the types
+        return missing.group(1)
+    given = re.search(r"Given value: ([^\[{\s]+)$", detail)
+    if given is None or given.group(1).startswith("Namespace("):
+        return ""
+    expected = re.findall(r"- Expected an? (.*)", detail)
+    kinds = " or ".join(dict.fromkeys(kind.replace("NoneType", "null") for kind in expected))
+    return f"{given.group(1)} is no {kinds}" if kinds else ""
+
+
+def _reasons(detail: str) -> str:
+    """Return the reasons of an error in one line: the parser writes a tree of them for an option of several types."""
+    if "Union subtypes" in detail:
+        found = [line.strip() for line in re.findall(r"^\s*- (.*)$", detail, re.MULTILINE)]
+        reasons = dict.fromkeys(reason for reason in found if "Does not validate" not in reason)
+        kept = [reason for reason in reasons if reason != "Expected a NoneType"] or list(reasons)
+        given = re.findall(r"Given value: (.*)$", detail, re.MULTILINE)
+        detail = "; ".join(kept) + "".join(f" (given: {value})" for value in given[-1:])
+    if re.search(r"Expected a str\. Got value: ", detail):
+        detail += '; a number, yes, no and null in YAML are no text: write them in quotes, such as "0" or "no"'
+    return detail
 
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -6,21 +6,26 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter
 from pfedst.child_processes import start_fork_server
+from pfedst.cli.dry_run import DryRun
 from pfedst.cli.explain import explain
 from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
+from pfedst.client.lightning_options import UNUSED, check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER
 from pfedst.data import FederatedDataModule, Split
@@ -31,13 +36,15 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
-from pfedst.simulation import evaluate, fit
+from pfedst.simulation import Simulation, evaluate
 from pfedst.state import write_json, writing
 from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
 
 ENVIRONMENT = "PFEDST"
 """Prefix of environment variables that set options."""
+KNOWN_CAUSES = (PfedstError, ModuleNotFoundError, MisconfigurationException)
+"""Errors of a class of the configuration that name their remedy."""
 
 
 class Parser(LightningArgumentParser):
@@ -59,6 +66,24 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # argparse would take --coordinator.round for --coordinator.rounds
         super().__init__(*args, allow_abbrev=False, **{"parser_mode": CHECKED_YAML} | kwargs)
+
+    def validate(self, namespace: Namespace, skip_unset: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Check values; null only where the type of an option allows it. The parser would take null for any option."""
+        try:
+            super().validate(namespace, False, *args, **kwargs)
+        except Exception:
+            super().validate(namespace, skip_unset, *args, **kwargs)  # a missing option is reported as missing
+            raise
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return a configuration as text, without options of the Trainer that a run could only refuse."""
+        kept = namespace.clone()
+        for name in UNUSED:
+            key = f"trainer.{name}"
+            if key in kept and kept[key] == self.get_default(key):
+                del kept[key]
+        text: str = super().dump(kept, *args, **kwargs)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise one clear error in place of the usage text of argparse."""
@@ -112,6 +137,14 @@ class PFedSTCLI(LightningCLI):
             default=False,
             help="continue the run of that name, if it exists: it ends as if it had never been interrupted",
         )
+        parser.add_argument(
+            "--dry_run",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="do all checks and a few steps, write no run, and print bytes, disk, memory and minutes of the run",
+        )
         parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
         parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
@@ -123,6 +156,17 @@ class PFedSTCLI(LightningCLI):
             }
         )
 
+    def _set_seed(self) -> None:
+        """Set the seed of the global generators.
+
+        Raises:
+            ConfigurationError: the seed is no seed of numpy.
+        """
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ConfigurationError(f"--seed_everything: {error}") from error
+
     def instantiate_classes(self) -> None:
         """Build the objects of the configuration; errors of their classes are raised unchanged."""
         if self._get(self.config, "coordinator").transport == "processes":
@@ -131,14 +175,45 @@ class PFedSTCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # the parser's, which lists every branch of a union, with a class's error as cause
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, PfedstError | ModuleNotFoundError):
+            while cause is not None and not isinstance(cause, KNOWN_CAUSES):
                 cause = cause.__cause__
             if cause is None:
                 raise
             if isinstance(cause, ModuleNotFoundError):  # of a logger: what pfedst itself needs is there by now
                 extras = "pip install 'pfedst[wandb]' or 'pfedst[tensorboard]'"
                 raise ConfigurationError(f"{cause}; loggers come with {extras}") from error
+            if isinstance(cause, MisconfigurationException):  # of a callback
+                raise ConfigurationError(f"--trainer.callbacks: {cause}") from error
             raise cause from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer.
+
+        Raises:
+            ConfigurationError: it cannot be built from these options.
+        """
+        callbacks = self._get(self.config_init, "trainer").get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        for callback in callbacks:
+            check_callback(callback)  # before the Trainer, which refuses a checkpoint for its own reasons
+        if any(isinstance(callback, ProgressBar) for callback in callbacks):
+            kwargs["enable_progress_bar"] = True
+        try:
+            made = super().instantiate_trainer(**kwargs)
+        except PfedstError:
+            raise
+        except Exception as error:  # options that do not go together, or no such device: Lightning raises many kinds
+            options = self._get(self.config, "trainer")
+            given = {name: value for name, value in vars(options).items() if value != self._lean().get(name)}
+            raise explain_trainer(error, given) from error
+        precision = str(self._get(self.config, "trainer").precision)
+        if precision in ("16", "16-mixed") and made.precision == "bf16-mixed":  # Lightning's choice on a CPU
+            raise ConfigurationError(f"--trainer.precision {precision}: it needs a GPU; use bf16-mixed on a CPU")
+        return made
+
+    def _lean(self) -> dict[str, Any]:
+        """Return the Trainer's options if nothing is said of it."""
+        return {key.removeprefix("trainer."): value for key, value in self.defaults().items()}
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -147,55 +222,75 @@ class PFedSTCLI(LightningCLI):
         ckpt_path = options.get("ckpt_path")
         if ckpt_path not in (None, "last"):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit continues `last`, of the run named by --name")
-        method, seed = self._get(self.config_init, "method"), self._seed()
-        # errors of the data are reported before a folder is made
-        datamodule.prepare(model.encoder.preprocessing)
-        if datamodule.report is not None:
-            print(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")
-        default_name = f"{type(method).__name__}-{type(datamodule).__name__}-seed{seed}"
+        resume = ckpt_path == "last" or self._get(self.config, "resume")
         text = self._resolved()
-        run, resume = self._run_folder(default_name, text, ckpt_path == "last" or self._get(self.config, "resume"))
-        coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
-        finished = run.summary() if resume else None
-        if finished is not None and finished["protocol"]["rounds"] >= coordinator.options.rounds:
+        run = self._run_to_continue(text) if resume else None
+        finished = None if run is None else run.summary()
+        if run is None:
+            RunFolder.check_new(self._runs_dir, self._get(self.config, "name"))
+        if run is not None and finished is not None and self._has_all_rounds(finished):
             self.summary = finished
             print_summary(finished)
             print(f"{run.path} is finished; with more --coordinator.rounds it would continue")
             return
+        with resumable("nothing was trained yet, and what is cached is kept. Give the same command again"):
+            simulation = self._checked(model, datamodule, text)
+        if self._get(self.config, "dry_run"):
+            print(DryRun(simulation, self._runs_dir).text())
+            return
+        # made when all is checked, so that a mistake leaves no folder behind
+        continued = run is not None
+        run = run or RunFolder.create(self._runs_dir, self._get(self.config, "name"), self._default_name(datamodule))
+        run.write_config(text)
         with resumable(
             f"what had ended is saved. To continue, give the same command with --name {run.path.name} --resume true"
         ):
-            study = study_options(text, self.defaults())
-            self.summary = fit(coordinator, model, datamodule, method, self.trainer, run, seed, resume, study)
+            self.summary = simulation.fit(run, continued)
         print_summary(self.summary)
         print(f"{run.path / 'summary.json'}")
+
+    def _checked(self, model: FederatedClient, datamodule: FederatedDataModule, text: str) -> Simulation:
+        """Return the run, built and checked; print the findings of the audit."""
+        datamodule.prepare(model.encoder.preprocessing)
+        if datamodule.report is not None:
+            print(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")
+        coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
+        study, fills_cache = study_options(text, self.defaults()), not self._get(self.config, "dry_run")
+        return Simulation(coordinator, model, datamodule, method, self.trainer, self._seed(), study, fills_cache)
+
+    def _has_all_rounds(self, finished: Mapping[str, Any]) -> bool:
+        rounds: int = self._get(self.config_init, "coordinator").options.rounds
+        return bool(finished["protocol"]["rounds"] >= rounds)
+
+    def _default_name(self, datamodule: FederatedDataModule) -> str:
+        method = self._get(self.config_init, "method")
+        return f"{type(method).__name__}-{type(datamodule).__name__}-seed{self._seed()}"
+
+    @property
+    def _runs_dir(self) -> Path:
+        return Path(self._get(self.config, "runs_dir"))
 
     def _resolved(self) -> str:
         """Return the resolved configuration as YAML, with the versions that wrote it."""
         config = self.config["fit"]
         config["pfedst_version"], config["config_format"] = __version__, CONFIG_FORMAT
-        text: str = self._parser("fit").dump(config, skip_none=False)
+        text: str = self._parser("fit").dump(config, skip_unset=False)
         return text
 
     def defaults(self) -> dict[str, Any]:
         """Return the defaults of all options of `fit` that belong to no class of the configuration."""
         return dict(self._parser("fit").get_defaults().items(nested=True))
 
-    def _run_folder(self, default_name: str, text: str, resume: bool) -> tuple[RunFolder, bool]:
-        """Return a new folder, or the folder to continue with; and which of the two it is."""
-        runs_dir, name = Path(self._get(self.config, "runs_dir")), self._get(self.config, "name")
-        if resume and name is None:
+    def _run_to_continue(self, text: str) -> RunFolder | None:
+        """Return the run that has the given name, if it can be continued; None if there is none."""
+        name = self._get(self.config, "name")
+        if name is None:
             raise ConfigurationError("--resume: give the --name of the run to continue")
-        if resume and is_unused(runs_dir / name):
-            run = RunFolder(runs_dir / name)
-        elif resume and (runs_dir / name / "config.yaml").is_file():
-            run = RunFolder(runs_dir / name)
-            check_same_configuration(run.path, text)
-        else:
-            resume = False
-            run = RunFolder.create(runs_dir, name, default_name)
-        run.write_config(text)
-        return run, resume
+        folder = self._runs_dir / name
+        if is_unused(folder) or not (folder / "config.yaml").is_file():
+            return None
+        check_same_configuration(folder, text)
+        return RunFolder(folder)
 
     def validate(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
         """Evaluate a finished run on the validation split."""
@@ -227,7 +322,7 @@ class PFedSTCLI(LightningCLI):
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
     _quieten()
-    arguments = present_arguments(arguments)
+    arguments = of_the_run(present_arguments(arguments))
     check_configurations(arguments, ENVIRONMENT)
     save_dir_may_be_left_out()
     registered_methods()  # imports them, so that their class names can be used as short names
@@ -237,6 +332,19 @@ def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI
     except SystemExit as end:  # --help and --print_config end this way
         return int(end.code or 0)
     return 0
+
+
+def of_the_run(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of `test RUN` or `validate RUN` with the configuration and the path of the run."""
+    command, *rest = arguments
+    if command != "fit" and not rest:
+        raise ConfigurationError(f"{command}: give the folder of a run: pfedst {command} runs/NAME")
+    if command == "fit" or not rest or rest[0].startswith("-"):
+        return [*arguments]
+    folder = Path(rest[0])
+    if not (folder / "config.yaml").is_file():
+        raise ConfigurationError(f"{command} {folder}: no run, as it holds no config.yaml; give a folder as runs/NAME")
+    return [command, f"--config={folder / 'config.yaml'}", *rest[1:], f"--ckpt_path={folder}"]
 
 
 class _ParseCLI(PFedSTCLI):
@@ -251,7 +359,7 @@ class _ParseCLI(PFedSTCLI):
     def results_depend_on(self, arguments: Sequence[str]) -> str:
         """Return all that results depend on of the configuration of `fit` with these arguments."""
         config = self.parser.parse_args(["fit", *present_arguments(arguments)])
-        return results_depend_on(self._parser("fit").dump(config["fit"], skip_none=False), self.defaults())
+        return results_depend_on(self._parser("fit").dump(config["fit"], skip_unset=False), self.defaults())
 
 
 def parse_only() -> Callable[[Sequence[str]], str]:

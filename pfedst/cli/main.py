@@ -12,19 +12,20 @@ USAGE = """\
 usage: pfedst COMMAND [OPTIONS]
 
   fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
-  validate  a finished run on validation    pfedst validate --config RUN/config.yaml --ckpt_path RUN
-  test      a finished run on test          pfedst test --config RUN/config.yaml --ckpt_path RUN
+  validate  a finished run on validation    pfedst validate runs/NAME
+  test      a finished run on test          pfedst test runs/NAME
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
   methods   the installed methods
+  env       versions and hardware, for bug reports
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
 6 too few clients, 130 interrupted.
 """
-COMMANDS = ("fit", "validate", "test", "compare", "report", "data", "cache", "methods")
+COMMANDS = ("fit", "validate", "test", "compare", "report", "data", "cache", "methods", "env")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.methods import list_methods
 
             return list_methods(given[1:])
+        if command == "env":
+            from pfedst.cli.environment import print_environment
+
+            return print_environment(given[1:])
         if command == "compare":
             from pfedst.cli.compare import run_compare
 

@@ -10,23 +10,25 @@ from dataclasses import dataclass
 import torch
 
 from pfedst.client.module import FederatedClient
-from pfedst.encoders import FrozenCLIP
+from pfedst.encoders import FrozenCLIP, class_sums
 from pfedst.errors import PfedstError
 from pfedst.messages.payload import payload_bytes
-from pfedst.methods.interface import FederatedMethod, ServerState
+from pfedst.messages.requests import PROTOTYPES
+from pfedst.methods.interface import FederatedMethod, ServerState, Start
 from pfedst.reporting import bytes_text
 
 MODEL, CLASSES = "ViT-B-16-quickgelu", 8
-PROTOCOL = f"defaults on {MODEL}, {CLASSES} classes, frozen anchors"
+PROTOCOL = f"defaults on {MODEL}, {CLASSES} classes, class prototypes as anchors where the method has no others"
 SECTIONS = ("Why", "Method", "When to use", "Differs from the paper in")
-HEADINGS = ("method", "what it is", "adapter", "needs", "shared", "personal", "trained", "sent a round")
+HEADINGS = ("method", "what it is", "adapter", "needs", "shared", "personal", "trained", "sent before", "sent a round")
 
 
 @dataclass(frozen=True)
 class MethodCost:
     """What a method holds, trains and sends on ViT-B/16 with 8 classes, computed from shapes alone.
 
-    `download_bytes` and `upload_bytes` are those of one client in one round, all messages included.
+    `download_bytes` and `upload_bytes` are those of one client in one round, all messages included;
+    `setup_upload_bytes` are those that it sends once before the first round.
     """
 
     adapter: str
@@ -37,6 +39,7 @@ class MethodCost:
     parameters_sent: int
     upload_bytes: int
     download_bytes: int
+    setup_upload_bytes: int
 
 
 def method_cost(method: FederatedMethod) -> MethodCost:
@@ -44,7 +47,8 @@ def method_cost(method: FederatedMethod) -> MethodCost:
     with torch.device("meta"):
         encoder = FrozenCLIP(MODEL, weights="random")
         names = [f"class {index}" for index in range(CLASSES)]
-        client = FederatedClient(encoder, anchors="prototypes").build(names, method, 0).model
+        template = FederatedClient(encoder, anchors=method.requires_anchors or "prototypes")
+        client = template.build(names, method, 0).model
         start = client.start()
         server: ServerState = {}
         method.setup(server, start, ["client"])
@@ -59,7 +63,15 @@ def method_cost(method: FederatedMethod) -> MethodCost:
         start.parameters_sent,
         payload_bytes(upload),
         payload_bytes(client.received),
+        _prototype_bytes(start) if start.anchors == "prototypes" else 0,
     )
+
+
+def _prototype_bytes(start: Start) -> int:
+    """Return the bytes of the sums and counts that a client sends for class prototypes."""
+    K, E = start.anchors_shape
+    sums, counts = class_sums(torch.empty(0, E), torch.empty(0, dtype=torch.long), K)
+    return payload_bytes({PROTOTYPES: {"sums": sums, "counts": counts}})
 
 
 def page(name: str, method: type[FederatedMethod]) -> str:
@@ -77,7 +89,12 @@ def page(name: str, method: type[FederatedMethod]) -> str:
             f"- shared: {cost.shared}",
             f"- personal: {cost.personal}",
             f"- trained: {cost.parameters_trained:,} numbers a client; sent: {cost.parameters_sent:,} a round "
-            f"(up {bytes_text(cost.upload_bytes)}, down {bytes_text(cost.download_bytes)} a client)",
+            f"(up {bytes_text(cost.upload_bytes)}, down {bytes_text(cost.download_bytes)} a client)"
+            + (
+                f", and once before {bytes_text(cost.setup_upload_bytes)} up: sums and counts of class prototypes"
+                if cost.setup_upload_bytes
+                else ""
+            ),
             "",
             f"Counted with {PROTOCOL}.",
         ]
@@ -86,6 +103,8 @@ def page(name: str, method: type[FederatedMethod]) -> str:
     lines += ["", "## Options", "", "| option | default | meaning |", "|---|---|---|"]
     lines += [f"| `{option}` | `{default}` | {meaning} |" for option, default, meaning in _options(method)]
     command = f"pfedst fit --config configs/demo.yaml --method {name}"
+    if method.requires_anchors not in (None, "prototypes"):  # as in the demo
+        command += f" --model.anchors {method.requires_anchors}"
     if (epochs := method().fewest_local_epochs) > 1:
         command += f" --trainer.max_epochs {epochs}"
     return "\n".join([*lines, "", "```console", f"$ {command}", "```", ""])
@@ -115,9 +134,10 @@ def cells(method: type[FederatedMethod]) -> list[str]:
     try:
         cost = method_cost(method())
     except PfedstError as error:
-        return [what, f"not on this encoder: {error}", "", "", "", "", ""]
+        return [what, f"not on this encoder: {error}", *[""] * 6]
     sent = f"{cost.parameters_sent:,} = {bytes_text(cost.upload_bytes)}"
-    return [what, cost.adapter, cost.needs, cost.shared, cost.personal, f"{cost.parameters_trained:,}", sent]
+    before = bytes_text(cost.setup_upload_bytes)
+    return [what, cost.adapter, cost.needs, cost.shared, cost.personal, f"{cost.parameters_trained:,}", before, sent]
 
 
 def _paragraphs(method: type[FederatedMethod]) -> dict[str, str]:

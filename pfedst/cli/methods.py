@@ -40,7 +40,7 @@ def list_methods(arguments: Sequence[str]) -> int:
     else:
         table = Table(title=f"Methods, with {PROTOCOL}")
         for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading in HEADINGS[-2:] else "left")
+            table.add_column(heading, justify="right" if heading in HEADINGS[-3:] else "left")
         for name, method in methods.items():
             table.add_row(name, *cells(method))
         console.print(table, highlight=False)

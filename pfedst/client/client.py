@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pfedst.adapters import Adapter
 from pfedst.client.exchange import make_upload, receive_message
+from pfedst.client.lightning_options import protocol_options
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
@@ -113,6 +114,10 @@ class Client:
         """Return the number of training images of each class (K,) that a client sees in an epoch."""
         return torch.tensor([self.data.class_counts(site, "train") for site in self.sites_of(name)]).sum(0)
 
+    def keep_state_in(self, sites: Path) -> None:
+        """Keep the state and the predictions of all sites in a folder from now on."""
+        self.sites, self.keeps_predictions = sites, True
+
     def own_memory(self) -> None:
         """Copy the tensors of both models: in a worker process they arrive in memory shared with other workers."""
         self.module.model = copy.deepcopy(self.module.model)
@@ -136,6 +141,7 @@ class Client:
             "prototypes": self._prototypes,
             "fit": self._fit,
             "evaluate": self._evaluate,
+            "class_metrics": self._class_metrics,
             "cost": self._cost,
         }
         with torch_threads(self.threads):
@@ -167,6 +173,7 @@ class Client:
                 "augmentation": data.augmentation,
                 "optimizer": optimizer_options(self.module.make_optimizer),
                 "loss": str(self.module.loss),
+                "trainer": protocol_options(self.local.trainer),
             },
         }
 
@@ -215,6 +222,12 @@ class Client:
             if self.keeps_predictions:
                 predictions.save(self._state(name).folder, split, request.round)
         return Reply({"evaluated": evaluated})
+
+    def _class_metrics(self, name: str, request: Request) -> Reply:
+        """Compute what is reported of each class from the kept predictions on test, which stay here."""
+        predictions = Predictions.load(self._state(name).folder, "test", request.round)
+        seed = derive_seed(self.run_seed, "bootstrap", name, request.round)
+        return Reply({"class_metrics": predictions.class_metrics(seed)})
 
     def _cost(self, name: str, request: Request) -> Reply:
         """Count the FLOPs of training on one image, in a fit of one batch whose result is thrown away."""

@@ -1,9 +1,9 @@
 """Lightning's training steps without calls that have no effect.
 
 Lightning calls some 30 hooks a step and opens a profiler around each, which takes 0.5 ms, a tenth of a short step. A
-local fit has no callback, logger or profiler (they see rounds instead: `RoundHooks`), and `FederatedClient` implements
-few hooks, so that most of these calls have no effect. If a call would have an effect, or a setting is unusual,
-Lightning's own loop runs; `tests/client/test_training.py` compares the two.
+local fit has no callback or logger (they see rounds instead: `RoundHooks`) and no profiler, and `FederatedClient`
+implements few hooks, so that most of these calls have no effect. If a call would have an effect, or a setting is
+unusual, Lightning's own loop runs; `tests/client/test_training.py` compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -43,7 +42,6 @@ def is_plain(trainer: Trainer, fetcher: _DataFetcher) -> bool:
     return (
         not (trainer.callbacks or trainer.loggers or trainer.lr_scheduler_configs)  # type: ignore[attr-defined]
         and not (trainer.enable_validation or trainer.fit_loop.restarting)
-        and type(trainer.profiler) is PassThroughProfiler  # type: ignore[attr-defined]
         and type(trainer.strategy) is SingleDeviceStrategy
         and getattr(trainer.precision_plugin, "scaler", None) is None
         and type(fetcher) is _PrefetchDataFetcher

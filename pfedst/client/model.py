@@ -223,23 +223,20 @@ def build_model(
         run_seed: the seed of the run.
 
     Raises:
-        ConfigurationError: the method does not run on this adapter, has a loss of its own and another one is chosen,
-            keeps tensors at clients and declares that it does not personalise, or nothing would train learned anchors.
+        ConfigurationError: the method does not run on this adapter or these anchors, has a loss of its own and another
+            one is chosen, keeps tensors at clients though it declares that it does not personalise, or nothing would
+            train learned anchors.
     """
     with seeded(derive_seed(run_seed, "initial weights")):
         head = AnchorHead(class_names, encoder.spec.embedding, encoder.logit_scale, anchors)
         adapter = (make_adapter or method.default_adapter)(encoder, head)
-    if method.requires is not None and not isinstance(adapter, method.requires):
-        raise ConfigurationError(
-            f"method {type(method).__name__} runs on {method.requires.__name__}, not on "
-            f"{type(adapter).__name__}: leave --model.adapter out, or choose {method.requires.__name__}"
-        )
-    adapter.classify_in_float32()
     has_head = any(module is head for module in adapter.modules())
-    if has_head and anchors == "text":
-        head.set_anchors(text_anchors(encoder, class_names, prompts))
     model = ClientModel(encoder, adapter, anchors if has_head else None, class_names)
     model.loss = loss
+    _check_requirements(method, model)
+    adapter.classify_in_float32()
+    if model.anchors == "text":
+        head.set_anchors(text_anchors(encoder, class_names, prompts))
     with seeded(derive_seed(run_seed, "method weights")):
         method.build(model)
     model.partition = Partition(
@@ -267,3 +264,24 @@ def build_model(
             f"would not change; leave --model.loss out"
         )
     return model
+
+
+def _check_requirements(method: FederatedMethod, model: ClientModel) -> None:
+    """Check that a method runs on the adapter and the class anchors of a model.
+
+    Raises:
+        ConfigurationError: naming what it runs on.
+    """
+    name, adapter, anchors = type(method).__name__, type(model.adapter).__name__, method.requires_anchors
+    if method.requires is not None and not isinstance(model.adapter, method.requires):
+        raise ConfigurationError(
+            f"method {name} runs on {method.requires.__name__}, not on {adapter}: leave --model.adapter out, or choose "
+            f"{method.requires.__name__}"
+        )
+    if anchors is not None and model.anchors is None:
+        raise ConfigurationError(f"method {name} runs on class anchors ({anchors}), and {adapter} has none")
+    if anchors is not None and model.anchors != anchors:
+        raise ConfigurationError(
+            f"method {name} runs on the class anchors {anchors}, not on {model.anchors}: set --model.anchors {anchors} "
+            f"or choose another --method (ZeroShot is of text, Prototypes of prototypes)"
+        )

@@ -140,6 +140,16 @@ class FederatedClient(LightningModule):
         )
         return model.optimizer
 
+    def check_optimizer(self) -> None:
+        """Make an optimiser and drop it.
+
+        Raises:
+            ConfigurationError: its options are out of range, or it cannot work here.
+        """
+        if self.model.learnable:
+            self.configure_optimizers()
+            self.reset()
+
     @property
     def scaler(self) -> Any:
         """The gradient scaler of 16-mixed precision; None otherwise."""

@@ -9,18 +9,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pfedst.data import FederatedDataModule, Split
+from pfedst.errors import StateError
+from pfedst.evaluation.class_metrics import class_metrics
 from pfedst.messages.payload import State
 from pfedst.state import clear_unfinished, write_atomically, writing
 
 FORMAT = 1
 ABOUT = "pfedst"
 """The entry of the metadata that holds format, site and classes, as JSON."""
+LOGITS = "logits."
+"""The prefix of the tensors that hold the logits of a model."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,52 @@ class Predictions:
         ids, groups = data.identities(site, split)
         counts = torch.tensor(data.class_counts(site, "train"))
         tensors = {"id": ids, "group": groups, "label": targets}
-        tensors |= {f"logits.{model}": values.float().cpu() for model, values in logits.items()}
+        tensors |= {f"{LOGITS}{model}": values.float().cpu() for model, values in logits.items()}
         tensors |= {"train_counts.natural": counts, "train_counts.sampled": counts.clone()}
         return cls(site, data.class_names, tensors)
+
+    @classmethod
+    def load(cls, folder: Path, split: Split, round_number: int) -> Predictions:
+        """Read the file of a split in a site's folder.
+
+        Raises:
+            StateError: there is no such file, it is damaged, or its predictions are of another round.
+        """
+        file = folder / "predictions" / f"{split}.safetensors"
+        try:
+            with safe_open(file, "pt") as opened:
+                about = json.loads(opened.metadata()[ABOUT])
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # it is no dict
+            found = int(tensors.pop("round"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise StateError(f"{file} is missing or damaged ({error})") from error
+        if found != round_number:
+            raise StateError(f"{file} holds the predictions after round {found}, not after round {round_number}")
+        return cls(about["site"], tuple(about["classes"]), tensors)
+
+    def class_metrics(self, seed: int) -> dict[str, Any]:
+        """Return sensitivity, specificity and average precision of each class for each model, with intervals.
+
+        The unit of the bootstrap is the patient or lesion of an image, and the image itself where it is not known;
+        `without_unit` is the number of such images. See `pfedst.evaluation.class_metrics.class_metrics`.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        probabilities = {
+            key.removeprefix(LOGITS): values.softmax(1).double().numpy()
+            for key, values in self.tensors.items()
+            if key.startswith(LOGITS)
+        }
+        unknown = (self.tensors["group"] == 0).all(1)
+        found = class_metrics(probabilities, self.tensors["label"].numpy(), self._units(unknown), seed)
+        return found | {"without_unit": int(unknown.sum())}
+
+    def _units(self, unknown: Tensor) -> NDArray[np.int64]:
+        """Return the number (N,) of each image's patient or lesion, in an order that is not that of the images."""
+        hashes = torch.where(unknown[:, None], self.tensors["id"], self.tensors["group"])
+        kinds = torch.cat([unknown[:, None].to(torch.uint8), hashes], 1).numpy()
+        return np.unique(kinds, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
     def save(self, folder: Path, split: Split, round_number: int) -> None:
         """Write the file of a split into a site's folder.

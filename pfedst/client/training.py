@@ -10,34 +10,26 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Checkpoint,
-    DeviceStatsMonitor,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    LearningRateMonitor,
-    ModelSummary,
-    ProgressBar,
-    StochasticWeightAveraging,
-    Timer,
-)
 from torch.utils.data import DataLoader
 
 from pfedst.client.lean_loop import LeanEpochLoop
+from pfedst.client.lightning_options import SHOWS_A_FIT, check_trainer
 from pfedst.client.module import FederatedClient
-from pfedst.errors import ConfigurationError
 
 if not torch.cuda.is_available():
     # Lightning has torch look for a GPU through NVML, so that a fork stays possible, and AdamW looks in every step:
     # 0.2 ms of searching a library where there is none, and nothing that a fork could harm
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+# of Lightning's own code, once for every fit and place
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 LEAN_TRAINER: dict[str, Any] = {
     "max_epochs": 1,
@@ -50,18 +42,6 @@ LEAN_TRAINER: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 """Options without which a Trainer costs more than the fits: see the module's first lines."""
-
-OF_A_FIT = "it would act on every local fit anew, and callbacks see rounds here; "
-REFUSED_CALLBACKS: dict[type[Callback], str] = {
-    Timer: "(also --trainer.max_time) a run ends after --coordinator.rounds, and an interrupted one can be continued",
-    LearningRateMonitor: f"{OF_A_FIT}the learning rate of a fit is constant, and in the protocol of the run",
-    DeviceStatsMonitor: f"{OF_A_FIT}summary.json holds the peak memory",
-    StochasticWeightAveraging: f"{OF_A_FIT}the server merges the clients' weights",
-    LearningRateFinder: f"{OF_A_FIT}pfedst compare chooses a learning rate on validation",
-    BatchSizeFinder: f"{OF_A_FIT}set --data.batch_size",
-    GradientAccumulationScheduler: f"{OF_A_FIT}set --trainer.accumulate_grad_batches",
-}
-"""Callbacks of Lightning that a federated run cannot honour, and what to use instead."""
 
 
 def reset_for_fit(trainer: Trainer, epochs: int) -> None:
@@ -94,31 +74,8 @@ class LocalTrainer:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        if trainer.max_steps != -1:
-            raise ConfigurationError("--trainer.max_steps: give local epochs (--trainer.max_epochs) instead")
-        if trainer.max_epochs is None or trainer.max_epochs < 1:
-            raise ConfigurationError(f"--trainer.max_epochs {trainer.max_epochs}: local epochs must be 1 or more")
-        if trainer.world_size != 1:
-            raise ConfigurationError(
-                f"--trainer.devices: a local fit uses one device, not {trainer.world_size}; set --trainer.devices 1"
-            )
-        if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
-            raise ConfigurationError(
-                f"--trainer.precision {trainer.precision}: taps and merges are float32; use 32-true, or bf16-mixed or "
-                f"16-mixed"
-            )
-        if trainer.limit_train_batches == 0:
-            raise ConfigurationError(
-                "--trainer.limit_train_batches 0: nothing would be trained; give 1 or more, or a share"
-            )
-        for callback in callbacks_of(trainer):
-            if remedy := next((text for kind, text in REFUSED_CALLBACKS.items() if isinstance(callback, kind)), None):
-                raise ConfigurationError(f"--trainer.callbacks {type(callback).__name__}: {remedy}")
-        if any(isinstance(callback, Checkpoint) for callback in callbacks_of(trainer)):
-            raise ConfigurationError(
-                "--trainer.enable_checkpointing or a ModelCheckpoint: the run folder's state/ holds every round; "
-                "leave Lightning's checkpoints off"
-            )
+        check_trainer(trainer)
+        assert trainer.max_epochs is not None
         self.trainer = _without_run_callbacks(trainer)
         self.epochs: int = trainer.max_epochs
         self._scaler = copy.deepcopy(getattr(self.trainer.precision_plugin, "scaler", None))
@@ -178,7 +135,7 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 def shows_a_fit(callback: Callback) -> bool:
     """Return True for a callback that shows a single local fit; all others see rounds."""
-    return isinstance(callback, ProgressBar | ModelSummary)
+    return isinstance(callback, SHOWS_A_FIT)
 
 
 def _without_run_callbacks(trainer: Trainer) -> Trainer:

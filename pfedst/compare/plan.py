@@ -60,6 +60,15 @@ class Plan:
     rows: dict[str, Row]
     trial_seeds: tuple[int, ...]
 
+    @property
+    def description(self) -> str:
+        """The runs of the plan, in one line."""
+        runs = len(self.rows) * len(self.seeds)
+        trials = sum(len(row.trials) for row in self.rows.values() if row.grid) * len(self.trial_seeds)
+        tuning = f", after {trials} runs of tuning on validation" if trials else ""
+        seeds = f"seed{'s'[: len(self.seeds) != 1]} {', '.join(map(str, self.seeds))}"
+        return f"{self.file.stem}: {', '.join(self.rows)}; {seeds} on {self.base}: {runs} runs{tuning}"
+
     def only(self, labels: Sequence[str]) -> Plan:
         """Return the plan with only these rows and the reference.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from pfedst.data.datasets import (
     evaluation_transform,
     training_transform,
 )
+from pfedst.data.grey_scale import check_range
+from pfedst.data.left_out import left_out_line
 from pfedst.data.loaders import image_loader
 from pfedst.data.sites import Sites, Split
 from pfedst.data.sources import content_digest
@@ -30,6 +33,7 @@ from pfedst.data.taps.place import default_folder
 from pfedst.data.taps.store import TapStore
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError, listed
+from pfedst.names import plain_names
 from pfedst.seeds import derive_seed, generator
 
 AuditLevel = Literal["off", "warn", "strict"]
@@ -48,6 +52,7 @@ class FederatedDataModule(LightningDataModule):
         report: findings of the audit, after `prepare`; None with audit `off`.
         ordinal: as given.
         store: the tap cache in use, after `cache_taps`; None without.
+        missing_taps: number and bytes of the images that `cache_taps` found missing in the cache.
 
     Args:
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
@@ -65,6 +70,10 @@ class FederatedDataModule(LightningDataModule):
             with verify_images.
         outside_files: allow images outside of the folders that the data set names, where a path with `..`, an
             absolute path or a link leads out of them. Otherwise such an image is an error.
+        pixel_range: values of grey images that become black and white, such as [0, 4095] for 12 bits kept in 16, or
+            [-160, 240] for Hounsfield units. It applies to grey images of more than 8 bits and to grey DICOM files.
+            Default: what each file declares (its bits, its DICOM window), otherwise its smallest and its largest
+            value, with a warning.
         ordinal: the classes are grades in their order, so that the quadratic weighted kappa is defined.
         cache: activations of the encoder to cache on disk, so that each image passes the encoder once: `pooled`,
             `tokens` or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
@@ -94,6 +103,7 @@ class FederatedDataModule(LightningDataModule):
         verify_images: bool = True,
         audit: AuditLevel = "warn",
         outside_files: bool = False,
+        pixel_range: tuple[float, float] | None = None,
         ordinal: bool = False,
         cache: CacheKind = "none",
         cache_dtype: TapDtype = "float32",
@@ -107,6 +117,7 @@ class FederatedDataModule(LightningDataModule):
             raise ConfigurationError(
                 f"--data.views {views}: must be 0 or more, and 0 without --data.augmentation: there is one view then"
             )
+        check_range("--data.pixel_range", pixel_range)
         if not 0 <= validation_fraction < 1:
             raise ConfigurationError(f"--data.validation_fraction {validation_fraction}: must be in [0, 1)")
         self.batch_size = batch_size
@@ -119,6 +130,7 @@ class FederatedDataModule(LightningDataModule):
         self.audit: AuditLevel = audit
         self.report: AuditReport | None = None
         self.outside_files = outside_files
+        self.pixel_range = None if pixel_range is None else (pixel_range[0], pixel_range[1])
         self.ordinal = ordinal
         self.views = views
         self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
@@ -126,6 +138,7 @@ class FederatedDataModule(LightningDataModule):
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
         self._identities: dict[tuple[str, Split], tuple[list[str], list[str | None]]] = {}
         self.store: TapStore | None = None
+        self.missing_taps = (0, 0)
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
         self._trained_classes: tuple[str, ...] | None = None
@@ -139,12 +152,12 @@ class FederatedDataModule(LightningDataModule):
         Raises:
             ConfigurationError: the data are prepared with other classes.
         """
-        if self._datasets and tuple(names) != self.class_names:
+        if self._datasets and tuple(plain_names(names)) != self.class_names:
             raise ConfigurationError(
                 f"these data are prepared with the classes {listed(list(self.class_names))}, and the model has "
                 f"{listed(list(names))}: make another data module"
             )
-        self._trained_classes = tuple(names)
+        self._trained_classes = tuple(plain_names(names))
 
     @abstractmethod
     def read(self) -> Sites:
@@ -170,9 +183,16 @@ class FederatedDataModule(LightningDataModule):
             return
         self._preprocessing = preprocessing
         found = self.found()
+        for place, counts in found.left_out.items():
+            logging.getLogger("pfedst").warning("%s", left_out_line(place, counts))
         seen = scan(found, self.audit != "off", self.cache.folder) if self.verify_images else None
         if seen is not None:
             seen.refuse_unreadable()
+            if self.pixel_range is not None and not any(of.header and of.header.deep for of in seen.facts.values()):
+                raise ConfigurationError(
+                    f"--data.pixel_range {list(self.pixel_range)} has no effect: every image has 8 bits, which are not "
+                    f"changed; leave the option out"
+                )
         if self.audit != "off":
             self.report = audit(found, self.label, seen)
             if self.audit == "strict":
@@ -197,28 +217,31 @@ class FederatedDataModule(LightningDataModule):
         Raises:
             DataError: naming the site, row or file.
         """
-        found = self.read()
+        found = self.read().with_pixel_range(self.pixel_range)
         found.check_labels()
         if self._trained_classes is not None:
-            found = found.with_classes(self._trained_classes)  # before validation is cut, which depends on labels
+            found = found.with_classes(self._trained_classes)  # before test and validation are cut by labels
         if files:
             found.check_files(self.outside_files)
             found = found.with_patients()
+        found = found.with_test(self.split_seed)
+        found.check_splits()
         return found.with_validation(self.validation_fraction, self.split_seed)
 
-    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device) -> None:
+    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device, fills: bool = True) -> None:
         """Complete the tap cache; loaders then yield cached taps in place of images.
 
         Args:
             encoder: the encoder whose preprocessing `prepare` was given.
             need: what the adapter needs of the encoder.
             device: where the encoder runs for missing images.
+            fills: compute missing images; without, loaders yield images unless the cache is complete.
 
         Raises:
             ConfigurationError: the cache cannot serve this adapter, or would be too large.
             DataError: an image or the cache's folder cannot be used.
         """
-        self.store, self._need = None, need
+        self.store, self._need, self.missing_taps = None, need, (0, 0)
         if self.cache.kind == "none":
             return
         cache = TapCache(self.cache, encoder, need)
@@ -232,7 +255,8 @@ class FederatedDataModule(LightningDataModule):
             )
         keys = {place: self._keys(*place) for place in self._datasets}
         wanted = [item for of_place in keys.values() for of_image in of_place for item in of_image]
-        self.store = cache.complete(wanted, device, self.num_workers)
+        self.store = cache.complete(wanted, device, self.num_workers, fills)
+        self.missing_taps = cache.missing
         if self.store is not None:
             row_of = self.store.row_of
             self._rows = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from open_clip.transform import ResizeKeepRatio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
@@ -55,15 +56,23 @@ class SeededSampler(Sampler[Draw]):
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
-    """Return the transform of a PIL image to (3, S, S): resize the shorter side to S, centre crop, normalise."""
+    """Return the transform of a PIL image to (3, S, S): make it a square by the resize mode, normalise."""
     size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
-    return v2.Compose([v2.Resize(size, mode, antialias=True), v2.CenterCrop(size), *_to_tensor(preprocessing)])
+    resize: torch.nn.Module
+    if preprocessing.resize_mode == "longest":
+        resize = ResizeKeepRatio(size, interpolation=mode, longest=1.0)
+    else:
+        both = preprocessing.resize_mode == "squash"
+        resize = v2.Resize([size, size] if both else size, mode, antialias=True)
+    # the crop fills up with black where the image is smaller
+    return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(preprocessing)])
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
     """Return the training transform.
 
-    `none`: as for evaluation. `flips`: adds both flips (a lesion has no up). `crops`: also adds a random resized crop.
+    `none`: as for evaluation. `flips`: adds both flips (a lesion has no up). `crops`: in place of the resize mode a
+    random resized crop, as open_clip trains.
     """
     if augmentation == "none":
         return evaluation_transform(preprocessing)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
 from pfedst.data.dicom.reader import is_dicom
 from pfedst.errors import DataError
+from pfedst.names import plain_name
 
-IMAGE_SUFFIXES = (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(
+        ".bmp",
+        ".dcm",
+        ".dicom",
+        ".gif",
+        ".j2k",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+    ),
+    ".webp",
+)
 ROOT_VARIABLE = "PFEDST_DATA_ROOT"
 """Environment variable with the data folder to use if no option names one."""
 
@@ -58,21 +76,24 @@ def folders(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
+def named_folders(root: Path) -> dict[str, list[Path]]:
+    """Return the folders in `root` by their names in one spelling, sorted; a name may be written in several ways."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders(root):
+        found.setdefault(plain_name(folder) or folder, []).append(root / folder)
+    return dict(sorted(found.items()))
+
+
 def is_image(path: Path) -> bool:
     """Return True if the suffix is that of an image, or a file without suffix is DICOM."""
     return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the sorted images of a folder. Log a warning if other files are skipped."""
+    """Return the sorted images of a folder; `left_out` counts the other files."""
     with os.scandir(folder) as listing:
         files = [folder / e.name for e in listing if _is_file(e) and not is_hidden(e.name)]
-    images = sorted(path for path in files if is_image(path))
-    if len(images) < len(files):
-        logging.getLogger("pfedst").warning(
-            "%s: %d files are no images of a known kind and are left out", folder, len(files) - len(images)
-        )
-    return images
+    return sorted(path for path in files if is_image(path))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

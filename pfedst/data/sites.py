@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from pfedst.data.files import look, outside_message, shown
-from pfedst.data.sources import FileSource, ImageSource, Record, Subset
+from pfedst.data.grey_scale import GreyScale, PixelRange
+from pfedst.data.sources import EncodedSource, FileSource, ImageSource, Record, Subset
 from pfedst.data.splitting import split_sites
-from pfedst.errors import DataError, listed, nearest
+from pfedst.errors import ConfigurationError, DataError, listed, nearest
+from pfedst.names import plain_name
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -25,6 +27,11 @@ SPLIT_NAMES: dict[str, Split] = {
     "testing": "test",
 }
 """Common names of the splits, in lower case."""
+
+
+def split_of(text: object) -> Split | None:
+    """Return the split of a common name, in any case, or None."""
+    return SPLIT_NAMES.get(plain_name(text).lower())
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,11 @@ class Sites:
         roots: the folders that the user named, in one of which every file must lie; empty for no limit.
         rows: the row of a table that lists a file, for errors.
         read_from: the table or folder that names the sites, for errors.
+        pixel_range: grey values that become black and white; None if each file decides.
+        left_out: by site, or "" for the data set: the number of files and folders that are not used, by kind.
+        respelled: names that are written in several ways and count as one, for the audit.
+        test_fraction: share of each class's groups that is drawn to test at each site, in [0, 1); above 0 if the data
+            have no test split and all images are in train.
     """
 
     class_names: Sequence[str]
@@ -88,6 +100,10 @@ class Sites:
     roots: Sequence[Path] = ()
     rows: Mapping[Path, str] = field(default_factory=dict)
     read_from: Path | None = None
+    pixel_range: PixelRange | None = None
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    respelled: Sequence[str] = ()
+    test_fraction: float = 0.0
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
         """Yield every site and split, in the order of SPLITS."""
@@ -96,28 +112,39 @@ class Sites:
                 if split in parts:
                     yield site, split, parts[split]
 
-    def check_labels(self) -> None:
-        """Check that every site has training and test images, and that every label has a class.
+    @property
+    def _where(self) -> str:
+        return f"{self.read_from}: " if self.read_from else ""
+
+    def check_splits(self) -> None:
+        """Check that every site has training and test images.
 
         Raises:
             DataError: naming the table or folder, and the site.
         """
-        where = f"{self.read_from}: " if self.read_from else ""
-        if twice := [name for name in self.class_names if list(self.class_names).count(name) > 1]:
-            raise DataError(f"{where}the class {twice[0]} is named twice; give each class once")
         needed: tuple[Split, ...] = ("train", "test")
         for site, parts in self.splits.items():
             for split in needed:
                 if split not in parts or not len(parts[split].labels):
                     have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels)) or "nothing"
                     raise DataError(
-                        f'{where}site "{site}" has no {split} image (it has: {have}); add some, or leave the site out'
+                        f'{self._where}site "{site}" has no {split} image (it has: {have}); add some, or leave the '
+                        f"site out"
                     )
+
+    def check_labels(self) -> None:
+        """Check that every class is named once, and that every label has a class.
+
+        Raises:
+            DataError: naming the table or folder, and the site.
+        """
+        if twice := [name for name in self.class_names if list(self.class_names).count(name) > 1]:
+            raise DataError(f"{self._where}the class {twice[0]} is named twice; give each class once")
         for site, split, part in self.parts():
             for index, label in enumerate(part.labels):
                 if not 0 <= label < len(self.class_names):
                     raise DataError(
-                        f'{where}site "{site}", {split} image {index}: label {label} is out of range 0 to '
+                        f'{self._where}site "{site}", {split} image {index}: label {label} is out of range 0 to '
                         f"{len(self.class_names) - 1}"
                     )
 
@@ -151,6 +178,29 @@ class Sites:
 
         return replace(self, splits={s: {k: known(p) for k, p in parts.items()} for s, parts in self.splits.items()})
 
+    def with_pixel_range(self, pixel_range: PixelRange | None) -> Sites:
+        """Return the same sites, whose grey images of more than 8 bits share one range, or one warning about it.
+
+        Args:
+            pixel_range: grey values that become black and white; None if each file decides.
+
+        Raises:
+            ConfigurationError: a range is given, and no image is a file.
+        """
+        grey_scale = GreyScale(pixel_range)
+        read = [part.source for _, _, part in self.parts() if isinstance(part.source, FileSource | EncodedSource)]
+        if pixel_range is not None and not read:
+            raise ConfigurationError("--data.pixel_range has no effect on these images, which are made with 8 bits")
+
+        def scaled(part: LabelledImages) -> LabelledImages:
+            source = part.source
+            if not isinstance(source, FileSource | EncodedSource):
+                return part
+            return replace(part, source=replace(source, grey_scale=grey_scale))
+
+        splits = {site: {split: scaled(part) for split, part in parts.items()} for site, parts in self.splits.items()}
+        return replace(self, splits=splits, pixel_range=pixel_range)
+
     def with_classes(self, names: Sequence[str]) -> Sites:
         """Return the same sites with these classes in this order: labels are mapped by the names of classes.
 
@@ -165,10 +215,9 @@ class Sites:
         index = {name: names.index(name) for name in self.class_names if name in names}
         unknown = [name for name in self.class_names if name not in index]
         if unknown:
-            where = f"{self.read_from}: " if self.read_from else ""
             raise DataError(
-                f"{where}the model was trained without the class {listed(unknown)}; it has: {listed(list(names))}. "
-                f"Leave its images out, or rename the class"
+                f"{self._where}the model was trained without the class {listed(unknown)}; it has: "
+                f"{listed(list(names))}. Leave its images out, or rename the class"
             )
 
         def mapped(part: LabelledImages) -> LabelledImages:
@@ -176,6 +225,22 @@ class Sites:
 
         splits = {site: {split: mapped(part) for split, part in parts.items()} for site, parts in self.splits.items()}
         return replace(self, class_names=list(names), splits=splits)
+
+    def with_test(self, split_seed: int) -> Sites:
+        """Return the same sites, with test drawn from train by groups if the data have no test split.
+
+        Args:
+            split_seed: of the draw.
+        """
+        if not self.test_fraction:
+            return self
+        whole = {site: parts["train"] for site, parts in self.splits.items()}
+        tables = {site: (train.labels, train.groups) for site, train in whole.items()}
+        splits: dict[str, dict[Split, LabelledImages]] = {
+            site: {"train": whole[site].subset(kept), "test": whole[site].subset(cut)}
+            for site, (kept, cut) in split_sites(tables, self.test_fraction, split_seed, "test", fewest=1).items()
+        }
+        return replace(self, splits=splits)
 
     def with_validation(self, fraction: float, split_seed: int) -> Sites:
         """Return the same sites, with validation cut from train at sites that have none.

@@ -1,41 +1,21 @@
-"""Sources of images, and the errors for images that cannot be read."""
+"""Sources of images."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from pfedst.data.decoding import ImageHeader, decode, image_header, unreadable
 from pfedst.data.dicom.reader import is_dicom, load_dicom, read_header
-from pfedst.data.jpeg import check_scans
-from pfedst.errors import DataError
-
-FORMATS = (
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"),
-    "WEBP",
-)
-"""Formats that are opened, whatever the file name. By default PIL passes PostScript to Ghostscript, an interpreter."""
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """Metadata of an image file: width and height in pixels, PIL's mode (or DICOM's modality).
-
-    `burned_in` is the DICOM attribute on text within the image, None if the file does not state it.
-    """
-
-    width: int
-    height: int
-    mode: str
-    burned_in: bool | None = None
+from pfedst.data.grey_scale import GreyScale
 
 
 class ImageSource(Protocol):
@@ -73,9 +53,15 @@ class Record:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files that PIL can read, and DICOM files."""
+    """Image files that PIL can read, and DICOM files.
+
+    Args:
+        paths: the files.
+        grey_scale: range of grey values of the data set.
+    """
 
     paths: Sequence[Path]
+    grey_scale: GreyScale = field(default_factory=GreyScale)
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -85,19 +71,22 @@ class FileSource:
         """Open a file, apply its EXIF orientation and convert it to RGB (palettes, grey, CMYK and alpha included).
 
         Raises:
-            DataError: If the file is missing, truncated, not an image, or so large that it may be an attack.
+            DataError: If the file is missing, truncated, not an image, holds several images or grey values of an
+                unclear range, or is so large that it may be an attack.
         """
         path = self.paths[index]
-        return load_dicom(path) if is_dicom(path) else decode(path, str(path))
+        if is_dicom(path):
+            return load_dicom(path, self.grey_scale.window, partial(self.grey_scale.report_guess, str(path)))
+        return decode(path, str(path), self.grey_scale)
 
     def digest(self, index: int) -> str:
-        """Return a hash of the file's bytes.
+        """Return a hash of the file's bytes, and of the range of grey values if the user gives one.
 
         Raises:
             DataError: If the file cannot be read.
         """
         try:
-            return content_digest(self.paths[index].read_bytes())
+            return _pixel_digest(self.paths[index].read_bytes(), self.grey_scale)
         except OSError as error:
             raise unreadable(str(self.paths[index]), error) from error
 
@@ -114,7 +103,7 @@ class FileSource:
         path = self.paths[index]
         if is_dicom(path):
             found = read_header(path)
-            return ImageHeader(*found.size, found.modality, found.burned_in)
+            return ImageHeader(*found.size, found.modality, found.burned_in, found.grey)
         return image_header(path, str(path))
 
     @staticmethod
@@ -137,11 +126,13 @@ class EncodedSource:
         names: name of each image.
         files: file that `read` reads for each image, None for an image without its own file. Empty: no image has a
             file.
+        grey_scale: range of grey values of the data set.
     """
 
     read: Callable[[int], bytes]
     names: Sequence[str]
     files: Sequence[Path | None] = ()
+    grey_scale: GreyScale = field(default_factory=GreyScale)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -153,11 +144,11 @@ class EncodedSource:
         Raises:
             DataError: If the bytes are truncated or not an image.
         """
-        return decode(BytesIO(self.read(index)), self.names[index])
+        return decode(BytesIO(self.read(index)), self.names[index], self.grey_scale)
 
     def digest(self, index: int) -> str:
-        """Return a hash of the bytes."""
-        return content_digest(self.read(index))
+        """Return a hash of the bytes, and of the range of grey values if the user gives one."""
+        return _pixel_digest(self.read(index), self.grey_scale)
 
     def name(self, index: int) -> str:
         """Return the name of the image."""
@@ -241,69 +232,12 @@ def _paths(source: ImageSource) -> Sequence[Path | None]:
     return source.paths if isinstance(source, FileSource) else []
 
 
-def decode(opened: Path | BinaryIO, name: str) -> Image.Image:
-    """Decode an image to RGB and apply its EXIF orientation.
-
-    Raises:
-        DataError: If the image is missing, truncated, not an image, or so large that it may be an attack.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened, formats=known_formats()) as image:
-                if image.format in ("JPEG", "MPO"):
-                    check_scans(_content(image))
-                if image.mode.startswith("I;16") or image.mode == "I":
-                    # 16-bit grey: PIL's own conversion to RGB clips instead of scaling
-                    image = image.point(lambda value: value / 256).convert("L")
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # PIL raises many kinds for damaged files
-        raise unreadable(name, error) from error
-
-
-@cache
-def known_formats() -> tuple[str, ...]:
-    """Return the names in `FORMATS` that the installed Pillow supports. An unsupported name would raise KeyError."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _content(image: Image.Image) -> bytes:
-    """Return all bytes of an opened image that is not decoded yet."""
-    file = image.fp  # type: ignore[attr-defined]
-    place = file.tell()
-    file.seek(0)
-    content: bytes = file.read()
-    file.seek(place)
-    return content
-
-
-def image_header(opened: Path | BinaryIO, name: str) -> ImageHeader:
-    """Return size and mode of an encoded image.
-
-    Raises:
-        DataError: If the image is missing or not an image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(opened, formats=known_formats()) as image:
-                return ImageHeader(image.width, image.height, image.mode)
-    except Exception as error:  # PIL raises many kinds for damaged files
-        raise unreadable(name, error) from error
-
-
 def content_digest(content: bytes | memoryview) -> str:
     """Return a hash of 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def unreadable(name: str, error: Exception) -> DataError:
-    """Return the error for an image that cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        reason = "no such file"
-    elif isinstance(error, UnidentifiedImageError):
-        reason = "not an image"
-    else:
-        reason = str(error) or type(error).__name__
-    return DataError(f"{name}: {reason}; remove it, or copy it again")
+def _pixel_digest(content: bytes, grey_scale: GreyScale) -> str:
+    """Return a hash of everything that decides the pixels, so that no cache serves those of another range."""
+    digest = content_digest(content)
+    return digest if grey_scale.given is None else content_digest(f"{digest} {grey_scale.given}".encode())

@@ -13,7 +13,12 @@ Groups = Sequence[str | None]
 
 
 def split_groups(
-    labels: Labels, groups: Groups, fraction: float, seed: int, placed: Mapping[str, bool] | None = None
+    labels: Labels,
+    groups: Groups,
+    fraction: float,
+    seed: int,
+    placed: Mapping[str, bool] | None = None,
+    fewest: int = 0,
 ) -> tuple[list[int], list[int]]:
     """Split indices into two ascending lists: the kept part and the part that is cut off.
 
@@ -27,24 +32,29 @@ def split_groups(
             for a class with few units.
         seed: seed of the draw.
         placed: groups that are not drawn; True if the group is cut off.
+        fewest: minimum number of units that are cut off, as far as one drawn unit is kept; the class with the most
+            units gives first.
     """
     units: dict[object, list[int]] = {}
     for index, group in enumerate(groups):
         units.setdefault(("alone", index) if group is None else ("group", group), []).append(index)
-    cut: list[int] = []
+    cut: list[list[int]] = []
     by_class: dict[int, list[list[int]]] = {}
     for members in units.values():
         group = groups[members[0]]
         if placed is not None and group is not None and group in placed:
-            cut += members if placed[group] else []
+            cut += [members] if placed[group] else []
         else:
             by_class.setdefault(labels[members[0]], []).append(members)
+    left: dict[int, list[list[int]]] = {}
     for label, candidates in by_class.items():
         count = min(round(fraction * len(candidates)), len(candidates) - 1)
-        for position in drawn_order(len(candidates), derive_seed(seed, "validation", label))[:count]:
-            cut += candidates[position]
-    chosen = set(cut)
-    return [index for index in range(len(labels)) if index not in chosen], sorted(cut)
+        order = [candidates[p] for p in drawn_order(len(candidates), derive_seed(seed, "validation", label))]
+        cut, left[label] = cut + order[:count], order[count:]
+    while len(cut) < fewest and sum(map(len, left.values())) > 1:
+        cut.append(left[max(sorted(left), key=lambda label: len(left[label]))].pop(0))
+    chosen = {index for members in cut for index in members}
+    return [index for index in range(len(labels)) if index not in chosen], sorted(chosen)
 
 
 def drawn_order(size: int, seed: int) -> list[int]:
@@ -63,7 +73,7 @@ def drawn_order(size: int, seed: int) -> list[int]:
 
 
 def split_sites(
-    sites: Mapping[str, tuple[Labels, Groups]], fraction: float, seed: int, purpose: str
+    sites: Mapping[str, tuple[Labels, Groups]], fraction: float, seed: int, purpose: str, fewest: int = 0
 ) -> dict[str, tuple[list[int], list[int]]]:
     """Apply `split_groups` to every site. A group of several sites lies on the same side at all of them.
 
@@ -75,10 +85,11 @@ def split_sites(
         fraction: share of units that are cut off, in [0, 1).
         seed: seed of the draws.
         purpose: purpose of the split; with the seed and the name of the site it seeds the draw of that site.
+        fewest: minimum number of units that are cut off at a site with more units than that.
     """
     staying: dict[str, bool] = {}
     while True:
-        found = _split_in_turn(sites, fraction, seed, purpose, staying)
+        found = _split_in_turn(sites, fraction, seed, purpose, staying, fewest)
         # the only group of a site may have been cut off at another site
         emptied = [site for site in sorted(sites) if not found[site][0] and sites[site][0]]
         if not emptied:
@@ -87,13 +98,18 @@ def split_sites(
 
 
 def _split_in_turn(
-    sites: Mapping[str, tuple[Labels, Groups]], fraction: float, seed: int, purpose: str, staying: Mapping[str, bool]
+    sites: Mapping[str, tuple[Labels, Groups]],
+    fraction: float,
+    seed: int,
+    purpose: str,
+    staying: Mapping[str, bool],
+    fewest: int,
 ) -> dict[str, tuple[list[int], list[int]]]:
     placed = dict(staying)
     found = {}
     for site in sorted(sites):
         labels, groups = sites[site]
-        kept, cut = split_groups(labels, groups, fraction, derive_seed(seed, purpose, site), placed)
+        kept, cut = split_groups(labels, groups, fraction, derive_seed(seed, purpose, site), placed, fewest)
         found[site] = (kept, cut)
         for indices, is_cut in ((kept, False), (cut, True)):
             placed |= {group: is_cut for index in indices if (group := groups[index]) is not None}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pfedst.errors import DataError, listed
+from pfedst.names import plain_names
 
 MOST_BYTES = 1 << 30
 """Maximum size of a table: enough for millions of rows."""
@@ -20,7 +23,10 @@ STEP = 1 << 20
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """Read a CSV table (comma, semicolon or tab) with all values as text, or a parquet table without nested columns.
+    """Read a CSV table with all values as text, or a parquet table without nested columns.
+
+    A CSV table is separated by commas, semicolons or tabs, in UTF-8, UTF-16 or Windows-1252. Headings are read in their
+    one spelling (`plain_name`).
 
     Raises:
         DataError: If the table cannot be read, or is far larger than a table of images.
@@ -29,11 +35,19 @@ def read_table(file: Path) -> pd.DataFrame:
         check_size(file)
         table = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
         _check_lengths(file, table)  # within the try: a cell that is not text raises an error when it is read
-        return table
+        return _with_plain_headings(file, table)
     except ImportError as error:
         raise DataError(f"{file}: reading parquet needs pip install 'pfedst[parquet]', or give a .csv") from error
     except (ValueError, OSError, pd.errors.ParserError) as error:  # pyarrow's errors are ValueErrors
         raise DataError(f"{file}: not a readable table ({error})") from error
+
+
+def _with_plain_headings(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+    headings = plain_names(table.columns)
+    if twice := sorted({heading for heading in headings if headings.count(heading) > 1}):
+        raise DataError(f'{file}: two columns are called "{twice[0]}"; rename one')
+    renamed: pd.DataFrame = table.set_axis(headings, axis=1)
+    return renamed
 
 
 def _check_lengths(file: Path, table: pd.DataFrame) -> None:
@@ -148,17 +162,17 @@ def _text_bytes(file: Path, name: str, chunk: Any) -> int:
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
-    with file.open(encoding="utf-8-sig", newline="") as opened:
+    encoding = _encoding(file)
+    with file.open(encoding=encoding, newline="") as opened:
         header = opened.readline(MOST_IN_A_HEADER)
+        lines = 1
+        while step := opened.read(STEP):
+            if "\0" in step:  # pandas would cut the cell there
+                raise DataError(f"{file}: holds zero bytes; save it as CSV in UTF-8")
+            lines += step.count("\n")
     if len(header) == MOST_IN_A_HEADER:
         raise DataError(f"{file}: its first line is longer than {MOST_IN_A_HEADER:,} characters; give a .csv table")
     separator = max(",;\t", key=header.count)
-    lines = 0
-    with file.open("rb") as content:
-        while step := content.read(STEP):
-            if b"\0" in step:  # pandas would cut the cell there
-                raise DataError(f"{file}: holds zero bytes; save it as CSV in UTF-8")
-            lines += step.count(b"\n")
     # short rows are filled up to the header's length
     _check_cells(file, lines * (header.count(separator) + 1))
     return pd.read_csv(
@@ -166,9 +180,27 @@ def _read_csv(file: Path) -> pd.DataFrame:
         sep=separator,
         dtype=str,
         keep_default_na=False,
-        encoding="utf-8-sig",
+        encoding=encoding,
         quoting=csv.QUOTE_MINIMAL,
     )
+
+
+def _encoding(file: Path) -> str:
+    """Return the encoding of a text table: UTF-8, UTF-16 with its mark, or else Windows-1252, as Excel saves CSV."""
+    with file.open("rb") as content:
+        if content.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+    try:
+        with file.open(encoding="utf-8") as content:
+            while content.read(STEP):
+                pass
+        return "utf-8-sig"
+    except UnicodeDecodeError:
+        pass
+    logging.getLogger("pfedst").warning(
+        "%s is not in UTF-8 and is read as Windows-1252; check its accented letters", file
+    )
+    return "cp1252"
 
 
 def column_names(table: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class Encoder:
 
     Attributes:
         offers: kinds of output that an adapter can use. An adapter that needs another kind is refused before training.
+        limits: why kinds are missing, as a sentence; may be empty.
         spec: sizes of the image tower.
         preprocessing: how images must be prepared.
         label: name, weights and image size, for every output. Random weights are marked in capitals.
@@ -30,7 +31,8 @@ class Encoder:
         logit_scale: factor on cosines.
     """
 
-    offers: ClassVar[tuple[Need, ...]] = get_args(Need)
+    offers: tuple[Need, ...] = get_args(Need)
+    limits: str = ""
     spec: EncoderSpec
     preprocessing: Preprocessing
     label: str

@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pfedst.encoders.encoder import Encoder
-from pfedst.encoders.loading import image_size_of, load_open_clip, open_clip_model, timm_tower
+from pfedst.encoders.loading import load_open_clip, open_clip_model, open_clip_tower, timm_tower
 from pfedst.encoders.one_by_one import one_by_one
-from pfedst.encoders.spec import EncoderSpec, Need, Preprocessing, Taps
+from pfedst.encoders.preparation import named, of_tags, preprocessing_of
+from pfedst.encoders.repositories import HUB
+from pfedst.encoders.spec import EncoderSpec, Interpolation, Need, ResizeMode, Taps
 from pfedst.encoders.text import PromptTower, token_ids
-from pfedst.encoders.towers import ImageTower, OpenCLIPTower, frozen, pooled_patches
-from pfedst.encoders.weights import download
+from pfedst.encoders.towers import ImageTower, frozen, pooled_patches
+from pfedst.encoders.weights import download, hub_or_cache, unreachable
 from pfedst.errors import ConfigurationError, WeightsError
+from pfedst.options import FOLDER
 from pfedst.seeds import derive_seed, seeded
 
 LastBlock = Literal["class_token", "whole"]
 
-CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 # used if the weights of an image tower hold no scale: CLIP's training ends at the cap, 100
 DEFAULT_LOGIT_SCALE = 100.0
 
@@ -44,22 +46,29 @@ class FrozenCLIP(Encoder):
         text: the model with its text tower, or None if there are no weights for it.
 
     Args:
-        model: an open_clip model (`ViT-B-16-quickgelu`), a hub repository (`hf-hub:org/name`), or a timm ViT
-            (`timm/vit_base_patch14_dinov2`), which has no text tower.
-        weights: a pretrained tag (`openai`; for `hf-hub:` and timm: `pretrained`), a .safetensors file with the whole
-            model or the image tower alone, or `random`. With null, the value of the environment variable
-            PFEDST_ENCODER_WEIGHTS.
+        model: an open_clip model (`ViT-B-16-quickgelu`), a repository of open_clip on the hub (`hf-hub:org/name`) or in
+            a folder (`local-dir:FOLDER`), or a timm network (`timm/vit_base_patch14_dinov2`), which has no text tower.
+            A tower without tokens of one width (a ResNet) offers the pooled embedding alone.
+        weights: a pretrained tag (`openai`; for `hf-hub:`, `local-dir:` and timm: `pretrained`), a .safetensors file
+            with the whole model or the image tower alone, in the layout of open_clip or of transformers' CLIP, or
+            `random`. With null, the value of the environment variable PFEDST_ENCODER_WEIGHTS.
         image_size: side of the square input in pixels, a multiple of the patch size. The position embedding is
             resampled. Default: the size of the model.
         last_block: compute block L for the `class_token` alone, or as a `whole`. The results are equal to 1e-5; the
-            cost differs.
+            cost differs. A tower that pools all its tokens needs the whole block.
         logit_scale: factor on cosines, > 0. Default: the scale in the weights, or 100 for an image tower alone.
         token_grid: side of the square grid to which the patches of tokens and taps are averaged. A cache becomes
             smaller and a side network faster. The result is another model, since the frozen block L sees fewer tokens.
             An untrained side network still predicts as the encoder does. Default: all patches.
+        mean: value subtracted from red, green and blue in [0, 1]. Default of this and the next three: what the model's
+            own configuration says, see `preparation.py`.
+        std: value by which they are divided, > 0.
+        interpolation: of resizing.
+        resize_mode: how an image becomes a square: `shortest` side resized and the centre cut out, `longest` side
+            resized and filled up with black, or `squash`.
 
     Raises:
-        WeightsError: If the model is unknown, the weights do not fit or cannot be loaded, or the tower has no tokens.
+        WeightsError: If the model is unknown, or the weights do not fit or cannot be loaded.
         ConfigurationError: If the image size is not a multiple of the patch size, or an option is out of range.
     """
 
@@ -71,54 +80,74 @@ class FrozenCLIP(Encoder):
         last_block: LastBlock = "class_token",
         logit_scale: float | None = None,
         token_grid: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: Interpolation | None = None,
+        resize_mode: ResizeMode | None = None,
     ) -> None:
         if logit_scale is not None and not logit_scale > 0:
             raise ConfigurationError(f"--model.encoder.logit_scale {logit_scale}: must be above 0")
         weights = weights or os.environ.get(WEIGHTS_VARIABLE)
         if not weights:
             raise WeightsError("--model.encoder.weights is not given: name a .safetensors file or a tag")
-        self.model = model
+        # a folder lies elsewhere on another machine
+        self.model = f"{FOLDER}{Path(model.removeprefix(FOLDER)).name}" if model.startswith(FOLDER) else model
         self.random_weights = weights == "random"
-        self.last_block = last_block
         self.text: nn.Module | None = None
+        self._tokenizer_of = model
+        self._without_text = "these weights have no text tower"
         self.logit_scale = DEFAULT_LOGIT_SCALE
-        with seeded(derive_seed(0, "random encoder", model)):
+        chosen = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": resize_mode}
+        given = {key: value for key, value in chosen.items() if value is not None}
+        configuration: Mapping[str, Any]
+        with seeded(derive_seed(0, "random encoder", self.model)):
             if model.startswith("timm/"):
-                self.tower, mean, std = timm_tower(model, weights, image_size)
+                self.tower, configuration = timm_tower(model, weights, image_size)
             else:
-                self.tower, mean, std = self._open_clip(model, weights, image_size)
+                self.tower, configuration = self._open_clip(model, weights, image_size, given)
         self.tower = frozen(self.tower)
         if logit_scale is not None:
             self.logit_scale = logit_scale
+        # a tower that pools all tokens needs them all
+        self.last_block: LastBlock = last_block if self.tower.alone else "whole"
+        self.offers, self.limits = _offers(self.tower), self.tower.limits
         self.token_grid = token_grid
-        size, tokens = image_size_of(self.tower), self.tower.tokens
+        size, tokens = self.tower.image_size, self.tower.tokens
         if token_grid is not None:
             tokens = _tokens_on_grid(self.tower, token_grid)
         self.spec = EncoderSpec(
             self.tower.width, len(self.tower.blocks), tokens, self.tower.embedding, size, self.text is not None
         )
-        self.preprocessing = Preprocessing(size, mean, std)
+        self.preprocessing = preprocessing_of(self.model, size, configuration, given)
         source = "RANDOM WEIGHTS" if self.random_weights else f"weights {Path(weights).name}"
         pooled = "" if token_grid is None else f", patches averaged to {token_grid}x{token_grid}"
-        self.label = f"{model}, {source}, {size} px{pooled}"
+        self.label = f"{self.model}, {source}, {size} px{named(self.preprocessing)}{pooled}"
 
-    def _open_clip(self, model: str, weights: str, image_size: int | None) -> tuple[ImageTower, Any, Any]:
-        architecture, configuration = open_clip_model(model, weights, image_size)
-        tower = OpenCLIPTower(architecture.visual, model)
-        mean, std = configuration.get("mean", CLIP_MEAN), configuration.get("std", CLIP_STD)
+    def _open_clip(
+        self, model: str, weights: str, image_size: int | None, given: Mapping[str, Any]
+    ) -> tuple[ImageTower, Mapping[str, Any]]:
+        """Return the tower with its weights and its preprocessing, and keep the text tower and the logit scale."""
+        made = open_clip_model(model, weights, image_size)
+        configuration = made.preprocessing
+        tower = open_clip_tower(made.architecture.visual, model, image_size)
+        text, scale = not made.without_text, None
         if weights == "random":
-            self.text = architecture
+            own = made.architecture.logit_scale.detach()
+            scale = math.exp(float(own)) if text and not own.is_meta else None
         else:
-            file = Path(weights)
-            if configuration:
-                file = download(configuration, f"encoder {model} with weights {weights}")
-            whole = load_open_clip(architecture, file, model)
-            self.text = architecture if whole else None
-        if self.text is not None:
-            self.text.eval().float().requires_grad_(False)
-            if not architecture.logit_scale.is_meta:
-                self.logit_scale = math.exp(float(architecture.logit_scale))
-        return tower, tuple(mean), tuple(std)
+            file = made.pretrained.get("file") or Path(weights)
+            if made.pretrained and "file" not in made.pretrained:
+                file = download(made.pretrained, f"encoder {model} with weights {weights}")
+            loaded = load_open_clip(made, file, model)
+            text, scale, configuration = loaded.text, loaded.logit_scale, loaded.preprocessing or configuration
+        if not configuration and not model.startswith((HUB, FOLDER)):
+            configuration = of_tags(model, given)
+        if text:
+            self.text = made.architecture.eval().float().requires_grad_(False)
+        elif made.without_text:
+            self._without_text = made.without_text
+        self.logit_scale = scale or DEFAULT_LOGIT_SCALE
+        return tower, configuration
 
     # -- use ---------------------------------------------------------------------------------------------------
 
@@ -160,14 +189,16 @@ class FrozenCLIP(Encoder):
 
     @torch.no_grad()
     def _encode(self, images: Tensor, needs: Sequence[Need]) -> dict[Need, Taps]:
+        if not self.spec.layers:
+            return {"pooled": Taps("pooled", (self.tower(images).float(),))}
         z = [self.tower.embed(images).float()]
-        for block in list(self.tower.blocks)[:-1]:
-            z.append(block(z[-1]).float())
+        for index in range(self.spec.layers - 1):
+            z.append(self.tower.run_block(index, z[-1]).float())
         found: dict[Need, Taps] = {}
         if "taps" in needs:
             found["taps"] = self._taps(z)
         if "tokens" in needs:
-            found["tokens"] = Taps("tokens", (self._on_grid(self.tower.blocks[-1](z[-1]).float()),))
+            found["tokens"] = Taps("tokens", (self._on_grid(self.tower.run_block(-1, z[-1]).float()),))
         if "pooled" in needs:
             found["pooled"] = Taps("pooled", (self.finish(z[-1]).float(),))
         return found
@@ -176,25 +207,22 @@ class FrozenCLIP(Encoder):
         if self.token_grid is None:
             return Taps("taps", tuple(z))
         tensors = tuple(self._on_grid(tap) for tap in z)
-        return Taps("taps", tensors, (self._class_token(z[-1]) - self._class_token(tensors[-1])).float())
+        return Taps("taps", tensors, (self._summary(z[-1]) - self._summary(tensors[-1])).float())
 
     def _on_grid(self, tokens: Tensor) -> Tensor:
         return tokens if self.token_grid is None else pooled_patches(tokens, self.tower.patches, self.token_grid)
 
-    def _class_token(self, tokens: Tensor) -> Tensor:
-        """Return the output of block L for the class token: (B, N, D) to (B, D)."""
-        if self.last_block == "class_token":
-            return self.tower.last_block_class_token(tokens)
-        token: Tensor = self.tower.blocks[-1](tokens)[:, 0]
-        return token
+    def _summary(self, tokens: Tensor) -> Tensor:
+        """Return what is projected to the embedding, (B, D), for the input (B, N, D) of block L."""
+        return self.tower.summary(tokens, self.last_block == "whole")
 
     def finish(self, tokens: Tensor, correction: Tensor | None = None) -> Tensor:
         """Return image embeddings (B, E), not normalised, for the input (B, N, D) of block L.
 
         Gradients pass to `tokens`. `correction` is the correction of the taps, see `Taps`.
         """
-        token = self._class_token(tokens)
-        return self.tower.project(token if correction is None else token + correction)
+        summary = self._summary(tokens)
+        return self.tower.project(summary if correction is None else summary + correction)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Apply the final norm and projection, (..., D) to (..., E), to patch or class tokens of block L."""
@@ -225,8 +253,8 @@ class FrozenCLIP(Encoder):
         """
         if self.text is None:
             raise WeightsError(
-                f"encoder {self.label}: these weights have no text tower, so prompts mean nothing; use "
-                f"--model.anchors prototypes or learned, or weights of the whole model"
+                f"encoder {self.label}: {self._without_text}, so prompts mean nothing; use --model.anchors prototypes "
+                f"or learned, or weights of the whole model"
             )
         tokens = token_ids(self._tokenizer, prompts, self.label).to(self.device)
         return F.normalize(self.text.encode_text(tokens), dim=-1)  # type: ignore[operator]
@@ -239,14 +267,18 @@ class FrozenCLIP(Encoder):
         """
         if self.text is None:
             raise ConfigurationError(
-                f"encoder {self.label}: these weights have no text tower, through which this method learns prompts; "
-                f"give --model.encoder.weights of the whole model, or choose a method that needs no text tower"
+                f"encoder {self.label}: {self._without_text}, through which this method learns prompts; give "
+                f"--model.encoder.weights of the whole model, or choose a method that needs no text tower"
             )
         return PromptTower(self.text, self._tokenizer, self.label)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return open_clip.get_tokenizer(self.model)
+        try:
+            with hub_or_cache():
+                return open_clip.get_tokenizer(self._tokenizer_of)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise unreachable(f"tokenizer of encoder {self.model}", self._tokenizer_of, error) from error
 
     # -- identity ----------------------------------------------------------------------------------------------
 
@@ -290,7 +322,16 @@ def _joined(parts: Sequence[Taps]) -> Taps:
     return Taps(parts[0].kind, tensors, torch.cat(corrections) if corrections else None)
 
 
+def _offers(tower: ImageTower) -> tuple[Need, ...]:
+    """Return the kinds of output that a tower has. Tokens are the output of block L with a class token in front."""
+    if not tower.blocks:
+        return ("pooled",)
+    return ("pooled", "tokens", "taps", "images") if tower.class_token else ("pooled", "taps", "images")
+
+
 def _tokens_on_grid(tower: ImageTower, token_grid: int) -> int:
+    if not tower.patches:
+        raise ConfigurationError(f"--model.encoder.token_grid {token_grid}: {tower.limits}")
     side = round(tower.patches**0.5)
     if not 1 <= token_grid < side:
         raise ConfigurationError(

@@ -9,23 +9,29 @@ from torch import Tensor
 
 Need = Literal["pooled", "tokens", "taps", "images"]
 """Kind of encoder output that an adapter needs; see `Taps`."""
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+"""How an image becomes a square, in open_clip's words.
+
+`shortest`: the shorter side gets the size of the input, the centre is cut out. `longest`: the longer side gets it, the
+rest is black. `squash`: both sides get it, whatever the aspect ratio."""
 
 
 @dataclass(frozen=True)
 class Taps:
     """Output of the encoder for one batch.
 
-    `kind` determines the content of `tensors` (B images, N tokens with the class token first, D width, E embedding, L
-    blocks):
+    `kind` determines the content of `tensors` (B images, N tokens with the class token first, if the embedding is that
+    of a class token, D width, E embedding, L blocks):
 
     * `pooled`: one tensor (B, E), the image embedding, NOT normalised;
     * `tokens`: one tensor (B, N, D), the output of block L before the final norm;
     * `taps`: L tensors (B, N, D), Z_0 .. Z_{L-1}: the input of block 1, then the outputs of blocks 1 .. L-1;
     * `images`: one tensor (B, 3, H, W), for adapters inside the tower.
 
-    If the patches of the taps are averaged, `correction` (B, D) is the output of block L for the class token on all
-    patches minus its output on the averaged patches. Adding `correction` to the latter makes an untrained side network
-    exact. Otherwise `correction` is None.
+    If the patches of the taps are averaged, `correction` (B, D) is the output of block L for the class token (or the
+    pooled output) on all patches minus that on the averaged patches. Adding `correction` to the latter makes an
+    untrained side network exact. Otherwise `correction` is None.
     """
 
     kind: Need
@@ -42,9 +48,9 @@ class EncoderSpec:
     """Sizes of an image tower.
 
     Attributes:
-        width: D, channels of a token.
-        layers: L, number of transformer blocks.
-        tokens: N, class token + patches (+ register tokens, if the tower has them).
+        width: D, channels of a token; 0 for a tower without tokens.
+        layers: L, number of transformer blocks; 0 for a tower without tokens.
+        tokens: N, patches and the prefix tokens that the tower has (class token, register tokens).
         embedding: E, channels of the image embedding.
         image_size: side of the square input, pixels.
         has_text: True if there is a text tower with usable weights.
@@ -65,4 +71,5 @@ class Preprocessing:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"

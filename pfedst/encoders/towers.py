@@ -1,6 +1,6 @@
-"""Image towers with access to single blocks: a common interface for open_clip and timm VisionTransformers.
+"""Image towers with access to single blocks: a common interface, and the towers of open_clip.
 
-Shapes: B images, N tokens (class token first), D width, E embedding, L blocks.
+Shapes: B images, N tokens (class token first, if there is one), D width, E embedding, L blocks.
 """
 
 from __future__ import annotations
@@ -8,27 +8,28 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer as OpenCLIPVisionTransformer
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from pfedst.errors import WeightsError
+from pfedst.errors import ConfigurationError
 
 
 class ImageTower(nn.Module):
-    """A frozen transformer with the same token width in all blocks. The class token gives the image embedding.
+    """A frozen image tower: tokens of one width in L blocks, and one embedding per image.
 
     Attributes:
-        blocks: the L blocks.
+        blocks: the L blocks; empty if the tower cannot be run block by block (`PooledTower`).
         width, tokens, embedding: D, N, E.
         patches: number of patches among the N tokens; the patches come last.
+        image_size: side of the square input in pixels.
+        class_token: True if the embedding is that of the class token, False if it is pooled over tokens.
+        alone: True if block L can be computed for the class token alone.
+        limits: what this tower cannot do and why, as a sentence; empty for a tower with a class token.
         targets: the linear layers of a block that a low-rank update may change: queries, keys, values, attention
             output, and the two layers of the MLP. Each entry names a weight of the block and, if the weight holds
             several targets, the index of the part.
@@ -38,7 +39,11 @@ class ImageTower(nn.Module):
     tokens: int
     patches: int
     embedding: int
-    targets: ClassVar[Mapping[str, tuple[str, int | None]]]
+    image_size: int
+    class_token: bool = True
+    alone: bool = True
+    limits: str = ""
+    targets: Mapping[str, tuple[str, int | None]]
 
     @property
     @abstractmethod
@@ -49,6 +54,11 @@ class ImageTower(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Return Z_0 (B, N, D) for images (B, 3, H, W): patches, class token, positions, norm."""
 
+    def run_block(self, index: int, tokens: Tensor) -> Tensor:
+        """Return the output (B, N, D) of a block for its input (B, N, D)."""
+        output: Tensor = self.blocks[index](tokens)
+        return output
+
     @abstractmethod
     def last_block_class_token(self, tokens: Tensor) -> Tensor:
         """Compute block L for the class token alone: (B, N, D) to (B, D).
@@ -57,20 +67,38 @@ class ImageTower(nn.Module):
         keys and values for all. The result equals that of the whole block at about a sixth of the cost.
         """
 
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the class token (B, D) of the output (B, N, D) of block L, or pool its tokens after the final norm."""
+        return tokens[:, 0]
+
+    def summary(self, tokens: Tensor, whole_last_block: bool) -> Tensor:
+        """Return what `project` maps to the embedding, (B, D), for the input (B, N, D) of block L."""
+        if self.alone and not whole_last_block:
+            return self.last_block_class_token(tokens)
+        return self.pool(self.run_block(-1, tokens))
+
     @abstractmethod
-    def project(self, class_token: Tensor) -> Tensor:
-        """Apply the final norm and projection: (B, D) to (B, E)."""
+    def project(self, summary: Tensor) -> Tensor:
+        """Apply the projection, and the final norm to a class token: (B, D) to (B, E)."""
 
     def forward(self, images: Tensor, whole_last_block: bool = False) -> Tensor:
         """Return embeddings (B, E), not normalised, of images (B, 3, H, W)."""
-        *blocks, last = self.blocks
         tokens = self.embed(images)
-        for block in blocks:
-            tokens = block(tokens)
-        return self.project(last(tokens)[:, 0] if whole_last_block else self.last_block_class_token(tokens))
+        for index in range(len(self.blocks) - 1):
+            tokens = self.run_block(index, tokens)
+        return self.project(self.summary(tokens, whole_last_block))
 
     def target_weights(self, targets: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Return the frozen weights (out, in) of each block, by target."""
+        """Return the frozen weights (out, in) of each block, by target.
+
+        Raises:
+            ConfigurationError: If the blocks have no such layer.
+        """
+        if absent := [target for target in targets if target not in self.targets]:
+            raise ConfigurationError(
+                f"the blocks of this image tower have no single layer {absent[0]!r} that a low-rank update could "
+                f"change; choose from {', '.join(self.targets) or 'none'}"
+            )
         return [{target: self._part(block, target) for target in targets} for block in self.blocks]
 
     def with_targets(self, block_weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -90,40 +118,38 @@ class ImageTower(nn.Module):
         return weight if part is None else weight.chunk(3)[part]
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Return (B, heads, N, D / heads) for (B, N, D)."""
     B, N, D = x.shape
     return x.reshape(B, N, heads, D // heads).transpose(1, 2)
 
 
+OPEN_CLIP_TARGETS: Mapping[str, tuple[str, int | None]] = {
+    "q": ("attn.in_proj_weight", 0),
+    "k": ("attn.in_proj_weight", 1),
+    "v": ("attn.in_proj_weight", 2),
+    "o": ("attn.out_proj.weight", None),
+    "mlp_in": ("mlp.c_fc.weight", None),
+    "mlp_out": ("mlp.c_proj.weight", None),
+}
+
+
 class OpenCLIPTower(ImageTower):
-    """The image tower of an open_clip model.
+    """The VisionTransformer of open_clip. CLIP answers with its class token; CoCa and CLIPA pool their tokens."""
 
-    Raises:
-        WeightsError: If the tower has no class token, or no tokens of constant width.
-    """
-
-    targets: ClassVar[Mapping[str, tuple[str, int | None]]] = {
-        "q": ("attn.in_proj_weight", 0),
-        "k": ("attn.in_proj_weight", 1),
-        "v": ("attn.in_proj_weight", 2),
-        "o": ("attn.out_proj.weight", None),
-        "mlp_in": ("mlp.c_fc.weight", None),
-        "mlp_out": ("mlp.c_proj.weight", None),
-    }
-
-    def __init__(self, visual: nn.Module, model: str) -> None:
+    def __init__(self, visual: OpenCLIPVisionTransformer) -> None:
         super().__init__()
-        if not isinstance(visual, OpenCLIPVisionTransformer):
-            raise refused(model, type(visual).__name__)
-        if visual.attn_pool is not None or visual.pool_type != "tok" or visual.proj is None:
-            raise WeightsError(f"encoder {model}: it pools all tokens; pfedst needs a class token as the answer")
-        if type(visual.transformer.resblocks[-1]) is not ResidualAttentionBlock:
-            raise WeightsError(f"encoder {model}: custom attention blocks are not supported")
         self.visual: Any = visual
         self.width = visual.conv1.out_channels
         self.tokens = visual.positional_embedding.shape[0]
         self.patches = self.tokens - 1
         self.embedding = visual.output_dim
+        self.image_size = int(visual.image_size[0])
+        self.class_token = visual.attn_pool is None and visual.pool_type == "tok"
+        self.alone = self.class_token and type(self.blocks[-1]) is ResidualAttentionBlock
+        self.targets = OPEN_CLIP_TARGETS
+        if not self.class_token:
+            self.limits = "its image tower pools all tokens to the embedding, and its class token is not the embedding"
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -144,87 +170,79 @@ class OpenCLIPTower(ImageTower):
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         q = F.linear(y[:, :1], weight[:D], bias[:D])
         k, v = F.linear(y, weight[D:], bias[D:]).chunk(2, -1)
-        q, k, v = (_heads(x, attention.num_heads) for x in (q, k, v))
+        q, k, v = (split_heads(x, attention.num_heads) for x in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v)
         token = tokens[:, 0] + block.ls_1(attention.out_proj(attended.transpose(1, 2).flatten(1)))
         result: Tensor = token + block.ls_2(block.mlp(block.ln_2(token)))
         return result
 
-    def project(self, class_token: Tensor) -> Tensor:
-        """Apply ln_post, then the projection."""
-        projected: Tensor = self.visual.ln_post(class_token) @ self.visual.proj
-        return projected
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the class token, or apply open_clip's norm and pooling."""
+        return tokens[:, 0] if self.class_token else self.visual._pool(tokens)[0]
+
+    def project(self, summary: Tensor) -> Tensor:
+        """Apply ln_post to a class token, then the projection."""
+        normed: Tensor = self.visual.ln_post(summary) if self.class_token else summary
+        return normed if self.visual.proj is None else normed @ self.visual.proj
 
 
-class TimmTower(ImageTower):
-    """A plain timm VisionTransformer with a class token (DINOv2, RETFound-like).
+class PooledTower(ImageTower):
+    """A tower that is run as a whole, such as a ResNet or a Swin transformer. It has an embedding and nothing else.
 
-    Raises:
-        WeightsError: If the architecture is another one, there is no class token, or a block is not a plain block.
+    Args:
+        network: images (B, 3, H, W) to embeddings (B, E).
+        image_size: side of the square input in pixels.
+        limits: why there are no tokens to tap, as a sentence.
     """
 
-    targets: ClassVar[Mapping[str, tuple[str, int | None]]] = {
-        "q": ("attn.qkv.weight", 0),
-        "k": ("attn.qkv.weight", 1),
-        "v": ("attn.qkv.weight", 2),
-        "o": ("attn.proj.weight", None),
-        "mlp_in": ("mlp.fc1.weight", None),
-        "mlp_out": ("mlp.fc2.weight", None),
-    }
+    class_token = False
+    alone = False
 
-    def __init__(self, vit: nn.Module, model: str) -> None:
+    def __init__(self, network: nn.Module, image_size: int, limits: str) -> None:
         super().__init__()
-        if not isinstance(vit, TimmVisionTransformer):
-            raise refused(model, type(vit).__name__)
-        last: Any = vit.blocks[-1]
-        if not vit.has_class_token or type(last) is not Block or type(last.attn) is not Attention:
-            raise WeightsError(f"encoder {model}: pfedst needs a class token and plain attention blocks")
-        if last.attn.gate is not None:
-            raise WeightsError(f"encoder {model}: gated attention is not supported")
-        vit.reset_classifier(0)
-        self.vit: Any = vit
-        self.width = self.embedding = vit.embed_dim
-        self.patches = vit.patch_embed.num_patches
-        self.tokens = self.patches + vit.num_prefix_tokens
+        self.network = network.eval()
+        self.image_size = image_size
+        self.limits = limits
+        self.targets = {}
+        self.width = self.tokens = self.patches = 0
+        with torch.no_grad():
+            self.embedding = int(network(torch.zeros(1, 3, image_size, image_size)).shape[-1])
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The blocks."""
-        return nn.ModuleList(self.vit.blocks)
+        """No blocks."""
+        return nn.ModuleList()
 
     def embed(self, images: Tensor) -> Tensor:
-        """Apply patch embedding, class and register tokens and positions."""
-        z_0: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
-        return z_0
+        """Raise ConfigurationError: there are no tokens."""
+        raise ConfigurationError(self.limits)
 
     def last_block_class_token(self, tokens: Tensor) -> Tensor:
-        """Compute the last block for the class token alone."""
-        block: Any = self.blocks[-1]
-        attention = block.attn
-        y = block.norm1(tokens)
-        qkv, D = attention.qkv, attention.attn_dim
-        bias = (None, None) if qkv.bias is None else (qkv.bias[:D], qkv.bias[D:])
-        q = F.linear(y[:, :1], qkv.weight[:D], bias[0])
-        k, v = F.linear(y, qkv.weight[D:], bias[1]).chunk(2, -1)
-        q, k, v = (_heads(x, attention.num_heads) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
-        attended = attention.proj(attention.norm(attended.transpose(1, 2).flatten(1)))
-        token = tokens[:, 0] + block.ls1(attended)
-        result: Tensor = token + block.ls2(block.mlp(block.norm2(token)))
-        return result
+        """Raise ConfigurationError: there are no tokens."""
+        raise ConfigurationError(self.limits)
 
-    def project(self, class_token: Tensor) -> Tensor:
-        """Apply the final norm; there is no projection."""
-        projected: Tensor = self.vit.fc_norm(self.vit.norm(class_token))
-        return projected
+    def project(self, summary: Tensor) -> Tensor:
+        """Raise ConfigurationError: there are no tokens."""
+        raise ConfigurationError(self.limits)
+
+    def forward(self, images: Tensor, whole_last_block: bool = False) -> Tensor:
+        """Return embeddings (B, E), not normalised, of images (B, 3, H, W)."""
+        embeddings: Tensor = self.network(images)
+        return embeddings
 
 
-def refused(model: str, architecture: str) -> WeightsError:
-    """Return the error for a tower without tokens of constant width."""
-    return WeightsError(
-        f"encoder {model}: its image tower is a {architecture}, which has no tokens of one width from block to "
-        f"block, so that a side network has nothing to tap; choose a ViT (ViT-B-16-quickgelu, timm/vit_*)"
-    )
+def why_no_tokens(network: Any) -> str:
+    """Return why a network cannot be tapped block by block: its widths, or its class."""
+    name = type(network).__name__
+    widths = [stage["num_chs"] for stage in getattr(network, "feature_info", None) or []]
+    if name == "ModifiedResNet":
+        widths = [getattr(network, f"layer{stage}")[-1].bn3.num_features for stage in range(1, 5)]
+    if len(set(widths)) > 1:
+        return (
+            f"its image tower is a {name}, whose stages have {', '.join(map(str, widths))} channels: a side network "
+            f"needs tokens of one width"
+        )
+    return f"its image tower is a {name}, whose blocks pfedst does not run one by one"
 
 
 def frozen(tower: ImageTower) -> ImageTower:

@@ -24,12 +24,15 @@ SPARE_BYTES = 2**26
 """Bytes that a file may hold in addition to the model: a head, positions of a larger image, metadata."""
 
 
-def read_file(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_file(
+    path: Path, module: nn.Module, spare_bytes: int = SPARE_BYTES
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and metadata of a safetensors file.
 
     Args:
         path: path of the file.
         module: module to load the file into. A file that is far larger than the module is not read.
+        spare_bytes: what the file may hold in addition to the module.
 
     Raises:
         WeightsError: If the file is missing, damaged, far too large, or of another kind.
@@ -37,7 +40,7 @@ def read_file(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[st
     if not path.is_file():
         raise WeightsError(f"--model.encoder.weights {path}: no such file")
     size_bytes, numbers = path.stat().st_size, sum(tensor.numel() for tensor in module.state_dict().values())
-    if size_bytes > BYTES_A_NUMBER * numbers + SPARE_BYTES:
+    if size_bytes > BYTES_A_NUMBER * numbers + spare_bytes:
         raise WeightsError(
             f"--model.encoder.weights {path}: {size_bytes:,} bytes, far more than the model's {numbers:,} numbers; "
             f"choose the --model.encoder.model that these weights were made for"

@@ -10,6 +10,8 @@ CALIBRATION = ("ece", "classwise_ece")
 """Lower is better."""
 GRADING_METRICS = ("auroc_ovo", "quadratic_kappa")
 """Additional metrics for classes that are grades, as reported for the grading of retinopathy."""
+CLASS_METRICS = ("sensitivity", "specificity", "average_precision")
+"""Metrics of one class against the others; the sensitivity of a class is its recall."""
 Metrics = dict[str, float | None]
 """Metric name -> value in [0, 1] (the kappa in [-1, 1]), or None if it is not defined."""
 

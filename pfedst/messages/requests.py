@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pfedst.messages.payload import NET, Payload, State, raw_bytes
 
-Kind = Literal["hello", "prototypes", "fit", "evaluate", "cost"]
+Kind = Literal["hello", "prototypes", "fit", "evaluate", "class_metrics", "cost"]
 """`hello`: which data and options a client has; `prototypes`: sums and counts of embeddings by class; `fit`: train;
-`evaluate`: metrics of the personal and the generic model; `cost`: FLOPs of training on one image."""
+`evaluate`: metrics of the personal and the generic model; `class_metrics`: of the predictions on test that the client
+has kept; `cost`: FLOPs of training on one image."""
 SplitName = Literal["train", "validation", "test"]
 ANCHORS = "anchors"
 """The part of a request that holds the class anchors (K, E) under `classes`."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pfedst.adapters import Adapter, SideNetwork
-from pfedst.encoders import AnchorHead, Encoder, Taps
+from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Taps
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, Payload, State
 from pfedst.methods.merging import MergeRule, clipped_mean, trimmed_mean, weighted_mean
@@ -147,6 +147,7 @@ class FederatedMethod:
     Attributes:
         source: paper, venue and year: where the method comes from.
         requires: the class of adapter that the method needs; None for any. Other adapters are refused.
+        requires_anchors: the class anchors that the method needs; None for any. Others are refused.
         sequential: True for ring methods: a round takes the clients one after the other and merges after each.
         pooled: True for the upper reference: one client trains on the images of all sites together.
         personalises: False declares that all clients predict with the server's model alone, so that it is evaluated
@@ -173,6 +174,7 @@ class FederatedMethod:
 
     source: ClassVar[str] = ""
     requires: ClassVar[type[Adapter] | None] = None
+    requires_anchors: ClassVar[AnchorKind | None] = None
     sequential: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     personalises: ClassVar[bool] = True

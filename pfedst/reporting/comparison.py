@@ -15,6 +15,7 @@ from typing import Any
 
 from pfedst.errors import StateError
 from pfedst.reporting.run_folder import RunFolder
+from pfedst.reporting.summary import CALIBRATION_BINS
 
 
 class OverSites(Enum):
@@ -68,6 +69,18 @@ class FinishedRun:
         """Cost of the run."""
         cost: Mapping[str, Any] = self.summary["cost"]
         return cost
+
+    @property
+    def environment(self) -> Mapping[str, Any] | None:
+        """Versions, date, command and hardware; None for a run before this was recorded."""
+        found: Mapping[str, Any] | None = self.summary["environment"]
+        return found
+
+    @property
+    def class_metrics(self) -> Mapping[str, Any]:
+        """By site, what it reports of each class; empty for a run before this was computed."""
+        found: Mapping[str, Any] = self.summary["class_metrics"]
+        return found
 
     @property
     def total_bytes(self) -> float:
@@ -186,6 +199,11 @@ class Compared:
         return max((row.first.protocol for row in self.rows), key=lambda protocol: protocol["rounds"])
 
     @property
+    def is_demonstration(self) -> bool:
+        """True if a row has random weights or synthetic images: nothing can be claimed of its numbers."""
+        return any(row.has_random_weights or row.has_synthetic_images for row in self.rows)
+
+    @property
     def sites(self) -> list[str]:
         """Sites in the order of the table."""
         return list(self.rows[0].first.summary["personal"]["clients"])
@@ -217,6 +235,11 @@ class Compared:
     def row(self, label: str) -> RunsOfARow:
         """Return the row with this label."""
         return next(row for row in self.rows if row.label == label)
+
+
+def has_present_bins(summary: Mapping[str, Any]) -> bool:
+    """Return True if the calibration errors of a summary are in the bins of this version."""
+    return bool(summary["evaluated"].get("bins") == CALIBRATION_BINS)
 
 
 def summed(matrices: Iterable[Sequence[Sequence[int]]]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Render a report for the terminal and as Markdown, LaTeX, CSV and JSON.
+"""Render a report for the terminal and as Markdown, CSV and JSON.
 
 All formats use the same cells and need neither files nor the clock.
 """
@@ -25,7 +25,6 @@ STYLES = {"": "", "best": "bold", "second": "underline"}
 DASHES = ("", "-", "\N{EN DASH}", "\N{EM DASH}")  # texts of empty cells
 WORDS = 24  # terminal columns for words before they wrap
 BORDER = 3  # terminal columns between two table columns: a line and two spaces
-LATEX_WIDE = 80  # approximate number of characters in a line of a page
 
 
 def plain(text: str) -> str:
@@ -56,7 +55,8 @@ def is_marked(table: ReportTable) -> bool:
     return any(cell.mark for row in table.rows for cell in row)
 
 
-def _captioned(table: ReportTable) -> str:
+def captioned(table: ReportTable) -> str:
+    """Return the caption, with the legend of marks if there are any."""
     return plain(f"{table.caption} {LEGEND if is_marked(table) else ''}")
 
 
@@ -75,14 +75,14 @@ def rich_report(report: Report, width: int = 120) -> RenderableType:
         blocks = _blocks(table, width)
         shown.append("")
         shown += [_rich_table(table, block, width, f" ({i} of {len(blocks)})") for i, block in enumerate(blocks, 1)]
-        if caption := _captioned(table):
+        if caption := captioned(table):
             shown.append(Text(caption, style="dim"))
     return Group(*shown)
 
 
 def _least(table: ReportTable, column: int, width: int) -> int:
     """Return the minimum number of terminal columns for a readable table column. Two columns always fit."""
-    heading, *texts = _column(table, column)
+    heading, *texts = column_texts(table, column)
     word = max((cell_len(word) for word in heading.split()), default=0)
     longest = max((cell_len(text) for text in texts), default=0)
     least = max(word, longest if right_aligned(table)[column] else min(longest, WORDS))
@@ -102,7 +102,7 @@ def _blocks(table: ReportTable, width: int) -> list[list[int]]:
 
 def _widths(table: ReportTable, columns: list[int], width: int) -> list[int]:
     """Return the width of each column: its minimum, plus a share of the spare width if it can use more."""
-    wanted = [max(cell_len(text) for text in _column(table, column)) for column in columns]
+    wanted = [max(cell_len(text) for text in column_texts(table, column)) for column in columns]
     widths = [_least(table, column, width) for column in columns]
     spare = width - 1 - sum(w + BORDER for w in widths)
     while spare > 0 and (short := [i for i, w in enumerate(widths) if w < wanted[i]]):
@@ -112,7 +112,8 @@ def _widths(table: ReportTable, columns: list[int], width: int) -> list[int]:
     return widths
 
 
-def _column(table: ReportTable, column: int) -> list[str]:
+def column_texts(table: ReportTable, column: int) -> list[str]:
+    """Return the heading and the cells of a column."""
     return [plain(text) for text in (table.headings[column], *(row[column].text for row in table.rows))]
 
 
@@ -145,7 +146,7 @@ def markdown(report: Report) -> str:
     if report.protocol:
         parts.append("\n".join(f"- {_markdown_line(line)}" for line in report.protocol))
     for table in report.tables:
-        parts += [f"## {_markdown(table.title)}", markdown_table(table), _markdown_line(_captioned(table))]
+        parts += [f"## {_markdown(table.title)}", markdown_table(table), _markdown_line(captioned(table))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -177,73 +178,6 @@ def markdown_table(table: ReportTable) -> str:
         for line in (lines[0], rule, *lines[1:])
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-# LaTeX
-
-_LATEX = {c: f"\\{c}" for c in "%_&#${}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"`": r"\textasciigrave{}", "|": r"\textbar{}", "–": r"\textendash{}", "—": r"\textemdash{}"}  # noqa: RUF001
-_LATEX |= {"<": "$<$", ">": "$>$", "−": "$-$", "…": r"\ldots{}"}  # noqa: RUF001
-_SYMBOLS = {"±": "pm", "×": "times", "·": "cdot", "≤": "leq", "≥": "geq", "≠": "neq", "≈": "approx"}  # noqa: RUF001
-_SYMBOLS |= {"∞": "infty", "→": "to", "↑": "uparrow", "↓": "downarrow", "∆": "Delta", "Δ": "Delta", "µ": "mu"}
-# pdflatex has no Greek letters of its own
-_SYMBOLS |= {"λ": "lambda"} | {c: unicodedata.name(c).split()[-1].lower() for c in "αβγδεηθκμπρστφχω"}
-_ESCAPES = str.maketrans(_LATEX | {symbol: f"$\\{name}$" for symbol, name in _SYMBOLS.items()})
-
-
-def latex_text(text: str) -> str:
-    """Escape a text for LaTeX. Letters of other alphabets are kept."""
-    escaped = plain(text).translate(_ESCAPES)
-    escaped = re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # otherwise LaTeX merges two of them into another character
-    return f"{{}}{escaped}" if escaped[:1] in ("[", "*") else escaped  # after \\ these would be read as an option
-
-
-def latex(table: ReportTable) -> str:
-    """Render one table for a paper. Needs the package booktabs, and graphicx if the table is wide."""
-    rows = [" & ".join(_latex_cell(cell) for cell in row) for row in table.rows]
-    lines = [
-        rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in right_aligned(table))}}}",
-        r"\toprule",
-        " & ".join(latex_text(heading) for heading in table.headings) + r" \\",
-        r"\midrule",
-        *(rf"{row} \\" for row in rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    if _latex_width(table) > LATEX_WIDE:  # shrinks it to the line, and never stretches it
-        lines = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", *lines[:-1], lines[-1] + "}"]
-    caption = latex_text(f"{table.title.rstrip('. ')}. {_captioned(table)}")
-    label = re.sub(r"[^A-Za-z0-9]+", "-", table.name).strip("-")
-    begin = [r"\begin{table}[!htbp]", r"\centering", rf"\caption{{{caption}}}"]
-    return "\n".join([*begin, rf"\label{{tab:{label}}}", *lines, r"\end{table}"]) + "\n"
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = latex_text(cell.text)
-    if cell.value is not None:
-        text = re.sub(r"(?<![\w$-])-(?=[\d.])", "$-$", text)  # a minus, not a hyphen
-    if not text or not cell.mark:
-        return text
-    return rf"\textbf{{{text}}}" if cell.mark == "best" else rf"\underline{{{text}}}"
-
-
-def _latex_width(table: ReportTable) -> int:
-    return sum(max(len(text) for text in _column(table, i)) + 2 for i in range(len(table.headings)))
-
-
-def latex_document(report: Report) -> str:
-    """Render all tables as a document that compiles by itself."""
-    lines = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage[margin=2cm]{geometry}"]
-    lines += [r"\usepackage{booktabs}", r"\usepackage{graphicx}", r"\begin{document}"]
-    lines += [rf"\section*{{{latex_text(report.title)}}}"]
-    for items, style in ((report.notes, r"\textbf{%s}"), (report.protocol, "%s")):
-        if items:
-            shown = [rf"\item {style.replace('%s', latex_text(item))}" for item in items]
-            lines += [r"\begin{itemize}", *shown, r"\end{itemize}"]
-    for table in report.tables:
-        lines += ["", latex(table)]
-    return "\n".join([*lines, r"\end{document}"]) + "\n"
 
 
 # for programs

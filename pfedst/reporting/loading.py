@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
+from pfedst.evaluation import CALIBRATION
 from pfedst.options import SEED
-from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow, has_present_bins
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import FORMAT as SUMMARY_FORMAT
 from pfedst.reporting.summary import PRIOR
@@ -31,6 +32,18 @@ BUDGET = (
     "held_out_sites",
 )
 """What is told where rows differ in it."""
+BUDGET_OPTIONS = (
+    "coordinator.held_out_sites",
+    "coordinator.participation",
+    "coordinator.rounds",
+    "data.class_path",
+    "data.init_args.batch_size",
+    "trainer.limit_train_batches",
+    "trainer.max_epochs",
+)
+"""The same as options."""
+EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.")
+"""Groups of options that are no part of a method: also where rows of several methods differ in one, it is told."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round")
 """What the protocols of runs of one row may differ in, where the options of the study were not recorded."""
 HASH_DIGITS = 8
@@ -82,7 +95,7 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
-    told = (*_differences(made), *_last_digits(made), *notes)
+    told = (*_differences(made), *_options(made), *_last_digits(made), *_other_bins(made), *notes)
     return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning)
 
 
@@ -117,6 +130,8 @@ def _finished(path: Path) -> FinishedRun | None:
 def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
     """Return a summary in the present format; format 1 did not record options, versions and hashes.
 
+    Older summaries have no metrics of classes, and calibration errors in other bins, which are left out.
+
     Args:
         summary: of any format.
         file: for the error.
@@ -125,17 +140,28 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
         StateError: its format is not known.
     """
     found = summary.get("format")
-    if found == SUMMARY_FORMAT:
-        return summary
+    if found not in (1, SUMMARY_FORMAT):
+        raise StateError(
+            f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
+            f"it again, under another name"
+        )
+    present: dict[str, Any] = {"class_metrics": {}, "environment": None, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}
         evaluated = {"round": protocol["round"], "split": protocol["split"], "prior": PRIOR}
-        return {**summary, "format": SUMMARY_FORMAT, **unknown, "evaluated": evaluated}
-    raise StateError(
-        f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run it "
-        f"again, under another name"
-    )
+        present |= {"format": SUMMARY_FORMAT, **unknown, "evaluated": evaluated}
+    if not has_present_bins(present):
+        present |= {model: _without_calibration(present[model]) for model in ("personal", "generic")}
+    return present
+
+
+def _without_calibration(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a model without calibration errors."""
+    unknown = dict.fromkeys(CALIBRATION)
+    columns = {key: {**table, **unknown} for key, table in found.items() if key not in ("clients", "counts")}
+    clients = {site: {**metrics, **unknown} for site, metrics in found["clients"].items()}
+    return {**found, **columns, "clients": clients}
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -172,7 +198,8 @@ class _Group:
         if run.study:
             options = {key: value for key, value in run.study.items() if key != SEED}
         else:
-            options = dotted({key: value for key, value in run.protocol.items() if key not in OF_A_RUN})
+            # runs that were made before a table of the protocol was recorded belong to those in which it is empty
+            options = dotted({key: value for key, value in run.protocol.items() if key not in OF_A_RUN and value != {}})
         hashes = dotted({"hash": run.content})
         return cls(run.protocol["method"], bool(run.study), options | (hashes if run.content else {}))
 
@@ -284,6 +311,36 @@ def _differences(rows: Sequence[RunsOfARow]) -> list[str]:
             parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
             notes.append(f"rows differ in {key.replace('_', ' ')} ({parts})")
     return notes
+
+
+def _options(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Where rows of one method differ in an option of the study, or any rows in what all share; with folders."""
+    notes = []
+    recorded = [row for row in rows if row.first.study]
+    for key in sorted({key for row in recorded for key in row.first.study} - {SEED, *BUDGET_OPTIONS}):
+        values = {row.label: json.dumps(row.first.study.get(key, "default")).strip('"') for row in recorded}
+        methods = {(row.first.protocol["method"], values[row.label]) for row in recorded}
+        of_one_method = len(methods) > len({method for method, _ in methods})
+        compared = [row for row in recorded if of_one_method or (row.trains and key.startswith(EQUAL_FOR_ALL))]
+        told: dict[str, list[str]] = {}
+        for row in compared:
+            folders = listed([str(run.folder) for run in row.runs], most=3)
+            told.setdefault(values[row.label], []).append(f"{row.label} in {folders}")
+        if len(told) > 1:
+            parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
+            notes.append(f"rows differ in {key} ({parts})")
+    return notes
+
+
+def _other_bins(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Which rows have no calibration errors, as those of an older version are not comparable."""
+    labels = [row.label for row in rows if not all(has_present_bins(run.summary) for run in row.runs)]
+    if not labels:
+        return []
+    return [
+        f"calibration errors are left out of {listed(labels)}: an older version computed them in other bins; run it "
+        f"again to have them"
+    ]
 
 
 def _last_digits(rows: Sequence[RunsOfARow]) -> list[str]:

@@ -9,16 +9,18 @@ from pfedst.errors import listed
 from pfedst.evaluation.statistics import Difference, fewest_differences
 from pfedst.reporting import report_tables as tables
 from pfedst.reporting.comparison import Compared
+from pfedst.reporting.environment import environment_lines, runs_text
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import ReportTable
 
 
-def make_report(compared: Compared, metric: str) -> Report:
-    """Build the report.
+def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | None = None) -> Report:
+    """Build the report. Cells are marked as best only if a difference to the reference can be claimed.
 
     Args:
         compared: the runs.
         metric: metric by which rows are compared, such as `balanced_accuracy`.
+        made_with: the `environment` of this report, to be named in it.
     """
     differences = tables.differences(compared, metric)
     made: list[ReportTable | None] = [
@@ -26,17 +28,21 @@ def make_report(compared: Compared, metric: str) -> Report:
         tables.tests_table(compared, metric, differences) if differences else None,
         tables.metrics_table(compared, metric),
         tables.recall_table(compared),
+        tables.classes_table(compared),
         tables.calibration_table(compared),
         tables.cost_table(compared),
         tables.tuning_table(compared),
     ]
+    found = [table for table in made if table is not None]
+    if not any(tables.is_claimed(compared, differences, difference) for difference in differences.values()):
+        found = [table.without_marks() for table in found]
     seeds = len(compared.seeds)
     title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {seeds} seed{'s'[: seeds != 1]}"
     return Report(
         title,
-        protocol_lines(compared),
+        (*protocol_lines(compared), *made_lines(compared, made_with)),
         notes(compared, differences),
-        tuple(table for table in made if table is not None),
+        tuple(found),
     )
 
 
@@ -60,14 +66,22 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
     )
 
 
+def made_lines(compared: Compared, made_with: Mapping[str, Any] | None) -> list[str]:
+    """Return with which versions, when, by which command and on which hardware the runs and the report were made."""
+    lines = [runs_text([run.environment for row in compared.rows for run in row.runs])]
+    return lines if made_with is None else [*lines, f"report: {'; '.join(environment_lines(made_with))}"]
+
+
 def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[str, ...]:
     """Return the notes that a reader must see."""
     found = []
     if any(row.has_random_weights for row in compared.rows):
-        found.append("The encoder has RANDOM WEIGHTS: the numbers show that the software works, and no more.")
+        found.append(
+            "The encoder has RANDOM WEIGHTS: the numbers show that the software works, and nothing can be claimed."
+        )
     if any(row.has_synthetic_images for row in compared.rows):
-        found.append("The images are SYNTHETIC: the numbers say nothing of medicine.")
-    if differences:
+        found.append("The images are SYNTHETIC: the numbers say nothing of medicine, and nothing can be claimed.")
+    if differences and not compared.is_demonstration:
         found.append(_claims(compared, differences))
     left_out = {
         f"{row.label}, seed {run.seed}: {site}"
@@ -90,7 +104,7 @@ def _claims(compared: Compared, differences: Mapping[str, Difference]) -> str:
     if seeds < least:
         return (
             f"Too few seeds to claim a difference between rows: {seeds}, and {len(differences)} comparisons need "
-            f"{least} or more (Wilcoxon over seeds, Holm). Differences and intervals are a description."
+            f"{least} or more (Wilcoxon over seeds, Holm). Differences are a description; nothing is marked as best."
         )
     parts = [
         f"{listed(labels, ', ', 20)} {what} than {compared.reference}"

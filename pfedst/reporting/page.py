@@ -60,7 +60,7 @@ th[aria-sort] button::after { color: var(--link); }
 th[aria-sort=ascending] button::after { content: "\\25B2"; }
 th[aria-sort=descending] button::after { content: "\\25BC"; }
 .hint { display: none; } .sortable .hint { display: inline; }
-figure { margin: 1rem 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff;
+figure { margin: 1rem 0; } figure img { display: block; width: 100%; height: auto; background: #fff;
   border: 1px solid var(--line); border-radius: .3rem; padding: .5rem; }
 figcaption { margin-top: .5rem; max-width: 50rem; }
 @media (max-width: 40rem) { body { padding: 1rem .9rem 3rem; font-size: 15px; } h1 { font-size: 1.35rem; }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Mark = Literal["", "best", "second"]
@@ -43,6 +43,11 @@ class ReportTable:
     caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    def without_marks(self) -> ReportTable:
+        """Return the table with no cell marked as best or second best."""
+        rows = tuple(tuple(replace(cell, mark="") for cell in row) for row in self.rows)
+        return replace(self, rows=rows)
 
 
 def marked(column: Sequence[Cell], higher_is_better: bool, ranked: Sequence[bool]) -> list[Cell]:

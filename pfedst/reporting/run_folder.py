@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.state import json_bytes, write_atomically, writing
+
+HELD_SECONDS = 8.0
+"""How long to wait for another process: loaders of one that was killed end within 5 s."""
 
 
 class RunFolder:
@@ -30,27 +38,104 @@ class RunFolder:
     def create(cls, runs_dir: Path, name: str | None, default_name: str) -> RunFolder:
         """Make the folder `runs_dir/name`; without a name `runs_dir/default_name`, numbered if it exists.
 
+        A run of that name that has no finished round is removed.
+
+        Raises:
+            ConfigurationError: the name is taken or unusable, or the folder cannot be written.
+        """
+        cls.check_new(runs_dir, name)
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                made = cls(runs_dir / name)
+                made.path.mkdir(exist_ok=True)
+                with made.held():
+                    made._remove_unfinished()
+                return made
+            for number in itertools.count(1):
+                path = runs_dir / (default_name + ("" if number == 1 else f"-{number}"))
+                with suppress(FileExistsError):
+                    path.mkdir()
+                    return cls(path)
+        except OSError as error:
+            raise ConfigurationError(f"--runs_dir {runs_dir} cannot be written: {error}") from error
+        raise AssertionError("numbers do not end")
+
+    @classmethod
+    def check_new(cls, runs_dir: Path, name: str | None) -> None:
+        """Check that a new run of this name can be written, and write nothing.
+
         Raises:
             ConfigurationError: the name is taken or unusable, or the folder cannot be written.
         """
         if name is not None and not re.fullmatch(r"[\w][\w.\-]*", name):
             raise ConfigurationError(f'--name "{name}": use letters, digits, "_", "-" and "." only')
+        there = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigurationError(f"--runs_dir {runs_dir} cannot be written: {there} is no folder of yours")
+        if name is not None and cls(runs_dir / name)._is_taken():
+            raise ConfigurationError(
+                f"{runs_dir / name} exists and a run is never overwritten: choose another --name, continue it with "
+                f"--resume, or remove it"
+            )
+
+    def _is_taken(self) -> bool:
+        """Return True for anything but an empty folder, or a run without a finished round."""
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            return True
+        if not (self.path / "config.yaml").is_file():
+            return any(path.suffix != ".part" for path in self.path.iterdir())
+        return (self.path / "summary.json").exists() or self._has_finished_round()
+
+    def _has_finished_round(self) -> bool:
+        """Return True if a round after the first evaluation is recorded, or if the records are damaged."""
         try:
-            runs_dir.mkdir(parents=True, exist_ok=True)
-            number = 1
+            records = [json.loads(line) for line in self.records_file.read_bytes().splitlines()]
+            return any(record["round"] != 0 for record in records)
+        except FileNotFoundError:
+            return False
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of the folder within this block.
+
+        Raises:
+            ConfigurationError: another process is in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not a Unix
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            deadline = time.monotonic() + HELD_SECONDS
             while True:
-                path = runs_dir / (name or default_name + ("" if number == 1 else f"-{number}"))
                 try:
-                    path.mkdir()
-                    return cls(path)
-                except FileExistsError:
-                    if name is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline:
                         raise ConfigurationError(
-                            f"{path} exists and a run is never overwritten: choose another --name, or remove it"
-                        ) from None
-                    number += 1
-        except OSError as error:
-            raise ConfigurationError(f"--runs_dir {runs_dir} cannot be written: {error}") from error
+                            f"{self.path}: another process writes this run; wait for it, or choose another --name"
+                        ) from error
+                    time.sleep(0.1)
+                except OSError:  # a file system without locks
+                    break
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a run without a finished round has left; other files stay."""
+        for name in ("config.yaml", "identity.json", "rounds.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("state", "sites"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def summary(self) -> dict[str, Any] | None:
         """Return the content of `summary.json`; None if the run is not finished.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfedst.evaluation import Metrics, over_clients
 from pfedst.options import Effect, of_the_study, with_effect
+from pfedst.reporting.environment import environment
 from pfedst.version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ FORMAT = 2
 """Of `summary.json` and of the whole run folder. Format 1 had no `study` and kept all state in `state/`."""
 PRIOR = "none: logits as the model gives them"
 """How class priors enter predictions."""
+CALIBRATION_BINS = "15 of equal width, the last one with 1"
+"""The bins of calibration errors. Summaries without this word are of a version that put confidence 1 elsewhere."""
 
 
 def describe(
@@ -136,6 +139,7 @@ class RunSummary:
         self.fit_seconds = 0.0
         self.images_trained = 0
         self.flops_per_image: float | None = None
+        self.class_metrics: dict[str, Any] = {}
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
@@ -182,6 +186,11 @@ class RunSummary:
         best = self._last.or_better(self._best_before)
         return None if best.score is None else best.round
 
+    @property
+    def evaluated_round(self) -> int:
+        """The round of the last evaluation."""
+        return self._last.round
+
     def add_finetuned(
         self,
         evaluation: Mapping[str, Any],
@@ -213,13 +222,15 @@ class RunSummary:
         return {
             "format": FORMAT,
             "pfedst_version": __version__,
+            "environment": environment(),
             "name": name,
             "study": of_the_study(self.options),
             "last_digits": with_effect(self.options, Effect.LAST_DIGITS),
             "content": self.content,
-            "evaluated": {"round": last.round, "split": "test", "prior": PRIOR},
+            "evaluated": {"round": last.round, "split": "test", "prior": PRIOR, "bins": CALIBRATION_BINS},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
+            "class_metrics": self.class_metrics,
             "validation": self._models(last.evaluation, "validation"),
             "best_on_validation": self._best_on_validation(),
             "trained": self._trained(last),
@@ -229,6 +240,8 @@ class RunSummary:
                 "upload_bytes_per_round": self.upload_bytes / rounds,
                 "download_bytes_per_round": self.download_bytes / rounds,
                 "setup_upload_bytes": self.setup_upload_bytes,
+                "upload_bytes": self.setup_upload_bytes + self.upload_bytes,
+                "download_bytes": self.download_bytes,
                 "skipped_steps": self.skipped_steps,
                 "images_trained": self.images_trained,
                 "flops_per_image": self.flops_per_image,

@@ -113,8 +113,9 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
             text.append(f"skipped  {cost['skipped_steps']} steps, as not finite\n", style="bold yellow")
         text.append(
             f"cost     {cost['parameters_trained']:,} parameters trained a client, "
-            f"{cost['parameters_sent']:,} sent; up {bytes_text(cost['upload_bytes_per_round'])}, "
-            f"down {bytes_text(cost['download_bytes_per_round'])} a round over all clients; "
+            f"{cost['parameters_sent']:,} sent a round; up {bytes_text(cost['upload_bytes_per_round'])}, "
+            f"down {bytes_text(cost['download_bytes_per_round'])} a round over all clients, "
+            f"up {bytes_text(cost['setup_upload_bytes'])} once before; "
             f"{cost['fit_seconds']:.1f} s of local fits, {cost['total_seconds']:.1f} s in all, "
             f"peak memory {bytes_text(cost['peak_memory_bytes'])}"
         )

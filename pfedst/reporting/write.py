@@ -7,7 +7,9 @@ from pathlib import Path
 
 from pfedst.errors import ConfigurationError, nearest
 from pfedst.reporting.comparison import Compared
-from pfedst.reporting.formats import csv_text, latex, latex_document, markdown, report_json
+from pfedst.reporting.environment import environment
+from pfedst.reporting.formats import csv_text, markdown, report_json
+from pfedst.reporting.latex import latex, latex_document
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.page import html_page
 from pfedst.reporting.report import FigureFormat, Report
@@ -35,7 +37,7 @@ def write_files(
         raise ConfigurationError(
             f"--metric {metric}: no such metric.{nearest(metric, there)} There are: {', '.join(there)}"
         )
-    report = make_report(compared, metric)
+    report = make_report(compared, metric, environment())
     from pfedst.reporting.figures import make_figures, save_figure, svg_text  # imports matplotlib
 
     drawn = make_figures(compared, metric)

@@ -14,6 +14,7 @@ from pfedst.messages.payload import State
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
+from pfedst.names import plain_names
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
@@ -111,7 +112,7 @@ class FederatedCoordinator:
         self.workers = workers
         self.threads = threads
         self.timeout_seconds = timeout_seconds
-        self.held_out_sites = tuple(held_out_sites)
+        self.held_out_sites = tuple(plain_names(held_out_sites))
 
     def fit(
         self,
@@ -146,24 +147,42 @@ class FederatedCoordinator:
         """
         started = time.perf_counter()
         transport = CheckedTransport(transport, method.has_generic)
-        hellos = transport.hello(run.path.name)
-        server = self._server(hellos, method, make_start, run_seed, study)
+        hellos, server = self.check(transport, method, make_start, run_seed, study, run.path.name)
         made_of = identity(hellos)
         content = {key: made_of[key] for key in ("data", "encoder_weights")}
         summary = RunSummary(self._describe(server, hellos), study or {}, content)
         loop = RoundLoop(self.options, server, transport, hooks, run, summary)
-        run.identify(made_of, resume)
-        frozen = loop.restore() if resume else None
-        if frozen and load_frozen is not None:
-            load_frozen(frozen)
-        with transport, hooks.loggers.recording(run.path, write_run_report):
-            loop.run()
-            peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
-            summary.flops_per_image = loop.flops_per_image()
-            result = summary.result(run.path.name, time.perf_counter() - started, peak)
-            run.write_summary(result)
-            hooks.loggers.conclude(result)
-        return result
+        with run.held(), hooks.hearing_errors():
+            run.identify(made_of, resume)
+            frozen = loop.restore() if resume else None
+            if frozen and load_frozen is not None:
+                load_frozen(frozen)
+            with transport, hooks.loggers.recording(run.path, write_run_report):
+                loop.run()
+                return _conclude(loop, started)
+
+    def check(
+        self,
+        transport: Transport,
+        method: FederatedMethod,
+        make_start: MakeStart,
+        run_seed: int,
+        study: Mapping[str, Any] | None = None,
+        run: str = "",
+    ) -> tuple[Mapping[str, Reply], Server]:
+        """Return the first reply of every client, and the server, if a run with them can begin; nothing is written.
+
+        Args:
+            transport, method, make_start, run_seed, study: as in `fit`.
+            run: the run's name, if it has one yet.
+
+        Raises:
+            ConfigurationError: the clients do not agree on classes or options, or too few are drawn in a round.
+        """
+        hellos = transport.hello(run)
+        server = self._server(hellos, method, make_start, run_seed, study)
+        self.options.check_clients(server)
+        return hellos, server
 
     def evaluate(
         self,
@@ -242,6 +261,18 @@ class FederatedCoordinator:
             options.participation,
             options.fits.keep_optimizer,
         )
+
+
+def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
+    """Write the summary of a run whose last round is done; return it."""
+    hooks, run, summary = loop.hooks, loop.run_folder, loop.summary
+    peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
+    summary.flops_per_image = loop.flops_per_image()
+    summary.class_metrics = loop.class_metrics()
+    result = summary.result(run.path.name, time.perf_counter() - started, peak)
+    run.write_summary(result)
+    hooks.loggers.conclude(result)
+    return result
 
 
 def check_hellos(hellos: Mapping[str, Reply], study: Mapping[str, Any] | None) -> None:

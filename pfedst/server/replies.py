@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pfedst.errors import NoAnswerError, StateError
-from pfedst.evaluation.averages import metric_names
+from pfedst.evaluation.averages import CLASS_METRICS, metric_names
 from pfedst.evaluation.counts import BINS
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import check_plain
@@ -32,9 +32,13 @@ PROTOCOL = {
     "augmentation",
     "optimizer",
     "loss",
+    "trainer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
 SPLITS = ("train", "validation", "test")
+CLASS_SIZES = ("images", "units", "other_units")
+INTERVAL_KEYS = ("value", "low", "high")
+"""Keys of a metric of a class."""
 MOST_CHARACTERS = 2**20
 """Of the JSON of `protocol` and `study`: a thousand times what a client sends."""
 LARGEST_METRIC = 1 + 1e-6
@@ -91,6 +95,7 @@ class CheckedTransport:
         checks: dict[str, Callable[[str, Request, dict[str, Any]], dict[str, Any]]] = {
             "fit": self._fit,
             "evaluate": self._evaluation,
+            "class_metrics": self._class_metrics,
             "cost": self._cost,
         }
         try:
@@ -128,6 +133,30 @@ class CheckedTransport:
                 for split in request.evaluate
             }
         }
+
+    def _class_metrics(self, name: str, request: Request, values: dict[str, Any]) -> dict[str, Any]:
+        hello, found = self._hellos[name], values.get("class_metrics")
+        images = hello["samples"]["test"]
+        classes = len(hello["classes"]) if images else 1
+        sizes = {key: _at(found, key) for key in ("images", "units", "without_unit")}
+        models = {
+            model: _at(found, model) for model in self.models if model == "personal" or _at(found, model) is not None
+        }
+        whole = sizes["images"] == images and all(is_count(size) and size <= images for size in sizes.values())
+        for tables in models.values():
+            whole = whole and _lengths(tables, classes) and all(_is_class_table(table, images) for table in tables)
+            whole = whole and sum(table["images"] for table in tables) == images
+        if not whole:
+            raise StateError(f"the reply from client {name} holds no metrics of the classes of {images} images")
+        kept = {
+            model: [
+                {key: table[key] for key in CLASS_SIZES}
+                | {metric: {key: table[metric][key] for key in INTERVAL_KEYS} for metric in CLASS_METRICS}
+                for table in tables
+            ]
+            for model, tables in models.items()
+        }
+        return {"class_metrics": sizes | kept}
 
     def _cost(self, name: str, request: Request, values: dict[str, Any]) -> dict[str, Any]:
         flops = values.get("flops_per_image")
@@ -205,6 +234,23 @@ def _lengths(found: Any, length: int) -> bool:
 def _is_metric(value: Any, images: int) -> bool:
     """Return True for a number in [-1, 1] of some images, or None where the metric is not defined."""
     return value is None or (images > 0 and is_number(value) and abs(value) <= LARGEST_METRIC)
+
+
+def _is_class_table(table: Any, images: int) -> bool:
+    """Return True for the numbers of images and units of a class, and three metrics with their intervals."""
+    of_class, units, others = (_at(table, key) for key in CLASS_SIZES)
+    if not all(map(is_count, (of_class, units, others))) or not (units <= of_class <= images >= of_class + others):
+        return False
+    for metric in CLASS_METRICS:
+        found = _at(table, metric)
+        if not isinstance(found, dict) or not set(found) >= set(INTERVAL_KEYS):
+            return False
+        value, low, high = (found[key] for key in INTERVAL_KEYS)
+        if not all(_is_metric(number, images) and (number is None or number >= 0) for number in (value, low, high)):
+            return False
+        if (low is None) != (high is None) or (low is not None and (value is None or low > high)):
+            return False
+    return True
 
 
 def _is_names(found: Any) -> bool:

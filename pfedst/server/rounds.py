@@ -40,6 +40,21 @@ class RoundOptions:
     keep_states: int
     fits: FitOptions
 
+    def check_clients(self, server: Server) -> None:
+        """Check that every round asks enough clients.
+
+        Raises:
+            ConfigurationError: a round asks fewer clients than must report.
+        """
+        if not server.trains or server.method.pooled:
+            return
+        fewest = min(len(server.draw(number, self.participation)) for number in range(1, self.rounds + 1))
+        if self.fits.min_clients > fewest:
+            raise ConfigurationError(
+                f"--coordinator.min_clients {self.fits.min_clients}: a round asks {fewest} clients only; raise "
+                f"--coordinator.participation, or lower it"
+            )
+
 
 class RoundLoop:
     """One run.
@@ -72,12 +87,6 @@ class RoundLoop:
         self.merged = Merged.none_of(server.members)
         self.rounds = options.rounds if server.trains else 0
         self.finetune_epochs = server.method.finetune_epochs if server.trains else 0
-        fewest = min((len(self._drawn(number)) for number in range(1, self.rounds + 1)), default=None)
-        if fewest is not None and not server.method.pooled and options.fits.min_clients > fewest:
-            raise ConfigurationError(
-                f"--coordinator.min_clients {options.fits.min_clients}: a round asks {fewest} clients only; raise "
-                f"--coordinator.participation, or lower it"
-            )
         fits = sum(len(self._drawn(number)) for number in range(1, self.rounds + 1))
         self.progress = RunProgress(fits + len(server.drawable) * bool(self.finetune_epochs))
         self.fits = Fits(options.fits, server, transport, self._request, self.progress)
@@ -327,6 +336,22 @@ class RoundLoop:
             return float(reply.values["flops_per_image"])
         logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, reply.text)
         return None
+
+    def class_metrics(self) -> dict[str, Any]:
+        """Return sensitivity, specificity and average precision of each class by site, of the last evaluation on test.
+
+        The sites compute them from the predictions that they have kept. A site that cannot is no reason to lose a run:
+        a warning gives the reason, and the site is missing.
+        """
+        at = self.summary.evaluated_round
+        requests = {n: Request("class_metrics", self.run_folder.path.name, at) for n in self.server.sites}
+        found = {}
+        for name, reply in self.transport.ask(requests, lambda name: None):
+            if isinstance(reply, Reply):
+                found[name] = reply.values["class_metrics"]
+                continue
+            logging.getLogger("pfedst").warning("metrics of classes are missing: site %s: %s", name, reply.text)
+        return {name: found[name] for name in sorted(found)}
 
     def _finetune(self) -> None:
         """Run local epochs after the last merge; nothing is sent after them."""

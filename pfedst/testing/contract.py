@@ -57,7 +57,8 @@ class Subject:
     def run(self, **options: Any) -> dict[str, Any]:
         """A whole run of one round; its summary."""
         with tempfile.TemporaryDirectory() as folder:
-            return fit(Path(folder), self.make(), model=template(**self.model), rounds=1, **options)
+            method = self.make()
+            return fit(Path(folder), method, model=template(method, **self.model), rounds=1, **options)
 
 
 @functools.lru_cache(maxsize=1)

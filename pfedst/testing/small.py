@@ -37,9 +37,10 @@ def _tap_cache() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="pfedst-test-taps-")
 
 
-def template(**options: Any) -> FederatedClient:
-    """A client without classes, on the nano encoder, with prototypes and the method's own adapter."""
-    return FederatedClient(encoder(), **({"anchors": "prototypes"} | options))
+def template(method: FederatedMethod | None = None, **options: Any) -> FederatedClient:
+    """A client without classes, on the nano encoder, with the method's own adapter and anchors, else prototypes."""
+    anchors = "prototypes" if method is None or method.requires_anchors is None else method.requires_anchors
+    return FederatedClient(encoder(), **({"anchors": anchors} | options))
 
 
 _drawn: dict[str, Sites] = {}
@@ -84,7 +85,9 @@ def federation(
 ) -> Federation:
     """Server and clients with their prototypes, ready for the first round."""
     sites = sites or data()
-    client = make_client(template(**options), sites, method, seed, _local(method.fewest_local_epochs), sites=None)
+    client = make_client(
+        template(method, **options), sites, method, seed, _local(method.fewest_local_epochs), sites=None
+    )
     made = Federation(client, seed)
     made.begin()
     return made
@@ -126,4 +129,4 @@ def fit(
     run = RunFolder.create(folder, "run", "run")
     options = {"max_epochs": method.fewest_local_epochs} | (trainer_options or {})
     rounds = FederatedCoordinator(**({"rounds": 2} | coordinator))
-    return simulation.fit(rounds, model or template(), sites or data(), method, trainer(**options), run, seed)
+    return simulation.fit(rounds, model or template(method), sites or data(), method, trainer(**options), run, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from pfedst.errors import ConfigurationError, listed
 from pfedst.tracking.loggers import RunLoggers
+
+CALLED_HOOKS = (
+    "setup",
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_train_epoch_end",
+    "on_train_end",
+    "on_fit_end",
+    "teardown",
+    "on_exception",
+)
+"""The hooks of a callback that a run calls."""
 
 
 class RoundHooks:
@@ -36,6 +53,32 @@ class RoundHooks:
         self.callbacks = list(callbacks)
         self.loggers = loggers
 
+    def check_monitored(self, known: Sequence[str]) -> None:
+        """Check that evaluated rounds log the metrics that callbacks monitor.
+
+        Args:
+            known: the names of all metrics that a round may log.
+
+        Raises:
+            ConfigurationError: naming the callback, and metrics to monitor.
+        """
+        for callback in self.callbacks:
+            if (monitored := _monitored(callback)) is not None and monitored not in known:
+                means = [name for name in known if not name.startswith("client/")]
+                raise ConfigurationError(
+                    f"--trainer.callbacks {type(callback).__name__}: no round logs {monitored!r}; monitor one of "
+                    f"{listed(means, most=len(means))}, or one of a client, such as {known[-1]}"
+                )
+
+    @contextmanager
+    def hearing_errors(self) -> Iterator[None]:
+        """Call the hook for whatever ends the block."""
+        try:
+            yield
+        except BaseException as error:
+            self._call("on_exception", exception=error)
+            raise
+
     def start(self) -> None:
         """Call the hooks before the first round."""
         self._call("setup", stage="fit")
@@ -58,13 +101,24 @@ class RoundHooks:
             round_number: the round.
             metrics: the metrics of the round.
             shared: the merged shared tensors, by their key in the adapter.
+
+        Raises:
+            ConfigurationError: a callback monitors a metric that this round does not have.
         """
+        for callback in self.callbacks:
+            monitored = _monitored(callback)
+            if monitored is not None and monitored not in metrics and getattr(callback, "strict", True):
+                raise ConfigurationError(
+                    f"--trainer.callbacks {type(callback).__name__}: round {round_number} logs no {monitored!r}, as a "
+                    f"client was not drawn or the metric is not defined; monitor another, or set its strict to false"
+                )
         self._show_round(round_number)
         self.module.load_state_dict({f"model.adapter.{key}": value for key, value in shared.items()}, strict=False)
         shown = self.trainer._logger_connector._callback_metrics
         shown.clear()
         shown.update({name: torch.tensor(value) for name, value in metrics.items()})
         self.trainer.should_stop = False
+        self._call("on_validation_epoch_end")
         self._call("on_validation_end")
         self._call("on_train_epoch_end")
         return bool(self.trainer.should_stop)
@@ -85,3 +139,8 @@ class RoundHooks:
     def _call(self, hook: str, **arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self.trainer, self.module, **arguments)
+
+
+def _monitored(callback: Callback) -> str | None:
+    """Return the metric that a callback monitors, as those of Lightning name it."""
+    return getattr(callback, "monitor", None)

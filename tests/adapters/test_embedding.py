@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pfedst_baselines.facmic import FACMIC
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedclip import FedCLIP
+from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.adapters import AttentionAdapter, LinearHead
@@ -44,10 +45,10 @@ def pooled(count=6, size=512, norm=10.0) -> torch.Tensor:
 # -- LinearHead --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("anchors", ["text", "prototypes"])
+@pytest.mark.parametrize(("anchors", "reference"), [("text", ZeroShot), ("prototypes", Prototypes)])
 @pytest.mark.parametrize("form", FORMS)
-def test_an_untrained_head_is_zero_shot(form, anchors) -> None:
-    zero = federation(ZeroShot(), anchors=anchors)
+def test_an_untrained_head_is_the_reference_row_of_its_anchors(form, anchors, reference) -> None:
+    zero = federation(reference())
     made = federation(FedAvg(), anchors=anchors, adapter=partial(LinearHead, form=form))
     images = next(iter(prepared().evaluation_loader("site_a", "test")))[0]
     taps = encoder().extract(images, "pooled")

@@ -17,6 +17,7 @@ from pfedst_baselines.fedpgp import FedPGP
 from pfedst_baselines.fedsa_lora import FedSALoRA
 from pfedst_baselines.ffa_lora import FFALoRA
 from pfedst_baselines.promptfl import PromptFL
+from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.zero_shot import ZeroShot
 from safetensors.torch import save_file
 from torch.optim import AdamW
@@ -106,6 +107,7 @@ NUMBERS = {
     "FedDPA alternate": (partial(FedDPA, schedule="alternate"), 589_824, 294_912),
     "PFedST": (PFedST, 1_372_224 + 106_752, 1_372_224),
     "ZeroShot": (ZeroShot, 0, 0),
+    "Prototypes": (Prototypes, 0, 0),
 }
 
 

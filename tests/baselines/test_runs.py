@@ -31,6 +31,7 @@ def smaller(tmp_path_factory) -> list[str]:
 def test_it_runs_from_the_command_line_and_its_saved_run_is_evaluated_again(name, smaller, tmp_path, capsys) -> None:
     arguments = [*SMALL[1:], *smaller, f"--method={name}", *PLAIN_SGD.get(name, [])]
     arguments += [f"--trainer.max_epochs={METHODS[name]().fewest_local_epochs}"]
+    arguments += [f"--model.anchors={anchors}"] if (anchors := METHODS[name].requires_anchors) else []
     assert main(["fit", *arguments, f"--runs_dir={tmp_path}", "--name=a"]) == 0
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert summary["protocol"]["method"] == name
@@ -70,7 +71,7 @@ def few_real_images(tmp_path_factory) -> FedISIC2019:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains_on_the_four_real_sites(name, few_real_images, tmp_path) -> None:
-    model = template(**({"optimizer": partial(SGD, lr=0.005)} if name == "PFedMe" else {}))
+    model = template(METHODS[name](), **({"optimizer": partial(SGD, lr=0.005)} if name == "PFedMe" else {}))
     summary = fit(tmp_path, METHODS[name](), sites=few_real_images, model=model, rounds=1)
     assert set(summary["personal"]["clients"]) == {"vidir_molemax", "vidir_modern", "rosendahl", "vienna_dias"}
     assert all(metrics["balanced_accuracy"] is not None for metrics in summary["personal"]["clients"].values())

@@ -150,8 +150,47 @@ def test_the_command_that_init_prints_can_be_pasted(tmp_path, capsys) -> None:
 
 
 def test_init_says_that_a_split_is_empty(tmp_path, capsys) -> None:
-    _, out, err = called(capsys, "data", "init", tree(tmp_path / "pool", "{x,y}/{1,2}.png"))
-    assert "no test image" in out + err
+    _, out, err = called(
+        capsys, "data", "init", tree(tmp_path / "pool", "{a,b}/{train,test}/x/1.png", "c/train/x/1.png")
+    )
+    assert 'site "c" has no test image' in out + err
+
+
+def test_init_proposes_a_pattern_and_says_what_it_leaves_out(tmp_path, capsys) -> None:
+    root = tree(tmp_path / "pool", "{x,y}/P{1,2,3}_{L,R}.png", "@eaDir/x/1.png")
+    (root / "report.pdf").write_text("text")
+    _, out, _ = called(capsys, "data", "init", root)
+    assert "data set: not used: 1 .pdf, 1 @eaDir" in out
+    assert "12 images look like several images of 3 patients (P1_L.png and P1_R.png)" in out
+    proposed = shlex.split(next(line for line in out.splitlines() if "  --group_pattern" in line))
+    (root / "manifest.csv").unlink()
+    _, out, _ = called(capsys, "data", "init", root, *proposed)
+    assert "3 groups (patients, lesions) known" in out
+    assert "look like" not in out
+
+
+def test_an_audit_without_an_embedding(tmp_path, capsys) -> None:
+    arguments = ["data", "audit", make_folder(tmp_path / "images"), "--model.encoder=Pixels"]
+    code, out, err = called(capsys, *arguments, f"--audit.folder={tmp_path / 'audit'}")
+    assert (code, "0 errors" in out) == (0, True)
+    assert "the comparison of sites by the encoder is skipped: Pixels has no embedding" in err
+    assert "site_shift" not in json.loads((tmp_path / "audit/audit.json").read_text())["figures"]
+
+
+def test_columns_are_named_on_the_command_line(tmp_path, capsys) -> None:
+    file = make_manifest(tmp_path)
+    table = (
+        pd.read_csv(file).rename(columns={"path": "Datei", "label": "Diagnose", "site": "Klinik"}).drop(columns="split")
+    )
+    table.to_csv(file, index=False, sep=";", encoding="utf-16")
+    given = ["--data.columns.path=Datei", "--data.columns={path: Datei, label: Diagnose, site: Klinik}"]
+    code, out, err = called(
+        capsys, "data", "audit", file, given[1], "--audit.images=false", f"--audit.folder={tmp_path}"
+    )
+    assert code == 0, err
+    assert "no column split: 0.2 of the groups drawn to test" in out + err
+    code, _, err = called(capsys, "data", "audit", file, given[0], "--audit.images=false")
+    assert (code, 'no column "label"' in err) == (3, True)
 
 
 def test_partition_and_preprocess_lead_to_a_run(tmp_path, capsys) -> None:

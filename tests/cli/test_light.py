@@ -59,6 +59,7 @@ COMMANDS = [
     ("cache info --help", 0, ""),
     ("cache clear --help", 0, ""),
     ("methods --help", 0, ""),
+    ("env", 0, ""),
 ]
 """Arguments, exit code, heavy modules."""
 DEMO = Path(__file__).parents[2] / "configs" / "compare" / "demo.yaml"

@@ -1,6 +1,7 @@
 """The command line: exit codes, readable errors, what a run leaves."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from pfedst import __version__
 from pfedst.cli import main
 from pfedst.cli.explain import explain
 from pfedst.cli.method_pages import method_cost
+from pfedst.client.lightning_options import UNUSED
 from pfedst.methods.registry import registered_methods
+from pfedst.reporting import bytes_text
 
 SMALL = [
     "--method=PFedST",
@@ -88,7 +91,28 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--data=FolderSites", "--data.root=none"], 3, ["--data.root none", "no such folder"]),
         (["fit", *SMALL, "--model.encoder.weights=none.safetensors"], 4, ["none.safetensors", "no such file"]),
         (["fit", *SMALL, "--model.encoder.model=RN50"], 4, ["RN50", "ModifiedResNet"]),
-        (["fit", *SMALL, "--method=ZeroShot", "--model.anchors=learned"], 2, ["ZeroShot trains nothing"]),
+        (["fit", *SMALL, "--method=ZeroShot", "--model.anchors=learned"], 2, ["ZeroShot runs on the class anchors text", "--model.anchors text", "Prototypes"]),
+        (["fit", *SMALL, "--method.rank=null"], 2, ["--method.rank", "int", "None"]),
+        (["fit", *SMALL, "--data.batch_size=null"], 2, ["--data.batch_size", "int", "None"]),
+        (["fit", *SMALL, "--model.optimizer.lr=null"], 2, ["--model.optimizer.lr", "None is no float"]),
+        (["fit", *SMALL, "--model.adapter=LoRATower", "--model.adapter.rank=null"], 2, ["--model.adapter.rank", "int"]),
+        (["fit", *SMALL, "--trainer.callbacks=EarlyStopping"], 2, ["--trainer.callbacks: ", "required: monitor"]),
+        (["fit", *SMALL, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a", "--trainer.callbacks.mode=b"], 2, ["--trainer.callbacks: `mode`"]),
+        (["fit", *SMALL, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=a"], 2, ["EarlyStopping: no round logs 'a'", "federation/test/auroc"]),
+        (["fit", *SMALL, "--trainer.callbacks=ModelCheckpoint"], 2, ["--trainer.callbacks ModelCheckpoint", "state/"]),
+        (["fit", *SMALL, "--trainer.accelerator=tpu"], 2, ["--trainer.accelerator tpu", "accelerators here: cpu"]),
+        (["fit", *SMALL, "--trainer.precision=16-mixed"], 2, ["--trainer.precision 16-mixed", "GPU", "bf16-mixed"]),
+        (["fit", *SMALL, "--trainer.devices=0"], 2, ["--trainer.devices 0"]),
+        (["fit", *SMALL, "--trainer.strategy=ddp"], 2, ["--trainer.strategy DDPStrategy", "one device"]),
+        (["fit", *SMALL, "--trainer.precision=foo"], 2, ["--trainer.precision: foo is no "]),
+        (["fit", *SMALL, "--trainer.limit_train_batches=1.5"], 2, ["--trainer.limit_train_batches 1.5"]),
+        (["fit", *SMALL, "--model.optimizer=LBFGS"], 2, ["--model.optimizer: LBFGS"]),
+        (["fit", *SMALL, "--model.optimizer.lr=-1"], 2, ["--model.optimizer: Invalid learning rate: -1"]),
+        (["fit", *SMALL, "--seed_everything=-1"], 2, ["--seed_everything: -1"]),
+        (["fit", *SMALL, "--coordinator.min_clients=3"], 2, ["--coordinator.min_clients 3", "2 clients"]),
+        (["fit", *SMALL, "--runs_dir=file"], 2, ["--runs_dir file cannot be written"]),
+        (["test"], 2, ["pfedst test runs/NAME"]),
+        (["validate", "none"], 2, ["validate none", "config.yaml"]),
         (["test", *SMALL], 2, ["--ckpt_path None"]),
         (["validate", *SMALL, "--ckpt_path=none"], 2, ["--ckpt_path none", "runs/NAME"]),
         (["test", *SMALL, "--ckpt_path=."], 5, ["no saved round"]),
@@ -96,13 +120,28 @@ def test_help_version_and_no_command(capsys) -> None:
 )  # fmt: skip
 def test_one_clear_error(tmp_path, capsys, monkeypatch, arguments, code, words) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert main(arguments) == code
     printed = capsys.readouterr()
     message = printed.err[printed.err.index("pfedst: error: ") :]
     assert [word for word in words if word not in message] == [], message
     assert "Traceback" not in message
     assert "NestedArg" not in message
-    assert not list(tmp_path.rglob("summary.json"))
+    # PFedMe sees its optimiser in the first step
+    left = ["file", "runs"] if "--method=PFedMe" in arguments else ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left, "a mistake has left something behind"
+
+
+def test_null_in_a_file_is_an_error_of_the_option(tmp_path, capsys) -> None:
+    file = tmp_path / "a.yaml"
+    for text, words in (
+        ("coordinator: {rounds: null}", "--coordinator.rounds: Expected a int"),
+        ("method: {class_path: PFedST, init_args: {rank: null}}", "--method.init_args.rank: Expected a int"),
+        ("trainer: {accumulate_grad_batches: null}", "--trainer.accumulate_grad_batches: Expected a int"),
+    ):
+        file.write_text(text)
+        assert main(["fit", *SMALL, "--config", str(file)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_wrong_configs(tmp_path, capsys) -> None:
@@ -119,6 +158,23 @@ def test_wrong_configs(tmp_path, capsys) -> None:
         assert main(["fit", "--config", str(file)]) == 2
         message = capsys.readouterr().err
         assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data=FolderSites", "--data.class_names=[0, 1]"], ["--data.class_names", "Got value: 0", "given: [0, 1]", "in quotes"]),
+        (["--data=FolderSites", "--data.site_names=[no, yes]"], ["--data.site_names", "Got value: False", "in quotes"]),
+        (["--data=ManifestSites", "--data.columns={path: [1]}"], ["--data.columns", "Got value: 1", "{'path': [1]}", "in quotes"]),
+        (["--data=ManifestSites", "--data.test_fraction=x"], ["--data.test_fraction: Expected a float (given: x)"]),
+        (["--data=SyntheticSites", "--coordinator.held_out_sites=[0]"], ["--coordinator.held_out_sites", "Got value: 0", "in quotes"]),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_comes_with_its_reason(capsys, options, words) -> None:
+    assert main(["fit", "--method=FedAvg", *options]) == 2
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == [], message
+    assert len(message.splitlines()) == 1
 
 
 def test_a_message_without_a_key_stays_as_it_is() -> None:
@@ -150,7 +206,7 @@ def test_a_run_leaves_its_folder_and_is_never_overwritten(finished, tmp_path, ca
     assert main([*arguments, "--name=a"]) == 2
     assert "never overwritten" in capsys.readouterr().err
     assert (run / "summary.json").read_bytes() == before
-    assert main(["validate", *QUICK, f"--ckpt_path={run}"]) == 0
+    assert main(["validate", str(run), "--data.evaluation_batch_size=3"]) == 0
     assert json.loads((run / "validation.json").read_text())["protocol"]["split"] == "validation"
     for expected in ("PFedST-SyntheticSites-seed0", "PFedST-SyntheticSites-seed0-2"):
         assert main([*arguments, "--coordinator.rounds=1"]) == 0
@@ -166,12 +222,68 @@ def test_a_state_of_another_configuration_is_refused(finished, tmp_path, capsys)
     assert "they differ in site_b" in capsys.readouterr().err
 
 
-def test_print_config_round_trips(tmp_path, capsys) -> None:
-    assert main(["fit", *SMALL, "--print_config"]) == 0
+def test_print_config_round_trips_without_what_a_run_refuses(tmp_path, capsys) -> None:
+    assert main(["fit", *QUICK, "--coordinator.rounds=1", "--print_config"]) == 0
     printed = capsys.readouterr().out
+    assert "max_epochs: 1" in printed
+    assert not [name for name in UNUSED if f"  {name}:" in printed]
     (tmp_path / "a.yaml").write_text(printed)
     assert main(["fit", "--config", str(tmp_path / "a.yaml"), "--print_config"]) == 0
     assert capsys.readouterr().out == printed
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), f"--runs_dir={tmp_path}", "--name=a"]) == 0
+    # a run of an older version names them; it is continued all the same
+    config = tmp_path / "a" / "config.yaml"
+    config.write_text(config.read_text().replace("trainer:\n", "trainer:\n  max_steps: -1\n  num_nodes: 1\n"))
+    more = ["--coordinator.rounds=2", f"--runs_dir={tmp_path}", "--name=a", "--resume"]
+    assert main(["fit", "--config", str(tmp_path / "a.yaml"), *more]) == 0
+
+
+def test_a_run_without_a_finished_round_gives_its_name_to_another(finished, tmp_path, capsys) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "a"))
+    (run / "summary.json").unlink()
+    arguments = ["fit", *QUICK, "--coordinator.rounds=1", f"--runs_dir={tmp_path}", "--name=a"]
+    assert main(arguments) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    lines = (run / "rounds.jsonl").read_text().splitlines()
+    (run / "rounds.jsonl").write_text("".join(f"{line}\n" for line in lines[:2]))  # round 0 of two sites
+    (run / "notes.txt").touch()
+    assert main(arguments) == 0
+    assert json.loads((run / "summary.json").read_text())["protocol"]["rounds"] == 1
+    assert (run / "notes.txt").exists()
+    assert [path.name for path in sorted((run / "state").iterdir())] == ["round-000000", "round-000001"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert main([*arguments, "--name=other"]) == 2  # no run at all
+
+
+def test_a_dry_run_tells_what_the_run_then_sends_and_writes_nothing(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["fit", *QUICK, "--method=FedAvg", "--coordinator.rounds=3", "--coordinator.participation=0.5"]
+    assert main([*arguments, "--dry_run"]) == 0
+    told = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert main([*arguments, "--name=a"]) == 0
+    cost = json.loads((tmp_path / "runs/a/summary.json").read_text())["cost"]
+    records = [json.loads(line) for line in (tmp_path / "runs/a/rounds.jsonl").read_text().splitlines()]
+    rounds = [sum(r["client"] == site and r["participated"] for r in records) for site in ("site_a", "site_b")]
+    upload, setup = int(cost["upload_bytes_per_round"]), cost["setup_upload_bytes"] // 2
+    assert f"  sends  {bytes_text(upload)} a site and round, {bytes_text(upload * max(rounds) + setup)} a site" in told
+    assert f"({bytes_text(setup)} of them before" in told
+    assert f"{bytes_text(3 * upload + 2 * setup)} of all sites in 3 rounds" in told
+    size = sum(path.stat().st_size for path in (tmp_path / "runs").rglob("*") if path.is_file())
+    number, unit = re.search(r"at most ([\d.]+) (KiB|MiB) in runs", told).groups()
+    assert size <= float(number) * {"KiB": 2**10, "MiB": 2**20}[unit] <= 20 * size
+    for words in ("all checks passed", "  memory ", "  time   about", "of local fits", "of evaluations"):
+        assert words in told
+
+
+@pytest.mark.parametrize("method", ["ZeroShot", "Pooled", "SCAFFOLD"])
+def test_a_dry_run_of_any_method(tmp_path, monkeypatch, capsys, method) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.cache=auto", f"--data.cache_folder={tmp_path / 'taps'}"]
+    assert main(["fit", *QUICK, *options, f"--method={method}", "--dry_run"]) == 0
+    assert "for 38 images in the cache" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.bin"))
 
 
 def test_methods_lists_every_method(capsys) -> None:
@@ -191,10 +303,13 @@ def test_the_page_of_a_method_tells_what_its_docstring_and_signature_tell(capsys
 
 def test_costs_on_vit_b_16() -> None:
     methods = registered_methods()
-    cost = {name: method_cost(methods[name]()) for name in ("PFedST", "FedAvg", "Local", "ZeroShot")}
+    cost = {name: method_cost(methods[name]()) for name in ("PFedST", "FedAvg", "Local", "ZeroShot", "Prototypes")}
     assert cost["PFedST"].parameters_trained == 1_372_224 + 106_752
     assert cost["PFedST"].parameters_sent == cost["FedAvg"].parameters_sent == 1_372_224
     assert cost["PFedST"].upload_bytes == 4 * 1_372_224
     assert cost["Local"].upload_bytes == cost["ZeroShot"].parameters_trained == 0
+    # once before the first round: float64 sums (8, 512) and counts of 8 classes
+    assert cost["Prototypes"].setup_upload_bytes == cost["Local"].setup_upload_bytes == 8 * (8 * 512 + 8)
+    assert cost["ZeroShot"].setup_upload_bytes == 0
     assert "LoRA" in cost["PFedST"].personal
     assert "LoRA" not in cost["PFedST"].shared

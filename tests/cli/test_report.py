@@ -61,7 +61,6 @@ def test_runs_that_are_named_by_hand(tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_real_runs_that_differ_in_options_of_the_trainer_are_no_seeds_of_one_row(tmp_path, capsys, monkeypatch) -> None:
-    """Their protocols are the same but for the seed: it tells neither precision nor clipping nor accumulation."""
     monkeypatch.setattr("pfedst.reporting.figures.make_figures", lambda *given: [])
     monkeypatch.chdir(tmp_path)
     fit = ["fit", *SMALL, "--coordinator.rounds=1", "--data.audit=off"]
@@ -82,6 +81,12 @@ def test_real_runs_that_differ_in_options_of_the_trainer_are_no_seeds_of_one_row
     assert "2 rows, 2 sites, 3 seeds" in capsys.readouterr().out
     (note,) = [note for note in report["notes"] if "last digits" in note]
     assert "coordinator.threads" in note
+    told = {note.split(" (")[0]: note.split(" (")[1] for note in report["notes"] if "rows differ" in note}
+    assert told["Not the same: rows differ in trainer.precision"] == (
+        "default: PFedST in runs/run0, runs/run1; bf16-mixed: PFedST, accumulate_grad_batches 4, gradient_clip_val 0.01, "
+        "precision bf16-mixed in runs/run2)"
+    )
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(

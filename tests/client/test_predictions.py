@@ -7,7 +7,7 @@ import pytest
 import torch
 from pfedst_baselines.fedavg import FedAvg
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from pfedst.client.predictions import FORMAT, Predictions
 from pfedst.errors import StateError
@@ -109,6 +109,39 @@ def test_an_evaluation_alone_keeps_none(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_metrics_of_classes_are_computed_from_them_and_hold_no_image(made, folder) -> None:
+    client, reply = made
+    values = client.answer("site_a", Request("class_metrics", "run", 1)).values
+    found, images = values["class_metrics"], client.data.samples("site_a", "test")
+    assert json.loads(json.dumps(values)) == values
+    assert (found["images"], found["units"], found["without_unit"]) == (images, images, 0)
+    labels = load_file(folder / "site_a/predictions/test.safetensors")["label"]
+    for model in ("personal", "generic"):
+        confusion = torch.tensor(reply["test"][model]["counts"]["confusion"])
+        for index, table in enumerate(found[model]):
+            of_class = confusion[index].sum().item()
+            assert table["images"] == table["units"] == of_class == (labels == index).sum().item()
+            hits, taken = confusion[index, index].item(), confusion[:, index].sum().item()
+            assert table["sensitivity"]["value"] == pytest.approx(hits / of_class)
+            assert table["specificity"]["value"] == pytest.approx(1 - (taken - hits) / (images - of_class))
+    again = client.answer("site_a", Request("class_metrics", "run", 1)).values
+    assert again == values, "their seed is that of the run, the site and the round"
+
+
+def test_metrics_of_classes_need_the_predictions_of_that_round(made, tmp_path) -> None:
+    client, _ = made
+    with pytest.raises(StateError, match="holds the predictions after round 1, not after round 2"):
+        client.answer("site_a", Request("class_metrics", "run", 2))
+    with pytest.raises(StateError, match=r"site_b/predictions/test.safetensors is missing or damaged"):
+        client.answer("site_b", Request("class_metrics", "run", 1))
+    file = tmp_path / "predictions/test.safetensors"
+    file.parent.mkdir()
+    for content in (b"", save({"label": torch.zeros(1)}), save({"label": torch.zeros(1)}, {"pfedst": "["})):
+        file.write_bytes(content)
+        with pytest.raises(StateError, match="is missing or damaged"):
+            Predictions.load(tmp_path, "test", 1)
+
+
 @dataclass
 class Data:
     """Two images of one site."""
@@ -134,6 +167,25 @@ def test_a_later_evaluation_replaces_them(tmp_path) -> None:
     found = load_file(tmp_path / "a/predictions/test.safetensors")
     assert (found["round"].item(), found["logits.personal"].max().item()) == (2, 2.0)
     assert found["logits.personal"].dtype == torch.float32
+
+
+def test_the_unit_is_the_patient_or_the_image_where_no_patient_is_known(tmp_path) -> None:
+    """Two images of one patient, one image of another, and two of nobody; a saved copy in another order is the same."""
+    patients = torch.tensor([[7], [7], [9], [0], [0]], dtype=torch.uint8).expand(5, 16)
+    images = torch.arange(1, 6, dtype=torch.uint8)[:, None].expand(5, 16)
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.1, 0.2], [0.0, 3.0]])
+    made = Predictions(
+        "a", ("x", "y"), {"id": images, "group": patients, "label": torch.arange(5) % 2, "logits.personal": logits}
+    )
+    found = made.class_metrics(seed=3)
+    assert (found["images"], found["units"], found["without_unit"]) == (5, 4, 2)
+    assert [table["units"] for table in found["personal"]] == [3, 2]
+    assert [table["images"] for table in found["personal"]] == [3, 2]
+    turned = Predictions("a", ("x", "y"), {key: tensor.flip(0).contiguous() for key, tensor in made.tensors.items()})
+    turned.save(tmp_path, "test", 4)
+    loaded = Predictions.load(tmp_path, "test", 4)
+    assert (loaded.site, loaded.class_names) == ("a", ("x", "y"))
+    assert loaded.class_metrics(seed=3) == found
 
 
 def test_a_disk_that_refuses_is_told(tmp_path, monkeypatch) -> None:

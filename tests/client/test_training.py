@@ -8,17 +8,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    DeviceStatsMonitor,
-    EarlyStopping,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ProgressBar,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -28,7 +18,7 @@ from torch.optim import SGD
 
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, StateError
 from pfedst.methods.pfedst import PFedST
 from pfedst.seeds import seeded
 from pfedst.testing.small import data, federation, fit, prepared, trainer
@@ -118,9 +108,6 @@ class Watcher(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self.seen.append("start")
 
-    def on_train_batch_end(self, *_) -> None:
-        self.seen.append("batch of a local fit")
-
     def on_train_epoch_start(self, trainer, pl_module) -> None:
         self.seen.append(f"round after {trainer.global_step}")
 
@@ -193,14 +180,13 @@ class Bar(ProgressBar):
         self.batches += 1
 
 
-@pytest.mark.parametrize("listener", ["callback", "profiler", "hook", "training_step"])
+@pytest.mark.parametrize("listener", ["callback", "hook", "training_step"])
 def test_with_a_listener_the_steps_are_lightnings(listener) -> None:
     made, sites = federation(FedAvg()), prepared()
     name, module = next(iter(made.modules.items()))
     watcher = Watcher()
     options = {
         "callback": {"callbacks": [Bar(), watcher], "enable_progress_bar": True},
-        "profiler": {"profiler": "simple"},
     }.get(listener, {})
     if listener == "hook":
         module.__class__ = Hooked
@@ -292,29 +278,6 @@ def test_a_share_of_the_batches_is_one_or_more(share, batches) -> None:
     assert local.batches == share
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"limit_train_batches": 0}, "limit_train_batches 0: nothing would be trained"),
-        ({"max_time": "00:00:00:05"}, r"max_time.*--coordinator.rounds"),
-        *(
-            ({"callbacks": [callback], "logger": CSVLogger("unused")}, type(callback).__name__)
-            for callback in (
-                LearningRateMonitor(),
-                DeviceStatsMonitor(),
-                StochasticWeightAveraging(0.1),
-                LearningRateFinder(),
-                BatchSizeFinder(),
-                GradientAccumulationScheduler({0: 2}),
-            )
-        ),
-    ],
-)
-def test_what_a_federated_run_cannot_honour_is_refused_by_name(options, words) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        LocalTrainer(trainer(**options))
-
-
 class Stopped(FedAvg):
     """Is told to end in its first step."""
 
@@ -393,17 +356,40 @@ def test_early_stopping_ends_the_run_after_a_round(tmp_path) -> None:
     assert summary["protocol"]["rounds"] == 9
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"max_steps": 3}, "max_steps"),
-        ({"max_epochs": 0}, "max_epochs 0"),
-        ({"max_epochs": -1}, "max_epochs -1"),
-        ({"enable_checkpointing": True}, "enable_checkpointing"),
-        ({"callbacks": [ModelCheckpoint()], "enable_checkpointing": True}, "ModelCheckpoint"),
-        ({"devices": 2}, "devices 1"),
-    ],
-)
-def test_options_that_contradict_a_federated_run_are_refused(options, word) -> None:
-    with pytest.raises(ConfigurationError, match=word):
-        LocalTrainer(trainer(**options))
+@pytest.mark.parametrize("monitored", ["foo", "federation/validation/quadratic_kappa", "client/site_d/test/accuracy"])
+def test_a_metric_that_no_round_logs_is_refused_before_the_first_round(tmp_path, monitored) -> None:
+    with pytest.raises(
+        ConfigurationError, match=f"EarlyStopping: no round logs '{monitored}'; .*federation/test/auroc"
+    ):
+        fit(tmp_path, FedAvg(), trainer_options={"callbacks": [EarlyStopping(monitored)]})
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_a_metric_of_a_split_without_images_is_refused(tmp_path) -> None:
+    stopping = EarlyStopping("federation/validation/accuracy")
+    with pytest.raises(ConfigurationError, match="no round logs 'federation/validation/accuracy'"):
+        fit(tmp_path, FedAvg(), sites=data(validation_fraction=0.0), trainer_options={"callbacks": [stopping]})
+
+
+def test_a_metric_that_is_not_defined_in_a_round_is_one_error(tmp_path) -> None:
+    """A site that is not drawn has no loss of its training."""
+    stopping = EarlyStopping("client/site_a/train_loss", patience=9)
+    with pytest.raises(ConfigurationError, match="EarlyStopping: round . logs no 'client/site_a/train_loss'"):
+        fit(tmp_path, FedAvg(), trainer_options={"callbacks": [stopping]}, rounds=9, participation=0.1)
+    relaxed = EarlyStopping("client/site_a/train_loss", patience=9, strict=False)
+    fit(tmp_path / "relaxed", FedAvg(), trainer_options={"callbacks": [relaxed]}, rounds=3, participation=0.1)
+
+
+class Fails(FedAvg):
+    """Ends the run in its first merge."""
+
+    def merge(self, *_, **__):
+        raise StateError("the end")
+
+
+def test_callbacks_hear_of_an_error(tmp_path) -> None:
+    heard = []
+    callback = LambdaCallback(on_exception=lambda trainer, module, exception: heard.append(str(exception)))
+    with pytest.raises(StateError, match="the end"):
+        fit(tmp_path, Fails(), trainer_options={"callbacks": [callback]})
+    assert heard == ["the end"]

@@ -26,6 +26,12 @@ def test_a_plan(tmp_path) -> None:
     assert made.rows["B"].trials == [{"lr": 1, "x": 3}, {"lr": 2, "x": 3}]
     assert made.rows["A"].trials == [{"y": 1}, {"y": 2}]
     assert made.base == tmp_path / "base.yaml"
+    assert made.description == f"compare: A, B; seeds 0, 1 on {made.base}: 4 runs, after 4 runs of tuning on validation"
+
+
+def test_a_plan_says_what_it_is_going_to_do(tmp_path) -> None:
+    made = plan(tmp_path, seeds=[3])
+    assert made.description == f"compare: A, B; seed 3 on {made.base}: 2 runs"
 
 
 def test_only_some_rows_and_the_reference(tmp_path) -> None:

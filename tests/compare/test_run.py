@@ -42,7 +42,7 @@ PLAN = {
     "rows": {
         "side": {"method": "PFedST"},
         "average": {"method": "FedAvg", "method.weighting": "uniform"},
-        "none": {"method": "ZeroShot"},
+        "none": {"method": "Prototypes"},
     },
 }
 
@@ -121,7 +121,7 @@ def test_a_grid_is_run_kept_and_extended(compare, tmp_path) -> None:
     assert compare()[:2] == (0, [])
     assert (folder / "report" / "report.json").read_bytes() == report
     # a seed and a row more: what is there is kept
-    more = {"method": "ZeroShot", "data.batch_size": 2}
+    more = {"method": "Prototypes", "data.batch_size": 2}
     rows = {"side": PLAN["rows"]["side"], "none": PLAN["rows"]["none"], "more": more}
     code, ran, _ = compare("--seeds", "0", "2", rows=rows)
     assert code == 0
@@ -186,6 +186,7 @@ def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, ca
     assert len(ran) == 8
     assert set(content["failed"]) == {name for name in ran if name.startswith("broken")}
     told = capsys.readouterr()
+    assert "side, average, none, broken; seeds 0, 1 on" in told.out.splitlines()[0]
     assert "2 runs failed; finished runs are kept and reported" in told.err
     notes = json.loads((tmp_path / "runs" / "compare-plan" / "report" / "report.json").read_text())["notes"]
     assert any("broken, seed 0: missing" in note for note in notes)
@@ -242,6 +243,6 @@ def test_the_demo_runs(tmp_path, monkeypatch) -> None:
     small += ["--model.encoder.model=vit-nano", "--model.encoder.image_size=32", "--data.image_size=32"]
     small += ["--coordinator.rounds=2", "--coordinator.evaluate_every=2", f"--data.cache_folder={tmp_path / 'taps'}"]
     arguments = ["compare", "--config", str(ROOT / "configs/compare/demo.yaml"), "--runs_dir", str(tmp_path), *small]
-    assert main([*arguments, "--seeds", "0", "--only", "ZeroShot"]) == 0
+    assert main([*arguments, "--seeds", "0", "--only", "Prototypes"]) == 0
     report = json.loads((tmp_path / "compare-demo" / "report" / "report.json").read_text())
-    assert [row[0]["text"] for row in report["tables"][0]["rows"]] == ["ZeroShot", "PFedST"]
+    assert [row[0]["text"] for row in report["tables"][0]["rows"]] == ["Prototypes", "PFedST"]

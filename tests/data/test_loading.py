@@ -1,6 +1,8 @@
 """Splits, orders and layouts: what comes out of good data."""
 
+import itertools
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,48 @@ def prepared(data):
     return data
 
 
+def test_a_site_of_few_units_gives_one_to_test_if_it_must() -> None:
+    for labels, expected in (([0, 1, 2], 2), ([0, 0, 1], 2), ([0, 1], 1), ([0], 1), ([], 0)):
+        groups = [None] * len(labels)
+        kept, cut = split_groups(labels, groups, 0.2, 3, fewest=1)
+        assert (len(kept), len(cut)) == (expected, len(labels) - expected)
+        assert split_groups(labels, groups, 0.2, 3) == (list(range(len(labels))), [])
+    kept, cut = split_groups([0, 1, 1], [None] * 3, 0.2, 3, fewest=1)
+    assert 0 in kept  # the class of two images gives one
+    assert split_groups([0, 1, 2], ["p", "p", "p"], 0.2, 3, fewest=1) == ([0, 1, 2], [])
+    assert split_groups([0, 1, 2], ["p", "q", "q"], 0.2, 3, fewest=1)[1] in ([0], [1, 2])
+    assert split_groups([0, 1, 2], ["p", "q", "r"], 0.2, 3, {"p": True}, fewest=1) == ([1, 2], [0])
+
+
+def test_folders_that_a_mac_or_a_hasty_hand_named(tmp_path) -> None:
+    """One class and one site in several ways, and splits under their common names."""
+    make_folder(tmp_path / "clean")
+    for path in (tmp_path / "clean").rglob("unclear"):
+        path.rename(path.with_name("nävus"))
+    (tmp_path / "clean/clinic_b").rename(tmp_path / "clean/Köln")
+    expected = FolderSites(tmp_path / "clean").found()
+    odd = Path(shutil.copytree(tmp_path / "clean", tmp_path / "odd"))
+    (odd / "Köln").rename(odd / unicodedata.normalize("NFD", "Köln"))
+    moved = odd / "Köln "
+    shutil.copytree(odd / unicodedata.normalize("NFD", "Köln") / "test", moved / "test")
+    shutil.rmtree(odd / unicodedata.normalize("NFD", "Köln") / "test")
+    (odd / "clinic_a/train/nävus").rename(odd / "clinic_a/train" / unicodedata.normalize("NFD", "nävus "))
+    (odd / "clinic_a/test").rename(odd / "clinic_a/Testing")
+    for options in ({}, {"site_names": [" clinic_a", "Köln"], "class_names": ["benign", "malignant ", "nävus"]}):
+        found = FolderSites(odd, **options).found()
+        assert found.class_names == expected.class_names == ["benign", "malignant", "nävus"]
+        counts = {(site, split): part.counts(3) for site, split, part in found.parts()}
+        assert counts == {(site, split): part.counts(3) for site, split, part in expected.parts()}
+        assert list(found.splits) == sorted(["clinic_a", "Köln"]) or options
+        assert set(found.respelled) == {'site "Köln" (2 spellings)', 'class "nävus" (2 spellings)'}
+
+
+def test_a_folder_val_is_the_validation(tmp_path) -> None:
+    make_folder(tmp_path)
+    image(tmp_path / "clinic_a/val/benign/1.png", 1)
+    assert len(FolderSites(tmp_path).found().splits["clinic_a"]["validation"].labels) == 1
+
+
 def test_a_folder(tmp_path) -> None:
     data = prepared(FolderSites(make_folder(tmp_path), validation_fraction=0.34))
     assert data.sites == ("clinic_a", "clinic_b")
@@ -96,6 +140,18 @@ def test_a_folder_with_chosen_sites_classes_and_validation(tmp_path) -> None:
     assert data.sites == ("clinic_b",)
     assert data.class_counts("clinic_b", "validation") == [1, 0, 0]
     assert data.samples("clinic_b", "train") == 18
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".GIF", ".jp2", ".pgm", ".ppm", ".webp", ".tif"])
+def test_files_of_every_format_that_is_read_are_listed(tmp_path, suffix) -> None:
+    for site, split in itertools.product("ab", ("train", "test")):
+        for number in range(3):
+            file = image(tmp_path / site / split / "benign" / f"{number}.png", 10 * "ab".index(site) + number)
+            with Image.open(file) as picture:
+                picture.convert("L").save(file.with_suffix(suffix))
+            file.unlink()
+    data = prepared(FolderSites(tmp_path, audit="off"))
+    assert [data.samples(site, "test") for site in data.sites] == [3, 3]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

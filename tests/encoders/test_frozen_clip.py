@@ -157,17 +157,11 @@ def test_it_is_frozen_and_shared() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("RN50", ["RN50", "ModifiedResNet", "ViT"]),
-        ("convnext_base", ["convnext_base", "side network has nothing to tap"]),
-        ("timm/resnet18", ["ResNet", "no tokens of one width"]),
-        ("timm/convnext_tiny", ["ConvNeXt"]),
-        ("timm/swin_tiny_patch4_window7_224", ["SwinTransformer"]),
-        ("coca_ViT-B-32", ["pools all tokens"]),
         ("ViT-B-17", ['Did you mean "ViT-B-16"']),
         ("timm/vit_tinny_patch16_224", ['Did you mean "vit_tiny_patch16_224"']),
     ],
 )
-def test_towers_that_cannot_be_tapped_are_refused_by_name(model, words) -> None:
+def test_unknown_models_are_refused_by_name(model, words) -> None:
     with pytest.raises(WeightsError) as caught:
         FrozenCLIP(model, "random")
     assert [word for word in words if word not in str(caught.value)] == []

@@ -111,7 +111,7 @@ TABLES = {
     "large": ("a.csv", lambda f: hollow(f, limits.MOST_BYTES + 1), {}, ["1,073,741,825 bytes", "at most 1,073,741,824"]),
     "large parquet": ("a.parquet", lambda f: hollow(f, limits.MOST_BYTES + 1), {}, ["1,073,741,825 bytes"]),
     "zero bytes": ("a.csv", lambda f: f.write_text(f"{HEADER}a\0b.png,x,y,train\n"), {}, ["zero bytes", "UTF-8"]),
-    "UTF-16": ("a.csv", lambda f: f.write_text(HEADER, encoding="utf-16"), {}, ["not a readable table"]),
+    "UTF-16 that is cut off": ("a.csv", lambda f: f.write_bytes(f"{HEADER}x".encode("utf-16")[:-1]), {}, ["not a readable table"]),
     "no end of line": ("a.csv", lambda f: f.write_text("x" * 100_000), {}, ["first line is longer"]),
     "a long cell": ("a.csv", lambda f: f.write_text(f"{HEADER}a,x,y,train\n{'a' * 100_001},x,y,train\n"), {}, ["line 3", '"path" holds 100,001 characters']),
     "short rows of many columns": ("a.csv", lambda f: f.write_text("," * 9999 + "\n" + "1\n" * 20_000), {}, ["200,010,000 cells", "at most 100,000,000"]),

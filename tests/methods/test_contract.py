@@ -71,7 +71,21 @@ def test_classic_methods_run_on_any_adapter(name, adapter) -> None:
 
 def test_the_twelve_and_the_reference_rows_are_registered() -> None:
     twelve = "FedAvg FedProx FedRep Ditto PromptFL FedCLIP FACMIC FedOTP FedPGP FedLoRA FFALoRA FedDPA"
-    assert {*twelve.split(), "PFedST", "Local", "ZeroShot", "Pooled"} <= set(registered_methods())
+    assert {*twelve.split(), "PFedST", "Local", "ZeroShot", "Prototypes", "Pooled"} <= set(registered_methods())
+
+
+class TrainsNothing(FederatedMethod):
+    """Whose learned anchors would stay random."""
+
+    personalises = False
+
+    def partition(self, client):
+        return [("*", "frozen")]
+
+
+def test_learned_anchors_of_a_method_that_trains_nothing_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="TrainsNothing trains nothing, so anchors: learned would stay random"):
+        template(anchors="learned").build("abc", TrainsNothing(), 0)
 
 
 # -- methods that break it ---------------------------------------------------------------------------------------

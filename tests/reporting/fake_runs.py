@@ -3,6 +3,8 @@
 import json
 from statistics import fmean, pstdev
 
+from pfedst.reporting.summary import CALIBRATION_BINS
+
 METRICS = ("balanced_accuracy", "auroc", "macro_f1", "accuracy", "ece", "classwise_ece")
 COST = {
     "parameters_trained": 100,
@@ -79,6 +81,8 @@ def write_run(
     study=None,
     last_digits=None,
     content=None,
+    class_metrics=None,
+    environment=None,
     **protocol,
 ):
     """A finished run: personal {site: value}, generic the same or {site: value}.
@@ -96,7 +100,14 @@ def write_run(
         "study": {} if study is None else study | {"seed_everything": seed},
         "last_digits": last_digits or {},
         "content": content or {},
-        "evaluated": {"round": 5, "split": "test", "prior": "none: logits as the model gives them"},
+        "evaluated": {
+            "round": 5,
+            "split": "test",
+            "prior": "none: logits as the model gives them",
+            "bins": CALIBRATION_BINS,
+        },
+        "environment": environment,
+        "class_metrics": class_metrics or {},
         "protocol": PROTOCOL | {"seed": seed, "samples": sites} | protocol,
         "personal": personal,
         "generic": of_model(generic or values, held_out),
@@ -124,7 +135,7 @@ def as_format_1(folder):
     """The same run with a summary as the version before wrote it."""
     file = folder / "summary.json"
     summary = json.loads(file.read_text())
-    new = ("pfedst_version", "study", "last_digits", "content", "evaluated")
+    new = ("class_metrics", "environment", "pfedst_version", "study", "last_digits", "content", "evaluated")
     old = {key: value for key, value in summary.items() if key not in new}
     file.write_text(json.dumps(old | {"format": 1}))
     return folder

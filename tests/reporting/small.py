@@ -1,12 +1,13 @@
 """A comparison of finished runs without a run: every number of it follows from one value for each site."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pfedst.evaluation import CALIBRATION, METRICS, over_clients
 from pfedst.evaluation.counts import BINS
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
+from pfedst.reporting.summary import CALIBRATION_BINS
 
 IMAGES_OF_A_CLASS = 10
 """On test, at a site."""
@@ -73,6 +74,9 @@ def _run(
         "study": {},
         "last_digits": {},
         "content": {},
+        "evaluated": {"bins": CALIBRATION_BINS},
+        "environment": None,
+        "class_metrics": class_metrics(sites, told["classes"]),
         "protocol": told,
         "personal": _model(sites, sizes, classes),
         "generic": _model(_shifted(sites, -0.1), sizes, classes),
@@ -159,6 +163,31 @@ def _metrics(value: float | None) -> dict[str, float | None]:
 def _model(sites: Mapping[str, float | None], sizes: Mapping[str, int], classes: int) -> dict[str, Any]:
     metrics = {site: _metrics(value) for site, value in sites.items()}
     return over_clients(metrics, sizes) | {"counts": {site: _counts(sites[site], classes) for site in sorted(sites)}}
+
+
+def class_metrics(sites: Mapping[str, float | None], classes: Sequence[str]) -> dict[str, Any]:
+    """Of each class 10 images of 5 patients, and the value of the site with 0.1 less and more at the ends.
+
+    The last class has no image, and at a site whose value is None there is none at all.
+    """
+
+    def table(value: float, last: bool) -> dict[str, Any]:
+        nothing = {"value": None, "low": None, "high": None}
+        found = {"value": value, "low": max(0, value - 0.1), "high": min(1, value + 0.1)}
+        of_class = 0 if last else IMAGES_OF_A_CLASS
+        others = (len(classes) - (1 if last else 2)) * 5
+        sizes = {"images": of_class, "units": of_class // 2, "other_units": others}
+        positive, negative = nothing if last else found, found if others else nothing
+        both = positive if others else nothing
+        return sizes | {"sensitivity": positive, "specificity": negative, "average_precision": both}
+
+    images = (len(classes) - 1) * IMAGES_OF_A_CLASS
+    return {
+        site: {"images": images, "units": images // 2, "without_unit": 0}
+        | {"personal": [table(value, number == len(classes) - 1) for number in range(len(classes))]}
+        for site, value in sites.items()
+        if value is not None
+    }
 
 
 def _counts(value: float | None, classes: int) -> dict[str, Any]:

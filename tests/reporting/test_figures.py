@@ -17,7 +17,7 @@ from pfedst.reporting.figures.reliability import Pooled
 from pfedst.reporting.figures.style import TEXT, figure_style, new_figure, row_styles, settle, text_inches
 from tests.reporting.small import compared
 
-NAMES = ["learning_curves", "bars", "cost", "confusion", "reliability"]
+NAMES = ["learning_curves", "bars", "confusion", "classes", "reliability", "cost"]
 
 SITES = ["Barcelona", "Vienna_Rosendahl", "Vienna_Kittler", "Vienna_dias", "MSKCC", "Sydney", "Leuven", "Queensland"]
 CLASSES = [
@@ -116,7 +116,8 @@ def test_every_figure_is_made_and_told(made) -> None:
     for figure in made.values():
         assert figure.title
         assert "Personal model" in " ".join(texts(figure.figure))
-        assert "2 seeds (0, 1)" in " ".join(texts(figure.figure))
+        seeds = "seed 0" if figure.name == "classes" else "2 seeds (0, 1)"
+        assert seeds in " ".join(texts(figure.figure))
         assert "after the last merge" in figure.caption
 
 
@@ -185,9 +186,9 @@ def test_confusion_is_the_share_of_a_class(made) -> None:
     assert image[0] == pytest.approx([80, 20, 0])
     assert image[2] == pytest.approx([20, 0, 80])
     assert [axes.get_title("left") for axes in made["confusion"].figure.axes] == [
-        "PFedST: 80.0 %",
-        "FedAvg: 70.0 %",
         "ZeroShot: 25.0 %",
+        "FedAvg: 70.0 %",
+        "PFedST: 80.0 %",
     ]
     assert "80" in [text.get_text() for text in panel(made["confusion"], "PFedST").texts]
 
@@ -208,14 +209,14 @@ def test_the_ece_is_that_of_its_bins() -> None:
     assert Pooled((0,), (0,), (0.0,)).ece is None
 
 
-def test_at_most_six_rows_are_confused_the_reference_first() -> None:
+def test_at_most_six_rows_are_confused_in_the_order_of_the_table() -> None:
     rows = {f"row {n}": {0: {"x": 0.1 * n}} for n in range(9)}
     figure = drawn("confusion", compared(rows, reference="row 2"))
     titles = [axes.get_title("left").split(":")[0] for axes in figure.figure.axes]
-    assert titles == ["row 2", "row 8", "row 7", "row 6", "row 5", "row 4"]
+    assert titles == ["row 2", "row 4", "row 5", "row 6", "row 7", "row 8"]
     assert "the 5 best of the other rows" in figure.caption
     by_error = drawn("confusion", compared(rows, reference="row 2"), "ece")
-    assert by_error.figure.axes[1].get_title("left").startswith("row 8")  # the least error
+    assert by_error.figure.axes[-1].get_title("left").startswith("row 8")  # the least error
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_no_text_is_small_and_nothing_leaves_the_figure() -> None:
     for figure in make_figures(large()):
         figure.figure.draw_without_rendering()  # puts panels of a given aspect into place
         width, height = figure.figure.bbox.size
-        assert figure.figure.get_size_inches()[0] <= 7.2
+        assert figure.figure.get_size_inches()[0] == 7.2, "all are as wide as a page"
         for text in figure.figure.findobj(matplotlib.text.Text):
             if (text.get_text() and text.get_visible() and text.axes is not None) or text in figure.figure.texts:
                 assert text.get_fontsize() >= 7, text.get_text()
@@ -339,3 +340,35 @@ def test_settings_of_matplotlib_stay_as_they_are(tmp_path: Path) -> None:
 def test_widths_of_text_are_in_inches() -> None:
     assert 0.3 < text_inches("PFedST", TEXT) < 0.5
     assert text_inches(" ", TEXT) == 0
+
+
+def test_classes_have_a_mark_and_a_line_each_and_a_dash_where_nothing_is_defined(made) -> None:
+    figure = made["classes"]
+    assert [axes.get_title("left") for axes in figure.figure.axes] == [
+        "Sensitivity, %",
+        "Specificity, %",
+        "Average precision, %",
+    ]
+    names = [label.get_text() for label in figure.figure.axes[0].get_yticklabels()]
+    of_site = ["nevus (10, 5)", "melanoma (10, 5)", "keratosis (0, 0)"]
+    assert names == ["x", *of_site, "y", *of_site]
+    sensitivity, _, precision = figure.figure.axes
+    # PFedST with seed 0: 0.6 at x and 0.8 at y, with 0.1 less and more at the ends; no image of the last class
+    assert line(sensitivity, "value").get_xydata().tolist() == [
+        pytest.approx(place) for place in ([60, 1], [60, 2], [80, 5], [80, 6])
+    ]
+    ends = [tuple(segment[:, 0]) for segment in sensitivity.collections[0].get_segments()]
+    assert ends == [pytest.approx(pair) for pair in ((50, 70), (50, 70), (70, 90), (70, 90))]
+    assert [(text.get_text(), text.get_position()[1]) for text in sensitivity.texts] == [("-", 3), ("-", 7)]
+    assert set(line(precision, "share").get_xdata()) == {50.0}
+
+
+def test_of_many_classes_the_largest_sites_are_drawn() -> None:
+    sites = {f"s{n}": 0.5 for n in range(9)}
+    made = compared({"PFedST": {0: sites}}, classes=[f"c{n}" for n in range(17)])
+    for number, site in enumerate(sites):
+        made.rows[0].first.class_metrics[site]["images"] += number % 5
+    figure = drawn("classes", made)
+    names = [label.get_text() for label in figure.figure.axes[0].get_yticklabels()]
+    assert [name for name in names if name in sites] == ["s2", "s3", "s4", "s8"]
+    assert "Shown are the 4 sites with most images, 5 are left out." in figure.caption

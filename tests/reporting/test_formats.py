@@ -18,14 +18,12 @@ from pfedst.reporting.formats import (
     DASHES,
     LEGEND,
     csv_text,
-    latex,
-    latex_document,
-    latex_text,
     markdown,
     plain,
     report_json,
     rich_report,
 )
+from pfedst.reporting.latex import latex, latex_document, latex_text
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import Cell, ReportTable
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from pfedst.errors import ConfigurationError, StateError
+from pfedst.reporting.comparison import OverSites
+from pfedst.reporting.figures.curves import learning_curves
 from pfedst.reporting.loading import load_compared
 from tests.reporting.fake_runs import as_format_1, write_comparison, write_run
 
@@ -114,11 +116,31 @@ def test_a_summary_of_format_1_is_read_and_grouped_by_its_protocol(tmp_path) -> 
     assert (run.study, run.last_digits, run.content) == ({}, {}, {})
     assert run.summary["pfedst_version"] is None
     assert run.summary["evaluated"]["round"] == 5
-    # its numbers are those of the file
+    # its numbers are those of the file, but for calibration errors, whose bins were others
     told = json.loads((old[0] / "summary.json").read_text())
-    assert {key: run.summary[key] for key in ("protocol", "personal", "generic", "cost")} == {
-        key: told[key] for key in ("protocol", "personal", "generic", "cost")
-    }
+    assert {key: run.summary[key] for key in ("protocol", "cost")} == {key: told[key] for key in ("protocol", "cost")}
+    for model in ("personal", "generic"):
+        found, expected = run.summary[model], told[model]
+        assert found["counts"] == expected["counts"]
+        for metrics, other in ((found["mean"], expected["mean"]), (found["clients"]["a"], expected["clients"]["a"])):
+            assert metrics == other | {"ece": None, "classwise_ece": None}
+
+
+def test_calibration_errors_of_an_older_version_are_left_out_and_told(tmp_path) -> None:
+    """They were computed in other bins, and stood beside new ones in silence."""
+    old, new = write_run(tmp_path / "old", SITES), write_run(tmp_path / "new", SITES, method="PFedST")
+    summary = json.loads((old / "summary.json").read_text())
+    del summary["evaluated"]["bins"], summary["class_metrics"]
+    (old / "summary.json").write_text(json.dumps(summary))
+    compared = load_compared([old, new])
+    values = [row.values("personal", OverSites.MEAN, "ece") for row in compared.rows]
+    assert values == [[], [pytest.approx(0.6)]]
+    assert compared.notes == (
+        "calibration errors are left out of FedAvg: an older version computed them in other bins; run it again to have "
+        "them",
+    )
+    assert [bool(learning_curves(load_compared([path]), "ece")) for path in (old, new)] == [False, True]
+    assert compared.rows[0].first.class_metrics == {}
 
 
 def test_a_run_of_format_1_never_joins_a_row_whose_options_are_known(tmp_path) -> None:
@@ -152,7 +174,9 @@ def test_two_comparisons_share_a_row_only_with_the_same_options(tmp_path) -> Non
     other = write_comparison(tmp_path / "other", {"A": {2: SITES, 3: None}}, reference="A", study=STUDY | PRECISE)
     compared = load_compared([one, same, other])
     assert rows_of(compared) == [("A", [0, 1]), ("B", [0]), ("A, other", [2])]
-    assert compared.notes == ("A, other, seed 3: missing, as it failed or is not done",)
+    *differences, missing = compared.notes
+    assert missing == "A, other, seed 3: missing, as it failed or is not done"
+    assert [note.split(" (")[0] for note in differences] == [f"rows differ in {key}" for key in sorted(PRECISE)]
     assert compared.reference == "B"
 
 

@@ -1,5 +1,6 @@
 """Tables of a report against numbers computed by hand."""
 
+import re
 from statistics import fmean, stdev
 
 import pytest
@@ -7,9 +8,13 @@ from matplotlib.text import Text
 
 from pfedst.reporting import report_tables as tables
 from pfedst.reporting.figures import make_figures
+from pfedst.reporting.formats import markdown
+from pfedst.reporting.latex import latex_document
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.make_report import make_report
+from pfedst.reporting.page import html_page
 from pfedst.reporting.report_table import Cell, marked
+from tests.reporting import small
 from tests.reporting.fake_runs import write_comparison, write_run
 
 METRIC = "balanced_accuracy"
@@ -89,7 +94,8 @@ def test_differences_by_hand(compared) -> None:
     (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
     texts = [cell.text for cell in row]
     # FedAvg - PFedST: -0.1, 0.1, -0.3, -0.1; ranks of sizes 2, 2, 4, 2, so -8 + 2 of 10
-    assert texts[:4] == ["FedAvg", "-10.0", "-20.0 to +0.0", "-0.60"]
+    assert texts[:4] == ["FedAvg", "-10.0", "-", "-0.60"], "two seeds are too few for an interval"
+    assert tables.differences(compared, METRIC)["FedAvg"].interval == pytest.approx((-0.2, 0.0))
     assert texts[4:6] == ["4", "2"]
     # the sum of positive ranks is 2 or less (none, or one of the three ties) for 4 of 16 signs, and as many above
     assert row[6].value == pytest.approx(8 / 16)
@@ -97,15 +103,96 @@ def test_differences_by_hand(compared) -> None:
     assert texts[8] == "none"
 
 
+CLEAR = {
+    "PFedST": {seed: {"a": 0.7 + seed / 100, "b": 0.8} for seed in range(6)},
+    "FedAvg": {seed: {"a": 0.5 + seed / 90, "b": 0.6} for seed in range(6)},
+}
+
+
+def marks_of(report):
+    return {cell.mark for table in report.tables for row in table.rows for cell in row if cell.mark}
+
+
 def test_enough_seeds_and_a_clear_difference_are_claimed(tmp_path) -> None:
-    rows = {
-        "PFedST": {seed: {"a": 0.7 + seed / 100, "b": 0.8} for seed in range(6)},
-        "FedAvg": {seed: {"a": 0.5 + seed / 90, "b": 0.6} for seed in range(6)},
-    }
-    compared = load_compared([write_comparison(tmp_path / "c", rows, "PFedST")])
+    compared = load_compared([write_comparison(tmp_path / "c", CLEAR, "PFedST")])
+    (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
+    assert " to " in row[2].text
+    assert marks_of(make_report(compared, METRIC)) == {"best", "second"}
     assert tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows[0][8].text == "lower"
     assert "Claimed, of these sites and images" in " ".join(make_report(compared, METRIC).notes)
     assert "FedAvg lower than PFedST" in " ".join(make_report(compared, METRIC).notes)
+
+
+UNCLEAR = {
+    "PFedST": {seed: {"a": 0.7 + seed / 100, "b": 0.8} for seed in range(6)},
+    "FedAvg": {seed: {"a": 0.75, "b": 0.8} for seed in range(6)},
+}
+FEW = {label: {seed: seeds[seed] for seed in range(5)} for label, seeds in CLEAR.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "protocol", "interval"),
+    [
+        (FEW, {}, False),
+        (UNCLEAR, {}, True),
+        (CLEAR, {"random_weights": True}, False),
+        (CLEAR, {"data": "SYNTHETIC"}, False),
+    ],
+    ids=["few seeds", "no difference", "random weights", "synthetic images"],
+)
+def test_nothing_is_marked_where_nothing_may_be_claimed(tmp_path, rows, protocol, interval) -> None:
+    """A table of one seed had a best method in bold on blue, below a note that nothing can be claimed."""
+    compared = load_compared([write_comparison(tmp_path / "c", rows, "PFedST", **protocol)])
+    report = make_report(compared, METRIC)
+    assert marks_of(report) == set()
+    for text in (markdown(report), latex_document(report), html_page(report).split("</style>")[1]):
+        assert not re.search(r"\*\*\d|textbf\{\d|underline|<strong>|<strong class|<u>|in bold", text)
+    (row,) = next(table for table in report.tables if table.name == "tests").rows
+    assert (" to " in row[2].text, row[8].text) == (interval, "none")
+    assert "Claimed" not in " ".join(report.notes)
+
+
+def test_classes_have_their_numbers_and_intervals_of_one_run() -> None:
+    rows = {"PFedST": {0: {"x": 0.6, "y": None}, 1: {"x": 0.9, "y": 0.9}}, "FedAvg": {0: {"x": 0.5, "y": 0.5}}}
+    made = small.compared(rows)
+    made.rows[0].first.class_metrics["x"]["without_unit"] = 3
+    table = tables.classes_table(made)
+    assert table.headings[4:] == (
+        "sensitivity", "sensitivity, 95 %", "specificity", "specificity, 95 %", "average precision",
+        "average precision, 95 %",
+    )  # fmt: skip
+    texts = [[cell.text for cell in row] for row in table.rows]
+    assert texts == [
+        ["x", "nevus", "10", "5", *["60.0", "50.0 to 70.0"] * 3],
+        ["x", "melanoma", "10", "5", *["60.0", "50.0 to 70.0"] * 3],
+        ["x", "keratosis", "0", "0", "-", "- (no image of the class)", "60.0", "50.0 to 70.0", "-",
+         "- (no image of the class)"],
+    ]  # fmt: skip
+    assert table.rows[0][4].value == 0.6
+    assert "x (3 of 20 images)" in table.caption
+    assert "each image is drawn by itself" in table.caption
+    assert "Not computed at y." in table.caption
+    assert "PFedST with seed 0" in table.caption
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"units": 4, "sensitivity": {"value": 0.5, "low": None, "high": None}}, "- (fewer than 5 units)"),
+        ({"units": 5, "sensitivity": {"value": 1.0, "low": None, "high": None}}, "- (all resamples agree)"),
+        ({"units": 0, "sensitivity": {"value": None, "low": None, "high": None}}, "- (no image of the class)"),
+    ],
+)
+def test_a_missing_interval_has_its_reason(change, text) -> None:
+    made = small.compared({"PFedST": {0: {"x": 0.6}}})
+    made.rows[0].first.class_metrics["x"]["personal"][0].update(change)
+    assert tables.classes_table(made).rows[0][5].text == text
+
+
+def test_runs_of_an_older_version_have_no_table_of_classes(tmp_path) -> None:
+    compared = load_compared([write_run(tmp_path / "r", {"a": 0.6})])
+    assert tables.classes_table(compared) is None
+    assert "classes" not in [table.name for table in make_report(compared, METRIC).tables]
 
 
 def test_one_seed_claims_nothing(tmp_path) -> None:

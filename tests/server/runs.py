@@ -20,7 +20,7 @@ def go_on(folder, method, sites=None, seed=0, callbacks=(), model=None, **coordi
     run = RunFolder(folder / "run")
     options = {"max_epochs": method.fewest_local_epochs, "callbacks": list(callbacks)}
     rounds = FederatedCoordinator(**({"rounds": 4} | coordinator))
-    template_, sites = model or template(), sites or data()
+    template_, sites = model or template(method), sites or data()
     return simulation.fit(rounds, template_, sites, method, trainer(**options), run, seed, resume=True)
 
 

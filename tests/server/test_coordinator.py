@@ -8,6 +8,7 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
+from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.zero_shot import ZeroShot
 from rich.console import Console
 
@@ -110,7 +111,24 @@ def test_reference_rows(tmp_path) -> None:
 
 def test_prototypes_are_counted_as_sent(tmp_path) -> None:
     # three clients, three classes, 32 channels in float64 and a count each
-    assert fit(tmp_path, ZeroShot())["cost"]["setup_upload_bytes"] == 3 * (3 * 32 * 8 + 3 * 8)
+    once = 3 * (3 * 32 * 8 + 3 * 8)
+    cost = fit(tmp_path / "prototypes", Prototypes())["cost"]
+    assert cost["setup_upload_bytes"] == cost["upload_bytes"] == once
+    assert cost["upload_bytes_per_round"] == cost["download_bytes"] == 0
+    summary = fit(tmp_path / "trained", FedAvg())
+    cost, console = summary["cost"], Console(record=True, width=120)
+    assert cost["upload_bytes"] == once + 2 * cost["upload_bytes_per_round"] == once + cost["download_bytes"]
+    print_summary(summary, console)
+    assert "up 2.32 KiB once before" in " ".join(console.export_text().split())
+
+
+def test_zero_shot_sends_nothing_and_is_of_text_alone(tmp_path) -> None:
+    cost = fit(tmp_path / "text", ZeroShot())["cost"]
+    assert cost["upload_bytes"] == cost["download_bytes"] == cost["setup_upload_bytes"] == 0
+    for method, anchors in ((ZeroShot, "prototypes"), (ZeroShot, "learned"), (Prototypes, "text")):
+        words = f"{method.__name__} runs on the class anchors {method.requires_anchors}, not on {anchors}: set"
+        with pytest.raises(ConfigurationError, match=words):
+            fit(tmp_path / f"{method.__name__} {anchors}", method(), model=template(anchors=anchors))
 
 
 @pytest.mark.parametrize("anchors", ["text", "learned"])
@@ -296,7 +314,7 @@ def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, m
         return load(self, item)
 
     monkeypatch.setattr(SiteDataset, "__getitem__", remembered)
-    summary = fit(tmp_path, method(), sites=sites, held_out_sites=["site_b"], rounds=1)
+    summary = fit(tmp_path, method(), sites=sites, held_out_sites=["site_b "], rounds=1)
     images = {
         site: {part.source.digest(index) for index in range(len(part))}
         for (site, split), part in sites._datasets.items()

@@ -50,6 +50,7 @@ def real(tmp_path_factory):
         "prototypes": Request("prototypes", "run"),
         "fit": fit_request(server, "site_a", 1, evaluate=SPLITS),
         "evaluate": Request("evaluate", "run", evaluate=SPLITS, parts=server.parts_for("site_a")),
+        "class_metrics": Request("class_metrics", "run"),
         "cost": Request("cost", "run", parts=server.parts_for("site_a")),
     }
     return {kind: (request, client.answer("site_a", request)) for kind, request in requests.items()}
@@ -64,7 +65,7 @@ def asked(real, kind, reply, name="site_a", has_generic=True):
     return checked
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "cost"])
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "cost"])
 def test_what_a_client_sends_passes_unchanged(real, kind) -> None:
     sent = real[kind][1]
     found = asked(real, kind, copy.deepcopy(sent))
@@ -105,12 +106,16 @@ def test_of_a_method_without_a_generic_model_only_the_personal_one_is_taken(real
 
 def test_keys_that_are_not_known_are_dropped(real) -> None:
     """They would be written into the records of a run."""
-    for kind in ("fit", "cost"):
+    for kind in ("fit", "class_metrics", "cost"):
         values = copy.deepcopy(real[kind][1].values)
         values["patients"] = ["4711"]
         if kind == "fit":
             values["record"] |= {"patients": ["4711"], "left_out": "x", "upload_bytes": 3}
             values["record"]["trained"]["images"] = ["4711"]
+        if kind == "class_metrics":
+            values["class_metrics"] |= {"patients": ["4711"]}
+            values["class_metrics"]["personal"][0] |= {"patients": ["4711"]}
+            values["class_metrics"]["personal"][0]["sensitivity"] |= {"patients": ["4711"]}
         found = asked(real, kind, Reply(values, real[kind][1].parts))
         assert found.values == real[kind][1].values
     sent = real["evaluate"][1].values
@@ -225,6 +230,38 @@ def test_an_evaluation_that_no_client_reports_is_a_fault(real, path, value) -> N
     assert "4711" not in found.text
 
 
+OF_CLASS = ["class_metrics", "personal", 1]
+CLASS_METRICS = {
+    "nothing": (["class_metrics"], None),
+    "no personal model": (["class_metrics", "personal"], None),
+    "no list": (["class_metrics", "generic"], {"x": 1}),
+    "two classes": (["class_metrics", "generic"], [{}, {}]),
+    "other images": (["class_metrics", "images"], 11),
+    "more units than images": (["class_metrics", "units"], 13),
+    "units of floats": (["class_metrics", "units"], 3.0),
+    "no number without a unit": (["class_metrics", "without_unit"], None),
+    "other images of a class": ([*OF_CLASS, "images"], 0),
+    "negative images": ([*OF_CLASS, "images"], -1),
+    "more units than images of a class": ([*OF_CLASS, "units"], 12),
+    "more other units than images of other classes": ([*OF_CLASS, "other_units"], 12),
+    "no sensitivity": ([*OF_CLASS, "sensitivity"], None),
+    "text": ([*OF_CLASS, "specificity", "value"], "4711"),
+    "NaN": ([*OF_CLASS, "specificity", "low"], float("nan")),
+    "less than nothing": ([*OF_CLASS, "average_precision", "value"], -0.5),
+    "one end": ([*OF_CLASS, "sensitivity"], {"value": 0.5, "low": 0.1, "high": None}),
+    "an interval of nothing": ([*OF_CLASS, "sensitivity"], {"value": None, "low": 0.1, "high": 0.2}),
+    "ends in the wrong order": ([*OF_CLASS, "sensitivity"], {"value": 0.5, "low": 0.6, "high": 0.4}),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), CLASS_METRICS.values(), ids=CLASS_METRICS)
+def test_metrics_of_classes_that_no_client_reports_are_a_fault(real, path, value) -> None:
+    found = asked(real, "class_metrics", Reply(changed(real["class_metrics"][1].values, path, value)))
+    assert isinstance(found, Fault)
+    assert (found.kind, "4711" in found.text) == ("StateError", False)
+    assert "client site_a" in found.text
+
+
 @pytest.mark.parametrize("value", ["1", -1.0, None, True, [1]], ids=repr)
 def test_a_cost_that_is_no_number_is_a_fault(real, value) -> None:
     assert asked(real, "cost", Reply({"flops_per_image": value})).kind == "StateError"
@@ -246,14 +283,14 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "cost"])
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "cost"])
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: type(parts).__name__)
 def test_parts_that_are_no_plain_tensors_are_a_fault(real, kind, parts) -> None:
     found = asked(real, kind, Reply(real[kind][1].values, parts))
     assert (found.kind, "the message from client site_a" in found.text) == ("StateError", True)
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "cost"])
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "cost"])
 @pytest.mark.parametrize("reply", [None, 3, "x", [], {}, Reply([]), Reply(None)], ids=repr)
 def test_what_is_no_reply_is_a_fault(real, kind, reply) -> None:
     assert asked(real, kind, reply).kind == "StateError"
@@ -267,7 +304,7 @@ anything = st.recursive(
 
 
 @given(
-    st.sampled_from(["fit", "evaluate", "cost"]),
+    st.sampled_from(["fit", "evaluate", "class_metrics", "cost"]),
     st.dictionaries(st.sampled_from(["record", "evaluated", "flops_per_image"]), anything),
 )
 def test_whatever_a_client_sends_is_a_fault_or_plain(real, kind, values) -> None:

@@ -8,8 +8,10 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.pooled import Pooled
 
+from pfedst.client.predictions import Predictions
 from pfedst.client.state import SiteState
 from pfedst.errors import DataError
+from pfedst.evaluation.averages import CLASS_METRICS
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.state.snapshot import read_snapshot
@@ -133,14 +135,14 @@ def test_all_requests_of_a_run(tmp_path, requests) -> None:
     fit(tmp_path, PFedST(finetune_epochs=2), rounds=1, optimizer_state="keep")
     assert {request.run for _, request in requests} == {"run"}
     kinds = [request.kind for name, request in requests if name == "site_a"]
-    assert kinds == ["prototypes", "evaluate", "fit", "evaluate", "fit", "evaluate", "cost"]
+    assert kinds == ["prototypes", "evaluate", "fit", "evaluate", "fit", "evaluate", "cost", "class_metrics"]
     fits = of_kind(requests, "fit", "site_b")
     assert [(r.round, r.after, r.finetune_epochs, r.keep_optimizer) for r in fits] == [(1, 0, 0, True), (1, 1, 2, True)]
     tuned = of_kind(requests, "evaluate", "site_b")[-1]
     assert (tuned.round, tuned.after) == (1, 2)
     assert of_kind(requests, "cost")[0].after == 1, "the client is as after the last merge"
     for _, request in requests:
-        if request.kind != "prototypes":
+        if request.kind not in ("prototypes", "class_metrics"):
             assert set(request.message) == {NET}
             assert request.anchors is not None
     assert about(tmp_path, "round-000001-finetuned")["after"]["site_a"] == 2
@@ -232,3 +234,18 @@ def test_the_servers_tensors_are_saved_once_and_no_others(tmp_path) -> None:
     assert set(parts["server"]) <= {"method", "frozen", "anchors"}
     assert not [key for key in parts["server"]["method"][NET] if "lora" in key]
     assert all(isinstance(tensor, torch.Tensor) for tensor in parts["server"]["method"][NET].values())
+
+
+def test_a_summary_holds_metrics_of_classes_and_a_site_that_cannot_compute_them_is_told(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    load = Predictions.load
+    monkeypatch.setattr(
+        Predictions, "load", lambda folder, *what: load(folder / "x" if folder.name == "site_b" else folder, *what)
+    )
+    summary = fit(tmp_path, PFedST(), rounds=1)
+    assert list(summary["class_metrics"]) == ["site_a", "site_c"]
+    assert "metrics of classes are missing: site site_b: " in caplog.text
+    found = summary["class_metrics"]["site_a"]
+    assert found["images"] == summary["protocol"]["samples"]["site_a"]["test"]
+    assert set(found["personal"][0]) == {"images", "units", "other_units", *CLASS_METRICS}

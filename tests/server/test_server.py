@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
+from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.scaffold import SCAFFOLD
-from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.errors import ConfigurationError, NotFiniteError, PfedstError, StateError
 from pfedst.messages.payload import NET
@@ -256,10 +256,10 @@ def test_prototypes_that_no_images_have_are_refused(parts) -> None:
 # -- state -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [PFedST, SCAFFOLD, Local, ZeroShot])
+@pytest.mark.parametrize("method", [PFedST, SCAFFOLD, Local, Prototypes])
 def test_the_state_comes_back(method) -> None:
     one, other = federation(method()).server, federation(method(), seed=1).server
-    assert one.trains == (method is not ZeroShot)
+    assert one.trains == (method is not Prototypes)
     other.load_state_parts(one.state_parts())
     assert {part: set(state) for part, state in other.state.items() if state} == {
         part: set(state) for part, state in one.state.items() if state

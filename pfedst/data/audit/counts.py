@@ -74,6 +74,27 @@ def class_findings(sites: Sites) -> Checked:
     return findings, None
 
 
+def lone_class_findings(sites: Sites) -> Checked:
+    """Find classes of which one site alone has images."""
+    if len(sites.splits) < 2:
+        return [], None
+    sites_of: dict[int, set[str]] = defaultdict(set)
+    for site, _, part in sites.parts():
+        for label in set(part.labels):
+            sites_of[label].add(site)
+    lone = {label: next(iter(found)) for label, found in sorted(sites_of.items()) if len(found) == 1}
+    if not lone:
+        return [], None
+    by_site = "; ".join(f"{sites.class_names[label]}: {site}" for label, site in lone.items())
+    finding = Finding(
+        "class_at_one_site",
+        "warning",
+        f"one site alone has images of a class ({by_site})",
+        "check its spelling; no other site can teach such a class, and it identifies its site",
+    )
+    return [finding], None
+
+
 def skew_findings(sites: Sites) -> Checked:
     """Measure how far the class shares of each site's train are from the pooled shares (total variation, 0 to 1)."""
     counts = {site: sites.splits[site]["train"].counts(len(sites.class_names)) for site in sites.splits}

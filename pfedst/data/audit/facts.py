@@ -6,18 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from pfedst.data.decoding import ImageHeader
+from pfedst.data.limits import REMEDY_FOR_MANY
 from pfedst.data.sites import LabelledImages, Place, Sites, Split
-from pfedst.data.sources import ImageHeader, content_digest
+from pfedst.data.sources import content_digest
 from pfedst.errors import DataError, listed
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Result for one image. If the image cannot be read, only `error` is set."""
+    """Result for one image. If the image cannot be read, only `error` is set.
+
+    `guessed` is True if its own smallest and largest value became black and white.
+    """
 
     header: ImageHeader | None = None
     digest: str = ""
     error: str | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Seen:
             raise DataError(
                 f"{len(faults)} of {len(self.facts)} images cannot be read:\n  "
                 + listed(faults, "\n  ")
-                + "\nRemove them (and their rows), or copy them again; nothing was trained."
+                + f"\n{REMEDY_FOR_MANY.capitalize()}; nothing was trained."
             )
 
 

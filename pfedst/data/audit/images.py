@@ -8,8 +8,9 @@ from statistics import median
 
 from pfedst.data.audit.facts import ImageFacts
 from pfedst.data.audit.findings import Checked, Finding
+from pfedst.data.decoding import ImageHeader
+from pfedst.data.limits import REMEDY_FOR_MANY
 from pfedst.data.sites import Place, Sites
-from pfedst.data.sources import ImageHeader
 from pfedst.errors import listed
 
 TINY = 64
@@ -32,8 +33,19 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 "error",
                 f"{len(bad):,} of {len(facts):,} images cannot be read: "
                 + listed([facts[place].error for place in bad]),
-                "remove them (and their rows), or copy them again",
+                REMEDY_FOR_MANY,
                 _single(bad),
+            )
+        )
+    if guessed := [place for place, found in facts.items() if found.guessed]:
+        findings.append(
+            Finding(
+                "guessed_pixel_range",
+                "warning",
+                f"{len(guessed):,} images declare no range of grey values, and the smallest and largest value of each "
+                f"become black and white ({_counted(Counter(place.site for place in guessed))})",
+                "set one range with --data.pixel_range, so that the brightness of images can be compared",
+                _single(guessed),
             )
         )
     for code, places, message, remedy in _unusual(by_site):

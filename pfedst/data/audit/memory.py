@@ -11,18 +11,21 @@ from pathlib import Path
 import PIL
 
 from pfedst.data.audit.facts import ImageFacts, Seen
+from pfedst.data.decoding import ImageHeader
 from pfedst.data.sites import Place, Sites
-from pfedst.data.sources import FileSource, ImageHeader, content_digest
+from pfedst.data.sources import FileSource, content_digest
 from pfedst.data.tables import read_json
 from pfedst.state import write_json
 
 LOOKS = "looks"
-RULE = 1
+RULE = 2
 """Version number, increased whenever the same files give other results."""
 
 
 def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
     """Return the file for the scan result, named by the paths, sizes and times of change of the images.
+
+    The range of grey values is also part of the name.
 
     Returns None if an image is not a file.
 
@@ -31,7 +34,7 @@ def memory_file(sites: Sites, compared: bool, folder: Path) -> Path | None:
         compared: True if the images were compared with each other.
         folder: folder of the cache.
     """
-    lines = [f"{RULE} {PIL.__version__} {compared}"]
+    lines = [f"{RULE} {PIL.__version__} {compared} {sites.pixel_range}"]
     for site, split, part in sites.parts():
         paths = FileSource.paths_of(part.source)
         if len(paths) < len(part.labels):
@@ -56,8 +59,8 @@ def recall(file: Path, places: Sequence[Place]) -> Seen | None:
     try:
         kept = read_json(file)
         facts = {
-            place: ImageFacts(ImageHeader(*header) if header else None, digest, error)
-            for place, (header, digest, error) in zip(places, kept["facts"], strict=True)
+            place: ImageFacts(ImageHeader(*header) if header else None, digest, error, guessed)
+            for place, (header, digest, error, guessed) in zip(places, kept["facts"], strict=True)
         }
         return Seen(facts, [(places[a], places[b], likeness) for a, b, likeness in kept["alike"]])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -68,7 +71,7 @@ def remember(file: Path, seen: Seen) -> None:
     """Save a scan result. Errors are ignored: the file only saves time."""
     row = {place: number for number, place in enumerate(seen.facts)}
     content = {
-        "facts": [[f.header and astuple(f.header), f.digest, f.error] for f in seen.facts.values()],
+        "facts": [[f.header and astuple(f.header), f.digest, f.error, f.guessed] for f in seen.facts.values()],
         "alike": [[row[a], row[b], likeness] for a, b, likeness in seen.alike],
     }
     with suppress(OSError):

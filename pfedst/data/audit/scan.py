@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pfedst.data.audit.alike import find_alike, thumbnail
 from pfedst.data.audit.facts import ImageFacts, Seen
 from pfedst.data.audit.memory import memory_file, recall, remember
+from pfedst.data.grey_scale import noted_guesses
+from pfedst.data.limits import without_remedy
 from pfedst.data.sites import Place, Sites
 from pfedst.data.threads import for_each
 from pfedst.errors import DataError
@@ -39,11 +41,12 @@ def _look(sites: Sites, places: Sequence[Place], compare: bool) -> Seen:
     def look(place: Place) -> tuple[ImageFacts, NDArray[np.uint8] | None]:
         source = sites.splits[place.site][place.split].source
         try:
-            image = source.load(place.row)
-            facts = ImageFacts(source.header(place.row), source.digest(place.row))
+            with noted_guesses() as guesses:
+                image = source.load(place.row)
+            facts = ImageFacts(source.header(place.row), source.digest(place.row), guessed=bool(guesses))
             return facts, thumbnail(image) if compare else None
         except DataError as error:
-            return ImageFacts(error=str(error).rsplit(";", 1)[0]), None
+            return ImageFacts(error=without_remedy(error)), None
 
     facts, pictures = {}, {}
     digests: set[str] = set()

@@ -9,25 +9,31 @@ windows turn dark into bright if the rescale slope is negative.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pfedst.data.limits import COPY_AGAIN, NamelessError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom import Dataset
 
-COPY_AGAIN = "remove it, or copy it again"
-
-
-class NamelessError(Exception):
-    """An error with reason and remedy, to which the name of the file must still be added."""
+Report = Callable[[float, float], None]
 
 
 @np.errstate(divide="raise", over="raise", invalid="raise")  # an invalid rescale must not give a black image
-def grey_levels(dataset: Dataset, stored: NDArray[Any], window: tuple[float, float] | None) -> NDArray[Any]:
+def grey_levels(
+    dataset: Dataset, stored: NDArray[Any], window: tuple[float, float] | None, report: Report | None = None
+) -> NDArray[Any]:
     """Return grey levels as fractions of white (H, W), before MONOCHROME1 is inverted.
+
+    Args:
+        dataset: header of the file.
+        stored: stored values (H, W).
+        window: centre and width to use instead of those of the file.
+        report: called with the smallest and the largest value if they become black and white, which is a guess.
 
     Raises:
         NamelessError: If a window is too narrow, or a table is damaged.
@@ -48,7 +54,10 @@ def grey_levels(dataset: Dataset, stored: NDArray[Any], window: tuple[float, flo
         return _windowed(values, centre, width, str(dataset.get("VOILUTFunction") or "LINEAR").upper())
     if values is stored and dataset.BitsStored == 8 and dataset.PixelRepresentation == 0:
         return np.clip(stored / 255, 0, 1)
-    return _stretched(dataset, stored, values)
+    low, high = _extremes(dataset, stored, values)
+    if report is not None:
+        report(low, high)
+    return np.clip((values - low) / (high - low), 0, 1) if low != high else np.zeros(values.shape)
 
 
 def _number(dataset: Dataset, keyword: str, missing: float) -> float:
@@ -102,8 +111,8 @@ def _windowed(values: NDArray[Any], centre: float, width: float, function: str) 
     return np.clip((values - centre) / width + 0.5, 0, 1)
 
 
-def _stretched(dataset: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-    """Scale from the smallest to the largest present value. Padding lies beyond the dark end, so it becomes black."""
+def _extremes(dataset: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> tuple[float, float]:
+    """Return the smallest and the largest value without padding. Padding lies beyond the dark end: it becomes black."""
     present = values
     padding, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if padding is not None:
@@ -111,10 +120,7 @@ def _stretched(dataset: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> 
         ends = np.array([padding, padding if limit is None else limit]).astype(stored.dtype)
         inside = (stored < ends.min()) | (stored > ends.max())
         present = values[inside] if inside.any() else values
-    low, high = float(present.min()), float(present.max())
-    if low == high:
-        return np.zeros(values.shape)
-    return np.clip((values - low) / (high - low), 0, 1)
+    return float(present.min()), float(present.max())
 
 
 def palette_colours(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.uint8]:

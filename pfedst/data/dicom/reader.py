@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pfedst.data.dicom.levels import COPY_AGAIN, NamelessError, grey_levels, palette_colours, top_byte
+from pfedst.data.dicom.levels import Report, grey_levels, palette_colours, top_byte
 from pfedst.data.jpeg import check_scans
+from pfedst.data.limits import COPY_AGAIN, MOST_PIXELS, NamelessError, check_shape, check_single
 from pfedst.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SUFFIXES = (".dcm", ".dicom")
-MOST_PIXELS = 89_478_485  # where PIL warns of a decompression bomb, and `data.sources` refuses any image
 MOST_BYTES = 600_000_000  # of an inflated file: MOST_PIXELS pixels of three 16-bit colours
-HEADER = ["PatientID", "BurnedInAnnotation", "Modality", "Rows", "Columns", "NumberOfFrames"]
+HEADER = [
+    *("PatientID", "BurnedInAnnotation", "Modality", "Rows", "Columns", "NumberOfFrames"),
+    "PhotometricInterpretation",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class DicomHeader:
         modality: such as "CT"; "" if the file does not state it.
         size: width and height in pixels; (0, 0) if the file holds no image.
         frames: number of images in the file.
+        grey: True for grey values, which a window turns into levels; False for colours.
     """
 
     patient: str | None
@@ -49,6 +53,7 @@ class DicomHeader:
     modality: str
     size: tuple[int, int]
     frames: int
+    grey: bool = True
 
 
 def is_dicom(path: Path) -> bool:
@@ -86,10 +91,11 @@ def read_header(path: Path) -> DicomHeader:
             str(dataset.get("Modality") or "").strip(),
             (int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)),
             int(dataset.get("NumberOfFrames") or 1),
+            str(dataset.get("PhotometricInterpretation") or "").startswith("MONOCHROME"),
         )
 
 
-def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.Image:
+def load_dicom(path: Path, window: tuple[float, float] | None = None, report: Report | None = None) -> Image.Image:
     """Read the image as a screen would show it: RGB, 8 bits per channel.
 
     Greyscale passes through the modality lookup table or rescale. Then the first available of these is applied:
@@ -102,10 +108,12 @@ def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.I
         path: a file with one frame.
         window: centre and width in rescaled units (Hounsfield units in CT): black at centre - width / 2 and below,
             white at centre + width / 2 and above, whatever the file's VOI LUT function. Ignored for colour.
+        report: called with the smallest and the largest value if they become black and white, which is a guess.
 
     Raises:
         DataError: If pydicom or a decoder is missing; the file is missing or damaged; it holds no pixels, several
-            frames, more pixels than PIL accepts, or colours of an unknown kind; or a window is too narrow.
+            frames, more pixels than PIL accepts, an extreme shape, or colours of an unknown kind; or a window is too
+            narrow.
     """
     with _named_errors(path):
         dataset = _read(path)
@@ -113,7 +121,7 @@ def load_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.I
         _unfold(dataset)
         stored, kind = _decode(dataset)
         if kind in ("MONOCHROME1", "MONOCHROME2"):
-            levels = grey_levels(dataset, stored, window)
+            levels = grey_levels(dataset, stored, window, report)
             if kind == "MONOCHROME1":
                 np.subtract(1, levels, out=levels)
             levels *= 255  # in place, here and above: float64 of the largest image is 700 MB
@@ -186,14 +194,15 @@ def _patient(dataset: Dataset) -> str | None:
 
 
 def _check(dataset: Dataset) -> None:
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise NamelessError("its pixels are floating-point numbers, which are not read; export them as whole numbers")
     if "PixelData" not in dataset:
         raise NamelessError(f"no pixel data (cut short, or no image); {COPY_AGAIN}")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise NamelessError(f"holds {frames} frames; export the frame wanted to a file of its own")
+    check_single(int(dataset.get("NumberOfFrames") or 1), "frame")
     width, height = int(dataset.get("Columns") or 0), int(dataset.get("Rows") or 0)
     if not 0 < width * height <= MOST_PIXELS:
         raise NamelessError(f"{width} x {height} pixels are not between 1 and {MOST_PIXELS}; {COPY_AGAIN}")
+    check_shape(width, height)
 
 
 def _unfold(dataset: Dataset) -> None:

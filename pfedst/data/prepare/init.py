@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from pfedst.data.files import refuse_outside
 from pfedst.data.folders import is_hidden, is_image
-from pfedst.data.sites import SPLIT_NAMES, SPLITS, class_order
+from pfedst.data.left_out import left_out
+from pfedst.data.sites import SPLITS, class_order, split_of
 from pfedst.data.sources import FileSource
 from pfedst.data.splitting import split_sites
 from pfedst.errors import ConfigurationError, DataError, listed
+from pfedst.names import plain_name, plain_names
 
 LEVELS = ("site", "split", "label", "group", "-")
 
@@ -63,8 +66,22 @@ class InitOptions:
         return self.layout.strip("/").split("/") if self.layout is not None else None
 
 
-def make_manifest(folder: Path, options: InitOptions, outside_files: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table `path, label, site, split, group` of all images below a folder, and the meaning of each level.
+class Made(NamedTuple):
+    """A manifest and what is to be known of it.
+
+    Attributes:
+        table: one row for each image: `path, label, site, split, group`.
+        levels: the meaning of each level of folders.
+        left_out: number of files and folders that are not used, by kind.
+    """
+
+    table: pd.DataFrame
+    levels: list[str]
+    left_out: Mapping[str, int]
+
+
+def make_manifest(folder: Path, options: InitOptions, outside_files: bool = False) -> Made:
+    """Return the table `path, label, site, split, group` of all images below a folder.
 
     Args:
         folder: folder with the images.
@@ -96,18 +113,18 @@ def make_manifest(folder: Path, options: InitOptions, outside_files: bool = Fals
     table = pd.DataFrame({"path": [path.as_posix() for path in images]})
     for column in ("label", "site", "split", "group"):
         at = levels.index(column) if column in levels else None
-        table[column] = [parts[at] for parts in names] if at is not None else ""
+        table[column] = plain_names(parts[at] for parts in names) if at is not None else ""
     if "site" not in levels:
-        table["site"] = folder.resolve().name
+        table["site"] = plain_name(folder.resolve().name)
     if "split" in levels:
-        if unknown := sorted({name for name in table["split"] if name.lower() not in SPLIT_NAMES}):
+        if unknown := sorted({name for name in table["split"] if split_of(name) is None}):
             raise DataError(f"{folder}: {listed(unknown)} is no split; use folders called {', '.join(SPLITS)}")
-        table["split"] = [SPLIT_NAMES[name.lower()] for name in table["split"]]
+        table["split"] = table["split"].map(split_of)
     if "group" not in levels:
         table["group"] = [_group(folder, path, options.group_pattern) for path in images]
     if "split" not in levels:
         table["split"] = _drawn(table, options)
-    return table, levels
+    return Made(table, levels, left_out([folder], {folder / path for path in images}))
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -133,7 +150,7 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
     """
     depth = len(names[0])
     values = [{parts[level] for parts in names} for level in range(depth)]
-    levels = ["split" if all(name.lower() in SPLIT_NAMES for name in found) else "" for found in values]
+    levels = ["split" if all(split_of(name) is not None for name in found) else "" for found in values]
     left = [level for level in range(depth) if not levels[level]]
     if levels.count("split") > 1 or not 1 <= len(left) <= 2:
         example = "/".join(names[0]) or "no folder"
@@ -148,18 +165,18 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
 
 def _group(folder: Path, path: Path, pattern: str | None) -> str:
     found = re.search(pattern, path.as_posix()) if pattern is not None else None
-    return (found and found.group(1)) or FileSource([folder / path]).group(0) or ""
+    return plain_name((found and found.group(1)) or FileSource([folder / path]).group(0) or "")
 
 
 def _drawn(table: pd.DataFrame, options: InitOptions) -> list[str]:
-    """Draw train and test for each site, stratified by class, with no group in both."""
+    """Draw train and test for each site, stratified by class, with no group in both, and at least one group in test."""
     split = ["train"] * len(table)
     names = class_order(table["label"])
     rows = {str(site): list(map(int, indices)) for site, indices in table.groupby("site").indices.items()}
     labels = [names.index(label) for label in table["label"]]
     groups = [group or None for group in table["group"]]
     sites = {site: ([labels[row] for row in of], [groups[row] for row in of]) for site, of in rows.items()}
-    for site, (_, test) in split_sites(sites, options.test_fraction, options.seed, "test").items():
+    for site, (_, test) in split_sites(sites, options.test_fraction, options.seed, "test", fewest=1).items():
         for index in test:
             split[rows[site][index]] = "test"
     return split

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pfedst.data.sites import SPLITS
+from pfedst.data.sites import SPLITS, split_of
 from pfedst.errors import ConfigurationError, DataError, nearest
+from pfedst.names import plain_name
 from pfedst.seeds import derive_seed
 
 By = Literal["column", "labels", "quantity", "features"]
@@ -97,6 +98,7 @@ def partition(table: pd.DataFrame, options: PartitionOptions) -> pd.DataFrame:
     Raises:
         DataError: If the table cannot be divided, or a site has fewer than `fewest` images in a split.
     """
+    table = _with_plain_names(table, options)
     unit = _checked_units(table, options)
     units = table.assign(unit=unit).sort_values(["unit", "path"]).drop_duplicates("unit")
     if options.by != "labels":  # all classes together: rounding every rare class would make small sites smaller
@@ -117,6 +119,15 @@ def partition(table: pd.DataFrame, options: PartitionOptions) -> pd.DataFrame:
         f"--fewest {options.fewest}; {remedies.get(options.by, 'use a larger --alpha, fewer --sites or')} "
         "a smaller --fewest"
     )
+
+
+def _with_plain_names(table: pd.DataFrame, options: PartitionOptions) -> pd.DataFrame:
+    """Return the table with each class, split, group and site in its one spelling."""
+    names = [c for c in {"label", "split", "group", options.column} & set(table.columns) if c is not None]
+    plain: pd.DataFrame = table.assign(**{name: table[name].fillna("").map(plain_name) for name in names})
+    if "split" in plain.columns:
+        plain["split"] = [split_of(name) or name for name in plain["split"]]
+    return plain
 
 
 def _checked_units(table: pd.DataFrame, options: PartitionOptions) -> pd.Series[str]:

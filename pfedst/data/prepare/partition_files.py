@@ -14,6 +14,7 @@ from PIL import Image
 
 from pfedst.data.camera import Camera
 from pfedst.data.files import refuse_outside
+from pfedst.data.grey_scale import GreyScale
 from pfedst.data.prepare.partition import PartitionOptions
 from pfedst.data.sites import SPLITS
 from pfedst.data.sources import FileSource, content_digest
@@ -77,6 +78,8 @@ def shift_images(
     if not outside_files:
         refuse_outside((root / path for path in table["path"]), root)
 
+    grey_scale = GreyScale()
+
     def shift(row: tuple[str, str]) -> str:
         path, site = row
         digest = content_digest(f"{path}\x1f{options.strength}\x1f{options.seed}".encode())[:12]
@@ -84,7 +87,7 @@ def shift_images(
         if not (target / new).is_file():
             (target / new).parent.mkdir(parents=True, exist_ok=True)
             content = BytesIO()
-            seen = see(FileSource([root / path]).load(0), draw_camera(options.strength, options.seed, site))
+            seen = see(FileSource([root / path], grey_scale).load(0), draw_camera(options.strength, options.seed, site))
             seen.save(content, "PNG", compress_level=1)  # higher levels take long and save little on photographs
             write_atomically(target / new, content.getvalue())
         return new.as_posix()

@@ -22,20 +22,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfedst.data.dicom.reader import is_dicom, load_dicom
 from pfedst.data.files import refuse_outside
 from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, is_hidden, is_image
+from pfedst.data.grey_scale import GreyScale, PixelRange, check_range
+from pfedst.data.left_out import left_out, left_out_line
+from pfedst.data.limits import REMEDY_FOR_MANY, without_remedy
 from pfedst.data.sources import FileSource
 from pfedst.data.tables import read_json
 from pfedst.data.threads import for_each
 from pfedst.errors import ConfigurationError, DataError, listed
 from pfedst.state import write_json
 
-RULE = 1
+RULE = 2
 """Version number, increased whenever the same options give other pixels: trees of two versions are never mixed."""
 MINKOWSKI_NORM = 6
 Crop = Literal["none", "square"]
 Format = Literal["same", "png", "jpeg"]
+# the words of `pfedst.encoders.spec`, whose import would take seconds
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "longest", "squash"]
 SUFFIXES: Mapping[Format, tuple[str, ...]] = {
     "same": (".png", ".jpg", ".jpeg"),
     "png": (".png",),
@@ -50,10 +55,18 @@ class PreprocessingOptions:
 
     Args:
         shorter_side: pixels, 8 or more; the aspect ratio is kept. A smaller image is not enlarged: the encoder's
-            transform enlarges it, and resampling twice is worse. (FLamby enlarges.)
+            transform enlarges it, and resampling twice is worse. (FLamby enlarges.) With another `resize_mode`: pixels
+            of the longer side, or of both.
         crop: `square` keeps the centre. With `none` the random crops of training can use the whole image.
+        interpolation: filter of resampling. Give that of the encoder, which the label of a run names if it is not
+            CLIP's, bicubic.
+        resize_mode: give that of the encoder: `shortest`; `longest` (the encoder fills up with black); or `squash`,
+            which makes a square whatever the aspect ratio.
         colour_constancy: apply `colour_constancy`, as in FLamby's Fed-ISIC2019.
-        window: centre and width (above 0) for DICOM files, in the units of the modality, such as Hounsfield units.
+        window: centre and width (above 0), in the units of the modality, such as Hounsfield units: another way to
+            give `pixel_range`.
+        pixel_range: values of grey images of more than 8 bits, and of grey DICOM files, that become black and white.
+            Default: what each file declares, otherwise its smallest and its largest value, with a warning.
         format: file format. `same`: JPEG stays JPEG, everything else becomes PNG. JPEG is written with quality 95 and
             full colour resolution.
 
@@ -65,18 +78,37 @@ class PreprocessingOptions:
     crop: Crop = "none"
     colour_constancy: bool = False
     window: tuple[float, float] | None = None
+    pixel_range: PixelRange | None = None
     format: Format = "same"
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
 
     def __post_init__(self) -> None:
         if self.shorter_side < 8:
             raise ConfigurationError(f"--shorter_side {self.shorter_side}: must be 8 or more")
-        for option, value, known in (("crop", self.crop, Crop), ("format", self.format, Format)):
-            if value not in get_args(known):
+        choices = {"crop": Crop, "format": Format, "interpolation": Interpolation, "resize_mode": ResizeMode}
+        for option, known in choices.items():
+            if (value := getattr(self, option)) not in get_args(known):
                 raise ConfigurationError(f"--{option} {value}: must be one of {', '.join(get_args(known))}")
+        if self.crop == "square" and self.resize_mode != "shortest":
+            raise ConfigurationError(
+                f"--crop square: --resize_mode {self.resize_mode} shows the encoder the whole image"
+            )
         if self.window is not None:
             fits = len(self.window) == 2 and all(math.isfinite(value) for value in self.window)
             if not fits or self.window[1] <= 0:
                 raise ConfigurationError(f"--window {self.window}: must be a centre and a width above 0")
+            if self.pixel_range is not None:
+                raise ConfigurationError("--window and --pixel_range both give a range of grey values: leave one out")
+        check_range("--pixel_range", self.pixel_range)
+
+    @property
+    def grey_scale(self) -> GreyScale:
+        """The range of grey values, for one tree."""
+        if self.window is None:
+            return GreyScale(self.pixel_range)
+        centre, width = self.window
+        return GreyScale((centre - width / 2, centre + width / 2))
 
 
 @dataclass(frozen=True)
@@ -133,7 +165,7 @@ def colour_constancy(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image.Image:
     """Resize, crop, and then apply colour constancy, in the order of FLamby.
 
-    Resampling is Pillow's bicubic with antialiasing, the filter of CLIP's transform. Sizes and offsets follow
+    Resampling is Pillow's with antialiasing, the filter of the encoder's transform. Sizes and offsets follow
     torchvision's Resize and CenterCrop, so a PNG of the encoder's size gives exactly the tensor of the original.
     Decoding at reduced size (`Image.draft`) would change the tensor and is not used.
 
@@ -144,16 +176,27 @@ def preprocess_image(image: Image.Image, options: PreprocessingOptions) -> Image
     Returns:
         RGB pixels without comments and EXIF, which may name a patient.
     """
-    shorter, wanted = min(image.size), options.shorter_side
-    if shorter > wanted:
-        width, height = (wanted * side // shorter for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    size = _resized(image.size, options)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[options.interpolation.upper()])
     if options.crop == "square":
         side = min(image.size)
         left, top = (round((length - side) / 2) for length in image.size)
         image = image.crop((left, top, left + side, top + side))
     pixels = np.asarray(image, dtype=np.uint8)
     return Image.fromarray(colour_constancy(pixels) if options.colour_constancy else pixels)
+
+
+def _resized(size: tuple[int, int], options: PreprocessingOptions) -> tuple[int, int]:
+    """Return width and height after resizing, as the encoder's transform has them; none is enlarged."""
+    width, height = size
+    wanted = options.shorter_side
+    if options.resize_mode == "squash":
+        return (wanted, wanted) if min(size) > wanted else size
+    if options.resize_mode == "longest":
+        factor = max(size) / wanted
+        return (max(1, round(width / factor)), max(1, round(height / factor))) if factor > 1 else size
+    return (wanted * width // min(size), wanted * height // min(size)) if min(size) > wanted else size
 
 
 def preprocess_tree(
@@ -170,7 +213,7 @@ def preprocess_tree(
         outside_files: True if links may lead out of the source.
 
     Raises:
-        ConfigurationError: If `workers` is negative.
+        ConfigurationError: If `workers` is negative, or a range of grey values is given and every image has 8 bits.
         DataError: If the source holds no image or two images would get one name, a link leads out of the source, the
             target is not outside the source, or the target was made differently; then nothing is written. If images
             cannot be read, they are named after all others are done.
@@ -182,10 +225,11 @@ def preprocess_tree(
         jobs = _jobs(existing_folder(source, "SOURCE"), target, options.format)
         if not outside_files:
             refuse_outside((job.source for job in jobs), source)
+        _check_range_is_used(jobs, options)
         identity = {"rule": RULE, "source": source.resolve().name, **asdict(options)}
         _open_target(target, identity)
         waiting = [job for job in jobs if not job.done]
-        convert = partial(_convert, options=options)
+        convert = partial(_convert, options=options, grey_scale=options.grey_scale)
         faults = [fault for fault in for_each(convert, waiting, "preprocessing images", workers) if fault]
         sizes = [(job.source.stat().st_size, job.target.stat().st_size) for job in jobs if job.done]
     except OSError as error:
@@ -205,10 +249,8 @@ def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
     images = [name for name in files if is_image(source / name)]
     if not images:
         raise DataError(f"{source} holds no image ({', '.join(IMAGE_SUFFIXES)}); give the folder with the images")
-    if len(images) < len(files):
-        logging.getLogger("pfedst").warning(
-            "%s: %d files are no images of a known kind and are left out", source, len(files) - len(images)
-        )
+    if counts := left_out([source], {source / name for name in images}):
+        logging.getLogger("pfedst").warning("%s: %s", source, left_out_line("", counts))
     origin: dict[Path, Path] = {}
     for name in images:
         kept = SUFFIXES[form]
@@ -222,6 +264,19 @@ def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
             )
         origin[made] = name
     return [_Job(source / name, target / made) for made, name in origin.items()]
+
+
+def _check_range_is_used(jobs: Sequence[_Job], options: PreprocessingOptions) -> None:
+    if options.grey_scale.given is not None and not any(_may_be_deep(job.source) for job in jobs):
+        option = "--window" if options.pixel_range is None else "--pixel_range"
+        raise ConfigurationError(f"{option} has no effect: every image has 8 bits, which are not changed; leave it out")
+
+
+def _may_be_deep(path: Path) -> bool:
+    try:
+        return FileSource([path]).header(0).deep
+    except DataError:
+        return True  # it is named with its error when it is read
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -253,6 +308,7 @@ def _open_target(target: Path, identity: Mapping[str, Any]) -> None:
 def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
     try:
         found = read_json(file)
+        found = {"interpolation": "bicubic", "resize_mode": "shortest"} | found  # a tree of before these options
         differing = next((key for key, value in wanted.items() if found.get(key) != value), None)
     except (ValueError, AttributeError) as error:
         raise DataError(f"{file} is damaged: remove {file.parent}, or give another TARGET") from error
@@ -263,12 +319,12 @@ def _compare(file: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
+def _convert(job: _Job, options: PreprocessingOptions, grey_scale: GreyScale) -> str | None:
     """Convert one image. Return the reason if it cannot be read, otherwise None."""
     try:
-        image = preprocess_image(_read(job.source, options), options)
+        image = preprocess_image(FileSource([job.source], grey_scale).load(0), options)
     except DataError as error:
-        return str(error).rsplit(";", 1)[0]
+        return without_remedy(error)
     content = io.BytesIO()
     if job.target.suffix.lower() == ".png":
         image.save(content, "PNG")
@@ -282,14 +338,9 @@ def _convert(job: _Job, options: PreprocessingOptions) -> str | None:
     return None
 
 
-def _read(path: Path, options: PreprocessingOptions) -> Image.Image:
-    """Return an image in RGB from any kind of file."""
-    return load_dicom(path, options.window) if is_dicom(path) else FileSource([path]).load(0)
-
-
 def _listed(faults: Sequence[str], total: int, target: Path) -> str:
     return (
         f"{len(faults)} of {total} images cannot be read:\n  "
         + listed(faults, "\n  ")
-        + f"\nRemove them (and their rows), or copy them again, and run again; all others are in {target}."
+        + f"\n{REMEDY_FOR_MANY.capitalize()}, and run again; all others are in {target}."
     )

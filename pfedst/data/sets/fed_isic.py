@@ -18,6 +18,7 @@ from pfedst.data.sources import Record
 from pfedst.data.splitting import split_sites
 from pfedst.data.tables import read_table
 from pfedst.errors import ConfigurationError, DataError
+from pfedst.names import plain_name
 
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 SITE_NAMES = ("bcn", "vidir_molemax", "vidir_modern", "rosendahl", "msk", "vienna_dias")
@@ -180,7 +181,8 @@ class FedISIC2019(FederatedDataModule):
         table = read_table(file)
         if not {"image", "lesion_id"} <= set(table.columns):
             raise DataError(f"{file}: needs the columns image and lesion_id")
-        return {str(i): str(g) for i, g in zip(table["image"], table["lesion_id"], strict=True) if str(g)}
+        lesions = zip(table["image"], table["lesion_id"], strict=True)
+        return {str(image): lesion for image, cell in lesions if (lesion := plain_name(cell))}
 
     @staticmethod
     def _numbers(where: str, row: dict[Any, Any]) -> tuple[int, int, Split]:

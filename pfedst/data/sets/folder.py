@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.folders import existing_folder, folders, images_in
+from pfedst.data.folders import existing_folder, folders, images_in, named_folders
+from pfedst.data.left_out import left_out
 from pfedst.data.sets.layouts import LAYOUT
-from pfedst.data.sites import LabelledImages, Sites, Split, class_order
-from pfedst.data.sources import Record
+from pfedst.data.sites import SPLITS, LabelledImages, Sites, Split, class_order, split_of
+from pfedst.data.sources import FileSource, Record
 from pfedst.errors import DataError, nearest
+from pfedst.names import plain_names, respelled
+
+Classes = dict[str, list[Path]]
+"""Folders of images by the name of their class."""
 
 
 class FolderSites(FederatedDataModule):
@@ -33,48 +39,83 @@ class FolderSites(FederatedDataModule):
     ) -> None:
         super().__init__(**options)
         self.root = root
-        self.site_names = site_names
-        self.wanted_classes = class_names
+        self.site_names = plain_names(site_names or [])
+        self.wanted_classes = plain_names(class_names or [])
 
     def read(self) -> Sites:
         """List the images of all sites."""
         root = existing_folder(self.root, "--data.root")
         self.label = f"images in {root.name}"
-        found = folders(root)
+        found = named_folders(root)
         if not found:
             raise DataError(f"{root} holds no folder; {LAYOUT}")
         if {"train", "test"} & set(found):
             raise DataError(f"{root} holds train/test itself; put them into a folder a site: {LAYOUT}")
-        sites = list(self.site_names or found)
-        for site in sites:
+        tree: dict[str, dict[Split, Classes]] = {}
+        for site in self.site_names or found:
             if site not in found:
                 raise DataError(f'{root}: no site "{site}".{nearest(site, found)} Found: {", ".join(found)}')
-            self._check_site(root / site)
-        classes = list(self.wanted_classes or class_order(c for s in sites for c in self._classes(root / s)))
-        return Sites(classes, {site: self._site(root / site, classes) for site in sites}, roots=[root], read_from=root)
+            tree[site] = _splits(found[site])
+        classes = self.wanted_classes or class_order(
+            name for parts in tree.values() for part in parts.values() for name in part
+        )
+        splits = {site: {s: _images(part, classes) for s, part in parts.items()} for site, parts in tree.items()}
+        used = [path for of in splits.values() for part in of.values() for path in FileSource.paths_of(part.source)]
+        return Sites(
+            classes,
+            splits,
+            roots=[root],
+            read_from=root,
+            left_out=_left_out(root, {site: found[site] for site in tree}, set(used)),
+            respelled=[*respelled("site", _written(found)), *_respelled_classes(tree)],
+        )
 
-    def _check_site(self, folder: Path) -> None:
-        for split in ("train", "test"):
-            if not (folder / split).is_dir():
-                have = ", ".join(folders(folder)) or "no folder"
-                raise DataError(f"{folder / split} is missing ({folder} holds: {have}); {LAYOUT}")
 
-    def _classes(self, folder: Path) -> set[str]:
-        return {c for split in ("train", "validation", "test") for c in folders(folder / split)}
+def _splits(site_folders: Sequence[Path]) -> dict[Split, Classes]:
+    """Return the class folders of every split of a site."""
+    found: dict[Split, Classes] = {}
+    for site_folder in site_folders:
+        for name, split_folders in named_folders(site_folder).items():
+            if (split := split_of(name)) is not None:
+                part = found.setdefault(split, {})
+                for folder in split_folders:
+                    for label, class_folders in named_folders(folder).items():
+                        part.setdefault(label, []).extend(class_folders)
+    needed: tuple[Split, ...] = ("train", "test")
+    for split in needed:
+        if split not in found:
+            first = site_folders[0]
+            have = ", ".join(folders(first)) or "no folder"
+            raise DataError(f"{first / split} is missing ({first} holds: {have}); {LAYOUT}")
+    return {split: found[split] for split in SPLITS if split in found}
 
-    def _site(self, folder: Path, classes: Sequence[str]) -> dict[Split, LabelledImages]:
-        parts: dict[Split, LabelledImages] = {}
-        splits: tuple[Split, ...] = ("train", "validation", "test")
-        for split in splits:
-            if not (folder / split).is_dir():
-                continue
-            records = []
-            for name in folders(folder / split):
-                if name not in classes:
-                    raise DataError(
-                        f"{folder / split / name}: no class of that name.{nearest(name, classes)} "
-                        f"Known: {', '.join(classes)}; rename the folder, or add it to --data.class_names"
-                    )
-                records += [Record(path, classes.index(name)) for path in images_in(folder / split / name)]
-            parts[split] = LabelledImages.from_records(records)
-        return parts
+
+def _images(part: Classes, classes: Sequence[str]) -> LabelledImages:
+    records = []
+    for name, class_folders in part.items():
+        if name not in classes:
+            raise DataError(
+                f"{class_folders[0]}: no class of that name.{nearest(name, classes)} "
+                f"Known: {', '.join(classes)}; rename the folder, or add it to --data.class_names"
+            )
+        records += [Record(path, classes.index(name)) for folder in class_folders for path in images_in(folder)]
+    return LabelledImages.from_records(records)
+
+
+def _left_out(root: Path, sites: Mapping[str, Sequence[Path]], used: Collection[Path]) -> dict[str, Counter[str]]:
+    found = {"": left_out([root], used, below=False)}
+    found |= {site: left_out(site_folders, used) for site, site_folders in sites.items()}
+    return {place: counts for place, counts in found.items() if counts}
+
+
+def _written(named: Mapping[str, Sequence[Path]]) -> dict[str, set[str]]:
+    return {name: {folder.name for folder in found} for name, found in named.items()}
+
+
+def _respelled_classes(tree: Mapping[str, Mapping[Split, Classes]]) -> list[str]:
+    written: dict[str, set[str]] = {}
+    for parts in tree.values():
+        for part in parts.values():
+            for name, spellings in _written(part).items():
+                written.setdefault(name, set()).update(spellings)
+    return respelled("class", written)

@@ -8,11 +8,13 @@ from typing import Any
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.folders import existing_folder, folders
+from pfedst.data.sets.columns import SINGLE_LABEL
 from pfedst.data.sets.layouts import SAVED
 from pfedst.data.sites import SPLIT_NAMES, SPLITS, LabelledImages, Sites, Split, class_index, class_order
 from pfedst.data.sources import EncodedSource
 from pfedst.data.tables import check_parquet, check_size
 from pfedst.errors import DataError, nearest
+from pfedst.names import plain_name, plain_names, respelled
 
 
 class HuggingFaceSites(FederatedDataModule):
@@ -47,7 +49,7 @@ class HuggingFaceSites(FederatedDataModule):
         self.root = root
         self.columns = {"image": image_column, "label": label_column, "site": site_column}
         self.group_column = group_column
-        self.wanted_classes = class_names
+        self.wanted_classes = plain_names(class_names or [])
 
     def read(self) -> Sites:
         """Read the table of every split. Images are not copied."""
@@ -56,9 +58,10 @@ class HuggingFaceSites(FederatedDataModule):
         tables = _splits(root)
         for split, table in tables.items():
             self._check_columns(f"{root}, {split}", table)
-        texts = {split: self._texts(f"{root}, {split}", table) for split, table in tables.items()}
-        names = list(self.wanted_classes or self._class_names(tables, texts))
-        given = self.wanted_classes is not None
+        written = {split: self._texts(f"{root}, {split}", table) for split, table in tables.items()}
+        texts = {split: {kind: plain_names(of) for kind, of in found.items()} for split, found in written.items()}
+        names = self.wanted_classes or self._class_names(tables, texts)
+        given = bool(self.wanted_classes)
         splits: dict[str, dict[Split, LabelledImages]] = {}
         for split, table in tables.items():
             where = f"{root}, {split}"
@@ -76,7 +79,13 @@ class HuggingFaceSites(FederatedDataModule):
                 source = EncodedSource(reader, [image_names[row] for row in own], [files[row] for row in own])
                 part = LabelledImages(source, [labels[row] for row in own], [groups[row] for row in own])
                 splits.setdefault(site, {})[split] = part
-        return Sites(names, dict(sorted(splits.items())), roots=[root, _unpacked()], read_from=root)
+        return Sites(
+            names,
+            dict(sorted(splits.items())),
+            roots=[root, _unpacked()],
+            read_from=root,
+            respelled=[*_respelled("class", "label", written), *_respelled("site", "site", written)],
+        )
 
     def _check_columns(self, where: str, table: Any) -> None:
         import datasets
@@ -93,15 +102,17 @@ class HuggingFaceSites(FederatedDataModule):
                 raise DataError(f'{where}: --data.{purpose}_column "{column}" {kind}; name another column')
 
     def _texts(self, where: str, table: Any) -> dict[str, list[str]]:
-        """Return class and site of every row, as names."""
+        """Return class and site of every row, as they are written."""
         found = {}
         for purpose in ("label", "site"):
             column = self.columns[purpose]
             names = getattr(table.features[column], "names", None)
             values = _values(where, table, column)
             for row, value in enumerate(values):
+                if isinstance(value, list):
+                    raise DataError(f"{where} row {row}: multi-label: the {purpose} is a list; {SINGLE_LABEL}")
                 # the library uses -1 of a ClassLabel for no label
-                if value is None or value == "" or (names is not None and value < 0):
+                if value is None or plain_name(value) == "" or (names is not None and value < 0):
                     hint = " (is its metadata file there?)" if all(v is None for v in values) else ""
                     raise DataError(f"{where} row {row}: the {purpose} is empty{hint}; fill it in, or remove the row")
                 if names is not None and value >= len(names):
@@ -112,19 +123,27 @@ class HuggingFaceSites(FederatedDataModule):
     def _class_names(self, tables: dict[Split, Any], texts: dict[Split, dict[str, list[str]]]) -> list[str]:
         features = [table.features[self.columns["label"]] for table in tables.values()]
         if all(hasattr(feature, "names") for feature in features):
-            return list(features[0].names)
+            return plain_names(features[0].names)
         return class_order(label for found in texts.values() for label in found["label"])
 
     def _groups(self, where: str, table: Any) -> list[str | None]:
         column = self.group_column or "group"
         if column in table.column_names:
-            return [None if group in (None, "") else str(group) for group in _values(where, table, column)]
+            return [None if group is None else plain_name(group) or None for group in _values(where, table, column)]
         if self.group_column is not None:
             raise DataError(
                 f'{where}: --data.group_column: no column "{column}".{nearest(column, table.column_names)} '
                 f"Found: {', '.join(table.column_names)}"
             )
         return [None] * len(table)
+
+
+def _respelled(kind: str, purpose: str, written: dict[Split, dict[str, list[str]]]) -> list[str]:
+    spellings: dict[str, set[str]] = {}
+    for found in written.values():
+        for text in found[purpose]:
+            spellings.setdefault(plain_name(text), set()).add(text)
+    return respelled(kind, spellings)
 
 
 class _Reader:

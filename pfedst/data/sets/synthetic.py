@@ -15,8 +15,9 @@ from PIL import Image
 
 from pfedst.data.camera import Camera
 from pfedst.data.datamodule import FederatedDataModule
+from pfedst.data.decoding import ImageHeader
 from pfedst.data.sites import LabelledImages, Sites
-from pfedst.data.sources import ImageHeader, content_digest
+from pfedst.data.sources import content_digest
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import derive_seed
 

@@ -39,6 +39,8 @@ SERVES: Mapping[Need, tuple[Need, ...]] = {
 """Encoder output that an adapter needs -> kinds of store that hold it, the smallest first."""
 
 IMAGES_A_STEP = 32
+REPORT_SECONDS = 30.0
+"""Time between two lines on the progress, in a log file."""
 GIGABYTE = 1e9
 
 
@@ -91,6 +93,9 @@ class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
 class TapCache:
     """The cache of one run. It is completed before the first round.
 
+    Attributes:
+        missing: number and bytes of the images that `complete` found missing.
+
     Args:
         options: options of the cache.
         encoder: encoder whose output is cached.
@@ -109,6 +114,7 @@ class TapCache:
         self.options = options
         self.encoder = encoder
         self.need = need
+        self.missing = (0, 0)
 
     @cached_property
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -127,8 +133,12 @@ class TapCache:
         name = f"{model}-{self.encoder.spec.image_size}px-{kind}-{layout.dtype}-{digest}"
         return TapStore(self.options.folder / name, layout, self.identity)
 
-    def complete(self, wanted: Iterable[Wanted], device: torch.device, num_workers: int) -> TapStore | None:
+    def complete(
+        self, wanted: Iterable[Wanted], device: torch.device, num_workers: int, fills: bool = True
+    ) -> TapStore | None:
         """Return a store that holds every wanted image, or None if `auto` finds that it would not fit.
+
+        Without `fills` nothing is computed, and None is also returned if an image is missing.
 
         Raises:
             ConfigurationError: If the store would exceed the byte limit or the free disk space.
@@ -149,6 +159,10 @@ class TapCache:
                 logging.getLogger("pfedst").warning("--data.cache auto caches nothing: %s", refusal)
                 return None
             raise ConfigurationError(refusal)
+        missing = sum(key not in store.row_of for key in by_key)
+        self.missing = missing, missing * store.layout.row_bytes
+        if not fills:
+            return None
         self._fill(store, by_key, device, num_workers)
         return store
 
@@ -204,14 +218,18 @@ class TapCache:
         columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
+            reported = 0.0
             for images in loader:
                 keys = [item.key for item in missing[done : done + len(images)]]
                 store.append(keys, store.layout.pack(self.encoder.encode(images.to(device), answers)))
-                if not done and len(missing) > len(images):
-                    seconds = (time.perf_counter() - started) / len(images) * len(missing)
-                    console.print(f"cache: about {_duration(seconds)}", highlight=False)
                 done += len(images)
                 progress.update(task, completed=done)
+                seconds = time.perf_counter() - started
+                is_due = not reported or seconds - reported >= REPORT_SECONDS
+                if is_due and done < len(missing) and not console.is_terminal:  # which has the bar
+                    left = _duration(seconds / done * (len(missing) - done))
+                    console.print(f"cache: {done:,} of {len(missing):,} images, about {left} left", highlight=False)
+                    reported = seconds
 
     def _convert(self, keys: Sequence[str], store: TapStore) -> None:
         """Convert images from a float32 store, if it has them: another dtype needs no pass through the tower."""

@@ -12,6 +12,7 @@ from pfedst.reporting.figures.style import (
     SMALL,
     WIDTH,
     best_rows,
+    fitting,
     mean_over_seeds,
     new_figure,
     panel_title,
@@ -47,8 +48,9 @@ def confusion(compared: Compared, metric: str) -> ReportFigure:
     figure = new_figure(compared, description, height, width, axes=("predicted", "target"))
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for number, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
-        mean = percent(mean_over_seeds(row, OverSites.MEAN, metric))
-        panel_title(axes, f"{shortened(row.label, 24)}: {mean} %", row.label == compared.reference)
+        # the names of both axes take some of the width
+        mean, bold = percent(mean_over_seeds(row, OverSites.MEAN, metric)), row.label == compared.reference
+        panel_title(axes, fitting(row.label, f": {mean} %", side - 0.15, "bold" if bold else "normal"), bold)
         _draw(axes, shares(row), names, numbers=side / len(names) >= CELL * 0.97)
         axes.tick_params(labelbottom=number >= len(rows) - columns)
     for axes in grid.flat[len(rows) :]:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow
+from pfedst.evaluation import CALIBRATION
+from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow, has_present_bins
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     WIDTH,
@@ -65,7 +66,7 @@ def _empty(compared: Compared, metric: str, panels: int) -> Figure:
     if len(compared.seeds) > 1:
         description += ": mean; band: least and most over seeds"
         description += "" if _bands(compared) else f", of {compared.reference} alone"
-    height = 0.1 + lines * (2.3 if columns < 3 else 1.65)
+    height = 0.1 + lines * (2.3 if columns < 3 or lines == 1 else 1.65)
     names = ("round", f"{metric_words(metric)} on validation, %")
     width = 4.6 if panels == 1 else WIDTH
     figure = new_figure(compared, description, height, width, axes=names, legend=[] if spare else handles)
@@ -134,6 +135,8 @@ def _by_round(run: FinishedRun, metric: str) -> dict[int, dict[str, float]]:
 
 
 def _values(run: FinishedRun, metric: str) -> Iterator[tuple[int, str, float]]:
+    if metric in CALIBRATION and not has_present_bins(run.summary):
+        return
     for record in run.records:
         # fine-tuning comes after the last round and is not a round
         if record.get("finetuned"):

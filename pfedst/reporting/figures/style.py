@@ -20,10 +20,11 @@ from matplotlib.textpath import TextPath
 
 from pfedst.evaluation import CALIBRATION
 from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow
+from pfedst.reporting.figures.names import FONT
 
 DPI = 150
 WIDTH = 7.2
-"""Inches: two columns of a paper, so that text has its printed size."""
+"""Width of every figure in inches: two columns of a paper, so that text has its printed size."""
 TEXT, SMALL = 7.5, 7.0
 """Font sizes in points."""
 LINE = 0.145
@@ -35,7 +36,6 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", "h")
 LINES: tuple[Any, ...] = ((0, (5, 1.5)), (0, (1, 1)), "solid", (0, (5, 1, 1, 1)), (0, (9, 2)))
 RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": TEXT,
     "text.hinting": "none",  # letters have the same width at every resolution
     "figure.dpi": DPI,
@@ -63,11 +63,15 @@ RC: dict[Any, Any] = {
 
 
 @contextmanager
-def figure_style() -> Iterator[None]:
-    """Run a block with these matplotlib settings, whatever the settings of the user."""
+def figure_style(fonts: Sequence[str] = (FONT,)) -> Iterator[None]:
+    """Run a block with these matplotlib settings, whatever the settings of the user.
+
+    Args:
+        fonts: a letter is drawn in the first font that has it.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcParams.update(RC | {"font.family": list(fonts)})
         yield
 
 
@@ -122,14 +126,15 @@ def mean_over_seeds(row: RunsOfARow, column: str | OverSites, metric: str) -> fl
 
 
 def best_rows(compared: Compared, metric: str, most: int) -> list[RunsOfARow]:
-    """Return the reference, then the best of the others by the metric's mean over sites and seeds."""
+    """Return the reference and the best of the others by the metric's mean over sites and seeds, in their order."""
 
     def place(row: RunsOfARow) -> tuple[bool, bool, float]:
         mean = mean_over_seeds(row, OverSites.MEAN, metric)
         better = 0.0 if mean is None else mean if metric in CALIBRATION else -mean
         return row.label != compared.reference, mean is None, better
 
-    return sorted(compared.rows, key=place)[:most]
+    best = {row.label for row in sorted(compared.rows, key=place)[:most]}
+    return [row for row in compared.rows if row.label in best]
 
 
 def seeds_text(compared: Compared) -> str:
@@ -170,12 +175,16 @@ def protocol_caption(compared: Compared) -> str:
     return " ".join([*sentences, f"{warning}."] if warning else sentences)
 
 
-@cache
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
-    """Return the width of a text in inches."""
+    """Return the width of a text in inches, in the fonts of the style."""
+    return _text_inches(text, size, weight, tuple(matplotlib.rcParams["font.family"]))
+
+
+@cache
+def _text_inches(text: str, size: float, weight: str, fonts: tuple[str, ...]) -> float:
     if not text.strip():
         return 0.0
-    path = TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans", weight=weight))
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=list(fonts), weight=weight))
     return float(path.get_extents().width) / 72
 
 
@@ -184,36 +193,47 @@ def shortened(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
+def fitting(name: str, rest: str, inches: float, weight: str) -> str:
+    """Return a name, shortened so that it and the rest of a title have at most this width."""
+    letters = (n for n in range(len(name), 1, -1) if text_inches(shortened(name, n) + rest, TEXT, weight) <= inches)
+    return shortened(name, next(letters, 2)) + rest
+
+
 def new_figure(
     compared: Compared,
     description: str,
     height: float,
-    width: float = WIDTH,
+    panels: float = WIDTH,
     *,
     axes: tuple[str, str] = ("", ""),
     legend: Sequence[Line2D] = (),
 ) -> Figure:
     """Create an empty figure with the axis names, the legend, the protocol and the warnings below its panels.
 
+    All figures are as wide as a page, so that letters have one size in all of them; narrower panels are centred.
+
     Args:
         compared: the compared runs.
         description: content of the figure, with split and model.
         height: height of the panels alone, in inches.
-        width: width in inches.
+        panels: width of the panels in inches, at most `WIDTH`.
         axes: names of x and y for all panels together.
         legend: one handle per row.
     """
-    lines = _foot_lines(compared, description, width)
-    columns = _columns(legend, width)
+    lines = _foot_lines(compared, description)
+    columns = _columns(legend)
     foot = LINE * len(lines) + 0.07
     below_name = foot + (LINE * 1.08 * -(-len(legend) // columns) + 0.06 if legend else 0)
     strip = below_name + (LINE + 0.02 if axes[0] else 0)
-    figure = Figure(figsize=(width, total := height + strip), layout="constrained")
+    figure = Figure(figsize=(WIDTH, total := height + strip), layout="constrained")
     engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0, strip / total, 1, 1 - strip / total), w_pad=0.04, h_pad=0.045, wspace=0.02, hspace=0.02)
+    left = (WIDTH - panels) / 2 / WIDTH
+    engine.set(
+        rect=(left, strip / total, 1 - 2 * left, 1 - strip / total), w_pad=0.04, h_pad=0.045, wspace=0.02, hspace=0.02
+    )
     for number, (line, color, weight) in enumerate(reversed(lines)):
         y = (0.03 + LINE * number) / total
-        figure.text(0.06 / width, y, line, fontsize=SMALL, color=color, weight=weight, va="bottom").set_in_layout(False)
+        figure.text(0.06 / WIDTH, y, line, fontsize=SMALL, color=color, weight=weight, va="bottom").set_in_layout(False)
     # matplotlib's supxlabel ignores the strip
     if axes[0]:
         middle = {"fontsize": TEXT, "ha": "center", "va": "bottom", "in_layout": False}
@@ -233,20 +253,24 @@ def settle(figure: Figure) -> None:
     fixed = any(axes.get_aspect() != "auto" for axes in figure.axes)
     for _ in range(1 + fixed):  # the second pass knows the positions of axes with a fixed aspect
         engine.execute(figure)
+    left: float = engine.get()["rect"][0]  # of the constrained layout
+    for text in figure.texts:
+        if text.get_rotation() == 90:  # matplotlib places the name of y at the edge, also of panels that are centred
+            text.set_x(text.get_position()[0] + left)
     figure.set_layout_engine(None)  # not "none", with which every save would lay out the figure once more
 
 
-def _foot_lines(compared: Compared, description: str, width: float) -> list[tuple[str, str, str]]:
+def _foot_lines(compared: Compared, description: str) -> list[tuple[str, str, str]]:
     """Return text, colour and weight of each line at the bottom."""
-    letters = int((width - 0.12) / text_inches("n" * 100, SMALL) * 106)  # an average letter is narrower than an n
+    letters = int((WIDTH - 0.12) / text_inches("n" * 100, SMALL) * 106)  # an average letter is narrower than an n
     lines = [(line, "#505050", "normal") for line in textwrap.wrap(description, letters)]
     bold = int(letters * 0.8)
     return lines + [(line, WARNING, "bold") for line in textwrap.wrap(warnings_text(compared), bold)]
 
 
-def _columns(handles: Sequence[Line2D], width: float) -> int:
+def _columns(handles: Sequence[Line2D]) -> int:
     widest = max((text_inches(str(handle.get_label()), TEXT, "bold") for handle in handles), default=0)
-    return max(1, min(len(handles), int((width - 0.1) / (widest + 0.52))))
+    return max(1, min(len(handles), int((WIDTH - 0.1) / (widest + 0.52))))
 
 
 def place_legend(figure: Figure, handles: Sequence[Line2D], columns: int, y: float) -> Legend:

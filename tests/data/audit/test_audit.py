@@ -22,9 +22,9 @@ from pfedst.data.audit.html import page
 from pfedst.data.audit.images import image_findings
 from pfedst.data.audit.scan import ImageFacts
 from pfedst.data.audit.terminal import rendered
+from pfedst.data.decoding import ImageHeader
 from pfedst.data.sets.synthetic import ArraySource
 from pfedst.data.sites import LabelledImages, Place, Sites
-from pfedst.data.sources import ImageHeader
 from pfedst.errors import DataError
 from tests.data.audit.test_shift import Colours
 from tests.data.test_wrong_input import SMALL, truncate

@@ -1,6 +1,7 @@
 """A manifest from any tree of folders, and which reader a path is for."""
 
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -58,7 +59,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("names", "options", "levels", "sites", "splits"), LAYOUTS)
 def test_layouts(tmp_path, names, options, levels, sites, splits) -> None:
     root = tree(tmp_path / "pool", names)
-    table, found = make_manifest(root, InitOptions(**options))
+    table, found, _ = make_manifest(root, InitOptions(**options))
     assert "/".join(found) == levels
     assert list(table.columns) == COLUMNS
     assert sorted(table["path"]) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
@@ -81,14 +82,37 @@ def test_hidden_files_and_files_that_are_no_images_are_left_out(tmp_path) -> Non
     tree(tmp_path, "@eaDir/x/1.png", "x/@eaDir/1.png/{a,b}.png", "__MACOSX/y/1.png", "y/#recycle/1.png")
     for name in ("readme.txt", "x/notes.json", "labels.csv", "x/Thumbs.db"):
         (root / name).write_text("text")
-    table, _ = make_manifest(root, InitOptions())
+    table, *_ = make_manifest(root, InitOptions())
     assert Counter(table["label"]) == {"x": 10, "y": 10}
+
+
+def test_what_is_left_out_is_counted(tmp_path) -> None:
+    root = tree(tmp_path, "{x,y}/*.png", "@eaDir/x/1.png")
+    (root / "x/1.json").write_text("{}")
+    (root / "letter.docx").write_text("text")
+    (root / "empty").mkdir()
+    left_out = make_manifest(root, InitOptions()).left_out
+    folder = "folder without an image that is read (empty)"
+    assert left_out == {"@eaDir": 1, ".json beside an image of the same name": 1, ".docx": 1, folder: 1}
+
+
+def test_names_in_several_ways_are_one(tmp_path) -> None:
+    nfd = unicodedata.normalize("NFD", "Nävus")
+    root = tree(tmp_path, "{a,b }/{Nävus,y}/*.png", f"b/{nfd}/*.png")
+    table = make_manifest(root, InitOptions()).table
+    assert (values(table, "label"), values(table, "site")) == (["Nävus", "y"], ["a", "b"])
+    assert set(table.groupby("site").size()) == {20, 30}
+
+
+def test_a_site_of_three_images_keeps_one_for_test(tmp_path) -> None:
+    table = make_manifest(tree(tmp_path, "a/{x,y,z}/1.png", "b/{x,y,z}/*.png"), InitOptions()).table
+    assert Counter(table[table["site"] == "a"]["split"]) == {"train": 2, "test": 1}
 
 
 def test_names_that_a_table_must_quote_are_read_back(tmp_path) -> None:
     odd = ("1,2;3.png", '"q".png', "ü \u200b.png", " a .png", "#1.png", "NA.png", "'.png", "a\tb.png")
     root = tree(tmp_path, *[f"{name}/{file}" for name in ("NA", "1", "x;y") for file in odd])
-    table, _ = make_manifest(root, InitOptions(test_fraction=0.5))
+    table, *_ = make_manifest(root, InitOptions(test_fraction=0.5))
     table.to_csv(root / "manifest.csv", index=False)
     data = ManifestSites(root / "manifest.csv", audit="off")
     data.prepare(SMALL)
@@ -107,7 +131,7 @@ def test_dicom_files_name_their_patients_and_need_no_suffix(tmp_path) -> None:
         for number in range(12):
             suffix = ".dcm" if number % 2 else ""
             make_dicom(tmp_path / label / f"IM{number}{suffix}", pixels + number, PatientID=f"{label}{number // 3}")
-    table, _ = make_manifest(tmp_path, InitOptions(test_fraction=0.25))
+    table, *_ = make_manifest(tmp_path, InitOptions(test_fraction=0.25))
     groups = table.groupby("group")
     assert (len(groups), set(groups.size()), set(groups["split"].nunique())) == (8, {3}, {1})
     assert not {f"{label}{number}" for label in "xy" for number in range(4)} & set(table["group"])
@@ -124,7 +148,7 @@ def test_dicom_files_name_their_patients_with_a_pattern_too(tmp_path) -> None:
 
 def test_a_pattern_finds_the_group_in_the_path(tmp_path) -> None:
     root = tree(tmp_path, "{x,y}/*_{left,right}.png", "x/odd.png")
-    table, _ = make_manifest(root, InitOptions(group_pattern=r"/(\d+)_(?:left|right)"))
+    table, *_ = make_manifest(root, InitOptions(group_pattern=r"/(\d+)_(?:left|right)"))
     for row in table.to_dict("records"):
         assert row["group"] == row["path"].split("/")[1].partition("_")[0].replace("odd.png", "")
     assert set(table[table["group"] != ""].groupby(["site", "group"])["split"].nunique()) == {1}
@@ -141,7 +165,7 @@ def test_no_group_lies_in_both_splits_and_no_class_leaves_train(tmp_path_factory
         (root / site / label).mkdir(parents=True, exist_ok=True)
         (root / site / label / f"p{group}_{index}.png").write_bytes(b"")
     options = InitOptions(layout="site/label", group_pattern=r"(p\d+)_", test_fraction=fraction, seed=seed)
-    table, _ = make_manifest(root, options)
+    table, *_ = make_manifest(root, options)
     assert len(table) == len(names)
     assert set(table.groupby(["site", "group"])["split"].nunique()) == {1}
     assert set(table["split"]) <= {"train", "test"}
@@ -151,7 +175,7 @@ def test_no_group_lies_in_both_splits_and_no_class_leaves_train(tmp_path_factory
 
 def test_a_patient_of_two_sites_lies_in_one_split(tmp_path) -> None:
     root = tree(tmp_path, "{a,b}/{x,y}/p*_{1,2}.png")
-    table, _ = make_manifest(root, InitOptions(group_pattern=r"(p\d+)_"))
+    table, *_ = make_manifest(root, InitOptions(group_pattern=r"(p\d+)_"))
     assert set(table.groupby("group")["split"].nunique()) == {1}
 
 
@@ -159,7 +183,7 @@ def test_shares_and_seeds(tmp_path) -> None:
     root = tree(tmp_path, "{a,b}/{x,y}/*.png")
     found = {}
     for seed in range(3):
-        table, _ = make_manifest(root, InitOptions(test_fraction=0.3, seed=seed))
+        table, *_ = make_manifest(root, InitOptions(test_fraction=0.3, seed=seed))
         counts = Counter(zip(table["site"], table["label"], table["split"], strict=True))
         assert {n for (_, _, split), n in counts.items() if split == "test"} == {3}
         assert {n for (_, _, split), n in counts.items() if split == "train"} == {7}

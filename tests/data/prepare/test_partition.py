@@ -206,6 +206,17 @@ def test_an_empty_group_is_a_unit_of_its_own_and_no_group_column_is_the_same() -
     assert partition(with_column, options)["site"].tolist() == without["site"].tolist()
 
 
+def test_names_in_several_ways_are_one() -> None:
+    table = pool(group_of=lambda index, row: f"{row['split']}{index // 3}")
+    odd = table.copy()
+    odd.loc[0, ["label", "split", "group"]] = [f" {table.label[0]}", "Training ", f"{table.group[0]}\u00a0"]
+    pd.testing.assert_frame_equal(
+        partition(odd, PartitionOptions("labels")), partition(table, PartitionOptions("labels"))
+    )
+    odd = odd.assign(clinic=["Bonn" if index % 2 else "Bonn " for index in range(len(odd))])
+    assert set(partition(odd, PartitionOptions("column", "clinic"))["site"]) == {"Bonn"}
+
+
 def test_a_group_over_two_splits_lies_in_one_site() -> None:
     table = pool(60, 60, group_of=lambda i, row: f"p{i % 30}")
     cut = partition(table, PartitionOptions("quantity", sites=3, alpha=5.0))

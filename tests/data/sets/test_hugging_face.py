@@ -182,6 +182,8 @@ TREES = [
     (save, {"change": lambda s, c: c["image"].__setitem__(0, None)}, None, {}, ["train row 0"]),
     (save, {"change": lambda s, c: c["image"].__setitem__(0, {"path": "odd.png", "bytes": b"x"})}, None, {}, ["2 of 24", "train row 0", "test row 0", "odd.png", "not an image"]),
     (save, {"change": lambda s, c: c.pop("site")}, None, {}, ['no column "site"', "--data.site_column"]),
+    (make, {"change": lambda s, t: [row | {"label": [row["label"], "other"]} for row in t], "table": "jsonl"}, None, {}, ["train row 0", "multi-label"]),
+    (make, {"change": first(label=" ")}, None, {}, ["train row 0", "the label is empty"]),
     (save, {}, None, {"image_column": "label"}, ["--data.image_column"]),
     (save, {}, write("dataset_dict.json", "{}"), {}, ["cannot read it"]),
     (save, {}, write("dataset_dict.json", "x"), {}, ["cannot read it", "make it again"]),
@@ -228,3 +230,17 @@ def test_sites_may_be_a_class_label(tmp_path) -> None:
         str(tmp_path / "x")
     )
     assert list(HuggingFaceSites(tmp_path / "x").found().splits) == ["north", "south"]
+
+
+def test_names_in_several_ways_are_one(tmp_path) -> None:
+    def odd(split, table):
+        return [table[0] | {"label": " benign", "site": "north\u00a0", "group": f"{table[0]['group']} "}, *table[1:]]
+
+    expected = HuggingFaceSites(make(tmp_path / "clean"), validation_fraction=0.0).found()
+    data = HuggingFaceSites(make(tmp_path / "odd", odd), validation_fraction=0.0, class_names=["benign ", "malignant"])
+    found = data.found()
+    assert found.class_names == list(expected.class_names) == ["benign", "malignant"]
+    for site, split, part in expected.parts():
+        own = found.splits[site][split]
+        assert (own.labels, own.groups) == (part.labels, part.groups)
+    assert found.respelled == ['class "benign" (2 spellings)', 'site "north" (2 spellings)']

@@ -20,6 +20,7 @@ from pfedst_baselines.fedclip import FedCLIP
 from pfedst_baselines.fedlora import FedLoRA
 from pfedst_baselines.pooled import Pooled
 
+import pfedst.data.taps.cache as taps_cache
 from pfedst.data import FolderSites, SyntheticSites
 from pfedst.data.taps.cache import remove_store, stores_in
 from pfedst.data.taps.store import LINE_LENGTH, TapStore
@@ -698,3 +699,27 @@ def test_another_dtype_is_made_of_the_float32_store_without_the_encoder(tmp_path
             assert all(
                 torch.equal(a, b) for a, b in zip(one.tensors + one.scales, other.tensors + other.scales, strict=True)
             )
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, 2), (3600.0, 1)])
+def test_a_log_file_learns_the_time_left_again_and_again(tmp_path, monkeypatch, capsys, seconds, lines) -> None:
+    """93 images in steps of 32: after the first step and after the second one; after the last nothing is left."""
+    monkeypatch.setattr(taps_cache, "REPORT_SECONDS", seconds)
+    cached(tmp_path)
+    left = [line for line in capsys.readouterr().err.splitlines() if "left" in line]
+    assert [line.split(" of ")[0] for line in left] == ["cache: 32", "cache: 64"][:lines]
+
+
+def test_without_filling_nothing_is_computed_and_what_is_missing_is_counted(tmp_path, counted) -> None:
+    module = uncached(cache="taps", cache_folder=tmp_path)
+    module.cache_taps(encoder(), "taps", CPU, fills=False)
+    images, size = module.missing_taps
+    assert (images, counted, module.store) == (IMAGES, [], None)
+    assert size > 0
+    assert not list(tmp_path.rglob("*.bin"))
+    full = cached(tmp_path)
+    assert full.missing_taps == (images, size)
+    assert full.store.bytes == size
+    module.cache_taps(encoder(), "taps", CPU, fills=False)
+    assert module.missing_taps == (0, 0)
+    assert module.store is not None
