@@ -52,6 +52,7 @@ class AuditCLI(PFedSTCLI):
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
         """Audit the data, print the report and write it."""
+        self.refuse_dry_run()
         options: AuditOptions = self._get(self.config_init, "audit")
         found = datamodule.found(files=options.images)
         seen = scan(found, True, datamodule.cache.folder) if options.images else None

@@ -18,6 +18,7 @@ class BuildCLI(PFedSTCLI):
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
         """Complete the cache and print its location."""
+        self.refuse_dry_run()
         if datamodule.cache.kind == "none":
             raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
         method = self._get(self.config_init, "method")

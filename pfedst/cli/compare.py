@@ -66,7 +66,8 @@ def run_compare(arguments: Sequence[str]) -> int:
 def resolver() -> Resolve:
     """Return a function from arguments of `pfedst fit` to the configuration on which results depend, as text."""
     # torch and Lightning, so only after the options and the plan are checked
-    from pfedst.cli.federated import Parser, parse_only
+    from pfedst.cli.federated import parse_only
+    from pfedst.cli.parser import Parser
     from pfedst.data.folders import ROOT_VARIABLE
     from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
 

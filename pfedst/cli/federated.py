@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch.optim import Optimizer
 
-from pfedst.adapters import Adapter
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.dry_run import DryRun
-from pfedst.cli.explain import explain
+from pfedst.cli.parser import Parser
+from pfedst.cli.quiet import quieten
 from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
-from pfedst.cli.yaml_text import CHECKED_YAML, check_configurations
-from pfedst.client.lightning_options import UNUSED, check_callback, explain_trainer
+from pfedst.cli.yaml_text import check_configurations
+from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER
 from pfedst.data import FederatedDataModule, Split
-from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError, PfedstError
-from pfedst.methods.criteria import Criterion
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
@@ -45,49 +37,6 @@ ENVIRONMENT = "PFEDST"
 """Prefix of environment variables that set options."""
 KNOWN_CAUSES = (PfedstError, ModuleNotFoundError, MisconfigurationException)
 """Errors of a class of the configuration that name their remedy."""
-
-
-class Parser(LightningArgumentParser):
-    """A parser without abbreviations, whose errors name the remedy."""
-
-    bases: ClassVar[dict[str, type]] = {
-        "model": FederatedClient,
-        "encoder": Encoder,
-        "adapter": Adapter,
-        "method": FederatedMethod,
-        "data": FederatedDataModule,
-        "coordinator": FederatedCoordinator,
-        "optimizer": Optimizer,
-        "loss": Criterion,
-        "trainer": Trainer,
-    }
-    arguments: Sequence[str] = ()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # argparse would take --coordinator.round for --coordinator.rounds
-        super().__init__(*args, allow_abbrev=False, **{"parser_mode": CHECKED_YAML} | kwargs)
-
-    def validate(self, namespace: Namespace, skip_unset: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Check values; null only where the type of an option allows it. The parser would take null for any option."""
-        try:
-            super().validate(namespace, False, *args, **kwargs)
-        except Exception:
-            super().validate(namespace, skip_unset, *args, **kwargs)  # a missing option is reported as missing
-            raise
-
-    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
-        """Return a configuration as text, without options of the Trainer that a run could only refuse."""
-        kept = namespace.clone()
-        for name in UNUSED:
-            key = f"trainer.{name}"
-            if key in kept and kept[key] == self.get_default(key):
-                del kept[key]
-        text: str = super().dump(kept, *args, **kwargs)
-        return text
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise one clear error in place of the usage text of argparse."""
-        raise ConfigurationError(explain(message, self.arguments, self.bases))
 
 
 class PFedSTCLI(LightningCLI):
@@ -301,6 +250,7 @@ class PFedSTCLI(LightningCLI):
         self._evaluate(model, datamodule, options.get("ckpt_path"), "test")
 
     def _evaluate(self, model: FederatedClient, datamodule: FederatedDataModule, ckpt_path: Any, split: Split) -> None:
+        self.refuse_dry_run()
         if ckpt_path is None or not Path(str(ckpt_path)).is_dir():
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
@@ -312,6 +262,11 @@ class PFedSTCLI(LightningCLI):
         print_summary(self.summary)
         print(f"{folder / f'{split}.json'}")
 
+    def refuse_dry_run(self) -> None:
+        """Refuse the option where it would have no effect."""
+        if self._get(self.config, "dry_run"):
+            raise ConfigurationError("--dry_run: only pfedst fit has a dry run; leave it out")
+
     def _seed(self) -> int:
         seed = self._get(self.config, "seed_everything")
         if seed is None or seed is False:  # `true` has been replaced by a number by now
@@ -321,7 +276,7 @@ class PFedSTCLI(LightningCLI):
 
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
-    _quieten()
+    quieten()
     arguments = of_the_run(present_arguments(arguments))
     check_configurations(arguments, ENVIRONMENT)
     save_dir_may_be_left_out()
@@ -364,28 +319,6 @@ class _ParseCLI(PFedSTCLI):
 
 def parse_only() -> Callable[[Sequence[str]], str]:
     """Return a function from arguments of `fit` to all that results depend on; faster than a new parser each."""
-    _quieten()
+    quieten()
     method = next(iter(registered_methods()))  # any will do: the first parse is not used
     return _ParseCLI(["fit", f"--method={method}", "--data=SyntheticSites"]).results_depend_on
-
-
-class _StandardError(logging.Handler):
-    """Logs to the present standard error: a program that runs several commands may have changed it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
-        print(self.format(record), file=sys.stderr)
-
-
-def _quieten() -> None:
-    """Silence Lightning's tips and notices of each fit, hundreds a run, so that messages of pfedst are seen."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    handler = _StandardError()
-    handler.setFormatter(logging.Formatter("%(name)s: %(levelname)s: %(message)s"))
-    # at the root and not at `pfedst` alone: a library that finds no handler there adds one, and lines would be doubled
-    root = logging.getLogger()
-    if not any(isinstance(given, _StandardError) for given in root.handlers):
-        root.addHandler(handler)

@@ -48,6 +48,7 @@ class Client:
             that a newly joined hospital gets.
         threads: threads of torch within a request; the last bits of a sum depend on their number.
         keeps_predictions: save the predictions of each evaluation in the folder of the site.
+        transductive_sites: held-out sites whose images the method trains on, without their labels.
 
     Args:
         module: built for the classes of the data and the method.
@@ -85,8 +86,7 @@ class Client:
             raise ConfigurationError(
                 f'method {type(self.method).__name__}: no site may be called "{POOLED}"; rename it'
             )
-        for name in self.names:
-            self._check_unlabelled(name)
+        self.transductive_sites = sorted({site for name in self.names for site in self._check_unlabelled(name)})
 
     @property
     def method(self) -> FederatedMethod:
@@ -171,6 +171,7 @@ class Client:
                 "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
                 "batch_size": data.batch_size,
                 "augmentation": data.augmentation,
+                "transductive_sites": self.transductive_sites,
                 "optimizer": optimizer_options(self.module.make_optimizer),
                 "loss": str(self.module.loss),
                 "trainer": protocol_options(self.local.trainer),
@@ -272,17 +273,19 @@ class Client:
             # after fine-tuning nothing is merged: the client predicts with its own tensors
             self._state(name).load(saved, model)
 
-    def _check_unlabelled(self, name: str) -> None:
+    def _check_unlabelled(self, name: str) -> list[str]:
+        """Check where the images without labels of a client come from; return another site than its own."""
         self.model.name = name
         place = self.method.unlabelled(self.model)
         if place is None:
-            return
+            return []
         if place[0] != name and place[0] not in self.held_out:
             raise ConfigurationError(
                 f'method {type(self.method).__name__} shows images of site "{place[0]}" to client {name}: only a site '
                 f"that is held out may give its images away; add --coordinator.held_out_sites [{place[0]}]"
             )
         self.data.unlabelled(*place, seed=0)  # a missing site or split is reported before the first round
+        return [place[0]] if place[0] != name else []
 
     # -- training and evaluation -------------------------------------------------------------------------------
 

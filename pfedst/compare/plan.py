@@ -15,7 +15,7 @@ Options = dict[str, Any]
 """Dotted key of an option of `pfedst fit` -> value."""
 KEYS = ("base", "options", "seeds", "reference", "rows", "tune")
 TUNE_KEYS = ("seeds", "grid", "rows")
-OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", "ckpt_path")
+OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", "ckpt_path", "dry_run")
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,10 @@ def _read_parquet(file: Path) -> pd.DataFrame:
     check_parquet(file)
     import pyarrow.parquet
 
-    flat = [field for field in pyarrow.parquet.read_schema(file) if not pyarrow.types.is_nested(field.type)]
+    fields = list(pyarrow.parquet.read_schema(file))
+    flat = [field for field in fields if not pyarrow.types.is_nested(field.type)]
+    if nested := [field.name for field in fields if field not in flat]:
+        logging.getLogger("pfedst").warning("%s: columns of lists are not read: %s", file, listed(nested))
     texts = [field.name for field in flat if _is_text(field.type)]
     # a repeated text is stored once; as a dictionary it is also read once, and can be counted
     table = pyarrow.parquet.read_table(file, columns=[field.name for field in flat], read_dictionary=texts)

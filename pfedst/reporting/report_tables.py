@@ -270,7 +270,11 @@ def _held_out(compared: Compared) -> str:
     if not compared.held_out:
         return ""
     names = ", ".join(compared.held_out)
-    return f" Held out, and in no other number than its own and the mean of held out: {names}."
+    told = f" Held out, and in no other number than its own and the mean of held out: {names}."
+    for row in compared.rows:
+        if sites := row.first.protocol.get("transductive_sites"):
+            told += f" {row.label} is transductive: it trains on images of {', '.join(sites)} without their labels."
+    return told
 
 
 def _of(model: str, column: str | OverSites, metric: str) -> Values:

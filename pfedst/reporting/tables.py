@@ -66,8 +66,10 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     samples = summary["protocol"]["samples"]
     sizes = {site: samples[site][summary["protocol"]["split"]] for site in summary["personal"]["clients"]}
     held_out = summary["protocol"]["held_out_sites"]
+    transductive = summary["protocol"].get("transductive_sites", ())
     for site, size in sizes.items():
-        name = f"{site} (held out)" if site in held_out else site
+        marks = [mark for mark, of in (("held out", held_out), ("transductive", transductive)) if site in of]
+        name = f"{site} ({', '.join(marks)})" if marks else site
         table.add_row(name, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
     table.add_section()
     for column, heading in (

@@ -30,6 +30,7 @@ PROTOCOL = {
     "local_batches",
     "batch_size",
     "augmentation",
+    "transductive_sites",
     "optimizer",
     "loss",
     "trainer",

@@ -1,6 +1,7 @@
 """Methods made for CLIP: what they train, what they send, and their losses by hand."""
 
 import copy
+import io
 from functools import partial
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from pfedst_baselines.ffa_lora import FFALoRA
 from pfedst_baselines.promptfl import PromptFL
 from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.zero_shot import ZeroShot
+from rich.console import Console
 from safetensors.torch import save_file
 from torch.optim import AdamW
 
@@ -40,6 +42,7 @@ from pfedst.messages.payload import NET
 from pfedst.methods.interface import Batch
 from pfedst.methods.losses import in_batch_contrastive, local_maximum_mean_discrepancy
 from pfedst.methods.pfedst import PFedST
+from pfedst.reporting.tables import metrics_table
 from pfedst.seeds import generator
 from pfedst.testing import data, encoder, federation, fit, prepared, template, train, trainer
 
@@ -359,6 +362,10 @@ def test_facmic_sees_the_declared_images_and_never_a_test_image(tmp_path, option
     sites = data(validation_fraction=0.3, cache="none")  # its loaders give images
     summary = fit(tmp_path, Seen(**options), held_out_sites=held_out, sites=sites)
     assert summary["protocol"]["held_out_sites"] == held_out
+    transductive = ["site_b"] if options["target"] == "held_out_site" else []
+    assert summary["protocol"]["transductive_sites"] == transductive
+    Console(file=(printed := io.StringIO()), width=150).print(metrics_table(summary))
+    assert ("site_b (held out, transductive)" in printed.getvalue()) == bool(transductive)
     assert summary["protocol"]["method_options"]["target"] == options["target"]
     assert {name for name, _ in Seen.embeddings} == {"site_a", "site_b", "site_c"} - set(held_out)
     every = {

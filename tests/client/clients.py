@@ -17,7 +17,8 @@ def client_of(method, sites, seed=0, data=None, study=None, held_out=(), **train
     """A client with the state of its sites in the folder `sites`."""
     sgd = {"optimizer": partial(torch.optim.SGD, lr=0.01)} if type(method).__name__ == "PFedMe" else {}
     local = LocalTrainer(small.trainer(**({"max_epochs": method.fewest_local_epochs} | trainer)))
-    return make_client(small.template(**sgd), data or small.prepared(), method, seed, local, sites, held_out, study)
+    template = small.template(method, **sgd)
+    return make_client(template, data or small.prepared(), method, seed, local, sites, held_out, study)
 
 
 def server_of(client):

@@ -2,9 +2,11 @@
 
 import shutil
 
-from pfedst.data import FolderSites, ManifestSites
+from pfedst.data import FedDRG, FedISIC2019, FolderSites, ManifestSites
 from pfedst.data.left_out import left_out, left_out_line
 from tests.data.test_wrong_input import SMALL
+from tests.fake_data.fed_drg.data import make as make_fed_drg
+from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 from tests.fake_data.folder.data import image, make
 from tests.fake_data.manifest.data import make as make_manifest
 from tests.fake_data.manifest.data import rows
@@ -83,6 +85,29 @@ def test_a_manifest_lists_no_folder_outside_its_root(tmp_path) -> None:
     (tmp_path / "other/images/secret.pdf").write_text("text")
     table = [row | {"path": f"../other/{row['path']}"} for row in rows()]
     assert ManifestSites(make_manifest(tmp_path / "own", table)).read().left_out == {}
+
+
+def test_fed_isic_takes_no_sidecar_for_an_image(tmp_path) -> None:
+    images = make_fed_isic(tmp_path) / "ISIC_2019_Training_Input_preprocessed"
+    expected = FedISIC2019(tmp_path).found()
+    for path in list(images.iterdir())[:3]:
+        path.with_suffix(".json").write_text("{}")
+        shutil.copy(path, path.with_name(f"._{path.name}"))
+    (images / "LICENSE.txt").write_text("text")
+    image(images / "ISIC_9999999_downsampled.jpg", 1)
+    found = FedISIC2019(tmp_path, centers=[0]).found()
+    assert found.splits["bcn"]["test"].source == expected.splits["bcn"]["test"].source
+    beside = ".json beside an image of the same name"
+    assert found.left_out[""] == {beside: 3, "hidden": 3, ".txt": 1, "images that the split file does not list": 1}
+
+
+def test_fed_drg(tmp_path) -> None:
+    root = make_fed_drg(tmp_path, ["APTOS", "MESSIDOR"])
+    assert FedDRG(root).read().left_out == {}
+    folder = next((root / "images/APTOS").iterdir())
+    image(folder / "other.png", 1)
+    (folder / "Thumbs.db").write_text("")
+    assert FedDRG(root).read().left_out == {"APTOS": {"images that the split files do not list": 1, "Thumbs.db": 1}}
 
 
 def test_a_line() -> None:

@@ -81,6 +81,10 @@ def test_sites_that_are_held_out_are_shown_beside_the_means(tmp_path) -> None:
         [0.5, 0.4, 1.0]
     )
     assert "Held out, and in no other number" in table.caption
+    assert "transductive" not in table.caption
+    made = write_run(tmp_path / "seen", values, method="FACMIC", held_out_sites=["far"], transductive_sites=["far"])
+    caption = tables.results_table(load_compared([*folders, made], "FedAvg"), METRIC).caption
+    assert "FACMIC is transductive: it trains on images of far without their labels." in caption
     (row,) = tables.tests_table(compared, METRIC, tables.differences(compared, METRIC)).rows
     assert row[4].text == "4"  # pairs of two sites and two seeds
     run = compared.rows[0].first

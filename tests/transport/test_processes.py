@@ -42,7 +42,7 @@ class Fails(FedAvg):
 def client_of(method, sites, seed=0):
     sgd = {"optimizer": partial(torch.optim.SGD, lr=0.01)} if type(method).__name__ == "PFedMe" else {}
     local = LocalTrainer(small.trainer(max_epochs=method.fewest_local_epochs))
-    return make_client(small.template(**sgd), small.prepared(), method, seed, local, sites)
+    return make_client(small.template(method, **sgd), small.prepared(), method, seed, local, sites)
 
 
 def server_of(client):

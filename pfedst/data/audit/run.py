@@ -28,11 +28,11 @@ def audit(
     """
     checked: dict[str, Checked] = {
         "names": name_findings(sites),
-        "left_out": left_out_findings(sites),
         "classes": class_findings(sites),
         "lone_classes": lone_class_findings(sites),
         "groups": group_findings(sites),
         "label_skew": skew_findings(sites),
+        "left_out": left_out_findings(sites),
     }
     if seen is not None:
         checked["images"] = image_findings(sites, seen.facts)

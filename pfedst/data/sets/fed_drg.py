@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.files import shown
 from pfedst.data.folders import IMAGE_SUFFIXES, existing_folder, folders, is_hidden
+from pfedst.data.left_out import left_out
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
 from pfedst.data.tables import check_size
@@ -68,6 +69,7 @@ class FedDRG(FederatedDataModule):
         if not chosen:
             raise DataError(f"{root}: none of {', '.join(DEFAULT_DOMAINS)} is there with its images and split files")
         parts = {domain: self._domain(root, domain) for domain in chosen}
+        unlisted = {domain: _unlisted(root, domain, parts[domain]) for domain in chosen}
         if {"RLDR", "EYEPACS"} <= set(chosen):
             parts["EYEPACS"] = _without_patients_of(parts["RLDR"], parts["EYEPACS"])
         self.label = f"FedDRG (GDRBench layout) in {root.name}: {', '.join(chosen)}"
@@ -79,6 +81,7 @@ class FedDRG(FederatedDataModule):
             "remove the images of these patients from the split file of one side",
             [root],
             read_from=_folder(root, "splits"),
+            left_out={domain: counts for domain, counts in unlisted.items() if counts},
         )
 
     def _there(self, root: Path, domain: str) -> bool:
@@ -196,6 +199,14 @@ def _without_patients_of(
     removed = sum(map(len, filtered.values())) - sum(map(len, left.values()))
     logging.getLogger("pfedst").warning("%d images of EYEPACS are of RLDR's patients and are left out", removed)
     return left
+
+
+def _unlisted(root: Path, domain: str, found: dict[Split, list[Record]]) -> Counter[str]:
+    """Count the files of a domain that its split files do not list."""
+    images = _folder(root, "images")
+    place = _folder(images, domain) if images else None
+    used = {record.path for records in found.values() for record in records}
+    return left_out([place] if place else [], used, images="images that the split files do not list")
 
 
 def _folder(parent: Path, name: str) -> Path | None:

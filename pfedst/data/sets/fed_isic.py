@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pfedst.data.datamodule import FederatedDataModule
-from pfedst.data.folders import existing_folder
+from pfedst.data.folders import existing_folder, images_in
+from pfedst.data.left_out import left_out
 from pfedst.data.sets.layouts import IMAGE_FOLDERS
 from pfedst.data.sites import LabelledImages, Sites, Split
 from pfedst.data.sources import Record
@@ -84,7 +85,7 @@ class FedISIC2019(FederatedDataModule):
                 raise DataError(f'{split_file}: no column "{column}"; this is not FLamby\'s train_test_split')
         lesions = self._lesions(root)
         # list the folder once: a query for each file is slow on network disks
-        there = {path.stem: path for path in images.iterdir()} if images.is_dir() else {}
+        there = {path.stem: path for path in reversed(images_in(images))} if images.is_dir() else {}
         records: dict[str, dict[Split, list[Record]]] = {name: {} for name in SITE_NAMES}
         seen: dict[str, int] = {}
         for line, row in enumerate(table.to_dict("records"), start=2):
@@ -99,6 +100,8 @@ class FedISIC2019(FederatedDataModule):
         parts = {site: {f: LabelledImages.from_records(r) for f, r in of.items()} for site, of in records.items()}
         if self.split == "lesion_grouped":
             parts = self._by_lesion({site: [r for rs in of.values() for r in rs] for site, of in records.items()})
+        used = {record.path for of in records.values() for found in of.values() for record in found}
+        unlisted = left_out([images], used, below=False, images="images that the split file does not list")
         chosen = {name: parts[name] for name in (SITE_NAMES[center] for center in self.centers)}
         return Sites(
             CLASS_NAMES,
@@ -109,6 +112,7 @@ class FedISIC2019(FederatedDataModule):
             "--data.split lesion_grouped cuts every centre anew, by lesions",
             [root] if self.images is None else [root, images],
             read_from=split_file,
+            left_out={"": unlisted} if unlisted else {},
         )
 
     def _describe(self, images: Path, split_file: Path, lesions: bool) -> str:

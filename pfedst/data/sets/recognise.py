@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pfedst.data.folders import folders
 from pfedst.data.sets.layouts import IMAGE_FOLDERS, LAYOUT, SAVED
+from pfedst.data.sites import split_of
 from pfedst.errors import DataError
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -34,7 +35,7 @@ def recognise(path: Path) -> tuple[str, dict[str, str]]:
         return "HuggingFaceSites", root
     if (path / "manifest.csv").is_file():
         return "ManifestSites", {"manifest": str(path / "manifest.csv")}
-    if any((path / name / "train").is_dir() for name in inside):
+    if any(split_of(folder) == "train" for name in inside for folder in folders(path / name)):
         return "FolderSites", root
     raise DataError(
         f"{path}: nothing known in it; {LAYOUT}. For any other tree of folders pfedst data init {path} writes a "

@@ -247,6 +247,7 @@ def test_options_that_cannot_be(options, words) -> None:
         (make_manifest_data, "manifest.csv", "ManifestSites"),
         (lambda root: make_manifest_data(root).rename(root / "x.CSV"), "x.CSV", "ManifestSites"),
         (lambda root: tree(root, "{splits,b}/{train,test}/{x,y}/*.png"), "", "FolderSites"),
+        (lambda root: tree(root, "{a,b}/{Train,Test}/{x,y}/*.png"), "", "FolderSites"),
     ],
 )  # fmt: skip
 def test_every_layout_has_its_reader(tmp_path, maker, below, name) -> None:

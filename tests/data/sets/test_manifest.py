@@ -205,3 +205,12 @@ def test_parquet(images, tmp_path) -> None:
     table.to_parquet(tmp_path / "m.parquet")
     found = ManifestSites(tmp_path / "m.parquet", root=images).found()
     assert found.class_names == ["benign", "malignant", "unclear"]
+
+
+def test_lists_in_parquet_are_not_read_and_this_is_said(images, tmp_path, caplog) -> None:
+    pytest.importorskip("pyarrow")
+    table = pd.DataFrame(rows())
+    table.assign(label=[[label, "other"] for label in table["label"]]).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(DataError, match='no column "label"'):
+        ManifestSites(tmp_path / "m.parquet", root=images).found()
+    assert "columns of lists are not read: label" in caplog.text

@@ -1,0 +1,66 @@
+"""The parser of `fit`, `validate` and `test`: strict about names and null, with errors that name the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+
+from pfedst.adapters import Adapter
+from pfedst.cli.explain import explain
+from pfedst.cli.yaml_text import CHECKED_YAML
+from pfedst.client.lightning_options import UNUSED
+from pfedst.client.module import FederatedClient
+from pfedst.data import FederatedDataModule
+from pfedst.encoders import Encoder
+from pfedst.errors import ConfigurationError
+from pfedst.methods.criteria import Criterion
+from pfedst.methods.interface import FederatedMethod
+from pfedst.server.coordinator import FederatedCoordinator
+
+
+class Parser(LightningArgumentParser):
+    """A parser without abbreviations, whose errors name the remedy."""
+
+    bases: ClassVar[dict[str, type]] = {
+        "model": FederatedClient,
+        "encoder": Encoder,
+        "adapter": Adapter,
+        "method": FederatedMethod,
+        "data": FederatedDataModule,
+        "coordinator": FederatedCoordinator,
+        "optimizer": Optimizer,
+        "loss": Criterion,
+        "trainer": Trainer,
+    }
+    arguments: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # argparse would take --coordinator.round for --coordinator.rounds
+        super().__init__(*args, allow_abbrev=False, **{"parser_mode": CHECKED_YAML} | kwargs)
+
+    def validate(self, namespace: Namespace, skip_unset: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Check values; null only where the type of an option allows it. The parser would take null for any option."""
+        try:
+            super().validate(namespace, False, *args, **kwargs)
+        except Exception:
+            super().validate(namespace, skip_unset, *args, **kwargs)  # a missing option is reported as missing
+            raise
+
+    def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return a configuration as text, without options of the Trainer that a run could only refuse."""
+        kept = namespace.clone()
+        for name in UNUSED:
+            key = f"trainer.{name}"
+            if key in kept and kept[key] == self.get_default(key):
+                del kept[key]
+        text: str = super().dump(kept, *args, **kwargs)
+        return text
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise one clear error in place of the usage text of argparse."""
+        raise ConfigurationError(explain(message, self.arguments, self.bases))
