@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -44,7 +43,7 @@ class APFL(FederatedMethod):
         with torch.no_grad():  # the projection after the last step; in the graph a share at 0 or 1 would stay there
             share.clamp_(0, 1)
         mixed = functional_call(client.twin, self._mixture(client, share), (batch.taps,))
-        return super().loss(client, batch) + F.cross_entropy(mixed, batch.targets)
+        return super().loss(client, batch) + client.criterion(mixed, batch.targets)
 
     def personal_model(self, client: LocalModel) -> Adapter:
         """Return a copy of the local model with the mixed weights."""

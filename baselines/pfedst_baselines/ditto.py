@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pfedst.adapters import Adapter
@@ -37,7 +36,7 @@ class Ditto(FederatedMethod):
 
     def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy of both models."""
-        return super().loss(client, batch) + F.cross_entropy(client.twin(batch.taps), batch.targets)
+        return super().loss(client, batch) + client.criterion(client.twin(batch.taps), batch.targets)
 
     def edit_gradients(self, client: LocalModel) -> None:
         """The twin's pull: lambda (v - w_t)."""

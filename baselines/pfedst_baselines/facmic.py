@@ -61,7 +61,7 @@ class FACMIC(FedCLIP):
         """Classification, and alignment where there is a target."""
         adapter = client.adapter
         source = adapter.embed(batch.taps)
-        loss = self.objective_of(adapter, source, batch.targets)
+        loss = self.objective_of(client, source, batch.targets)
         if batch.unlabelled is None:
             return loss
         target = adapter.embed(batch.unlabelled)

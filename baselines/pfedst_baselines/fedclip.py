@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pfedst.adapters import Adapter, AttentionAdapter
@@ -44,10 +43,16 @@ class FedCLIP(FederatedMethod):
 
     def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """Cross-entropy over the classes, or both ways over the batch."""
-        return self.objective_of(client.adapter, client.adapter.embed(batch.taps), batch.targets)
+        return self.objective_of(client, client.adapter.embed(batch.taps), batch.targets)
 
-    def objective_of(self, adapter: Adapter, embedding: Tensor, targets: Tensor) -> Tensor:
+    @property
+    def uses_criterion(self) -> bool:
+        """The contrastive objective has no logits of classes."""
+        return self.objective == "class_ce"
+
+    def objective_of(self, client: LocalModel, embedding: Tensor, targets: Tensor) -> Tensor:
         """Either of the two, of embeddings (B, E)."""
+        head = client.adapter.head
         if self.objective == "class_ce":
-            return F.cross_entropy(adapter.head(embedding), targets)
-        return in_batch_contrastive(embedding, adapter.head, targets)
+            return client.criterion(head(embedding), targets)
+        return in_batch_contrastive(embedding, head, targets)

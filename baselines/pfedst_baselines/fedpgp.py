@@ -57,7 +57,7 @@ class FedPGP(FederatedMethod):
         assert isinstance(adapter, PromptLearner)
         personal = adapter.features()
         logits = adapter.head.cosine_logits(adapter.embed(batch.taps), personal)
-        loss = F.cross_entropy(logits, batch.targets)
+        loss = client.criterion(logits, batch.targets)
         if not self.mu:
             return loss
         general, start = adapter.features(low_rank=False), adapter.head.anchors

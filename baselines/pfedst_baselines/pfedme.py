@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 from torch.optim import SGD
@@ -56,7 +55,7 @@ class PFedMe(FederatedMethod):
         for _ in range(self.inner_steps):
             theta = {k: t.detach().requires_grad_() for k, t in theta.items()}
             logits = functional_call(client.adapter, theta, (batch.taps,))
-            gradients = torch.autograd.grad(F.cross_entropy(logits, batch.targets), list(theta.values()))
+            gradients = torch.autograd.grad(client.criterion(logits, batch.targets), list(theta.values()))
             with torch.no_grad():
                 pulls = [g + self.lam * (t - own[k]) for (k, t), g in zip(theta.items(), gradients, strict=True)]
                 theta = {k: t - self.inner_learning_rate * p for (k, t), p in zip(theta.items(), pulls, strict=True)}

@@ -18,6 +18,7 @@ from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError
+from pfedst.methods.criteria import Criterion
 from pfedst.methods.interface import FederatedMethod
 from pfedst.server.coordinator import FederatedCoordinator
 
@@ -33,6 +34,7 @@ class Parser(LightningArgumentParser):
         "data": FederatedDataModule,
         "coordinator": FederatedCoordinator,
         "optimizer": Optimizer,
+        "loss": Criterion,
         "trainer": Trainer,
     }
     arguments: Sequence[str] = ()

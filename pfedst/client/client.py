@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pfedst.adapters import Adapter
 from pfedst.client.exchange import make_upload, receive_message
@@ -109,6 +110,10 @@ class Client:
         # by name: the order in which sites are named in a configuration changes nothing
         return sorted(site for site in self.data.sites if site not in self.held_out)
 
+    def class_counts(self, name: str) -> Tensor:
+        """Return the number of training images of each class (K,) that a client sees in an epoch."""
+        return torch.tensor([self.data.class_counts(site, "train") for site in self.sites_of(name)]).sum(0)
+
     def keep_state_in(self, sites: Path) -> None:
         """Keep the state and the predictions of all sites in a folder from now on."""
         self.sites, self.keeps_predictions = sites, True
@@ -168,6 +173,7 @@ class Client:
                 "augmentation": data.augmentation,
                 "transductive_sites": self.transductive_sites,
                 "optimizer": optimizer_options(self.module.make_optimizer),
+                "loss": str(self.module.loss),
                 "trainer": protocol_options(self.local.trainer),
             },
         }
@@ -251,6 +257,7 @@ class Client:
         model = self.model.move_to("cpu")
         self.generic.move_to("cpu")
         model.name, model.round, model.finetuning = name, request.round, request.finetune_epochs > 0
+        model.class_counts = self.class_counts(name)
         saved = self._state(name).start(request.after) if request.after else None
         model.load_own_state(self._start_tensors)
         model.memo, model.optimizer_state = copy.deepcopy(self._start_memo), None

@@ -14,6 +14,7 @@ from pfedst.adapters import Adapter, AdapterFactory
 from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Inputs, Taps, text_anchors
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import Payload, State, check_tensors
+from pfedst.methods.criteria import Criterion, CrossEntropy
 from pfedst.methods.interface import FederatedMethod, Start
 from pfedst.methods.partition import Partition, norm_statistics
 from pfedst.seeds import derive_seed, seeded
@@ -53,6 +54,8 @@ class ClientModel(nn.Module):
         local_epoch: the epoch of the current local fit, from 0.
         finetuning: True in the local epochs after the last round.
         optimizer: the optimiser of the current local fit; None outside of a fit.
+        loss: the loss of logits; `criterion` calls it.
+        class_counts: number of training images of each class (K,), as the sampler shows them.
         optimizer_state: what the optimiser kept of the last fit, by the number of each learnable tensor; None if
             nothing is kept. Learning rates and the like come from the configuration.
     """
@@ -76,8 +79,14 @@ class ClientModel(nn.Module):
         self.round = 0
         self.local_epoch = 0
         self.finetuning = False
+        self.loss: Criterion = CrossEntropy()
+        self.class_counts = torch.zeros(len(self.class_names))
         self.optimizer: Optimizer | None = None
         self.optimizer_state: dict[int, dict[str, Any]] | None = None
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss for logits (B, K) and class indices (B,), at this client's class counts."""
+        return self.loss(logits, targets, self.class_counts)
 
     def attach_twin(self) -> None:
         """Add a second adapter, equal to the first: trained in the same fit, personal, never sent."""
@@ -198,6 +207,7 @@ def build_model(
     prompts: Sequence[str],
     class_names: Sequence[str],
     method: FederatedMethod,
+    loss: Criterion,
     run_seed: int,
 ) -> ClientModel:
     """Build the model that every client of a run starts from.
@@ -209,17 +219,20 @@ def build_model(
         prompts: templates for `text` anchors.
         class_names: names of the K classes.
         method: the plugin.
+        loss: the loss of logits.
         run_seed: the seed of the run.
 
     Raises:
-        ConfigurationError: the method does not run on this adapter or these anchors, keeps tensors at clients though it
-            declares that it does not personalise, or nothing would train learned anchors.
+        ConfigurationError: the method does not run on this adapter or these anchors, has a loss of its own and another
+            one is chosen, keeps tensors at clients though it declares that it does not personalise, or nothing would
+            train learned anchors.
     """
     with seeded(derive_seed(run_seed, "initial weights")):
         head = AnchorHead(class_names, encoder.spec.embedding, encoder.logit_scale, anchors)
         adapter = (make_adapter or method.default_adapter)(encoder, head)
     has_head = any(module is head for module in adapter.modules())
     model = ClientModel(encoder, adapter, anchors if has_head else None, class_names)
+    model.loss = loss
     _check_requirements(method, model)
     adapter.classify_in_float32()
     if model.anchors == "text":
@@ -244,6 +257,11 @@ def build_model(
         raise ConfigurationError(
             f"method {type(method).__name__} trains nothing, so anchors: learned would stay random; use "
             f"--model.anchors text or prototypes"
+        )
+    if model.learnable and not method.uses_criterion and not loss.is_default:
+        raise ConfigurationError(
+            f"--model.loss {loss}: method {type(method).__name__} with these options has a loss of its own, which "
+            f"would not change; leave --model.loss out"
         )
     return model
 

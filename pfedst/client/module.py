@@ -18,6 +18,7 @@ from pfedst.client.optimizers import grouped_optimizer
 from pfedst.encoders import AnchorKind, Encoder, Inputs
 from pfedst.errors import NotFiniteError
 from pfedst.messages.payload import check_finite
+from pfedst.methods.criteria import Criterion, CrossEntropy
 from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.methods.partition import norm_keys
 
@@ -47,6 +48,8 @@ class FederatedClient(LightningModule):
             merged over clients by class counts), or `learned`. Not used if the adapter is a `WholeModel`.
         prompts: templates with a {} for the class name, averaged; used by `text` only.
         optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
+        loss: class and options of the loss over classes, which every classification term of a method uses:
+            `CrossEntropy`, `BalancedSoftmax`, `ClassWeighted` or `Focal`; with null, `CrossEntropy`.
         non_finite: what a fit does if a loss or a gradient is NaN or infinite: `stop` (the client is excluded from
             the round), or `skip` the step and count it. With 16-mixed precision the gradient scaler handles such
             gradients: it skips the step and continues with a smaller scale.
@@ -62,6 +65,7 @@ class FederatedClient(LightningModule):
         anchors: AnchorKind = "text",
         prompts: Sequence[str] = ("a photo of a {}",),
         optimizer: OptimizerCallable = default_optimizer,
+        loss: Criterion | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
@@ -70,6 +74,7 @@ class FederatedClient(LightningModule):
         self.anchors: AnchorKind = anchors
         self.prompts = tuple(prompts)
         self.make_optimizer = optimizer
+        self.loss: Criterion = loss or CrossEntropy()
         self.non_finite = non_finite
         self.unlabelled: Iterator[Inputs] | None = None
         self.skipped_steps = 0
@@ -84,7 +89,9 @@ class FederatedClient(LightningModule):
         Raises:
             ConfigurationError: the method does not run on this adapter.
         """
-        model = build_model(self.encoder, self.make_adapter, self.anchors, self.prompts, class_names, method, run_seed)
+        model = build_model(
+            self.encoder, self.make_adapter, self.anchors, self.prompts, class_names, method, self.loss, run_seed
+        )
         return self.around(model, method)
 
     def around(self, model: ClientModel, method: FederatedMethod) -> FederatedClient:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -57,6 +56,10 @@ class LocalModel(Protocol):
     @property
     def partition(self) -> Partition:
         """The kind of every adapter tensor."""
+        ...
+
+    def criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the classification loss that the user chose, for logits (B, K) and class indices (B,)."""
         ...
 
     def attach_twin(self) -> None:
@@ -231,6 +234,11 @@ class FederatedMethod:
         return 1.0
 
     @property
+    def uses_criterion(self) -> bool:
+        """False if `loss` has no term `client.criterion`; another `--model.loss` is then refused."""
+        return True
+
+    @property
     def fewest_local_epochs(self) -> int:
         """The smallest number of local epochs a round, for a method that trains its parts in turns."""
         return 1
@@ -289,8 +297,8 @@ class FederatedMethod:
         client.load_shared(payload[NET])
 
     def loss(self, client: LocalModel, batch: Batch) -> Tensor:
-        """Return the scalar that is minimised; the default is the cross-entropy of the adapter's logits."""
-        return F.cross_entropy(client.adapter(batch.taps), batch.targets)
+        """Return the scalar that is minimised; the default is the criterion on the adapter's logits."""
+        return client.criterion(client.adapter(batch.taps), batch.targets)
 
     def edit_gradients(self, client: LocalModel) -> None:
         """Change gradients after backward and unscaling, before clipping: proximal pulls, control variates.

@@ -32,6 +32,7 @@ PROTOCOL = {
     "augmentation",
     "transductive_sites",
     "optimizer",
+    "loss",
     "trainer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ from pfedst.client.model import ClientModel
 from pfedst.client.state import CLIENT, client_part, load_client_part
 from pfedst.data import FederatedDataModule
 from pfedst.messages.payload import NET, State, same_tensors
+from pfedst.methods.criteria import CrossEntropy
 from pfedst.methods.interface import Batch, FederatedMethod
+from pfedst.seeds import seeded
 from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
 from pfedst.testing.federation import Federation
 from pfedst.testing.small import data, federation, fit, prepared, template, train
@@ -313,6 +316,43 @@ def loss_and_gradients_are_finite(subject: Subject) -> None:
     assert all(torch.isfinite(g).all() for g in gradients), "a gradient is not finite"
 
 
+def classification_uses_the_criterion(subject: Subject) -> None:
+    """Every classification term of the loss is `client.criterion`, or the method declares that none is."""
+    made = subject.federation()
+    if not made.trains:
+        return
+    name, client = next(iter(made.trainees.items()))
+    made.deliver(name)
+    batch, criterion, called = _batch(client, made.sites_of(name)), _SquaredError(), list[bool]()
+    client.train().loss = criterion
+    torch_cross_entropy = F.cross_entropy
+
+    def own(logits: Tensor, target: Tensor, *options: Any, **named: Any) -> Tensor:
+        called.append(torch.equal(target, batch.targets))
+        return torch_cross_entropy(logits, target, *options, **named)
+
+    with patch("torch.nn.functional.cross_entropy", own), seeded(0):
+        made.method.loss(client, batch)
+    method = type(made.method).__name__
+    if made.method.uses_criterion:
+        assert criterion.calls, f"{method}: the loss ignores client.criterion; call it, or let uses_criterion be False"
+        assert not any(called), f"{method}: a term of the loss is a cross-entropy of its own; call client.criterion"
+    else:
+        assert not criterion.calls, f"{method} declares uses_criterion = False, and its loss calls client.criterion"
+
+
+class _SquaredError(CrossEntropy):
+    """A loss that no method computes by itself."""
+
+    calls = 0
+
+    def __call__(self, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+        self.calls += 1
+        assert len(counts) == logits.shape[1]
+        assert counts.sum() >= len(targets), "the class counts are not those of this client's training images"
+        return (logits.softmax(-1) - F.one_hot(targets, logits.shape[1])).square().mean()
+
+
 def it_learns(subject: Subject) -> None:
     """The cross-entropy of the predictions, over the training images of all sites, falls in a few rounds."""
     made = subject.federation(optimizer=functools.partial(AdamW, lr=3e-3))
@@ -365,6 +405,7 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
         models_are_as_declared,
         buffers_keep_their_dtype,
         loss_and_gradients_are_finite,
+        classification_uses_the_criterion,
         it_learns,
         zero_learning_rate_changes_nothing,
     )

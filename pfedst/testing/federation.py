@@ -39,6 +39,7 @@ class Federation:
         for name in self.server.members:
             model = copy.deepcopy(client.model)
             model.name = name
+            model.class_counts = client.class_counts(name)
             self.modules[name] = client.module.around(model, client.method)
         self.generic: ClientModel = copy.deepcopy(client.model)
 

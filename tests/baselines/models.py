@@ -120,12 +120,16 @@ def pictures(name: str, rows: int, side: int = 8, classes: int = 3) -> Site:
 class TensorSites:
     """Of a data module the part that a server and its clients ask for names and sizes."""
 
-    def __init__(self, sites: Mapping[str, Site]) -> None:
-        self.sites = tuple(sites)
-        self.sizes = {name: len(labels) for name, (_, labels) in sites.items()}
+    def __init__(self, sites: Mapping[str, Site], classes: int) -> None:
+        self.sites, self.classes = tuple(sites), classes
+        self.labels = {name: labels for name, (_, labels) in sites.items()}
 
     def samples(self, site: str, split: str) -> int:
-        return self.sizes[site] if split == "train" else 0
+        return len(self.labels[site]) if split == "train" else 0
+
+    def class_counts(self, site: str, split: str) -> list[int]:
+        counts = torch.bincount(self.labels[site], minlength=self.classes)
+        return [int(number) for number in counts]
 
 
 class Small(Federation):
@@ -146,7 +150,7 @@ class Small(Federation):
         self.local = LocalTrainer(trainer())
         names = [str(index) for index in range(classes)]
         built = template.build(names, method, 0)
-        super().__init__(Client(built, TensorSites(sites), self.local, 0, sites=None, held_out=held_out), 0)
+        super().__init__(Client(built, TensorSites(sites, classes), self.local, 0, sites=None, held_out=held_out), 0)
         self.tensors = sites
         self.loaders = {
             name: DataLoader(TensorDataset(*site), batch_size or len(site[1])) for name, site in sites.items()

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pfedst_baselines.ditto import Ditto
 from pfedst_baselines.facmic import FACMIC
 from pfedst_baselines.fedavg import FedAvg
@@ -222,7 +223,30 @@ class NoGenericModel(FedAvg):
     has_generic = False
 
 
+class HasALossOfItsOwn(FedAvg):
+    """Ignores --model.loss."""
+
+    def loss(self, client, batch):
+        return F.cross_entropy(client.adapter(batch.taps), batch.targets)
+
+
+class HasATermOfItsOwn(Ditto):
+    """Ignores --model.loss in the term of its twin, as Ditto once did."""
+
+    def loss(self, client, batch):
+        return FedAvg.loss(self, client, batch) + F.cross_entropy(client.twin(batch.taps), batch.targets)
+
+
+class SaysItHasALossOfItsOwn(FedAvg):
+    """Would refuse --model.loss."""
+
+    uses_criterion = False
+
+
 BROKEN = {
+    HasALossOfItsOwn: ("classification_uses_the_criterion", "the loss ignores client.criterion"),
+    HasATermOfItsOwn: ("classification_uses_the_criterion", "a term of the loss is a cross-entropy of its own"),
+    SaysItHasALossOfItsOwn: ("classification_uses_the_criterion", "uses_criterion = False, and its loss calls"),
     DoesNotDeclareItsMessages: ("models_are_as_declared", "declares personalises = False, and .*site_a.* of their own"),
     DeclaresWhatItDoesNot: ("models_are_as_declared", "declares personalises = True, and all clients predict alike"),
     NobodysModel: ("models_are_as_declared", "has_generic = True, and the server's model is that of the start"),
