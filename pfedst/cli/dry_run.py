@@ -19,6 +19,7 @@ from pfedst.evaluation.evaluate import evaluate
 from pfedst.messages.payload import payload_bytes
 from pfedst.messages.requests import Reply, Request
 from pfedst.reporting import bytes_text
+from pfedst.seeds import generator
 from pfedst.server.server import Server
 from pfedst.simulation import EVALUATED, Simulation
 from pfedst.torch_threads import torch_threads
@@ -75,7 +76,8 @@ class DryRun:
         self.rounds = self.options.rounds if self.server.trains else 0
         self.drawn = [self.server.draw(n, self.options.participation) for n in range(1, self.rounds + 1)]
         if self.server.needs_prototypes:
-            self.server.set_anchors(torch.nn.functional.normalize(torch.ones(self.server.start.anchors_shape), dim=1))
+            anchors = torch.randn(self.server.start.anchors_shape, generator=generator(0))
+            self.server.set_anchors(torch.nn.functional.normalize(anchors, dim=1))
         self.server.begin()
         self.trial = try_client(self.client, self.server, self._largest(), self.options.fits.keep_optimizer)
 
