@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pfedst.errors import listed
@@ -58,8 +58,7 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"encoder: {protocol['encoder']}; class anchors: {protocol['anchors']}",
         f"budget of every row that trains: {protocol['rounds']} rounds, {protocol['local_epochs']} local epochs "
         f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
-        f"{_optimizers(compared)}, loss {protocol.get('loss', 'CrossEntropy()')}, augmentation "
-        f"{protocol['augmentation']}",
+        f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}",
         f"evaluation: {protocol['split']} split, {protocol['when']}, last round; all clients; personal: "
         f"{protocol['personal']}; generic: {protocol['generic']}",
         f"seeds: {', '.join(str(seed) for seed in compared.seeds)}; validation selects (tuning), test is only reported",
@@ -122,15 +121,19 @@ def _is(difference: Difference, what: str) -> bool:
     return (difference.mean > 0) == (what == "higher")
 
 
-def _optimizers(compared: Compared) -> str:
-    """Return the optimizer of the rows that train. If rows differ, return each optimizer with its rows."""
+def _of_rows(compared: Compared, describe: Callable[[Mapping[str, Any]], str]) -> str:
+    """Return a part of the protocol of the rows that train. If rows differ, return each part with its rows."""
     labels_of: dict[str, list[str]] = {}
     for row in compared.rows:
         if row.trains:
-            labels_of.setdefault(_optimizer(row.first.protocol), []).append(row.label)
+            labels_of.setdefault(describe(row.first.protocol), []).append(row.label)
     if len(labels_of) == 1:
         return next(iter(labels_of))
-    return "; ".join(f"{optimizer}: {', '.join(labels)}" for optimizer, labels in labels_of.items())
+    return "; ".join(f"{part}: {', '.join(labels)}" for part, labels in labels_of.items())
+
+
+def _loss(protocol: Mapping[str, Any]) -> str:
+    return str(protocol.get("loss", "CrossEntropy()"))  # older runs had no other
 
 
 def _optimizer(protocol: Mapping[str, Any]) -> str:

@@ -310,3 +310,12 @@ def test_optimisers_that_differ_are_told_by_row(tmp_path) -> None:
     ]
     budget = make_report(load_compared(paths), METRIC).protocol[2]
     assert "AdamW (lr 0.001, weight decay 0.01, state: reset): FedAvg; SGD (lr 0.1, state: reset): X" in budget
+
+
+def test_losses_that_differ_are_told_by_row_and_older_runs_had_one(tmp_path) -> None:
+    paths = [
+        write_run(tmp_path / "a", {"a": 0.9}),
+        write_run(tmp_path / "b", {"a": 0.9}, method="X", loss="BalancedSoftmax(tau=0.7)"),
+    ]
+    budget = make_report(load_compared(paths), METRIC).protocol[2]
+    assert "loss CrossEntropy(): FedAvg; BalancedSoftmax(tau=0.7): X" in budget
