@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import torch
 
-from pfedst.errors import ConfigurationError, StateError, listed
+from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import State
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
 from pfedst.names import plain_names
-from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.write import write_files
+from pfedst.server.agreement import check_hellos, check_same_model, identity
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
@@ -27,7 +27,6 @@ from pfedst.server.server import MakeStart, Server
 from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
-from pfedst.version import __version__
 
 TransportKind = Literal["in_process", "processes"]
 LoadFrozen = Callable[[State], None]
@@ -275,71 +274,6 @@ def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
     return result
 
 
-def check_hellos(hellos: Mapping[str, Reply], study: Mapping[str, Any] | None) -> None:
-    """Check that all sites have the same classes, and the options of this study.
-
-    Raises:
-        ConfigurationError: naming sites and options.
-    """
-    first = next(iter(hellos.values())).values
-    for name, hello in hellos.items():
-        if hello.values["classes"] != first["classes"]:
-            raise ConfigurationError(
-                f"site {name} has the classes {listed(hello.values['classes'])}, others have "
-                f"{listed(first['classes'])}: give all sites the same --data.class_names"
-            )
-        if hello.values["ordinal"] != first["ordinal"]:
-            raise ConfigurationError(
-                f"site {name} has --data.ordinal {hello.values['ordinal']}, others have {first['ordinal']}: give all "
-                f"sites the same"
-            )
-        theirs = hello.values["study"]
-        own = theirs if study is None else of_the_study(study)
-        different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
-        if different:
-            texts = [f"--{key} is {theirs.get(key)} there, {own.get(key)} here" for key in different]
-            raise ConfigurationError(f"site {name} is configured for another study: {listed(texts, '; ')}")
-
-
 def write_run_report(folder: Path) -> None:
     """Write the report of a single run into its folder."""
     write_files(load_compared([folder]), folder / "report")
-
-
-def check_same_model(trained: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Check that a run is evaluated with the encoder and the classes that it was trained with.
-
-    Args:
-        trained: the identity of the run.
-        here: the identity of what it is to be evaluated with.
-
-    Raises:
-        StateError: another encoder, or other classes: its numbers would be wrong.
-    """
-    remedies = {
-        "encoder_weights": "give --model.encoder.weights the file that it was trained with",
-        "classes": "name the classes as it does, with --data.class_names",
-    }
-    for key, remedy in remedies.items():
-        if key in trained and trained[key] != here[key]:
-            what = key.replace("_", " ")
-            raise StateError(f"the run was trained with other {what}: {trained[key]}, here {here[key]}; {remedy}")
-
-
-def identity(hellos: Mapping[str, Reply]) -> dict[str, Any]:
-    """Return what the bits of a run depend on besides its configuration: one value, or one a site."""
-
-    def common(key: str) -> Any:
-        values = {name: hello.values[key] for name, hello in hellos.items()}
-        first = next(iter(values.values()))
-        return first if all(value == first for value in values.values()) else dict(sorted(values.items()))
-
-    return {
-        "pfedst": __version__,
-        "torch": torch.__version__,
-        "encoder": next(iter(hellos.values())).values["protocol"]["encoder"],
-        "encoder_weights": common("encoder_weights"),
-        "classes": common("classes"),
-        "data": common("fingerprint"),
-        "threads": common("threads"),
-    }
