@@ -24,7 +24,7 @@ from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import flatten
 from pfedst.testing.small import data, template, trainer
 
-TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round")
+TIMES = ("fit_seconds", "total_seconds", "peak_memory_bytes", "resumed_after_round", "environment")
 """Keys of summary and records that differ from run to run; all others must not."""
 
 
