@@ -182,9 +182,9 @@ def test_the_old_and_the_new_name_are_one_setting_of_a_run(tmp_path) -> None:
     assert results_depend_on(old, {}) == results_depend_on(new, {})
     old, new = (f"{text}config_format: {CONFIG_FORMAT}\n" for text in (old, new))
     (tmp_path / "config.yaml").write_text(old)
-    check_same_configuration(tmp_path, new)
+    check_same_configuration(tmp_path, new, {})
     with pytest.raises(ConfigurationError, match="method.class_path"):
-        check_same_configuration(tmp_path, new.replace("local.Local", "apfl.APFL"))
+        check_same_configuration(tmp_path, new.replace("local.Local", "apfl.APFL"), {})
 
 
 def test_a_run_of_format_1_says_what_to_do_where_its_state_is_needed(tmp_path, monkeypatch, capsys) -> None:

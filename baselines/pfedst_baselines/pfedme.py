@@ -28,7 +28,8 @@ class PFedMe(FederatedMethod):
     Args:
         lam: lambda, how close theta stays to w_k, > 0.
         inner_steps: gradient steps for theta a batch, >= 1.
-        inner_learning_rate: of those steps, > 0.
+        inner_learning_rate: of those steps, > 0. A schedule (`--coordinator.lr_schedule`) scales it, too, so that
+            theta and w keep their ratio.
         beta: share of the new mean in the server's model, in (0, 1].
         options: see FederatedMethod.
     """
@@ -51,14 +52,14 @@ class PFedMe(FederatedMethod):
 
     def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """lambda / 2 * ||w - theta||^2 with theta after its inner steps: the gradient is lambda (w - theta)."""
-        own, theta = client.shared_parameters(), self._theta(client)
+        own, theta, rate = client.shared_parameters(), self._theta(client), self.inner_learning_rate * client.lr_factor
         for _ in range(self.inner_steps):
             theta = {k: t.detach().requires_grad_() for k, t in theta.items()}
             logits = functional_call(client.adapter, theta, (batch.taps,))
             gradients = torch.autograd.grad(client.criterion(logits, batch.targets), list(theta.values()))
             with torch.no_grad():
                 pulls = [g + self.lam * (t - own[k]) for (k, t), g in zip(theta.items(), gradients, strict=True)]
-                theta = {k: t - self.inner_learning_rate * p for (k, t), p in zip(theta.items(), pulls, strict=True)}
+                theta = {k: t - rate * p for (k, t), p in zip(theta.items(), pulls, strict=True)}
         client.memo["theta"] = theta
         return self.lam / 2 * torch.stack([(p - theta[k]).square().sum() for k, p in own.items()]).sum()
 

@@ -238,7 +238,7 @@ class PFedSTCLI(LightningCLI):
         folder = self._runs_dir / name
         if is_unused(folder) or not (folder / "config.yaml").is_file():
             return None
-        check_same_configuration(folder, text)
+        check_same_configuration(folder, text, self.defaults())
         return RunFolder(folder)
 
     def validate(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:

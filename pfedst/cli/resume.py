@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pfedst.cli.renamed_options import CONFIG_FORMAT
-from pfedst.cli.study import settings
+from pfedst.cli.study import changed, settings
 from pfedst.cli.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
 from pfedst.options import Effect, effect_of
@@ -24,12 +24,16 @@ def is_unused(folder: Path) -> bool:
     return folder.is_dir() and all(path.suffix == ".part" for path in folder.iterdir())
 
 
-def check_same_configuration(folder: Path, text: str) -> None:
+def check_same_configuration(folder: Path, text: str, defaults: Mapping[str, Any]) -> None:
     """Compare the configuration that a run was started with and the present one; more rounds are allowed.
+
+    More rounds are not allowed where the learning rate of a round depends on their number. An option that is newer than
+    the run may be at its default.
 
     Args:
         folder: of the run.
         text: the present configuration, as YAML.
+        defaults: of options that belong to no class of the configuration, by dotted key.
 
     Raises:
         ConfigurationError: an option that results depend on has changed; the message lists all such keys.
@@ -49,10 +53,14 @@ def check_same_configuration(folder: Path, text: str) -> None:
             f"{folder} was made by another version of pfedst and cannot be continued by this one: finish it with the "
             f"version that identity.json names, or start a new run with --config {file}"
         )
+    left_out |= now.keys() - then.keys() - changed(now, defaults).keys()
+    grows = now.get("coordinator.lr_schedule", "constant") == "constant"
     differing = [
         f"--{key} was {then.get(key)}, is {now.get(key)}"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and key not in left_out and not _may_change(key, then.get(key), now.get(key))
+        if then.get(key) != now.get(key)
+        and key not in left_out
+        and not _may_change(key, then.get(key), now.get(key), grows)
     ]
     if differing:
         raise ConfigurationError(
@@ -61,9 +69,9 @@ def check_same_configuration(folder: Path, text: str) -> None:
         )
 
 
-def _may_change(key: str, then: Any, now: Any) -> bool:
+def _may_change(key: str, then: Any, now: Any, grows: bool) -> bool:
     if key == "coordinator.rounds":
-        return isinstance(then, int) and isinstance(now, int) and now > then
+        return grows and isinstance(then, int) and isinstance(now, int) and now > then
     return effect_of(key) in (Effect.NONE, Effect.LOCAL)
 
 

@@ -37,7 +37,7 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         text: the resolved configuration, as YAML.
         defaults: of options that belong to no class of the configuration, by dotted key.
     """
-    flat = _not_at_default(settings(load_yaml(text, "the configuration")), defaults)
+    flat = changed(settings(load_yaml(text, "the configuration")), defaults)
     found = with_effect(flat, Effect.STUDY, Effect.LAST_DIGITS)
     if isinstance(found.get(WEIGHTS), str):
         found[WEIGHTS] = PurePath(found[WEIGHTS]).name
@@ -52,12 +52,18 @@ def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
     Paths of images and weights are included, since their content is not known yet. Options that change last digits only
     are not.
     """
-    flat = _not_at_default(settings(load_yaml(text, "the configuration")), defaults)
+    flat = changed(settings(load_yaml(text, "the configuration")), defaults)
     kept = with_effect(flat, Effect.STUDY) | {key: flat[key] for key in PATHS if key in flat}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
 
 
-def _not_at_default(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def changed(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a configuration that are not at their default.
+
+    Args:
+        flat: the configuration by dotted keys, as `settings` returns it.
+        defaults: of options that belong to no class of the configuration, by dotted key.
+    """
     kept = {}
     for key, value in flat.items():
         if f"{key}.".endswith(INIT_ARGS) and not value:

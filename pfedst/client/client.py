@@ -257,6 +257,7 @@ class Client:
         model = self.model.move_to("cpu")
         self.generic.move_to("cpu")
         model.name, model.round, model.finetuning = name, request.round, request.finetune_epochs > 0
+        model.lr_factor = request.lr_factor
         model.class_counts = self.class_counts(name)
         saved = self._state(name).start(request.after) if request.after else None
         model.load_own_state(self._start_tensors)

@@ -53,6 +53,7 @@ class ClientModel(nn.Module):
         round: the current round, from 1; 0 before the first.
         local_epoch: the epoch of the current local fit, from 0.
         finetuning: True in the local epochs after the last round.
+        lr_factor: the factor of the schedule on all learning rates of a local fit.
         optimizer: the optimiser of the current local fit; None outside of a fit.
         loss: the loss of logits; `criterion` calls it.
         class_counts: number of training images of each class (K,), as the sampler shows them.
@@ -79,6 +80,7 @@ class ClientModel(nn.Module):
         self.round = 0
         self.local_epoch = 0
         self.finetuning = False
+        self.lr_factor = 1.0
         self.loss: Criterion = CrossEntropy()
         self.class_counts = torch.zeros(len(self.class_names))
         self.optimizer: Optimizer | None = None

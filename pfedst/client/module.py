@@ -135,6 +135,7 @@ class FederatedClient(LightningModule):
             {key: parameters[key] for key in model.learnable},
             norm_keys(model),
             lambda key: self.method.learning_rate_scale(key.removeprefix(ADAPTER)),
+            model.lr_factor,
             model.optimizer_state,
             scaled=self.scaler is not None,
         )

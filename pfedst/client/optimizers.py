@@ -19,6 +19,7 @@ def grouped_optimizer(
     parameters: Mapping[str, nn.Parameter],
     norms: Collection[str],
     scale_of: Callable[[str], float],
+    lr_factor: float,
     kept: Mapping[int, Mapping[str, Any]] | None,
     scaled: bool,
 ) -> Optimizer:
@@ -29,6 +30,7 @@ def grouped_optimizer(
         parameters: the parameters that are trained in some epoch, by name.
         norms: names of the parameters of normalisation layers. They get no weight decay, and neither do biases.
         scale_of: name -> factor on the learning rate.
+        lr_factor: factor on all learning rates: the schedule's.
         kept: the optimiser's state after the last fit, by the number of each parameter; None for none.
         scaled: True if the loss is scaled, as with 16-mixed precision.
 
@@ -42,7 +44,7 @@ def grouped_optimizer(
     optimizer = _made(make, [{"params": group} | ({} if key[1] else NO_DECAY) for key, group in groups.items()])
     _check(optimizer, scaled)
     for group, (scale, _) in zip(optimizer.param_groups, groups, strict=True):
-        group["lr"] *= scale
+        group["lr"] *= scale * lr_factor
     if kept is not None:
         optimizer.load_state_dict(optimizer.state_dict() | {"state": kept})
     return optimizer

@@ -48,6 +48,7 @@ class Request:
         keep_optimizer: keep the state of the optimiser for the next fit.
         evaluate: splits on which models are evaluated: after a fit the trained model, for `evaluate` both models.
         finetune_epochs: number of epochs of the fine-tuning after the last round; 0 for the fit of a round.
+        lr_factor: factor on all learning rates of the fit, > 0.
         parts: the message of the method, the class anchors, and what the generic model is made of.
     """
 
@@ -59,6 +60,7 @@ class Request:
     keep_optimizer: bool = False
     evaluate: tuple[SplitName, ...] = ()
     finetune_epochs: int = 0
+    lr_factor: float = 1.0
     parts: Payload = field(default_factory=dict)
 
     @property
@@ -95,9 +97,11 @@ class Request:
     def digest(self) -> str:
         """SHA-256 of values and tensors: a request with the same digest has the same reply.
 
-        The pinned fits do not enter: they change no reply.
+        The pinned fits do not enter: they change no reply. Neither does a factor of 1, so that the replies of older
+        runs are found.
         """
-        values = {key: value for key, value in self.values().items() if key != "pinned"}
+        left_out = {"pinned"} | ({"lr_factor"} if self.lr_factor == 1 else set())
+        values = {key: value for key, value in self.values().items() if key not in left_out}
         found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for part, state in sorted(self.parts.items()):
             for key, tensor in sorted(state.items()):

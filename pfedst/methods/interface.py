@@ -40,6 +40,8 @@ class LocalModel(Protocol):
         round: the current round, from 1; 0 before the first.
         local_epoch: the epoch of the current local fit, from 0.
         finetuning: True in the local epochs after the last round.
+        lr_factor: the factor of the schedule in this local fit. The rates of `optimizer` contain it. A method that
+            takes steps of its own multiplies their rate by it.
         optimizer: the optimiser of the current local fit; None outside of a fit.
     """
 
@@ -51,6 +53,7 @@ class LocalModel(Protocol):
     round: int
     local_epoch: int
     finetuning: bool
+    lr_factor: float
     optimizer: Optimizer | None
 
     @property

@@ -140,4 +140,5 @@ def _optimizer(protocol: Mapping[str, Any]) -> str:
     options = dict(protocol["optimizer"])
     name = options.pop("class")
     listing = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in options.items())
-    return f"{name} ({listing}, state: {protocol['optimizer_state']})"
+    schedule = f", learning rate {protocol['lr_schedule']}" if "lr_schedule" in protocol else ""
+    return f"{name} ({listing}, state: {protocol['optimizer_state']}{schedule})"

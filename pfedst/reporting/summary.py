@@ -35,6 +35,7 @@ def describe(
     rounds: int,
     participation: float,
     keep_optimizer: bool,
+    schedule: str | None = None,
 ) -> dict[str, Any]:
     """Return the protocol of a run, before its first round.
 
@@ -47,6 +48,7 @@ def describe(
         rounds: number of rounds.
         participation: share of the clients drawn in a round.
         keep_optimizer: whether optimisers keep their state over rounds.
+        schedule: of the learning rate over rounds, in words; None for none.
     """
     first = next(iter(sites.values()))
     finetuning = method.finetune_epochs if start.trains else 0
@@ -64,6 +66,7 @@ def describe(
         "rounds": rounds if start.trains else 0,
         "round": 0,
         "optimizer_state": "keep" if keep_optimizer else "reset",
+        **({} if schedule is None else {"lr_schedule": schedule}),
         "participation": participation,
         "held_out_sites": list(held_out),
         "pooled": method.pooled,

@@ -23,6 +23,7 @@ from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
+from pfedst.server.schedule import Schedule, ScheduleKind
 from pfedst.server.server import MakeStart, Server
 from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot
@@ -43,6 +44,10 @@ class FederatedCoordinator:
         rounds: number of rounds, >= 1.
         participation: share of the clients drawn in a round, in (0, 1]; at least one client.
         optimizer_state: of each client's optimiser: `reset` each round, or `keep` it over rounds.
+        lr_schedule: of the learning rates of all local fits, over the rounds after the warm-up: `constant`; `cosine`,
+            from 1 to 0.01 times the learning rate; or `step`, times 0.1 after half of them and after three quarters.
+            The fine-tuning after the last round is not part of it.
+        warmup_rounds: rounds before that in which the learning rates rise linearly, >= 0 and below `rounds`.
         evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
         keep_states: number of rounds whose state is kept on disk, >= 1, besides the best round on validation.
         transport: how requests reach clients: `in_process` (one after another), or `processes` (side by side, in worker
@@ -79,6 +84,8 @@ class FederatedCoordinator:
         min_clients: int = 1,
         most_norm_ratio: float | None = 1000.0,
         held_out_sites: Sequence[str] = (),
+        lr_schedule: ScheduleKind = "constant",
+        warmup_rounds: int = 0,
     ) -> None:
         for name, value in (
             ("rounds", rounds),
@@ -105,7 +112,9 @@ class FederatedCoordinator:
             participation,
             evaluate_every,
             keep_states,
-            FitOptions(optimizer_state == "keep", min_clients, most_norm_ratio),
+            FitOptions(
+                optimizer_state == "keep", min_clients, most_norm_ratio, Schedule(lr_schedule, warmup_rounds, rounds)
+            ),
         )
         self.transport: TransportKind = transport
         self.workers = workers
@@ -259,6 +268,7 @@ class FederatedCoordinator:
             options.rounds,
             options.participation,
             options.fits.keep_optimizer,
+            None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
 
 

@@ -12,6 +12,7 @@ from pfedst.messages.faults import Fault
 from pfedst.messages.payload import Payload, payload_bytes
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
+from pfedst.server.schedule import Schedule
 from pfedst.server.screening import outliers
 from pfedst.server.server import Server
 from pfedst.tracking import RunProgress
@@ -28,6 +29,7 @@ class FitOptions:
     keep_optimizer: bool
     min_clients: int
     max_norm_ratio: float | None
+    schedule: Schedule
 
 
 @dataclass
@@ -96,6 +98,8 @@ class Fits:
     def finetune(self, round_number: int, names: Sequence[str], epochs: int) -> Reported:
         """Fine-tune clients after the last merge; nothing is sent after it.
 
+        The schedule ends with the last round: fine-tuning has the learning rate of the configuration.
+
         Raises:
             TooFewClientsError: fewer clients were fine-tuned than `min_clients`.
         """
@@ -122,11 +126,13 @@ class Fits:
         reported: Reported,
     ) -> None:
         """Run the fits whose messages are merged together."""
-        keep = self.options.keep_optimizer
-        requests = {
-            name: self.make_request("fit", name, round=round_number, keep_optimizer=keep, evaluate=evaluate)
-            for name in names
+        fields = {
+            "round": round_number,
+            "keep_optimizer": self.options.keep_optimizer,
+            "evaluate": evaluate,
+            "lr_factor": self.options.schedule.factor(round_number),
         }
+        requests = {name: self.make_request("fit", name, **fields) for name in names}
         sent = {name: request.message for name, request in requests.items()}
         messages: dict[str, Payload] = {}
         for name, reply in self._ask(requests, activity):

@@ -41,11 +41,19 @@ class RoundOptions:
     fits: FitOptions
 
     def check_clients(self, server: Server) -> None:
-        """Check that every round asks enough clients.
+        """Check that every round asks enough clients, and that there is a learning rate to schedule.
 
         Raises:
-            ConfigurationError: a round asks fewer clients than must report.
+            ConfigurationError: a round asks fewer clients than must report, or the method trains nothing.
         """
+        schedule = self.fits.schedule
+        if not server.trains and not schedule.is_constant:
+            option = "lr_schedule" if schedule.depends_on_rounds else "warmup_rounds"
+            raise ConfigurationError(
+                f"--coordinator.{option} has no effect: method {type(server.method).__name__} trains nothing; leave it "
+                f"out (in a comparison give this row `coordinator.lr_schedule: constant` and "
+                f"`coordinator.warmup_rounds: 0`)"
+            )
         if not server.trains or server.method.pooled:
             return
         fewest = min(len(server.draw(number, self.participation)) for number in range(1, self.rounds + 1))
@@ -190,7 +198,7 @@ class RoundLoop:
             )
             if round_number:
                 self.hooks.before_round(round_number)
-            metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
+            metrics = self._metrics(round_number, reported, evaluation)
             for row in rows.values():
                 if row["participated"] or "left_out" in row:
                     self.progress.fitted(earlier=True)
@@ -266,7 +274,7 @@ class RoundLoop:
             self.progress.say(f"round {round_number}/{self.rounds}, evaluation")
             evaluation = self._evaluate(round_number)
         self._write_records(round_number, reported, evaluation)
-        metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
+        metrics = self._metrics(round_number, reported, evaluation)
         self._save(round_number, self.summary.best_round == round_number)
         self.hooks.log(round_number, metrics)
         if not evaluation:
@@ -278,6 +286,16 @@ class RoundLoop:
             + (f", {listed(list(reported.left_out))} left out" if reported.left_out else "")
         )
         return round_number > 0 and self._after_evaluation(round_number, metrics)
+
+    def _metrics(self, round_number: int, reported: Reported, evaluation: Evaluation) -> dict[str, float]:
+        """Add a round to the summary; return the metrics for loggers."""
+        metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
+        return metrics | {f"federation/{key}": factor for key, factor in self._scheduled(round_number).items()}
+
+    def _scheduled(self, round_number: int) -> dict[str, float]:
+        """Return the factor on the learning rate of a round, where there is a schedule."""
+        schedule = self.options.fits.schedule
+        return {"lr_factor": schedule.factor(round_number)} if round_number and not schedule.is_constant else {}
 
     def _after_evaluation(self, round_number: int, metrics: Mapping[str, float]) -> bool:
         return self.hooks.after_evaluation(round_number, metrics, self.server.state.get("net", {}))
@@ -296,8 +314,7 @@ class RoundLoop:
             record = {"round": round_number, "client": name, "participated": name in reported.records}
             if round_number == 0:
                 record["setup_upload_bytes"] = self.summary.setup_upload_bytes
-            if finetuned:
-                record["finetuned"] = True
+            record |= {"finetuned": True} if finetuned else self._scheduled(round_number)
             record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
             if evaluation and name in self.server.sites:
                 for key, part in (("received", "metrics"), ("counts", "counts")):

@@ -385,6 +385,29 @@ def zero_learning_rate_changes_nothing(subject: Subject) -> None:
     assert same_tensors({key: p.detach() for key, p in client.named_parameters()}, before), "parameters moved"
 
 
+def the_schedule_scales_every_step(subject: Subject) -> None:
+    """The factor of a round multiplies all learning rates of its fits; at zero, nothing that predicts moves."""
+    made = subject.federation()
+    if not made.trains:
+        return
+    name, client = next(iter(made.trainees.items()))
+    made.deliver(name)
+    rates = []
+    for client.lr_factor in (1.0, 0.25):
+        rates.append([group["lr"] for group in made.modules[name].configure_optimizers().param_groups])
+        made.modules[name].reset()
+    assert rates[1] == [0.25 * rate for rate in rates[0]], "the optimiser ignores the factor"
+
+    def predicting() -> State:
+        models = {"own": client, "personal": made.method.personal_model(client)}
+        return {f"{of}.{k}": p.detach().clone() for of, model in models.items() for k, p in model.named_parameters()}
+
+    client.lr_factor, before = 0.0, predicting()
+    train(made, name)
+    method = type(made.method).__name__
+    assert same_tensors(predicting(), before), f"{method} takes steps of its own: multiply them by client.lr_factor"
+
+
 CONTRACT: dict[str, Callable[[Subject], None]] = {
     check.__name__: check
     for check in (
@@ -408,6 +431,7 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
         classification_uses_the_criterion,
         it_learns,
         zero_learning_rate_changes_nothing,
+        the_schedule_scales_every_step,
     )
 }
 CHECKS = tuple(CONTRACT)

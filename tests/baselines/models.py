@@ -168,6 +168,11 @@ class Small(Federation):
         self.local.fit(self.modules[name], self.loaders[name], epochs)
         return self.clients[name]
 
+    def schedule(self, factor: float) -> None:
+        """Multiply the learning rates of the next fits."""
+        for client in self.members.values():
+            client.lr_factor = factor
+
     def round(self, epochs: int = 1, names: Iterable[str] | None = None) -> None:
         """One round of all clients that train, or of those named."""
         taking_part = self.server.draw(1, 1.0) if names is None else list(names)

@@ -515,19 +515,25 @@ def test_pfedme_moreau_envelope() -> None:
 
 @pytest.mark.parametrize("beta", [0.4, 1.0])
 @pytest.mark.parametrize("inner_steps", [1, 5])
-def test_pfedme_steps_by_hand(inner_steps, beta) -> None:
-    """Few inner steps, from where theta was; the server goes a share beta of the way to the mean."""
-    lam, inner = 1.5, 0.07
-    made = curved(PFedMe(lam=lam, inner_steps=inner_steps, inner_learning_rate=inner, beta=beta))
+@pytest.mark.parametrize("factors", [(1.0, 1.0, 1.0), (0.5, 1.0, 0.01)], ids=["constant", "schedule"])
+def test_pfedme_steps_by_hand(inner_steps, beta, factors) -> None:
+    """Few inner steps, from where theta was; the server goes a share beta of the way to the mean.
+
+    A schedule scales the steps of theta and of w.
+    """
+    lam = 1.5
+    made = curved(PFedMe(lam=lam, inner_steps=inner_steps, inner_learning_rate=0.07, beta=beta))
     w, theta = START, dict.fromkeys("ab", START)
-    for _ in range(3):
+    for factor in factors:
+        inner, lr = 0.07 * factor, LR * factor
+        made.schedule(factor)
         made.round()
         own = dict.fromkeys("ab", w)
         for name in own:
             for _ in range(STEPS):
                 for _ in range(inner_steps):
                     theta[name] = theta[name] - inner * (slope(name, theta[name]) + lam * (theta[name] - own[name]))
-                own[name] = own[name] - LR * lam * (own[name] - theta[name])
+                own[name] = own[name] - lr * lam * (own[name] - theta[name])
             assert nearly(made.clients[name].memo["theta"]["w"], theta[name])
             assert nearly(predicted(made, name), value(name, theta[name]))
         w = (1 - beta) * w + beta * (own["a"] + own["b"]) / 2
@@ -583,17 +589,22 @@ TURNS = (("a", "b"), ("a",), ("a", "b"), ("b",))
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_scaffold_steps_by_hand(eta) -> None:
-    """Algorithm 1 with Option II, some rounds with one client of two: c moves by |S| / N of the mean change."""
+@pytest.mark.parametrize("factors", [(1.0,) * 4, (0.25, 1.0, 0.5, 0.01)], ids=["constant", "schedule"])
+def test_scaffold_steps_by_hand(eta, factors) -> None:
+    """Algorithm 1 with Option II, some rounds with one client of two: c moves by |S| / N of the mean change.
+
+    With a schedule, Option II divides by the learning rate of the round.
+    """
     made, w, c = curved(SCAFFOLD(server_learning_rate=eta)), START, torch.zeros(2)
     c_k = {name: torch.zeros(2) for name in "ab"}
-    for names in TURNS:
+    for names, factor in zip(TURNS, factors, strict=True):
+        made.schedule(factor)
         made.round(names=names)
-        own, change = dict.fromkeys(names, w), {}
+        own, change, lr = dict.fromkeys(names, w), {}, LR * factor
         for name in names:
             for _ in range(STEPS):
-                own[name] = own[name] - LR * (slope(name, own[name]) - c_k[name] + c)
-            new = c_k[name] - c + (w - own[name]) / (STEPS * LR)
+                own[name] = own[name] - lr * (slope(name, own[name]) - c_k[name] + c)
+            new = c_k[name] - c + (w - own[name]) / (STEPS * lr)
             change[name], c_k[name] = new - c_k[name], new
         w = w + eta * sum(own[name] - w for name in names) / len(names)
         c = c + sum(change.values()) / 2
@@ -642,16 +653,21 @@ def test_the_exact_optimum_of_the_sum(method, weighting) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.3, 2.0])
-def test_feddyn_steps_by_hand(alpha) -> None:
-    """Algorithm 1, some rounds with one client of two: g of the other rests, h moves by a share 1 / N of each."""
+@pytest.mark.parametrize("factors", [(1.0,) * 4, (0.25, 1.0, 0.5, 0.01)], ids=["constant", "schedule"])
+def test_feddyn_steps_by_hand(alpha, factors) -> None:
+    """Algorithm 1, some rounds with one client of two: g of the other rests, h moves by a share 1 / N of each.
+
+    A schedule scales the steps alone: g and h follow from where they ended.
+    """
     made, w, h = curved(FedDyn(alpha=alpha)), START, torch.zeros(2)
     g = {name: torch.zeros(2, dtype=torch.float64) for name in "ab"}
-    for names in TURNS:
+    for names, factor in zip(TURNS, factors, strict=True):
+        made.schedule(factor)
         made.round(names=names)
         own = dict.fromkeys(names, w)
         for name in names:
             for _ in range(STEPS):
-                own[name] = own[name] - LR * (slope(name, own[name]) - g[name] + alpha * (own[name] - w))
+                own[name] = own[name] - LR * factor * (slope(name, own[name]) - g[name] + alpha * (own[name] - w))
             g[name] = g[name] - alpha * (own[name] - w)
         h = h - alpha / 2 * sum(own[name] - w for name in names)
         w = sum(own.values()) / len(names) - h / alpha

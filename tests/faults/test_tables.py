@@ -240,7 +240,7 @@ def test_a_configuration_of_a_gigabyte_and_one_that_is_no_text(tmp_path, capsys)
 def test_the_configuration_of_a_run_that_goes_on(tmp_path, events, name) -> None:
     (tmp_path / "config.yaml").write_text(YAML[name][0])
     with pytest.raises(StateError, match=r"config.yaml is missing or damaged"):
-        check_same_configuration(tmp_path, "a: 1\n")
+        check_same_configuration(tmp_path, "a: 1\n", {})
     assert max(events, default=0) <= MOST_EVENTS
 
 

@@ -36,6 +36,7 @@ def requests():
         keep_optimizer=st.booleans(),
         evaluate=st.lists(st.sampled_from(get_args(SplitName)), unique=True).map(tuple),
         finetune_epochs=st.integers(0, 9),
+        lr_factor=st.floats(0, 1, exclude_min=True),
     )
 
 
@@ -71,6 +72,7 @@ CHANGES = {
     "evaluate": {"evaluate": ("validation",)},
     "order of splits": {"evaluate": ("test", "validation")},
     "finetune_epochs": {"finetune_epochs": 1},
+    "lr_factor": {"lr_factor": 0.5},
     "one number": with_tensor(lambda tensor: tensor + torch.eye(2, 3) * 1e-6),
     "one bit": with_tensor(lambda tensor: tensor.view(torch.int32).bitwise_xor(1).view(torch.float32)),
     "shape": with_tensor(lambda tensor: tensor.reshape(3, 2)),

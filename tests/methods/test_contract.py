@@ -172,6 +172,20 @@ class ServerHoldsATensorOfAClient(FedAvg):
         server["kept"] = {"first": type(self).kept[0]}
 
 
+class StepsThatIgnoreTheSchedule(PFedMe):
+    """Takes inner steps at the same rate in every round."""
+
+    def loss(self, client, batch):
+        client.lr_factor, factor = 1.0, client.lr_factor
+        try:
+            return super().loss(client, batch)
+        finally:
+            client.lr_factor = factor
+
+    def edit_gradients(self, client) -> None:
+        """Any optimiser."""
+
+
 class MessagesOfTheirOwn(FederatedMethod):
     """Each client gets a mixture of the mean and what it sent, as in FedAMP: no tensor is personal."""
 
@@ -244,6 +258,7 @@ class SaysItHasALossOfItsOwn(FedAvg):
 
 
 BROKEN = {
+    StepsThatIgnoreTheSchedule: ("the_schedule_scales_every_step", "takes steps of its own"),
     HasALossOfItsOwn: ("classification_uses_the_criterion", "the loss ignores client.criterion"),
     HasATermOfItsOwn: ("classification_uses_the_criterion", "a term of the loss is a cross-entropy of its own"),
     SaysItHasALossOfItsOwn: ("classification_uses_the_criterion", "uses_criterion = False, and its loss calls"),

@@ -11,6 +11,7 @@ from pfedst.messages.faults import Fault
 from pfedst.messages.payload import NET, payload_bytes
 from pfedst.messages.requests import Reply, Request
 from pfedst.server.fits import FitOptions, Fits
+from pfedst.server.schedule import Schedule
 from pfedst.testing.small import federation
 from pfedst.tracking import RunProgress
 
@@ -53,7 +54,8 @@ class Made:
         self.server = federation(method or FedAvg(weighting="uniform")).server
         self.transport = Clients(**replies)
         self.progress = RunProgress(9)
-        self.fits = Fits(FitOptions(keep, min_clients, ratio), self.server, self.transport, self.request, self.progress)
+        options = FitOptions(keep, min_clients, ratio, Schedule("step", 1, 8))
+        self.fits = Fits(options, self.server, self.transport, self.request, self.progress)
         self.before = {key: tensor.clone() for key, tensor in self.server.state[NET].items()}
 
     def request(self, kind, name, **fields):
@@ -78,9 +80,8 @@ def test_replies_are_merged_and_recorded() -> None:
     reported = made.round(number=4, evaluate=("test",))
     assert made.change() == 2.0
     ((requests),) = made.transport.asked
-    assert {(request.kind, request.round, request.keep_optimizer) for request in requests.values()} == {
-        ("fit", 4, True)
-    }
+    found = {(request.kind, request.round, request.keep_optimizer, request.lr_factor) for request in requests.values()}
+    assert found == {("fit", 4, True, 1.0)}
     assert {request.evaluate for request in requests.values()} == {("test",)}
     assert list(reported.records) == NAMES
     size = payload_bytes({NET: made.before})

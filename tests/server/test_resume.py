@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 
 import pytest
 from lightning.pytorch import Callback
@@ -15,9 +16,10 @@ from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.cli import main
-from pfedst.cli.resume import resumable
+from pfedst.cli.renamed_options import CONFIG_FORMAT
+from pfedst.cli.resume import check_same_configuration, resumable
 from pfedst.client.state import SiteState
-from pfedst.errors import InterruptedRunError, StateError
+from pfedst.errors import ConfigurationError, InterruptedRunError, StateError
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder
 from pfedst.state.snapshot import name_snapshot
@@ -354,6 +356,27 @@ def test_what_may_not_change_is_told_key_by_key(tmp_path, of_two_rounds, capsys,
     message = capsys.readouterr().err
     assert [word for word in words if word not in message] == [], message
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+CHECKED = f"config_format: {CONFIG_FORMAT}\ncoordinator: {{rounds: %d, lr_schedule: %s, warmup_rounds: 1}}\n"
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("constant", False), ("cosine", True), ("step", True)])
+def test_more_rounds_would_change_the_learning_rates_of_finished_ones(tmp_path, kind, refused) -> None:
+    (tmp_path / "config.yaml").write_text(CHECKED % (2, kind))
+    check_same_configuration(tmp_path, CHECKED % (2, kind), {})
+    with pytest.raises(ConfigurationError, match="rounds was 2, is 3") if refused else nullcontext():
+        check_same_configuration(tmp_path, CHECKED % (3, kind), {})
+
+
+def test_an_option_that_is_newer_than_the_run_may_be_at_its_default(tmp_path, of_two_rounds) -> None:
+    of_two_rounds(tmp_path)
+    file = tmp_path / "a/config.yaml"
+    text = "".join(line for line in file.read_text().splitlines(True) if "lr_schedule" not in line)
+    assert text.count("\n") == file.read_text().count("\n") - 1
+    file.write_text(text)
+    assert command(tmp_path, "--coordinator.rounds=3", "--resume=true", "--coordinator.lr_schedule=step") == 2
+    assert command(tmp_path, "--coordinator.rounds=3", "--resume=true") == 0
 
 
 def test_damaged_files_of_a_run_are_told(tmp_path, of_two_rounds, capsys) -> None:
