@@ -57,7 +57,7 @@ class AuditCLI(PFedSTCLI):
         found = datamodule.found(files=options.images)
         seen = scan(found, True, datamodule.cache.folder) if options.images else None
         encoder = model.encoder if self.encoder_is_there else None
-        report = audit(found, datamodule.label, seen, encoder, options.images_per_site)
+        report = audit(found, datamodule.described, seen, encoder, options.images_per_site)
         console_of(160).print(rendered(report), highlight=False)
         _write(report, options.folder)
         if datamodule.audit == "strict":

@@ -165,6 +165,7 @@ class Client:
                 "encoder": encoder.label,
                 "random_weights": encoder.random_weights,
                 "data": data.label,
+                **({"folds": data.fold_options} if data.fold_options else {}),
                 "data_audit": data.report.summary() if data.report else None,
                 "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
                 "local_epochs": self.local.epochs,

@@ -58,7 +58,10 @@ class FederatedDataModule(LightningDataModule):
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
         evaluation_batch_size: images of one evaluation step, >= 1.
         validation_fraction: share of train that becomes validation, in [0, 1), at sites without a validation split.
-        split_seed: seed of that cut; apart from the run's seed, so that all runs share their splits.
+        split_seed: seed of that cut and of folds; apart from the run's seed, so that all runs share their splits.
+        folds: number of folds, 2 or more, over which all images of each site are dealt, whatever their split: by
+            groups, stratified by class, with `split_seed`. Default: the splits of the data set.
+        fold: the fold that is test, from 0 to `folds` - 1; the others are train, from which validation is cut.
         augmentation: of training images: `none`, `flips`, or `crops` (random resized crop and flips).
         views: number of augmented views of each training image, fixed over epochs and runs, 1 or more. With 0 every
             epoch draws new views, which cannot be cached.
@@ -97,6 +100,8 @@ class FederatedDataModule(LightningDataModule):
         evaluation_batch_size: int = 64,
         validation_fraction: float = 0.1,
         split_seed: int = 0,
+        folds: int | None = None,
+        fold: int | None = None,
         augmentation: Augmentation = "none",
         views: int = 0,
         num_workers: int = 0,
@@ -120,10 +125,13 @@ class FederatedDataModule(LightningDataModule):
         check_range("--data.pixel_range", pixel_range)
         if not 0 <= validation_fraction < 1:
             raise ConfigurationError(f"--data.validation_fraction {validation_fraction}: must be in [0, 1)")
+        _check_folds(folds, fold)
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
+        self.folds = folds
+        self.fold = fold
         self.augmentation: Augmentation = augmentation
         self.num_workers = num_workers
         self.verify_images = verify_images
@@ -167,6 +175,18 @@ class FederatedDataModule(LightningDataModule):
             DataError: naming the file or row, and the remedy.
         """
 
+    @property
+    def fold_options(self) -> dict[str, int]:
+        """`folds`, `fold` and `split_seed`; empty without folds."""
+        if self.folds is None or self.fold is None:
+            return {}
+        return {"folds": self.folds, "fold": self.fold, "split_seed": self.split_seed}
+
+    @property
+    def described(self) -> str:
+        """`label`, with the fold that is test."""
+        return self.label if self.folds is None else f"{self.label}; fold {self.fold} of {self.folds} is test"
+
     def prepare(self, preprocessing: Preprocessing) -> None:
         """Read, check, cut validation, build transforms. A second call does nothing.
 
@@ -194,7 +214,7 @@ class FederatedDataModule(LightningDataModule):
                     f"changed; leave the option out"
                 )
         if self.audit != "off":
-            self.report = audit(found, self.label, seen)
+            self.report = audit(found, self.described, seen)
             if self.audit == "strict":
                 self.report.refuse_errors()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
@@ -209,7 +229,7 @@ class FederatedDataModule(LightningDataModule):
             )
 
     def found(self, files: bool = True) -> Sites:
-        """Return the sites that `read` finds, checked, with validation cut from train.
+        """Return the sites that `read` finds, checked, with test as one fold if wanted and validation cut from train.
 
         Args:
             files: check that every file exists and lies where it may lie; without, only tables are read.
@@ -224,7 +244,15 @@ class FederatedDataModule(LightningDataModule):
         if files:
             found.check_files(self.outside_files)
             found = found.with_patients()
-        found = found.with_test(self.split_seed)
+        if self.folds is None or self.fold is None:
+            found = found.with_test(self.split_seed)
+        else:
+            for site, rare in found.rare_classes(self.folds).items():
+                logging.getLogger("pfedst").warning(
+                    "%s: fewer patients, lesions or images than %d folds, so that some folds test none: %s",
+                    site, self.folds, listed(rare),
+                )  # fmt: skip
+            found = found.with_fold(self.folds, self.fold, self.split_seed)
         found.check_splits()
         return found.with_validation(self.validation_fraction, self.split_seed)
 
@@ -341,6 +369,21 @@ class FederatedDataModule(LightningDataModule):
     def evaluation_loader(self, site: str, split: Split, need: Need | None = None) -> DataLoader[Any]:
         """Return batches in a fixed order, never augmented; from a cache what the adapter needs, or else `need`."""
         return self._loader(self._dataset([site], split, need), self.evaluation_batch_size, generator=generator(0))
+
+
+def _check_folds(folds: int | None, fold: int | None) -> None:
+    if folds is None and fold is None:
+        return
+    if folds is None:
+        raise ConfigurationError(f"--data.fold {fold}: give --data.folds too, the number of folds")
+    if folds < 2:
+        raise ConfigurationError(f"--data.folds {folds}: must be 2 or more; leave it out for the splits of the data")
+    if fold is None:
+        raise ConfigurationError(
+            f"--data.folds {folds}: give --data.fold too, the fold that is test (0 to {folds - 1})"
+        )
+    if not 0 <= fold < folds:
+        raise ConfigurationError(f"--data.fold {fold}: must be from 0 to {folds - 1}, of --data.folds {folds}")
 
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Literal, NamedTuple, get_args
 
 from pfedst.data.files import look, outside_message, shown
 from pfedst.data.grey_scale import GreyScale, PixelRange
-from pfedst.data.sources import EncodedSource, FileSource, ImageSource, Record, Subset
-from pfedst.data.splitting import split_sites
+from pfedst.data.sources import EncodedSource, FileSource, ImageSource, JoinedSource, Record, Subset
+from pfedst.data.splitting import fold_sites, split_sites, units_of
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.names import plain_name
 
@@ -51,6 +52,18 @@ class LabelledImages:
         """Make the images of files, ordered by path, so that the order of rows in a manifest changes nothing."""
         ordered = sorted(records, key=lambda record: str(record.path))
         return cls(FileSource([r.path for r in ordered]), [r.label for r in ordered], [r.group for r in ordered])
+
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledImages]) -> LabelledImages:
+        """Join the images of several splits; files are ordered by path, so that their split changes nothing."""
+        labels = [label for part in parts for label in part.labels]
+        groups = [group for part in parts for group in part.groups]
+        sources = [part.source for part in parts]
+        whole = cls(JoinedSource(sources), labels, groups)
+        if not all(isinstance(source, FileSource) for source in sources):
+            return whole
+        paths = [str(path) for path in FileSource.paths_of(whole.source)]
+        return whole.subset(sorted(range(len(paths)), key=paths.__getitem__))
 
     def subset(self, indices: Sequence[int]) -> LabelledImages:
         """Return some of the images, by index."""
@@ -241,6 +254,50 @@ class Sites:
             for site, (kept, cut) in split_sites(tables, self.test_fraction, split_seed, "test", fewest=1).items()
         }
         return replace(self, splits=splits)
+
+    def with_fold(self, folds: int, fold: int, split_seed: int) -> Sites:
+        """Return the same sites, with all images of a site dealt over folds: one fold is test, the others are train.
+
+        Args:
+            folds: number of folds, 2 or more.
+            fold: the fold that is test, from 0.
+            split_seed: of the draw.
+
+        Raises:
+            DataError: a site has fewer units than folds, or nothing but groups of other sites for a fold.
+        """
+        whole = {site: LabelledImages.joined(list(parts.values())) for site, parts in self.splits.items()}
+        for site, images in whole.items():
+            if (units := len(units_of(images.groups))) < folds:
+                raise DataError(
+                    f'{self._where}site "{site}" has {units} patients, lesions or images without either, fewer than '
+                    f"--data.folds {folds}; take fewer folds, or leave the site out"
+                )
+        dealt = fold_sites({site: (images.labels, images.groups) for site, images in whole.items()}, folds, split_seed)
+        for site, of_image in dealt.items():
+            if empty := sorted(set(range(folds)) - set(of_image)):
+                raise DataError(
+                    f'{self._where}site "{site}" has no image in fold {empty[0]} of {folds}, as its groups have images '
+                    f"at other sites too; take fewer folds, another --data.split_seed, or leave the site out"
+                )
+        splits: dict[str, dict[Split, LabelledImages]] = {
+            site: {
+                "train": whole[site].subset([index for index, of in enumerate(of_image) if of != fold]),
+                "test": whole[site].subset([index for index, of in enumerate(of_image) if of == fold]),
+            }
+            for site, of_image in dealt.items()
+        }
+        return replace(self, splits=splits, test_fraction=0.0)
+
+    def rare_classes(self, folds: int) -> dict[str, list[str]]:
+        """Return the classes of each site that have fewer units than folds: they are absent from some test folds."""
+        found: dict[str, list[str]] = {}
+        for site, parts in self.splits.items():
+            images = LabelledImages.joined(list(parts.values()))
+            units = Counter(images.labels[members[0]] for members in units_of(images.groups))
+            if rare := [self.class_names[label] for label, number in sorted(units.items()) if number < folds]:
+                found[site] = rare
+        return found
 
     def with_validation(self, fraction: float, split_seed: int) -> Sites:
         """Return the same sites, with validation cut from train at sites that have none.

@@ -227,6 +227,9 @@ def _paths(source: ImageSource) -> Sequence[Path | None]:
     if isinstance(source, Subset):
         paths = _paths(source.source)
         return [paths[index] for index in source.indices] if paths else []
+    if isinstance(source, JoinedSource):
+        found = {id(part): _paths(part) for part, _ in source.places}
+        return [found[id(part)][index] if found[id(part)] else None for part, index in source.places]
     if isinstance(source, EncodedSource):
         return source.files
     return source.paths if isinstance(source, FileSource) else []

@@ -1,4 +1,4 @@
-"""Stratified, seeded splits that never divide a group (validation from train, test from all)."""
+"""Stratified, seeded splits that never divide a group (validation from train, test from all, folds of all)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,9 @@ def split_groups(
         fewest: minimum number of units that are cut off, as far as one drawn unit is kept; the class with the most
             units gives first.
     """
-    units: dict[object, list[int]] = {}
-    for index, group in enumerate(groups):
-        units.setdefault(("alone", index) if group is None else ("group", group), []).append(index)
     cut: list[list[int]] = []
     by_class: dict[int, list[list[int]]] = {}
-    for members in units.values():
+    for members in units_of(groups):
         group = groups[members[0]]
         if placed is not None and group is not None and group in placed:
             cut += [members] if placed[group] else []
@@ -55,6 +52,14 @@ def split_groups(
         cut.append(left[max(sorted(left), key=lambda label: len(left[label]))].pop(0))
     chosen = {index for members in cut for index in members}
     return [index for index in range(len(labels)) if index not in chosen], sorted(chosen)
+
+
+def units_of(groups: Groups) -> list[list[int]]:
+    """Return the indices of each unit, in the order of their first image: a group, or an image without a group."""
+    units: dict[object, list[int]] = {}
+    for index, group in enumerate(groups):
+        units.setdefault(("alone", index) if group is None else ("group", group), []).append(index)
+    return list(units.values())
 
 
 def drawn_order(size: int, seed: int) -> list[int]:
@@ -114,3 +119,54 @@ def _split_in_turn(
         for indices, is_cut in ((kept, False), (cut, True)):
             placed |= {group: is_cut for index in indices if (group := groups[index]) is not None}
     return {site: found[site] for site in sites}
+
+
+def fold_sites(sites: Mapping[str, tuple[Labels, Groups]], folds: int, seed: int) -> dict[str, list[int]]:
+    """Deal the images of every site over folds and return the fold of each image.
+
+    Units and their classes are those of `split_groups`. A group of several sites is in the same fold at all of them: it
+    is dealt at its first site by name, so the order of the sites changes nothing. At a site without such groups, the
+    numbers of units of a class in two folds differ by at most one, and so do the numbers of all units.
+
+    Args:
+        sites: labels and groups of the images of each site.
+        folds: number of folds, 2 or more.
+        seed: seed of the draws; with the name of a site it seeds the draw of that site.
+    """
+    placed: dict[str, int] = {}
+    found = {}
+    for site in sorted(sites):
+        labels, groups = sites[site]
+        found[site] = _dealt(labels, groups, folds, derive_seed(seed, "folds", site), placed)
+        placed |= {group: fold for group, fold in zip(groups, found[site], strict=True) if group is not None}
+    return {site: found[site] for site in sites}
+
+
+def _dealt(labels: Labels, groups: Groups, folds: int, seed: int, placed: Mapping[str, int]) -> list[int]:
+    """Return the fold of each image of a site; `placed` holds the folds of groups that are not dealt."""
+    chosen = [0] * len(labels)
+    by_class: dict[int, list[list[int]]] = {}
+    of_class: dict[int, list[int]] = {}
+    of_site = [0] * folds
+    for members in units_of(groups):
+        label, group = labels[members[0]], groups[members[0]]
+        of_class.setdefault(label, [0] * folds)
+        if group is None or group not in placed:
+            by_class.setdefault(label, []).append(members)
+            continue
+        fold = placed[group]
+        of_class[label][fold] += 1
+        of_site[fold] += 1
+        for index in members:
+            chosen[index] = fold
+    rank = drawn_order(folds, derive_seed(seed, "order of folds"))
+    for label, units in sorted(by_class.items()):
+        counts = of_class[label]
+        for place in drawn_order(len(units), derive_seed(seed, "units", label)):
+            # the fold with the fewest units of the class; of these, the one with the fewest of the site
+            fold = min(range(folds), key=lambda fold: (counts[fold], of_site[fold], rank[fold]))
+            counts[fold] += 1
+            of_site[fold] += 1
+            for index in units[place]:
+                chosen[index] = fold
+    return chosen

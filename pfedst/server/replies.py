@@ -36,6 +36,8 @@ PROTOCOL = {
     "trainer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
+PROTOCOL_WITH_OPTIONS = {"folds"}
+"""Keys that a client reports only with an option that is not at its default."""
 SPLITS = ("train", "validation", "test")
 CLASS_SIZES = ("images", "units", "other_units")
 INTERVAL_KEYS = ("value", "low", "high")
@@ -212,7 +214,7 @@ def _hello(values: dict[str, Any], what: str) -> dict[str, Any]:
         "encoder_weights": isinstance(values.get("encoder_weights"), str),
         "threads": is_count(values.get("threads")),
         "protocol": isinstance(values.get("protocol"), dict)
-        and set(values["protocol"]) == PROTOCOL
+        and set(values["protocol"]) - PROTOCOL_WITH_OPTIONS == PROTOCOL
         and _is_json(values["protocol"]),
     }
     for key, holds in checks.items():

@@ -66,6 +66,10 @@ class FedISIC2019(FederatedDataModule):
             raise ConfigurationError(f"--data.centers {list(centers)}: give different numbers from 0 to 5")
         if not 0 < test_fraction < 1:
             raise ConfigurationError(f"--data.test_fraction {test_fraction}: must be above 0 and below 1")
+        if self.folds is not None and split != "flamby":
+            raise ConfigurationError(
+                f"--data.split {split} has no effect with --data.folds, which are dealt by lesions too; leave it out"
+            )
         self.root = root
         self.images = images
         self.split_file = split_file
@@ -119,6 +123,8 @@ class FedISIC2019(FederatedDataModule):
         split = split_file.name
         if self.split == "lesion_grouped":
             split = f"lesion-grouped split, {self.test_fraction:g} to test, split seed {self.split_seed}"
+        if self.folds is not None:
+            split = f"centres and classes of {split_file.name}"
         centers = ", ".join(map(str, self.centers))
         known = "lesion ids known" if lesions else "no lesion ids"
         return f"FedISIC2019 in {images.parent.name}/{images.name} ({split}), centres {centers}, {known}"

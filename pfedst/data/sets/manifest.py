@@ -61,6 +61,10 @@ class ManifestSites(FederatedDataModule):
         super().__init__(**options)
         if test_fraction is not None and not 0 < test_fraction < 1:
             raise ConfigurationError(f"--data.test_fraction {test_fraction}: must be above 0 and below 1")
+        if test_fraction is not None and self.folds is not None:
+            raise ConfigurationError(
+                f"--data.test_fraction {test_fraction} has no effect with --data.folds, which draw test; leave it out"
+            )
         self.manifest = manifest
         self.root = root
         self.wanted_classes = plain_names(class_names or [])
@@ -83,8 +87,9 @@ class ManifestSites(FederatedDataModule):
         refuse_several(file, table["label"].to_list())
         classes = self.wanted_classes or class_order(label for label in table["label"] if label)
         fraction = self._fraction_to_draw(file, "split" in table)
-        if fraction:
+        if "split" not in table:
             table["split"] = "train"
+        if fraction:
             drawn = f"no column split: {fraction:g} of the groups drawn to test, split seed {self.split_seed}"
             logging.getLogger("pfedst").warning("%s has %s", file, drawn)
             self.label += f" ({drawn})"
@@ -103,7 +108,9 @@ class ManifestSites(FederatedDataModule):
         )
 
     def _fraction_to_draw(self, file: Path, has_splits: bool) -> float:
-        """Return the share of the groups to draw to test: 0 if the table names the splits."""
+        """Return the share of the groups to draw to test: 0 if the table names the splits, or with folds."""
+        if not has_splits and self.folds is not None:
+            return 0.0
         if not has_splits:
             return TEST_FRACTION if self.test_fraction is None else self.test_fraction
         if self.test_fraction is not None:
