@@ -19,10 +19,11 @@ from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.write import write_files
 from pfedst.server.agreement import check_hellos, check_same_model, identity
+from pfedst.server.evaluations import evaluate_sites
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
-from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
+from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.server import MakeStart, Server
 from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot
