@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed
@@ -218,6 +218,7 @@ class RoundLoop:
             evaluation = self._evaluate(round_number)
         self._write_records(round_number, reported, evaluation)
         metrics = self.summary.add_round(round_number, reported.records, reported.left_out, evaluation)
+        self._report_changes()
         self._save(round_number, self.summary.best_round == round_number)
         self.hooks.log(round_number, metrics)
         if not evaluation:
@@ -229,6 +230,11 @@ class RoundLoop:
             + (f", {listed(list(reported.left_out))} left out" if reported.left_out else "")
         )
         return round_number > 0 and self._after_evaluation(round_number, metrics)
+
+    def _report_changes(self) -> None:
+        """Log the warnings that an evaluation has raised or ended."""
+        for line in self.summary.changes:
+            logging.getLogger("pfedst").warning("%s", line)
 
     def _after_evaluation(self, round_number: int, metrics: Mapping[str, float]) -> bool:
         return self.hooks.after_evaluation(round_number, metrics, self.server.state.get("net", {}))
@@ -279,10 +285,13 @@ class RoundLoop:
         """Run local epochs after the last merge; nothing is sent after them."""
         last, names = self.summary.last_round, self.server.drawable
         reported = self.fits.finetune(last, names, self.finetune_epochs)
-        before = dict(self.merged.after)
-        self.merged.after |= dict.fromkeys(reported.records, last + 1)
+        before = self.merged
+        self.merged = replace(before, after=before.after | dict.fromkeys(reported.records, last + 1))
         evaluation = self._evaluate(last)
         self._write_records(last, reported, evaluation, finetuned=True)
-        self._save(last, is_best=False, finetuned=True)
-        self.merged.after = before
         self.summary.add_finetuned(evaluation, reported.records, reported.left_out)
+        self._report_changes()
+        if self.summary.best_is_finetuned:
+            self.merged = replace(self.merged, best_round=last, best_after=self.merged.after)
+        self._save(last, is_best=False, finetuned=True)
+        self.merged = before  # from which a run with more rounds continues
