@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pfedst.evaluation import Metrics, over_clients
 from pfedst.options import Effect, of_the_study, with_effect
 from pfedst.reporting.environment import environment
+from pfedst.reporting.run_warnings import RunWarnings, start_is_best
 from pfedst.version import __version__
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class _Evaluated:
     evaluation: Mapping[str, Any]
     trained: Mapping[str, Metrics]
     held_out: Collection[str]
+    finetuned: bool = False
 
     @property
     def score(self) -> float | None:
@@ -123,16 +125,27 @@ class RunSummary:
         protocol: the return value of `describe`.
         options: the options that results depend on and that differ from their defaults, by dotted key.
         content: hashes of the images and of the encoder's weights: `data` and `encoder_weights`.
+        to_try: options that may help if there are warnings.
+
+    Attributes:
+        changes: lines on the warnings that the last evaluation raised or ended.
     """
 
     def __init__(
-        self, protocol: dict[str, Any], options: Mapping[str, Any], content: Mapping[str, Any] | None = None
+        self,
+        protocol: dict[str, Any],
+        options: Mapping[str, Any],
+        content: Mapping[str, Any] | None = None,
+        to_try: Sequence[str] = (),
     ) -> None:
         self.options = dict(options)
         self.content = dict(content or {})
         self.cost = {key: protocol.pop(key) for key in ("parameters_trained", "parameters_sent")}
         self.protocol = protocol
         self._held_out = frozenset(protocol["held_out_sites"])
+        self.to_try = list(to_try)
+        self.changes: list[str] = []
+        self._warnings = RunWarnings(protocol["classes"], self._held_out, self.to_try)
         self.last_round = 0
         self.setup_upload_bytes = 0
         self.resumed_after_round: int | None = None
@@ -176,11 +189,13 @@ class RunSummary:
         logged = {f"client/{name}/train_loss": float(record["train_loss"]) for name, record in records.items()}
         if left_out:
             logged["federation/left_out"] = float(len(left_out))
+        self.changes = []
         if not evaluation:
             return logged
         trained = {name: r["trained"]["test"]["personal"] for name, r in records.items() if "trained" in r}
         self._best_before = self._last.or_better(self._best_before)
         self._last = _Evaluated(round_number, evaluation, trained, self._held_out)
+        self.changes = self._warnings.add(round_number, evaluation)
         return logged | self._logged(evaluation)
 
     @property
@@ -188,6 +203,11 @@ class RunSummary:
         """The round with the best validation so far; None if no client has validation images."""
         best = self._last.or_better(self._best_before)
         return None if best.score is None else best.round
+
+    @property
+    def best_is_finetuned(self) -> bool:
+        """True if the best evaluation so far is the one after fine-tuning."""
+        return self._last.finetuned and self._last.or_better(self._best_before) is self._last
 
     @property
     def evaluated_round(self) -> int:
@@ -200,8 +220,10 @@ class RunSummary:
         records: Mapping[str, dict[str, Any]],
         left_out: Mapping[str, dict[str, Any]],
     ) -> None:
-        """Add the evaluation after fine-tuning, which replaces the one after the last merge."""
-        self._last = replace(self._last, evaluation=evaluation)
+        """Add the evaluation after fine-tuning, which is the last one."""
+        self._best_before = self._last.or_better(self._best_before)
+        self._last = replace(self._last, evaluation=evaluation, finetuned=True)
+        self.changes = self._warnings.add(self._last.round, evaluation, " after fine-tuning")
         self._add_cost(records, left_out)
 
     def _add_cost(self, records: Mapping[str, dict[str, Any]], left_out: Mapping[str, dict[str, Any]]) -> None:
@@ -237,6 +259,8 @@ class RunSummary:
             "validation": self._models(last.evaluation, "validation"),
             "best_on_validation": self._best_on_validation(),
             "trained": self._trained(last),
+            "warnings": (warnings := self._all_warnings()),
+            "to_try": self.to_try if warnings else [],
             "left_out": {name: dict(sorted(kinds.items())) for name, kinds in sorted(self.left_out.items())},
             "cost": self.cost
             | {
@@ -272,7 +296,22 @@ class RunSummary:
         best = self._last.or_better(self._best_before)
         if best.score is None:
             return None
-        return {"round": best.round, "validation_score": best.score, **self._models(best.evaluation, "test")}
+        return {
+            "round": best.round,
+            "finetuned": best.finetuned,
+            "validation_score": best.score,
+            **self._models(best.evaluation, "test"),
+            "validation": self._models(best.evaluation, "validation"),
+            "warnings": self._warnings.at(best.round, best.evaluation),
+        }
+
+    def _all_warnings(self) -> list[dict[str, Any]]:
+        """Return the warnings that hold at the last evaluation, and one if no round is better than the start."""
+        best, last = self._last.or_better(self._best_before), self._last
+        if best.score is None or best.round or not last.round:
+            return self._warnings.current
+        images = sum(size for site, size in self._sizes("validation").items() if site not in self._held_out)
+        return [start_is_best(last.round, best.score, last.score, images), *self._warnings.current]
 
     def _logged(self, evaluation: Mapping[str, Any]) -> dict[str, float]:
         logged: dict[str, float] = {}

@@ -9,6 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pfedst.reporting.run_warnings import warning_text
+
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
@@ -96,7 +98,7 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     text.append(f"encoder  {protocol['encoder']}\n", style="bold yellow" if protocol["random_weights"] else "")
     text.append(f"data     {protocol['data']}\n")
     text.append(
-        f"protocol {protocol['when']}; round {protocol['round']} of {protocol['rounds']} (the last), "
+        f"protocol {protocol['when']}; round {protocol['round']} of {protocol['rounds']} ({round_words(protocol)}), "
         f"{protocol['local_epochs']} local epochs, participation {protocol['participation']:g}, "
         f"seed {protocol['seed']} (one seed: no claim of significance)\n"
     )
@@ -104,11 +106,15 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
         times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
         text.append(f"left out {name}: {times}\n", style="bold yellow")
     best = summary.get("best_on_validation")
-    if best is not None:
+    if best is not None and best["round"] != protocol["round"]:
         text.append(
             f"         best on validation: round {best['round']}, personal balanced accuracy on test "
             f"{percent(best['personal']['mean']['balanced_accuracy'])} % (mean over clients)\n"
         )
+    for warning in summary.get("warnings", ()):
+        text.append(f"WARNING  {warning_text(warning)}\n", style="bold yellow")
+    if to_try := summary.get("to_try"):
+        text.append(f"try      {'; '.join(to_try)}\n", style="bold yellow")
     cost = summary.get("cost")
     if cost is not None:
         if cost["skipped_steps"]:
@@ -122,6 +128,12 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
             f"peak memory {bytes_text(cost['peak_memory_bytes'])}"
         )
     return text
+
+
+def round_words(protocol: Mapping[str, Any]) -> str:
+    """Return in words how the round of some numbers was chosen."""
+    choice = protocol.get("round_choice", "last")
+    return {"last": "the last", "best": "the best on validation"}.get(choice, "chosen by its number")
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:

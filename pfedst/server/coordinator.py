@@ -17,12 +17,14 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.names import plain_names
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
+from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.write import write_files
 from pfedst.server.agreement import check_hellos, check_same_model, identity
+from pfedst.server.evaluations import evaluate_sites
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
-from pfedst.server.rounds import RoundLoop, RoundOptions, evaluate_sites
+from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.schedule import Schedule, ScheduleKind
 from pfedst.server.server import MakeStart, Server
 from pfedst.state.run_state import RunState
@@ -158,7 +160,8 @@ class FederatedCoordinator:
         hellos, server = self.check(transport, method, make_start, run_seed, study, run.path.name)
         made_of = identity(hellos)
         content = {key: made_of[key] for key in ("data", "encoder_weights")}
-        summary = RunSummary(self._describe(server, hellos), study or {}, content)
+        protocol = self._describe(server, hellos)
+        summary = RunSummary(protocol, study or {}, content, what_to_try(method, protocol))
         loop = RoundLoop(self.options, server, transport, hooks, run, summary)
         with run.held(), hooks.hearing_errors():
             run.identify(made_of, resume)

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed
-from pfedst.evaluation.evaluate import Evaluated
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import State
-from pfedst.messages.requests import Kind, Reply, Request, SplitName
+from pfedst.messages.requests import Kind, Request
 from pfedst.messages.transport import Transport
 from pfedst.reporting import RunFolder, RunSummary, percent
-from pfedst.reporting.records import check_records
+from pfedst.server.evaluations import EVALUATED, Evaluation, ask_class_metrics, ask_flops, evaluate_sites
 from pfedst.server.fits import FitOptions, Fits, Reported
 from pfedst.server.merged import Merged
+from pfedst.server.saved_rounds import SavedRound, SavedRounds, recorded_rounds, round_records
 from pfedst.server.server import Server
-from pfedst.state import clear_unfinished
 from pfedst.state.run_state import RunState, StateSaver
 from pfedst.tracking import RoundHooks, RunProgress
-
-EVALUATED: tuple[SplitName, ...] = ("validation", "test")
-MODELS = ("personal", "generic")
-
-Evaluation = dict[str, dict[str, dict[str, Evaluated]]]
-"""split -> model (`personal`, `generic`) -> client -> metrics and counts."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +90,19 @@ class RoundLoop:
         fits = sum(len(self._drawn(number)) for number in range(1, self.rounds + 1))
         self.progress = RunProgress(fits + len(server.drawable) * bool(self.finetune_epochs))
         self.fits = Fits(options.fits, server, transport, self._request, self.progress)
-        self._resumed: list[dict[str, Any]] | None = None
-        self._mark: dict[str, Any] = {}
-        self._saved_rounds = self.saver.state.whole_rounds(finetuned=False)
+        self._saved = SavedRounds(run, self.saver.state, server, summary.protocol["samples"])
+        self._restored: SavedRound | None = None
 
     def run(self) -> None:
         """Run all rounds that `restore` has not found, the fine-tuning after them, and an evaluation after the last."""
         with self.progress, self.saver:
-            if self._resumed is None:
+            if self._restored is None:
                 self._gather_prototypes()
                 self.server.begin()
             else:
                 self._check_clients()
-                self.run_folder.keep_records(self._mark)
-            self._run_rounds(self._resumed)
+                self.run_folder.keep_records(self._restored.mark)
+            self._run_rounds(None if self._restored is None else self._restored.records)
 
     def restore(self) -> State | None:
         """Load the newest round that is saved and recorded.
@@ -122,40 +113,13 @@ class RoundLoop:
         Raises:
             StateError: rounds are saved, and none of them is whole or belongs to the records.
         """
-        run = self.run_folder
-        for folder in (run.path, self.saver.state.folder):
-            clear_unfinished(folder)
-        frozen = self._load_round()
-        if frozen is None:
-            if not run.is_empty:
-                logging.getLogger("pfedst").warning("%s: no round is saved; the run starts anew", run.path)
-            run.keep_records(None)
-        return frozen
+        return self._continue_from(self._saved.newest())
 
-    def _load_round(self, damage: StateError | None = None) -> State | None:
-        """Load the next older round that is saved and recorded; return the frozen tensors of the adapter, or None.
-
-        Raises:
-            StateError: `damage`, or the first one that is found, if no such round is left.
-        """
-        state, run = self.saver.state, self.run_folder
-        for snapshot in self._saved_rounds:
-            try:
-                records = run.records(snapshot.about.get("records", {}))
-                done = state.round_of(snapshot.name)
-                members, samples = self.server.members, self.summary.protocol["samples"]
-                check_records(run.records_file, records, members, samples, done)
-                merged = Merged.from_about(snapshot.about, members)
-            except StateError as error:
-                damage = damage or error
-                logging.getLogger("pfedst").warning("%s; using an older round", error)
-                continue
-            frozen = self.server.load_state_parts(snapshot.parts)
-            self.merged, self._resumed, self._mark = merged, records, snapshot.about["records"]
-            return frozen
-        if damage is not None:
-            raise damage
-        return None
+    def _continue_from(self, found: SavedRound | None) -> State | None:
+        if found is None:
+            return None
+        self.merged, self._restored = found.merged, found
+        return found.frozen
 
     def _check_clients(self) -> None:
         """Let every client read the state from which it continues; load an older round while one cannot.
@@ -165,7 +129,7 @@ class RoundLoop:
         """
         while (damage := self._unreadable_state()) is not None:
             logging.getLogger("pfedst").warning("%s; using an older round", damage)
-            self._load_round(damage)
+            self._continue_from(self._saved.older(damage))
 
     def _unreadable_state(self) -> StateError | None:
         requests = {name: self._request("evaluate", name) for name in self.server.members}
@@ -183,25 +147,12 @@ class RoundLoop:
         last, stop = records[-1]["round"], False
         self.summary.resumed_after_round = last
         self.summary.setup_upload_bytes = records[0]["setup_upload_bytes"]
-        for round_number, lines in itertools.groupby(records, key=lambda record: record["round"]):
-            rows = {record["client"]: dict(record) for record in lines}
-            evaluation: Evaluation = {}
-            for name, row in rows.items():
-                counts = row.pop("counts", {})
-                for split, models in row.pop("received", {}).items():
-                    for model, metrics in models.items():
-                        found = Evaluated(metrics, counts[split][model])
-                        evaluation.setdefault(split, {}).setdefault(model, {})[name] = found
-            reported = Reported(
-                {name: row for name, row in rows.items() if row["participated"]},
-                {name: row for name, row in rows.items() if "left_out" in row},
-            )
+        for round_number, reported, evaluation in recorded_rounds(records):
             if round_number:
                 self.hooks.before_round(round_number)
             metrics = self._metrics(round_number, reported, evaluation)
-            for row in rows.values():
-                if row["participated"] or "left_out" in row:
-                    self.progress.fitted(earlier=True)
+            for _ in (*reported.records, *reported.left_out):
+                self.progress.fitted(earlier=True)
             if evaluation and round_number:
                 stop = self._after_evaluation(round_number, metrics)
         return last, stop
@@ -275,6 +226,7 @@ class RoundLoop:
             evaluation = self._evaluate(round_number)
         self._write_records(round_number, reported, evaluation)
         metrics = self._metrics(round_number, reported, evaluation)
+        self._report_changes()
         self._save(round_number, self.summary.best_round == round_number)
         self.hooks.log(round_number, metrics)
         if not evaluation:
@@ -297,6 +249,11 @@ class RoundLoop:
         schedule = self.options.fits.schedule
         return {"lr_factor": schedule.factor(round_number)} if round_number and not schedule.is_constant else {}
 
+    def _report_changes(self) -> None:
+        """Log the warnings that an evaluation has raised or ended."""
+        for line in self.summary.changes:
+            logging.getLogger("pfedst").warning("%s", line)
+
     def _after_evaluation(self, round_number: int, metrics: Mapping[str, float]) -> bool:
         return self.hooks.after_evaluation(round_number, metrics, self.server.state.get("net", {}))
 
@@ -309,20 +266,10 @@ class RoundLoop:
     def _write_records(
         self, round_number: int, reported: Reported, evaluation: Evaluation, finetuned: bool = False
     ) -> None:
-        records = []
-        for name in self.server.members:
-            record = {"round": round_number, "client": name, "participated": name in reported.records}
-            if round_number == 0:
-                record["setup_upload_bytes"] = self.summary.setup_upload_bytes
-            record |= {"finetuned": True} if finetuned else self._scheduled(round_number)
-            record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
-            if evaluation and name in self.server.sites:
-                for key, part in (("received", "metrics"), ("counts", "counts")):
-                    record[key] = {
-                        split: {model: getattr(clients[name], part) for model, clients in models.items()}
-                        for split, models in evaluation.items()
-                    }
-            records.append(record)
+        marks = {"finetuned": True} if finetuned else self._scheduled(round_number)
+        records = round_records(
+            self.server.members, round_number, reported, evaluation, self.summary.setup_upload_bytes, marks
+        )
         self.run_folder.add_records(records)
 
     def _save(self, round_number: int, is_best: bool, finetuned: bool = False) -> None:
@@ -340,69 +287,30 @@ class RoundLoop:
             self.saver.save(RunState.BEST, about | {"round": round_number}, parts)
 
     def flops_per_image(self) -> float | None:
-        """Return the FLOPs of training on one image, of the client with the most images; None if nothing is trained.
-
-        A client that cannot count them is no reason to lose a run.
-        """
+        """Return the FLOPs of training on one image, of the client with the most images; None if nothing is trained."""
         if not self.rounds:
             return None
         samples = self.summary.protocol["samples"]
         name = max(self.server.drawable, key=lambda name: samples[name]["train"] if name in samples else 0)
-        ((_, reply),) = self.transport.ask({name: self._request("cost", name)}, lambda name: None)
-        if isinstance(reply, Reply):
-            return float(reply.values["flops_per_image"])
-        logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, reply.text)
-        return None
+        return ask_flops(self.transport, name, self._request("cost", name))
 
     def class_metrics(self) -> dict[str, Any]:
-        """Return sensitivity, specificity and average precision of each class by site, of the last evaluation on test.
-
-        The sites compute them from the predictions that they have kept. A site that cannot is no reason to lose a run:
-        a warning gives the reason, and the site is missing.
-        """
+        """Return what sites report of each class, of the last evaluation on test."""
         at = self.summary.evaluated_round
         requests = {n: Request("class_metrics", self.run_folder.path.name, at) for n in self.server.sites}
-        found = {}
-        for name, reply in self.transport.ask(requests, lambda name: None):
-            if isinstance(reply, Reply):
-                found[name] = reply.values["class_metrics"]
-                continue
-            logging.getLogger("pfedst").warning("metrics of classes are missing: site %s: %s", name, reply.text)
-        return {name: found[name] for name in sorted(found)}
+        return ask_class_metrics(self.transport, requests)
 
     def _finetune(self) -> None:
         """Run local epochs after the last merge; nothing is sent after them."""
         last, names = self.summary.last_round, self.server.drawable
         reported = self.fits.finetune(last, names, self.finetune_epochs)
-        before = dict(self.merged.after)
-        self.merged.after |= dict.fromkeys(reported.records, last + 1)
+        before = self.merged
+        self.merged = replace(before, after=before.after | dict.fromkeys(reported.records, last + 1))
         evaluation = self._evaluate(last)
         self._write_records(last, reported, evaluation, finetuned=True)
-        self._save(last, is_best=False, finetuned=True)
-        self.merged.after = before
         self.summary.add_finetuned(evaluation, reported.records, reported.left_out)
-
-
-def evaluate_sites(
-    transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName], has_generic: bool
-) -> Evaluation:
-    """Evaluate the personal and the generic model of every site; without a generic model, its metrics are not defined.
-
-    Raises:
-        PfedstError: a site could not be evaluated: a mean over the others would mean something else each round.
-    """
-    found: dict[str, Any] = {}
-    for name, reply in transport.ask(requests, lambda name: None):
-        if isinstance(reply, Fault):
-            reply.stop()
-        found[name] = reply.values["evaluated"]
-    in_order, models = {name: found[name] for name in requests}, MODELS if has_generic else ("personal",)
-    evaluation: Evaluation = {
-        split: {model: {name: Evaluated(**of[split][model]) for name, of in in_order.items()} for model in models}
-        for split in splits
-    }
-    for split_of in () if has_generic else evaluation.values():
-        split_of["generic"] = {
-            name: Evaluated(dict.fromkeys(of.metrics), {}) for name, of in split_of["personal"].items()
-        }
-    return evaluation
+        self._report_changes()
+        if self.summary.best_is_finetuned:
+            self.merged = replace(self.merged, best_round=last, best_after=self.merged.after)
+        self._save(last, is_best=False, finetuned=True)
+        self.merged = before  # from which a run with more rounds continues

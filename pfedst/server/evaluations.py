@@ -1,0 +1,70 @@
+"""Evaluations: what sites are asked of their models, and what is asked once after the last round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pfedst.evaluation.evaluate import Evaluated
+from pfedst.messages.faults import Fault
+from pfedst.messages.requests import Reply, Request, SplitName
+from pfedst.messages.transport import Transport
+
+EVALUATED: tuple[SplitName, ...] = ("validation", "test")
+MODELS = ("personal", "generic")
+
+Evaluation = dict[str, dict[str, dict[str, Evaluated]]]
+"""split -> model (`personal`, `generic`) -> client -> metrics and counts."""
+
+
+def evaluate_sites(
+    transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName], has_generic: bool
+) -> Evaluation:
+    """Evaluate the personal and the generic model of every site; without a generic model, its metrics are not defined.
+
+    Raises:
+        PfedstError: a site could not be evaluated: a mean over the others would mean something else each round.
+    """
+    found: dict[str, Any] = {}
+    for name, reply in transport.ask(requests, lambda name: None):
+        if isinstance(reply, Fault):
+            reply.stop()
+        found[name] = reply.values["evaluated"]
+    in_order, models = {name: found[name] for name in requests}, MODELS if has_generic else ("personal",)
+    evaluation: Evaluation = {
+        split: {model: {name: Evaluated(**of[split][model]) for name, of in in_order.items()} for model in models}
+        for split in splits
+    }
+    for split_of in () if has_generic else evaluation.values():
+        split_of["generic"] = {
+            name: Evaluated(dict.fromkeys(of.metrics), {}) for name, of in split_of["personal"].items()
+        }
+    return evaluation
+
+
+def ask_flops(transport: Transport, name: str, request: Request) -> float | None:
+    """Return the FLOPs of training on one image of a client; None, with a warning, if it cannot count them.
+
+    A client that cannot is no reason to lose a run.
+    """
+    ((_, reply),) = transport.ask({name: request}, lambda name: None)
+    if isinstance(reply, Reply):
+        return float(reply.values["flops_per_image"])
+    logging.getLogger("pfedst").warning("FLOPs are not counted: client %s: %s", name, reply.text)
+    return None
+
+
+def ask_class_metrics(transport: Transport, requests: Mapping[str, Request]) -> dict[str, Any]:
+    """Return sensitivity, specificity and average precision of each class by site, of the last evaluation on test.
+
+    The sites compute them from the predictions that they have kept. A site that cannot is no reason to lose a run: a
+    warning gives the reason, and the site is missing.
+    """
+    found = {}
+    for name, reply in transport.ask(requests, lambda name: None):
+        if isinstance(reply, Reply):
+            found[name] = reply.values["class_metrics"]
+            continue
+        logging.getLogger("pfedst").warning("metrics of classes are missing: site %s: %s", name, reply.text)
+    return {name: found[name] for name in sorted(found)}
