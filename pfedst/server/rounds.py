@@ -179,10 +179,10 @@ class RoundLoop:
             rows = {record["client"]: dict(record) for record in lines}
             evaluation: Evaluation = {}
             for name, row in rows.items():
-                counts = row.pop("counts", {})
+                counts, stated = row.pop("counts", {}), row.pop("at_priors", {})
                 for split, models in row.pop("received", {}).items():
                     for model, metrics in models.items():
-                        found = Evaluated(metrics, counts[split][model])
+                        found = Evaluated(metrics, counts[split][model], stated.get(split, {}).get(model, {}))
                         evaluation.setdefault(split, {}).setdefault(model, {})[name] = found
             reported = Reported(
                 {name: row for name, row in rows.items() if row["participated"]},
@@ -218,13 +218,14 @@ class RoundLoop:
 
     def _request(self, kind: Kind, name: str, **fields: Any) -> Request:
         """Make a request with the current message to a client, and the state that it continues from."""
-        merged = self.merged
+        merged, server = self.merged, self.server
+        evaluates = kind == "evaluate"
         return Request(
             kind,
             self.run_folder.path.name,
             after=merged.after[name],
             pinned=merged.pinned(name),
-            parts=self.server.parts_to_evaluate(name) if kind == "evaluate" else self.server.parts_for(name),
+            parts=server.parts_to_evaluate(name, merged.any) if evaluates else server.parts_for(name),
             **fields,
         )
 
@@ -300,7 +301,7 @@ class RoundLoop:
                 record["finetuned"] = True
             record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
             if evaluation and name in self.server.sites:
-                for key, part in (("received", "metrics"), ("counts", "counts")):
+                for key, part in (("received", "metrics"), ("at_priors", "at_priors"), ("counts", "counts")):
                     record[key] = {
                         split: {model: getattr(clients[name], part) for model, clients in models.items()}
                         for split, models in evaluation.items()
@@ -316,7 +317,8 @@ class RoundLoop:
             merged.kept = [*merged.kept, dict(merged.after)][-max(2, self.options.keep_states) :]
         if is_best:
             merged.best_round, merged.best_after = round_number, dict(merged.after)
-        about, parts = {"records": self.run_folder.mark, **merged.about()}, self.server.state_parts()
+        about = {"records": self.run_folder.mark, **merged.about(), **self.server.priors.about()}
+        parts = self.server.state_parts()
         files = [self.run_folder.records_file]
         self.saver.save(RunState.round_name(round_number, finetuned), about, parts, first_sync=files)
         if is_best:
