@@ -78,7 +78,10 @@ class Simulation:
                 f"round do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
             )
         held_out, agreed = coordinator.held_out_sites, of_the_study(self.study)
-        self.client = make_client(template, data, method, run_seed, self.local, None, held_out, agreed, fills_cache)
+        shares = coordinator.share_class_counts
+        self.client = make_client(
+            template, data, method, run_seed, self.local, None, held_out, agreed, fills_cache, shares
+        )
         self.client.module.check_optimizer()
         self.hooks = make_hooks(trainer, self.client)
         self.hooks.check_monitored(logged_metrics(self.client))
@@ -157,7 +160,9 @@ def evaluate(
     if classes := trained.get("classes"):
         data.use_classes(classes)
     held_out = coordinator.held_out_sites
-    client = make_client(template, data, method, run_seed, LocalTrainer(trainer), folder / SITES, held_out)
+    shares = coordinator.share_class_counts
+    local = LocalTrainer(trainer)
+    client = make_client(template, data, method, run_seed, local, folder / SITES, held_out, shares_class_counts=shares)
     client.keeps_predictions = False
     transport = InProcess(client, coordinator.threads)
     start = start_maker(client.model)
@@ -176,6 +181,7 @@ def make_client(
     held_out: tuple[str, ...] = (),
     study: Mapping[str, Any] | None = None,
     fills_cache: bool = True,
+    shares_class_counts: bool = False,
 ) -> Client:
     """Check the data, then build the client that answers for all sites of a data set, at the start of a run.
 
@@ -187,7 +193,7 @@ def make_client(
     """
     data.prepare(template.encoder.preprocessing)
     module = template.build(data.class_names, method, run_seed)
-    client = Client(module, data, local, run_seed, sites, held_out, study)
+    client = Client(module, data, local, run_seed, sites, held_out, study, shares_class_counts)
     with local.evaluating():
         data.cache_taps(module.encoder, module.model.adapter.needs, local.device, fills_cache)
     return client

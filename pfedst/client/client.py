@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
 from pfedst.client.predictions import Predictions
+from pfedst.client.priors import SitePriors, own_prior, targets_at
 from pfedst.client.state import SiteState
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
@@ -29,9 +30,11 @@ from pfedst.data.sites import SPLITS
 from pfedst.encoders import class_sums
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation.evaluate import Evaluated, evaluate
+from pfedst.evaluation.stated import NOT_SHARED
 from pfedst.messages.payload import State, same_tensors
-from pfedst.messages.requests import POOLED, PROTOTYPES, Reply, Request
+from pfedst.messages.requests import FEDERATION, MERGED, POOLED, PROTOTYPES, Reply, Request
 from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.priors import uniform
 from pfedst.seeds import derive_seed, seeded
 from pfedst.torch_threads import torch_threads
 from pfedst.tracking import counted_flops, peak_memory_bytes
@@ -58,6 +61,7 @@ class Client:
         sites: the folder for the state of all sites; None keeps no state, for requests that change none.
         held_out: sites that never train.
         study: the options of the study, as this client is configured.
+        shares_class_counts: send the class counts of the training split once, in the reply to `hello`.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Client:
         sites: Path | None,
         held_out: Sequence[str] = (),
         study: Mapping[str, Any] | None = None,
+        shares_class_counts: bool = False,
     ) -> None:
         self.module = module
         self.generic = copy.deepcopy(module.model)
@@ -78,6 +83,7 @@ class Client:
         self.sites = sites
         self.held_out = tuple(held_out)
         self.study = dict(study or {})
+        self.shares_class_counts = shares_class_counts
         self.threads = torch.get_num_threads()
         self.keeps_predictions = sites is not None
         self._start_tensors: State = module.model.own_state()
@@ -149,7 +155,13 @@ class Client:
 
     def _hello(self, name: str, request: Request) -> Reply:
         samples = {split: self.data.samples(name, split) for split in SPLITS}
-        return Reply({"samples": samples, "threads": self.threads, **self._description})
+        values = {"samples": samples, "threads": self.threads, **self._description}
+        if self.shares_class_counts:
+            values["class_counts"] = {
+                "natural": self.data.class_counts(name, "train"),
+                "sampled": self.class_counts(name).tolist(),
+            }
+        return Reply(values)
 
     @cached_property
     def _description(self) -> dict[str, Any]:
@@ -176,6 +188,7 @@ class Client:
                 "optimizer": optimizer_options(self.module.make_optimizer),
                 "loss": str(self.module.loss),
                 "trainer": protocol_options(self.local.trainer),
+                **({"prior": self.module.prior.label} if self.module.prior else {}),
             },
         }
 
@@ -208,7 +221,7 @@ class Client:
         return Reply({"record": record, "repeated": False}, message)
 
     def _evaluate(self, name: str, request: Request) -> Reply:
-        self._restore(name, request)
+        is_finetuned = self._restore(name, request)
         models = {"personal": self.method.personal_model(self.model)}
         if not self._personalises:
             self._check_is_generic(models["personal"])
@@ -216,11 +229,14 @@ class Client:
             # the generic model is the adapter itself: a personal model may use private modules, which are not trained
             models["generic"] = self.generic.adapter
         reported = ("personal", "generic") if self.method.has_generic else ("personal",)
-        evaluated = {}
+        priors, evaluated = self._priors(name, request, models, is_finetuned), {}
         for split in request.evaluate:
-            found, predictions = self._evaluated(name, models, split)
-            both = {model: found.get(model, found["personal"]) for model in reported}
-            evaluated[split] = {model: vars(of_model) for model, of_model in both.items()}
+            found, predictions = self._evaluated(name, models, split, priors.shifts(self.module.prior))
+            stated = {m: priors.stated(m, predictions.logits(m), predictions.tensors["label"]) for m in models}
+            evaluated[split] = {
+                model: vars(found.get(model, found["personal"])) | {"at_priors": stated.get(model, stated["personal"])}
+                for model in reported
+            }
             if self.keeps_predictions:
                 predictions.save(self._state(name).folder, split, request.round)
         return Reply({"evaluated": evaluated})
@@ -249,8 +265,11 @@ class Client:
         assert self.sites is not None
         return SiteState(self.sites, name)
 
-    def _restore(self, name: str, request: Request) -> None:
+    def _restore(self, name: str, request: Request) -> bool:
         """Put the model in the state after the fit that the server counts, and receive its message.
+
+        Returns:
+            True if that fit was the fine-tuning after the last round.
 
         Raises:
             StateError: that state is not on disk, or the message does not fit what is declared shared.
@@ -274,6 +293,35 @@ class Client:
         if saved is not None and saved.about.get("finetune_epochs"):
             # after fine-tuning nothing is merged: the client predicts with its own tensors
             self._state(name).load(saved, model)
+            return True
+        return False
+
+    def _priors(self, name: str, request: Request, models: Iterable[str], is_finetuned: bool) -> SitePriors:
+        """Return the class priors of the models of a site.
+
+        A model that was not trained has learned no class frequencies: its prior is uniform. The personal model after
+        fine-tuning, and that of a method which says so, has those of its site; a merged model has what the server says.
+        """
+        method, loss = self.method, self.module.loss
+        merged: Tensor | str = request.priors.get(MERGED, NOT_SHARED)
+        federation = None if self._personalises else request.priors.get(FEDERATION)
+        natural = torch.tensor(self.data.class_counts(name, "train"))
+        if method.pooled:  # the images of all sites are here: no site has to send counts
+            counts = self.class_counts(POOLED)
+            merged, federation = own_prior(loss, method.uses_criterion, counts), loss.prior(counts.double())
+        own = own_prior(loss, method.uses_criterion, self.class_counts(name))
+        if isinstance(own, str):
+            merged = own
+        if not self.model.learnable or request.round == 0:
+            merged = own = uniform(len(natural))
+        elif not request.after:
+            own = uniform(len(natural)) if method.has_own_prior else merged
+        elif not method.has_own_prior and not is_finetuned:
+            own = merged
+        return SitePriors(
+            {model: own if model == "personal" else merged for model in models},
+            targets_at(loss, natural, federation),
+        )
 
     def _check_unlabelled(self, name: str) -> list[str]:
         """Check where the images without labels of a client come from; return another site than its own."""
@@ -312,8 +360,14 @@ class Client:
         }
         if request.evaluate and name in self.data.sites:
             models = {"personal": self.method.personal_model(model)}
+            # what has just been trained on the images of one site has learned the frequencies of its classes
+            own = own_prior(self.module.loss, self.method.uses_criterion, model.class_counts)
+            targets = targets_at(self.module.loss, torch.tensor(self.data.class_counts(name, "train")), None)
+            shifts = SitePriors({"personal": own}, targets).shifts(self.module.prior)
             record["trained"] = {
-                split: {model: found.metrics for model, found in self._evaluated(name, models, split)[0].items()}
+                split: {
+                    model: found.metrics for model, found in self._evaluated(name, models, split, shifts)[0].items()
+                }
                 for split in request.evaluate
             }
         return record
@@ -348,8 +402,10 @@ class Client:
                 f"predicts with another model than the server's: declare personalises = True in the class"
             )
 
-    def _evaluated(self, name: str, models: Mapping[str, Any], split: Any) -> tuple[dict[str, Evaluated], Predictions]:
-        """Evaluate models on one split of a site, with one pass of the encoder for all of them."""
+    def _evaluated(
+        self, name: str, models: Mapping[str, Any], split: Any, shifts: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Evaluated], Predictions]:
+        """Evaluate models on one split of a site, with one pass of the encoder for all; `shifts`: see `evaluate`."""
         device = self.local.device
         self.module.encoder.to(device)
         self.model.move_to(device)
@@ -358,5 +414,5 @@ class Client:
             model.to(device).eval()
         batches = self.data.evaluation_loader(name, split)
         with self.local.evaluating():
-            found, logits, targets = evaluate(models, self.model.taps_of, batches, device, self.data.ordinal)
-        return found, Predictions.of(self.data, name, split, logits, targets)
+            found, logits, targets = evaluate(models, self.model.taps_of, batches, device, self.data.ordinal, shifts)
+        return found, Predictions.of(self.data, name, split, logits, targets, shifts)

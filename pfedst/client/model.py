@@ -199,6 +199,7 @@ class ClientModel(nn.Module):
             anchors_shape=(len(self.class_names), self.encoder.spec.embedding),
             parameters_trained=sum(parameters[key].numel() for key in self.learnable),
             parameters_sent=sum(tensor.numel() for tensor in shared.values()),
+            loss=self.loss,
         )
 
 

@@ -15,12 +15,14 @@ from torch.optim import AdamW, Optimizer
 from pfedst.adapters import AdapterFactory
 from pfedst.client.model import ADAPTER, ClientModel, build_model
 from pfedst.client.optimizers import grouped_optimizer
+from pfedst.client.priors import check_corrigible
 from pfedst.encoders import AnchorKind, Encoder, Inputs
 from pfedst.errors import NotFiniteError
 from pfedst.messages.payload import check_finite
 from pfedst.methods.criteria import Criterion, CrossEntropy
 from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.methods.partition import norm_keys
+from pfedst.methods.priors import TRAINING, TargetPrior
 
 
 def default_optimizer(params: Any) -> Optimizer:
@@ -50,6 +52,9 @@ class FederatedClient(LightningModule):
         optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
         loss: class and options of the loss over classes, which every classification term of a method uses:
             `CrossEntropy`, `BalancedSoftmax`, `ClassWeighted` or `Focal`; with null, `CrossEntropy`.
+        prior: the class frequencies that predictions are for: `training` (logits as the model gives them), `balanced`
+            (all classes alike), `site` (those of the training split of each site), or a JSON or CSV file of class name
+            and frequency. Metrics and model selection are at this prior; training is not changed.
         non_finite: what a fit does if a loss or a gradient is NaN or infinite: `stop` (the client is excluded from
             the round), or `skip` the step and count it. With 16-mixed precision the gradient scaler handles such
             gradients: it skips the step and continues with a smaller scale.
@@ -66,6 +71,7 @@ class FederatedClient(LightningModule):
         prompts: Sequence[str] = ("a photo of a {}",),
         optimizer: OptimizerCallable = default_optimizer,
         loss: Criterion | None = None,
+        prior: str = TRAINING,
         non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
@@ -75,6 +81,7 @@ class FederatedClient(LightningModule):
         self.prompts = tuple(prompts)
         self.make_optimizer = optimizer
         self.loss: Criterion = loss or CrossEntropy()
+        self.prior = TargetPrior(prior)
         self.non_finite = non_finite
         self.unlabelled: Iterator[Inputs] | None = None
         self.skipped_steps = 0
@@ -87,12 +94,17 @@ class FederatedClient(LightningModule):
         The module that a configuration describes stays as it is, so that it can serve several runs.
 
         Raises:
-            ConfigurationError: the method does not run on this adapter.
+            ConfigurationError: the method does not run on this adapter, or its predictions cannot be for `prior`.
         """
+        prior = self.prior.of_classes(class_names)
         model = build_model(
             self.encoder, self.make_adapter, self.anchors, self.prompts, class_names, method, self.loss, run_seed
         )
-        return self.around(model, method)
+        if prior and model.learnable:
+            check_corrigible(self.loss, method, len(class_names))
+        built = self.around(model, method)
+        built.prior = prior
+        return built
 
     def around(self, model: ClientModel, method: FederatedMethod) -> FederatedClient:
         """Return a module with the options of this one around another model."""

@@ -29,6 +29,8 @@ ABOUT = "pfedst"
 """The entry of the metadata that holds format, site and classes, as JSON."""
 LOGITS = "logits."
 """The prefix of the tensors that hold the logits of a model."""
+SHIFT = "prior_shift."
+"""The prefix of the tensors that are added to the logits of a model, so that they are at the prior of the run."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Predictions:
     | `round` | () int64 | the round of the evaluation |
     | `train_counts.natural` | (K,) int64 | training images of the site, by class |
     | `train_counts.sampled` | (K,) int64 | the same as a sampler shows them in an epoch |
+    | `prior_shift.personal`, `prior_shift.generic` | (K,) float64 | with `--model.prior`: what is added to the logits |
 
     The metadata names the format, the site and the classes.
     """
@@ -56,14 +59,21 @@ class Predictions:
 
     @classmethod
     def of(
-        cls, data: FederatedDataModule, site: str, split: Split, logits: Mapping[str, Tensor], targets: Tensor
+        cls,
+        data: FederatedDataModule,
+        site: str,
+        split: Split,
+        logits: Mapping[str, Tensor],
+        targets: Tensor,
+        shifts: Mapping[str, Tensor],
     ) -> Predictions:
-        """Gather what is known of the images beside the logits."""
+        """Gather what is known of the images beside the logits, and of the models beside them."""
         ids, groups = data.identities(site, split)
         counts = torch.tensor(data.class_counts(site, "train"))
         tensors = {"id": ids, "group": groups, "label": targets}
         tensors |= {f"{LOGITS}{model}": values.float().cpu() for model, values in logits.items()}
         tensors |= {"train_counts.natural": counts, "train_counts.sampled": counts.clone()}
+        tensors |= {f"{SHIFT}{model}": shift for model, shift in shifts.items()}
         return cls(site, data.class_names, tensors)
 
     @classmethod
@@ -85,6 +95,11 @@ class Predictions:
             raise StateError(f"{file} holds the predictions after round {found}, not after round {round_number}")
         return cls(about["site"], tuple(about["classes"]), tensors)
 
+    def logits(self, model: str, shifted: bool = False) -> Tensor:
+        """Return the logits (N, K) of a model; `shifted`: at the prior of the run."""
+        values, shift = self.tensors[f"{LOGITS}{model}"], self.tensors.get(f"{SHIFT}{model}")
+        return values if shift is None or not shifted or not len(values) else values.double() + shift
+
     def class_metrics(self, seed: int) -> dict[str, Any]:
         """Return sensitivity, specificity and average precision of each class for each model, with intervals.
 
@@ -94,11 +109,8 @@ class Predictions:
         Args:
             seed: of the bootstrap.
         """
-        probabilities = {
-            key.removeprefix(LOGITS): values.softmax(1).double().numpy()
-            for key, values in self.tensors.items()
-            if key.startswith(LOGITS)
-        }
+        models = [key.removeprefix(LOGITS) for key in self.tensors if key.startswith(LOGITS)]
+        probabilities = {model: self.logits(model, shifted=True).softmax(1).double().numpy() for model in models}
         unknown = (self.tensors["group"] == 0).all(1)
         found = class_metrics(probabilities, self.tensors["label"].numpy(), self._units(unknown), seed)
         return found | {"without_unit": int(unknown.sum())}

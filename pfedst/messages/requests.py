@@ -26,11 +26,14 @@ ANCHORS = "anchors"
 GENERIC = "generic"
 """The part of a request to evaluate that holds the shared tensors of the generic model, where those of the message are
 a client's own."""
+PRIORS, MERGED, FEDERATION = "priors", "merged", "federation"
+"""The part of a request to evaluate that holds class priors (K,): `merged`, what a merged model has learned, and
+`federation`, the mean over sites; each where it is known."""
 PROTOTYPES = "prototypes"
 """The part of a reply that holds `sums` (K, E) and `counts` (K,)."""
 POOLED = "pooled"
 """The name of the one client of a pooled method, which trains on the images of all sites."""
-RESERVED_PARTS = (ANCHORS, GENERIC, PROTOTYPES)
+RESERVED_PARTS = (ANCHORS, GENERIC, PRIORS, PROTOTYPES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Request:
         evaluate: splits on which models are evaluated: after a fit the trained model, for `evaluate` both models.
         finetune_epochs: number of epochs of the fine-tuning after the last round; 0 for the fit of a round.
         lr_factor: factor on all learning rates of the fit, > 0.
-        parts: the message of the method, the class anchors, and what the generic model is made of.
+        parts: the message of the method, the class anchors, what the generic model is made of, and class priors.
     """
 
     kind: Kind
@@ -82,6 +85,11 @@ class Request:
     def anchors(self) -> Tensor | None:
         """The class anchors (K, E), if the request carries them."""
         return self.parts[ANCHORS]["classes"] if ANCHORS in self.parts else None
+
+    @property
+    def priors(self) -> State:
+        """The class priors that the request carries."""
+        return self.parts.get(PRIORS, {})
 
     def values(self) -> dict[str, Any]:
         """Everything but the tensors, ready for JSON."""

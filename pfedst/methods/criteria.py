@@ -60,6 +60,11 @@ class Criterion(ABC):
             counts: number of training images of each class (K,), >= 0.
         """
 
+    @property
+    def is_balanced(self) -> bool:
+        """True if the effective prior is uniform whatever the class counts are."""
+        return False
+
     @abstractmethod
     def effective_prior(self, counts: Tensor) -> Tensor:
         """Return the class frequencies (K,) at which the trained logits are those of a calibrated classifier.
@@ -125,6 +130,11 @@ class BalancedSoftmax(Criterion):
         # relative to the largest count: with equal counts the offset is 0, and the loss cross-entropy to the bit
         return self._cross_entropy(logits + self.tau * (smoothed / smoothed.max()).log(), targets)
 
+    @property
+    def is_balanced(self) -> bool:
+        """True for tau = 1."""
+        return self.tau == 1 and not self.label_smoothing
+
     def effective_prior(self, counts: Tensor) -> Tensor:
         """Return frequencies proportional to pi^(1 - tau): uniform for tau = 1."""
         self._refuse_smoothing()
@@ -161,6 +171,11 @@ class ClassWeighted(Criterion):
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
         # not divided by the weights of this batch: a batch of one rare class would then weigh no more than another
         return (losses * self.weights(counts.to(logits))[targets]).mean()
+
+    @property
+    def is_balanced(self) -> bool:
+        """True for power 1: every class has the same weight in all."""
+        return self.power == 1 and not self.label_smoothing
 
     def effective_prior(self, counts: Tensor) -> Tensor:
         """Return frequencies proportional to weight times frequency."""

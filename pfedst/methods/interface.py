@@ -8,7 +8,7 @@ own parameters and buffers. A method has no epoch loop, no device code and no I/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from pfedst.adapters import Adapter, SideNetwork
 from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Taps
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, Payload, State
+from pfedst.methods.criteria import Criterion, CrossEntropy
 from pfedst.methods.merging import MergeRule, clipped_mean, trimmed_mean, weighted_mean
 from pfedst.methods.partition import Partition, Rule
 
@@ -108,6 +109,7 @@ class Start:
         anchors_shape: (K, E).
         parameters_trained: number of values that a client trains in some epoch.
         parameters_sent: number of values of the shared part.
+        loss: the loss of logits, by which the server knows the class prior of a merged model.
     """
 
     state: State
@@ -119,6 +121,7 @@ class Start:
     anchors_shape: tuple[int, int]
     parameters_trained: int
     parameters_sent: int
+    loss: Criterion = field(default_factory=CrossEntropy)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,15 @@ class FederatedMethod:
     def uses_criterion(self) -> bool:
         """False if `loss` has no term `client.criterion`; another `--model.loss` is then refused."""
         return True
+
+    @property
+    def has_own_prior(self) -> bool:
+        """True if the personal model learns the class frequencies of its site alone, False if those of all sites.
+
+        The correction for another class prior (`--model.prior`) divides by the frequencies that a model has learned.
+        The default: those of the site alone if nothing is merged.
+        """
+        return not self.has_generic
 
     @property
     def fewest_local_epochs(self) -> int:

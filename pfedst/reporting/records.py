@@ -9,7 +9,7 @@ from typing import Any
 
 from pfedst.errors import StateError
 from pfedst.evaluation import METRICS
-from pfedst.messages.records import FIT_RECORD, is_integer, is_number
+from pfedst.messages.records import FIT_RECORD, is_integer, is_number, is_stated
 
 Kind = Callable[[Any], bool]
 
@@ -83,6 +83,11 @@ def _faults(
         yield "no evaluation"
     if "received" in record and not _are_counts(record.get("counts")):
         yield '"counts" is missing or of another kind'
+    # older runs have none
+    if "at_priors" in record:
+        for path, stated, images in _tables(record["at_priors"], EVALUATED["received"], samples.get(name, {})):
+            if stated != {} and not is_stated(stated, images):  # empty for a method without a generic model
+                yield f'"at_priors" holds no metrics of {path}'
     for moment in (moment for moment in EVALUATED if moment in record):
         for path, metrics, images in _tables(record[moment], EVALUATED[moment], samples.get(name, {})):
             if not _are_metrics(metrics, images):

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pfedst.evaluation import Metrics, over_clients
+from pfedst.evaluation.stated import stated_over_clients
 from pfedst.options import Effect, of_the_study, with_effect
 from pfedst.reporting.environment import environment
 from pfedst.reporting.run_warnings import RunWarnings, start_is_best
@@ -53,6 +54,7 @@ def describe(
     """
     first = next(iter(sites.values()))
     finetuning = method.finetune_epochs if start.trains else 0
+    counts = {name: sites[name]["class_counts"]["natural"] for name in sorted(sites) if "class_counts" in sites[name]}
     return {
         "method": type(method).__name__,
         "method_options": method.options,
@@ -88,6 +90,7 @@ def describe(
         "threads": first["threads"],
         "parameters_trained": start.parameters_trained,
         "parameters_sent": start.parameters_sent,
+        **({"class_counts": counts} if counts else {}),
     }
 
 
@@ -160,6 +163,7 @@ class RunSummary:
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
         self._last = _Evaluated(0, {}, {}, self._held_out)
+        self._first = self._last
         self._best_before = self._last
 
     def add_round(
@@ -196,6 +200,7 @@ class RunSummary:
         self._best_before = self._last.or_better(self._best_before)
         self._last = _Evaluated(round_number, evaluation, trained, self._held_out)
         self.changes = self._warnings.add(round_number, evaluation)
+        self._first = self._first if self._first.evaluation else self._last
         return logged | self._logged(evaluation)
 
     @property
@@ -252,11 +257,12 @@ class RunSummary:
             "study": of_the_study(self.options),
             "last_digits": with_effect(self.options, Effect.LAST_DIGITS),
             "content": self.content,
-            "evaluated": {"round": last.round, "split": "test", "prior": PRIOR, "bins": CALIBRATION_BINS},
+            "evaluated": {"round": last.round, "split": "test", "prior": self.prior, "bins": CALIBRATION_BINS},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
             "class_metrics": self.class_metrics,
             "validation": self._models(last.evaluation, "validation"),
+            "at_priors": {"first": self._stated(self._first), "last": self._stated(last)},
             "best_on_validation": self._best_on_validation(),
             "trained": self._trained(last),
             "warnings": (warnings := self._all_warnings()),
@@ -278,6 +284,16 @@ class RunSummary:
                 "peak_memory_bytes": max(self.peak_memory_bytes, peak_memory_bytes or 0) or None,
             },
         }
+
+    @property
+    def prior(self) -> str:
+        """The class prior of all metrics but those at stated priors."""
+        return str(self.protocol.get("prior", PRIOR))
+
+    def _stated(self, at: _Evaluated) -> dict[str, Any]:
+        """Return the metrics at stated class priors of an evaluation."""
+        stated = {split: of_stated(models, self._held_out) for split, models in at.evaluation.items()}
+        return {"round": at.round, **stated}
 
     def _sizes(self, split: str) -> dict[str, int]:
         return {site: counts[split] for site, counts in self.protocol["samples"].items()}
@@ -337,3 +353,11 @@ def of_model(
     """
     metrics = over_clients({name: found.metrics for name, found in clients.items()}, samples, held_out)
     return metrics | {"counts": {name: clients[name].counts for name in sorted(clients)}}
+
+
+def of_stated(models: Mapping[str, Mapping[str, Evaluated]], held_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return the metrics of each model at stated class priors over clients; see `stated_over_clients`."""
+    return {
+        model: stated_over_clients({name: found.at_priors for name, found in clients.items()}, held_out)
+        for model, clients in models.items()
+    }

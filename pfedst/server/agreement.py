@@ -10,6 +10,7 @@ import torch
 from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.messages.requests import Reply
 from pfedst.options import of_the_study
+from pfedst.server.server import Server
 from pfedst.version import __version__
 
 
@@ -31,6 +32,8 @@ def check_hellos(hellos: Mapping[str, Reply], study: Mapping[str, Any] | None) -
                 f"site {name} has --data.ordinal {hello.values['ordinal']}, others have {first['ordinal']}: give all "
                 f"sites the same"
             )
+        if hello.values["protocol"].get("prior") != first["protocol"].get("prior"):
+            raise ConfigurationError(f"site {name} has another --model.prior than others: give all sites the same")
         theirs = hello.values["study"]
         own = theirs if study is None else of_the_study(study)
         different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
@@ -59,6 +62,25 @@ def check_same_model(trained: Mapping[str, Any], here: Mapping[str, Any]) -> Non
             raise StateError(f"the run was trained with other {what}: {trained[key]}, here {here[key]}; {remedy}")
 
 
+def check_prior(server: Server, hellos: Mapping[str, Reply]) -> None:
+    """Check that the predictions of all models can be for the class prior that clients are configured with.
+
+    Raises:
+        ConfigurationError: the frequencies that a merged model has learned are not known.
+    """
+    if not any(hello.values["protocol"].get("prior") for hello in hellos.values()):
+        return
+    method = server.method
+    merges = method.has_generic or not method.has_own_prior
+    if merges and not server.knows_merged_prior:
+        raise ConfigurationError(
+            "--model.prior: the class frequencies that the merged model has learned are not known, as sites send no "
+            "class counts; add --coordinator.share_class_counts true (each site sends its number of training images by "
+            "class, once), train with --model.loss BalancedSoftmax, whose models have learned none, or leave "
+            "--model.prior out"
+        )
+
+
 def identity(hellos: Mapping[str, Reply]) -> dict[str, Any]:
     """Return what the bits of a run depend on besides its configuration: one value, or one a site."""
 
@@ -67,7 +89,10 @@ def identity(hellos: Mapping[str, Reply]) -> dict[str, Any]:
         first = next(iter(values.values()))
         return first if all(value == first for value in values.values()) else dict(sorted(values.items()))
 
+    # the content of a file of class frequencies, which the configuration only names
+    prior = next(iter(hellos.values())).values["protocol"].get("prior")
     return {
+        **({"prior": prior} if prior else {}),
         "pfedst": __version__,
         "torch": torch.__version__,
         "encoder": next(iter(hellos.values())).values["protocol"]["encoder"],

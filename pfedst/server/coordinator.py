@@ -18,11 +18,13 @@ from pfedst.names import plain_names
 from pfedst.reporting import RunFolder, RunSummary, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.run_warnings import what_to_try
+from pfedst.reporting.summary import of_stated
 from pfedst.reporting.write import write_files
-from pfedst.server.agreement import check_hellos, check_same_model, identity
+from pfedst.server.agreement import check_hellos, check_prior, check_same_model, identity
 from pfedst.server.evaluations import evaluate_sites
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
+from pfedst.server.priors import FederationPriors
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.schedule import Schedule, ScheduleKind
@@ -67,6 +69,8 @@ class FederatedCoordinator:
             numbers). Null for no limit.
         held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. No image
             and no label of theirs is used elsewhere, also not in class prototypes.
+        share_class_counts: each site sends its number of training images by class, once. With them the server knows the
+            class frequencies that a merged model has learned, which a correction for others needs (`--model.prior`).
 
     Raises:
         ConfigurationError: an option is out of range.
@@ -88,6 +92,7 @@ class FederatedCoordinator:
         held_out_sites: Sequence[str] = (),
         lr_schedule: ScheduleKind = "constant",
         warmup_rounds: int = 0,
+        share_class_counts: bool = False,
     ) -> None:
         for name, value in (
             ("rounds", rounds),
@@ -123,6 +128,7 @@ class FederatedCoordinator:
         self.threads = threads
         self.timeout_seconds = timeout_seconds
         self.held_out_sites = tuple(plain_names(held_out_sites))
+        self.share_class_counts = share_class_counts
 
     def fit(
         self,
@@ -192,6 +198,7 @@ class FederatedCoordinator:
         """
         hellos = transport.hello(run)
         server = self._server(hellos, method, make_start, run_seed, study)
+        check_prior(server, hellos)
         self.options.check_clients(server)
         return hellos, server
 
@@ -221,9 +228,14 @@ class FederatedCoordinator:
         """
         transport = CheckedTransport(transport, method.has_generic)
         hellos = transport.hello(run)
-        check_same_model(trained, identity(hellos))
+        here = identity(hellos)
+        check_same_model(trained, here)
         server = self._server(hellos, method, make_start, run_seed, None)
         load_frozen(server.load_state_parts(saved.parts))
+        if saved.about.get("priors") or trained.get("data") != here["data"]:
+            # of the data that the run was trained on
+            server.priors = FederationPriors.from_about(saved.about, len(here["classes"]))
+        check_prior(server, hellos)
         merged = Merged.from_about(saved.about, server.members)
         number = RunState.round_of(saved.name)
         requests = {
@@ -234,7 +246,7 @@ class FederatedCoordinator:
                 merged.after[name],
                 merged.pinned(name),
                 evaluate=(split,),
-                parts=server.parts_to_evaluate(name),
+                parts=server.parts_to_evaluate(name, merged.any),
             )
             for name in server.sites
         }
@@ -242,8 +254,11 @@ class FederatedCoordinator:
             models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
         protocol = self._describe(server, hellos) | {"split": split, "round": number}
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
-        return {"name": run, "protocol": protocol} | {
-            model: of_model(clients, sizes, server.held_out) for model, clients in models.items()
+        return {
+            "name": run,
+            "protocol": protocol,
+            "at_priors": {"last": {"round": number, split: of_stated(models, server.held_out)}},
+            **{model: of_model(clients, sizes, server.held_out) for model, clients in models.items()},
         }
 
     def _server(
@@ -257,7 +272,10 @@ class FederatedCoordinator:
         """Check that the clients agree, and make the server."""
         check_hellos(hellos, study)
         samples = {name: hello.values["samples"]["train"] for name, hello in hellos.items()}
-        return Server(method, samples, make_start, run_seed, self.held_out_sites)
+        counts = {
+            name: hello.values["class_counts"] for name, hello in hellos.items() if "class_counts" in hello.values
+        }
+        return Server(method, samples, make_start, run_seed, self.held_out_sites, counts)
 
     def _describe(self, server: Server, hellos: Mapping[str, Reply]) -> dict[str, Any]:
         options = self.options

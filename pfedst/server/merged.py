@@ -30,6 +30,11 @@ class Merged:
         """No fit is merged yet."""
         return cls(dict.fromkeys(names, 0), None, {}, [])
 
+    @property
+    def any(self) -> bool:
+        """True if the fit of any client is merged."""
+        return any(self.after.values())
+
     def pinned(self, name: str) -> tuple[int, ...]:
         """Return the numbers of the fits of a client that must not be lost."""
         found = {self.best_after.get(name, 0), *(after.get(name, 0) for after in self.kept)}

@@ -16,7 +16,7 @@ from pfedst.evaluation.averages import CLASS_METRICS, metric_names
 from pfedst.evaluation.counts import BINS
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import check_plain
-from pfedst.messages.records import FIT_RECORD, is_count, is_fit_record, is_number, is_positive
+from pfedst.messages.records import FIT_RECORD, is_count, is_fit_record, is_number, is_positive, is_stated
 from pfedst.messages.requests import Reply, Request
 from pfedst.messages.transport import Started, Transport
 
@@ -36,8 +36,10 @@ PROTOCOL = {
     "trainer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
-PROTOCOL_WITH_OPTIONS = {"folds"}
-"""Keys that a client reports only with an option that is not at its default."""
+OPTIONAL = {"folds", "prior"}
+"""Keys of the protocol that a client reports where they are not at their default."""
+COUNTS = ("natural", "sampled")
+"""Keys of the class counts of a client that shares them."""
 SPLITS = ("train", "validation", "test")
 CLASS_SIZES = ("images", "units", "other_units")
 INTERVAL_KEYS = ("value", "low", "high")
@@ -130,6 +132,7 @@ class CheckedTransport:
                     model: {
                         "metrics": self._metrics(name, split, _at(found, split, model, "metrics")),
                         "counts": self._counts(name, split, _at(found, split, model, "counts")),
+                        "at_priors": self._stated(name, split, _at(found, split, model, "at_priors")),
                     }
                     for model in self.models
                 }
@@ -174,6 +177,11 @@ class CheckedTransport:
             raise StateError(f"the reply from client {name} holds no metrics of the split {split}")
         return dict(metrics)
 
+    def _stated(self, name: str, split: str, found: Any) -> dict[str, Any]:
+        if not is_stated(found, self._hellos[name]["samples"][split]):
+            raise StateError(f"the reply from client {name} holds no metrics at class priors of the split {split}")
+        return {prior: dict(table) for prior, table in found.items()}
+
     def _counts(self, name: str, split: str, counts: Any) -> dict[str, Any]:
         hello = self._hellos[name]
         images = hello["samples"][split]
@@ -214,13 +222,22 @@ def _hello(values: dict[str, Any], what: str) -> dict[str, Any]:
         "encoder_weights": isinstance(values.get("encoder_weights"), str),
         "threads": is_count(values.get("threads")),
         "protocol": isinstance(values.get("protocol"), dict)
-        and set(values["protocol"]) - PROTOCOL_WITH_OPTIONS == PROTOCOL
+        and set(values["protocol"]) - OPTIONAL == PROTOCOL
+        and isinstance(values["protocol"].get("prior", ""), str)
         and _is_json(values["protocol"]),
     }
     for key, holds in checks.items():
         if not holds:
             raise StateError(f'{what}: "{key}" is missing or of another kind')
-    return {key: values[key] for key in checks}
+    kept = {key: values[key] for key in checks}
+    counts = values.get("class_counts")
+    if counts is None:
+        return kept
+    whole = all(_lengths(_at(counts, key), len(kept["classes"])) for key in COUNTS)
+    whole = whole and all(is_count(number) for key in COUNTS for number in counts[key])
+    if not whole or sum(counts["natural"]) != kept["samples"]["train"]:
+        raise StateError(f'{what}: "class_counts" are not those of {kept["samples"]["train"]} images')
+    return kept | {"class_counts": {key: counts[key] for key in COUNTS}}
 
 
 def _at(table: Any, *keys: str) -> Any:

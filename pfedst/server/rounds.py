@@ -177,13 +177,14 @@ class RoundLoop:
 
     def _request(self, kind: Kind, name: str, **fields: Any) -> Request:
         """Make a request with the current message to a client, and the state that it continues from."""
-        merged = self.merged
+        merged, server = self.merged, self.server
+        evaluates = kind == "evaluate"
         return Request(
             kind,
             self.run_folder.path.name,
             after=merged.after[name],
             pinned=merged.pinned(name),
-            parts=self.server.parts_to_evaluate(name) if kind == "evaluate" else self.server.parts_for(name),
+            parts=server.parts_to_evaluate(name, merged.any) if evaluates else server.parts_for(name),
             **fields,
         )
 
@@ -280,7 +281,8 @@ class RoundLoop:
             merged.kept = [*merged.kept, dict(merged.after)][-max(2, self.options.keep_states) :]
         if is_best:
             merged.best_round, merged.best_after = round_number, dict(merged.after)
-        about, parts = {"records": self.run_folder.mark, **merged.about()}, self.server.state_parts()
+        about = {"records": self.run_folder.mark, **merged.about(), **self.server.priors.about()}
+        parts = self.server.state_parts()
         files = [self.run_folder.records_file]
         self.saver.save(RunState.round_name(round_number, finetuned), about, parts, first_sync=files)
         if is_best:

@@ -101,10 +101,10 @@ def recorded_rounds(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int,
         rows = {record["client"]: dict(record) for record in lines}
         evaluation: Evaluation = {}
         for name, row in rows.items():
-            counts = row.pop("counts", {})
+            counts, stated = row.pop("counts", {}), row.pop("at_priors", {})
             for split, models in row.pop("received", {}).items():
                 for model, metrics in models.items():
-                    found = Evaluated(metrics, counts[split][model])
+                    found = Evaluated(metrics, counts[split][model], stated.get(split, {}).get(model, {}))
                     evaluation.setdefault(split, {}).setdefault(model, {})[name] = found
         reported = Reported(
             {name: row for name, row in rows.items() if row["participated"]},
@@ -138,7 +138,7 @@ def round_records(
             record["setup_upload_bytes"] = setup_upload_bytes
         record |= marks or {}
         record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
-        for key, part in (("received", "metrics"), ("counts", "counts")):
+        for key, part in (("received", "metrics"), ("at_priors", "at_priors"), ("counts", "counts")):
             found = {
                 split: {model: getattr(clients[name], part) for model, clients in models.items() if name in clients}
                 for split, models in evaluation.items()

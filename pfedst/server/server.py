@@ -24,13 +24,18 @@ from pfedst.messages.payload import (
     check_tensors,
     payload_bytes,
 )
-from pfedst.messages.requests import ANCHORS, GENERIC, POOLED, PROTOTYPES, RESERVED_PARTS
+from pfedst.messages.requests import ANCHORS, GENERIC, POOLED, PRIORS, PROTOTYPES, RESERVED_PARTS
 from pfedst.methods.interface import FederatedMethod, ServerState, Start
 from pfedst.seeds import derive_seed, generator
+from pfedst.server.priors import ClassCounts, FederationPriors
 from pfedst.state.snapshot import saved_table
 
 MakeStart = Callable[[Tensor | None], Start]
 """Class anchors (K, E), or None before they are known -> the model that all clients start from."""
+
+
+COUNT_ALIKE = ("median", "trimmed_mean")
+"""Merge rules in which all clients have the same weight."""
 
 
 class Server:
@@ -44,6 +49,7 @@ class Server:
         start: the model that all clients start from.
         anchors: class prototypes (K, E), once they are merged; None where anchors come from elsewhere.
         setup_upload_bytes: bytes that all clients together sent before the first round (class prototypes).
+        priors: what the server knows of class frequencies.
 
     Args:
         method: the plugin.
@@ -51,6 +57,7 @@ class Server:
         make_start: makes the start.
         run_seed: the seed of the run.
         held_out: sites to hold out.
+        class_counts: by site, where sites share them.
 
     Raises:
         ConfigurationError: an unknown site to hold out, or no site left to train on.
@@ -63,6 +70,7 @@ class Server:
         make_start: MakeStart,
         run_seed: int,
         held_out: Sequence[str] = (),
+        class_counts: Mapping[str, ClassCounts] | None = None,
     ) -> None:
         if reserved := sorted(set(method.extra_messages) & set(RESERVED_PARTS)):
             raise ConfigurationError(f"method {type(method).__name__}: extra_messages may not be called {reserved}")
@@ -79,7 +87,27 @@ class Server:
         self._train_samples = dict(train_samples)
         self._make_start = make_start
         self.start = make_start(None)
+        self.priors = FederationPriors.of(
+            self.start.loss, method.uses_criterion, class_counts or {}, self._site_weights()
+        )
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _site_weights(self) -> dict[str, float]:
+        """Return how the sites that train count in a merge."""
+        if self.method.merge_rule in COUNT_ALIKE:
+            return {site: 1.0 for site in self.sites if site not in self.held_out}
+        weights = self._train_samples if self.method.pooled else self.weights
+        return {site: float(weights[site]) for site in self.sites if site not in self.held_out}
+
+    @property
+    def knows_merged_prior(self) -> bool:
+        """True if the class frequencies that a merged model has learned are known, at a site or here."""
+        learned = self.priors.merged is not None or self._is_balanced
+        return learned or not self.trains or self.method.pooled
+
+    @property
+    def _is_balanced(self) -> bool:
+        return self.start.loss.is_balanced and self.method.uses_criterion
 
     @property
     def members(self) -> list[str]:
@@ -144,9 +172,16 @@ class Server:
         anchors: Payload = {} if self.anchors is None else {ANCHORS: {"classes": self._copy(self.anchors)}}
         return self.message_to(name) | anchors
 
-    def parts_to_evaluate(self, name: str) -> Payload:
-        """Return everything that a request to evaluate carries: the generic model too, where the message is another."""
-        parts = self.parts_for(name)
+    def parts_to_evaluate(self, name: str, is_trained: bool) -> Payload:
+        """Return everything that a request to evaluate carries: the generic model too, where the message is another.
+
+        Args:
+            name: the client.
+            is_trained: False before the first merge.
+        """
+        classes = self.start.anchors_shape[0]
+        priors = self.priors.parts(classes, is_trained and self.trains, self._is_balanced)
+        parts = self.parts_for(name) | ({PRIORS: priors} if priors else {})
         generic = {key: self._copy(tensor) for key, tensor in self.state[NET].items()}
         same = all(parts[NET][key] is tensor for key, tensor in generic.items())
         return parts if same else parts | {GENERIC: generic}
