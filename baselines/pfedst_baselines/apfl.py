@@ -32,6 +32,11 @@ class APFL(FederatedMethod):
         self.alpha = alpha
         self.require("alpha", 0 <= alpha <= 1, "must be in [0, 1]")
 
+    @property
+    def has_own_prior(self) -> bool:
+        """The local model and its share are trained on the images of the site, as they predict."""
+        return True
+
     def build(self, client: LocalModel) -> None:
         """Attach the local model and its share."""
         client.attach_twin()

@@ -30,6 +30,11 @@ class Ditto(FederatedMethod):
         self.lam = lam
         self.require("lam", lam >= 0, "must be 0 or more")
 
+    @property
+    def has_own_prior(self) -> bool:
+        """The twin is trained on the images of its site alone."""
+        return True
+
     def build(self, client: LocalModel) -> None:
         """Attach the twin."""
         client.attach_twin()

@@ -15,6 +15,11 @@ class FedPer(FederatedMethod):
 
     source = "Arivazhagan et al., Federated Learning with Personalization Layers, arXiv 1912.00818, 2019"
 
+    @property
+    def has_own_prior(self) -> bool:
+        """The head is trained on the images of its site alone, and class frequencies are learned in the head."""
+        return True
+
     def build(self, client: LocalModel) -> None:
         """Make the classifier trainable."""
         client.adapter.learn_head()

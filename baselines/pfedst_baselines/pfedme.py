@@ -50,6 +50,11 @@ class PFedMe(FederatedMethod):
         self.require("inner_steps", inner_steps >= 1, "must be 1 or more")
         self.require("beta", 0 < beta <= 1, "must be in (0, 1]")
 
+    @property
+    def has_own_prior(self) -> bool:
+        """Theta follows the images of its site alone."""
+        return True
+
     def loss(self, client: LocalModel, batch: Batch) -> Tensor:
         """lambda / 2 * ||w - theta||^2 with theta after its inner steps: the gradient is lambda (w - theta)."""
         own, theta, rate = client.shared_parameters(), self._theta(client), self.inner_learning_rate * client.lr_factor

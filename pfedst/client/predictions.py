@@ -65,7 +65,7 @@ class Predictions:
         split: Split,
         logits: Mapping[str, Tensor],
         targets: Tensor,
-        shifts: Mapping[str, Tensor],
+        shifts: Mapping[str, Tensor] | None = None,
     ) -> Predictions:
         """Gather what is known of the images beside the logits, and of the models beside them."""
         ids, groups = data.identities(site, split)
@@ -73,7 +73,7 @@ class Predictions:
         tensors = {"id": ids, "group": groups, "label": targets}
         tensors |= {f"{LOGITS}{model}": values.float().cpu() for model, values in logits.items()}
         tensors |= {"train_counts.natural": counts, "train_counts.sampled": counts.clone()}
-        tensors |= {f"{SHIFT}{model}": shift for model, shift in shifts.items()}
+        tensors |= {f"{SHIFT}{model}": shift for model, shift in (shifts or {}).items()}
         return cls(site, data.class_names, tensors)
 
     @classmethod

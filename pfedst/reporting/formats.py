@@ -72,11 +72,18 @@ def rich_report(report: Report, width: int = 120) -> RenderableType:
     shown += [Text(f"! {plain(note)}", style="bold yellow") for note in report.notes]
     shown += [Text(plain(line)) for line in report.protocol]
     for table in report.tables:
-        blocks = _blocks(table, width)
-        shown.append("")
-        shown += [_rich_table(table, block, width, f" ({i} of {len(blocks)})") for i, block in enumerate(blocks, 1)]
-        if caption := captioned(table):
-            shown.append(Text(caption, style="dim"))
+        shown += ["", rich_table(table, width)]
+    return Group(*shown)
+
+
+def rich_table(table: ReportTable, width: int = 120) -> RenderableType:
+    """Render one table with its caption for a terminal of `width` columns."""
+    blocks = _blocks(table, width)
+    shown: list[RenderableType] = [
+        _rich_block(table, block, width, f" ({i} of {len(blocks)})") for i, block in enumerate(blocks, 1)
+    ]
+    if caption := captioned(table):
+        shown.append(Text(caption, style="dim"))
     return Group(*shown)
 
 
@@ -117,7 +124,7 @@ def column_texts(table: ReportTable, column: int) -> list[str]:
     return [plain(text) for text in (table.headings[column], *(row[column].text for row in table.rows))]
 
 
-def _rich_table(table: ReportTable, columns: list[int], width: int, part: str) -> Table:
+def _rich_block(table: ReportTable, columns: list[int], width: int, part: str) -> Table:
     part = "" if len(columns) == len(table.headings) else part
     shown = Table(title=Text(plain(table.title) + part), title_justify="left")
     for column, its_width in zip(columns, _widths(table, columns, width), strict=True):

@@ -12,6 +12,8 @@ from pfedst.reporting.comparison import Compared
 from pfedst.reporting.environment import environment_lines, runs_text
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import ReportTable
+from pfedst.reporting.stated_table import stated_table
+from pfedst.reporting.summary import PRIOR
 
 
 def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | None = None) -> Report:
@@ -27,6 +29,7 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
         tables.results_table(compared, metric),
         tables.tests_table(compared, metric, differences) if differences else None,
         tables.metrics_table(compared, metric),
+        stated_table([(row.label, [run.summary for run in row.runs]) for row in compared.rows]),
         tables.recall_table(compared),
         tables.classes_table(compared),
         tables.calibration_table(compared),
@@ -61,6 +64,7 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}",
         f"evaluation: {protocol['split']} split, {protocol['when']}, last round; all clients; personal: "
         f"{protocol['personal']}; generic: {protocol['generic']}",
+        *_prior(compared),
         f"seeds: {', '.join(str(seed) for seed in compared.seeds)}; validation selects (tuning), test is only reported",
     )
 
@@ -134,6 +138,17 @@ def _of_rows(compared: Compared, describe: Callable[[Mapping[str, Any]], str]) -
 
 def _loss(protocol: Mapping[str, Any]) -> str:
     return str(protocol.get("loss", "CrossEntropy()"))  # older runs had no other
+
+
+def _prior(compared: Compared) -> list[str]:
+    """Return the class prior of the predictions of each row, if it is not the one that models have learned."""
+    labels_of: dict[str, list[str]] = {}
+    for row in compared.rows:
+        labels_of.setdefault(str(row.first.protocol.get("prior", PRIOR)), []).append(row.label)
+    if set(labels_of) == {PRIOR}:
+        return []
+    shown = "; ".join(f"{prior} ({listed(labels)})" for prior, labels in labels_of.items())
+    return [f"class prior of predictions: {shown}"]
 
 
 def _optimizer(protocol: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Literal
 
 Mark = Literal["", "best", "second"]
@@ -48,6 +49,15 @@ class ReportTable:
         """Return the table with no cell marked as best or second best."""
         rows = tuple(tuple(replace(cell, mark="") for cell in row) for row in self.rows)
         return replace(self, rows=rows)
+
+
+def mean_cell(values: Sequence[float], text: Callable[[float | None], str]) -> Cell:
+    """Return the mean of one value a seed with its standard deviation; a dash without values."""
+    if not values:
+        return Cell("-")
+    spread = stdev(values) if len(values) > 1 else None
+    mean = fmean(values)
+    return Cell(text(mean) if spread is None else f"{text(mean)} ± {text(spread)}", mean, spread)
 
 
 def marked(column: Sequence[Cell], higher_is_better: bool, ranked: Sequence[bool]) -> list[Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pfedst.evaluation.averages import CLASS_METRICS
@@ -11,7 +11,7 @@ from pfedst.evaluation.class_metrics import FEWEST_UNITS
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to, fewest_differences
 from pfedst.reporting.by_class import classes_at_sites, shown_run, units_text
 from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow
-from pfedst.reporting.report_table import Cell, ReportTable, marked
+from pfedst.reporting.report_table import Cell, ReportTable, marked, mean_cell
 from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words, percent
 
 Values = Callable[[RunsOfARow], Sequence[float]]
@@ -216,18 +216,10 @@ def _table(
     ranked = [not row.pooled for row in compared.rows]
     made = []
     for _, values, higher in columns:
-        cells = [_cell(values(row), text) for row in compared.rows]
+        cells = [mean_cell(values(row), text) for row in compared.rows]
         made.append(cells if higher is None else marked(cells, higher, ranked))
     rows = tuple((Cell(row.label), *cells) for row, *cells in zip(compared.rows, *made, strict=True))
     return ReportTable(name, title, caption, ("row", *(heading for heading, _, _ in columns)), rows)
-
-
-def _cell(values: Sequence[float], text: Callable[[float | None], str]) -> Cell:
-    if not values:
-        return Cell("-")
-    spread = stdev(values) if len(values) > 1 else None
-    mean = fmean(values)
-    return Cell(text(mean) if spread is None else f"{text(mean)} ± {text(spread)}", mean, spread)
 
 
 def _difference_cells(difference: Difference, may_claim: bool) -> list[Cell]:

@@ -9,7 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pfedst.reporting.formats import rich_table
 from pfedst.reporting.run_warnings import warning_text
+from pfedst.reporting.stated_table import stated_table
 
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",
@@ -105,6 +107,8 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     for name, kinds in summary.get("left_out", {}).items():
         times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
         text.append(f"left out {name}: {times}\n", style="bold yellow")
+    if prior := protocol.get("prior"):
+        text.append(f"prior    {prior}\n", style="bold")
     best = summary.get("best_on_validation")
     if best is not None and best["round"] != protocol["round"]:
         text.append(
@@ -138,7 +142,10 @@ def round_words(protocol: Mapping[str, Any]) -> str:
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and its protocol to standard output."""
+    stated = stated_table([(summary["protocol"]["method"], [summary])])
     parts: list[RenderableType] = [metrics_table(summary), protocol_text(summary)]
+    if stated is not None:
+        parts.insert(1, rich_table(stated.without_marks()))
     (console or console_of(120)).print(Group(*parts), highlight=False)
 
 
