@@ -62,6 +62,8 @@ WEIGHTS = "model.encoder.init_args.weights"
 MODEL = "model.encoder.init_args.model"
 FOLDER = "local-dir:"
 """Prefix of a model that is a folder: of the study is its name alone."""
+PRIOR = "model.prior"
+"""The option that may be the path of a file with class frequencies: of the study is its name alone."""
 SEED = "seed_everything"
 """The option in which the runs of one row differ."""
 

@@ -121,7 +121,7 @@ def _stated(summary: Summary) -> Mapping[str, Any]:
 def _caption(rows: Sequence[_Row]) -> str:
     split = rows[0].summaries[0]["protocol"]["split"]
     sentences = [
-        f"Personal model on {split}, means over sites; balanced accuracy, accuracy, macro F1 and ECE in %, NLL in nats.",
+        f"Personal model on {split}, means over sites; %, but for NLL (nats) and Brier scores (0 to 2).",
         "The numbers of a row are of one model, its logits shifted to a prior. Balanced: all classes alike. Site: the "
         "class frequencies of the training split of each site. Federation: their mean over sites. Rows at different "
         "priors are not compared.",

@@ -105,7 +105,7 @@ def test_runs_of_older_versions_have_no_table(tmp_path) -> None:
 
 def test_every_format_names_the_prior_and_the_row_that_has_the_same_model() -> None:
     table = stated_table([("FedAvg", [summary()])])
-    assert "| = FedAvg " in markdown_table(table)
+    assert " = FedAvg |" in markdown_table(table)
     assert "= FedAvg &" in latex(table)
     lines = csv_text(table).splitlines()
     assert lines[2].startswith("FedAvg + own prior,0.5,site,0.75")
