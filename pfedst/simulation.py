@@ -24,7 +24,7 @@ from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.server import MakeStart
-from pfedst.state.run_state import RunState
+from pfedst.state.run_state import LAST, RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
@@ -141,19 +141,22 @@ def evaluate(
     folder: Path,
     split: Split,
     run_seed: int,
+    choice: str = LAST,
 ) -> dict[str, Any]:
-    """Evaluate the last saved round of a run on one split of a data set on this machine.
+    """Evaluate a saved round of a run on one split of a data set on this machine.
 
     Args:
         coordinator, template, data, method, trainer, run_seed: as in `Simulation`, of the run's own configuration.
         folder: the run's folder.
         split: `validation` or `test`.
+        choice: the round: `last`, `best` on validation, or the number of one that is kept.
 
     Raises:
+        ConfigurationError: that round is not kept.
         StateError: no state, one that does not fit the configuration, or another encoder than it was trained with.
         DataError: images of a class that the run does not have.
     """
-    saved, trained = RunState(folder / "state").last_round(), RunFolder(folder).identity()
+    (number, saved), trained = RunState(folder / "state").chosen(choice), RunFolder(folder).identity()
     if classes := trained.get("classes"):
         data.use_classes(classes)
     held_out = coordinator.held_out_sites
@@ -162,7 +165,7 @@ def evaluate(
     transport = InProcess(client, coordinator.threads)
     start = start_maker(client.model)
     return coordinator.evaluate(
-        transport, method, start, folder.name, saved, trained, split, run_seed, client.load_frozen
+        transport, method, start, folder.name, saved, number, choice, trained, split, run_seed, client.load_frozen
     )
 
 

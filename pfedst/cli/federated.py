@@ -30,6 +30,7 @@ from pfedst.reporting import RunFolder, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.simulation import Simulation, evaluate
 from pfedst.state import write_json, writing
+from pfedst.state.run_state import LAST
 from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
 
@@ -94,6 +95,13 @@ class PFedSTCLI(LightningCLI):
             default=False,
             help="do all checks and a few steps, write no run, and print bytes, disk, memory and minutes of the run",
         )
+        if self.command != "fit":
+            parser.add_argument(
+                "--round",
+                type=str,
+                default=LAST,
+                help="which saved round: last, best (on validation), or the number of one that is kept",
+            )
         parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
         parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
@@ -255,12 +263,13 @@ class PFedSTCLI(LightningCLI):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
-        seed = self._seed()
-        self.summary = evaluate(coordinator, model, datamodule, method, self.trainer, folder, split, seed)
-        with writing(folder / f"{split}.json"):
-            write_json(folder / f"{split}.json", self.summary)
+        seed, choice = self._seed(), str(self._get(self.config, "round"))
+        self.summary = evaluate(coordinator, model, datamodule, method, self.trainer, folder, split, seed, choice)
+        file = folder / (f"{split}.json" if choice == LAST else f"{split}-{choice}.json")
+        with writing(file):
+            write_json(file, self.summary)
         print_summary(self.summary)
-        print(f"{folder / f'{split}.json'}")
+        print(file)
 
     def refuse_dry_run(self) -> None:
         """Refuse the option where it would have no effect."""

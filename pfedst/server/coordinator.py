@@ -15,7 +15,7 @@ from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
 from pfedst.names import plain_names
-from pfedst.reporting import RunFolder, RunSummary, describe, of_model
+from pfedst.reporting import RunFolder, RunSummary, chosen_round, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.write import write_files
@@ -26,7 +26,7 @@ from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.server import MakeStart, Server
-from pfedst.state.run_state import RunState
+from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 
@@ -193,17 +193,21 @@ class FederatedCoordinator:
         make_start: MakeStart,
         run: str,
         saved: Snapshot,
+        number: int,
+        choice: str,
         trained: Mapping[str, Any],
         split: SplitName,
         run_seed: int,
         load_frozen: LoadFrozen,
     ) -> dict[str, Any]:
-        """Evaluate the last saved round of a run on one split; return the table that `fit` ends with, without cost.
+        """Evaluate a saved round of a run on one split; return the table that `fit` ends with, without cost.
 
         Args:
             transport, method, make_start, run_seed, load_frozen: as in `fit`, of the run's own configuration.
             run: the run's name.
-            saved: its last saved round.
+            saved: the state of one of its rounds.
+            number: of that round.
+            choice: how it was chosen: `last`, `best`, or its number.
             trained: its identity.
             split: `validation` or `test`.
 
@@ -216,7 +220,6 @@ class FederatedCoordinator:
         server = self._server(hellos, method, make_start, run_seed, None)
         load_frozen(server.load_state_parts(saved.parts))
         merged = Merged.from_about(saved.about, server.members)
-        number = RunState.round_of(saved.name)
         requests = {
             name: Request(
                 "evaluate",
@@ -232,6 +235,8 @@ class FederatedCoordinator:
         with transport:
             models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
         protocol = self._describe(server, hellos) | {"split": split, "round": number}
+        if choice != LAST:
+            protocol |= chosen_round(choice, method.finetune_epochs if RunState.is_finetuned(saved.name) else 0)
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
         return {"name": run, "protocol": protocol} | {
             model: of_model(clients, sizes, server.held_out) for model, clients in models.items()
