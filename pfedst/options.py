@@ -62,6 +62,8 @@ WEIGHTS = "model.encoder.init_args.weights"
 MODEL = "model.encoder.init_args.model"
 FOLDER = "local-dir:"
 """Prefix of a model that is a folder: of the study is its name alone."""
+INIT = "init"
+"""The run from whose tensors a run begins: of the study is the hash of these tensors."""
 SEED = "seed_everything"
 """The option in which the runs of one row differ."""
 

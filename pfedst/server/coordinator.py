@@ -26,6 +26,7 @@ from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.server import MakeStart, Server
+from pfedst.server.warm_start import Initial
 from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
@@ -126,6 +127,7 @@ class FederatedCoordinator:
         resume: bool = False,
         study: Mapping[str, Any] | None = None,
         load_frozen: LoadFrozen | None = None,
+        init: Initial | None = None,
     ) -> dict[str, Any]:
         """Train, evaluate, and leave everything in the run folder.
 
@@ -139,6 +141,7 @@ class FederatedCoordinator:
             resume: continue with what the run folder holds; results are those of a run that was never interrupted.
             study: the options that results depend on; every client must have those of the study, too.
             load_frozen: gives the frozen tensors of an adapter that is continued to the clients of this process.
+            init: the tensors that the run begins with in place of random ones.
 
         Returns:
             The content of `summary.json`.
@@ -148,10 +151,10 @@ class FederatedCoordinator:
         """
         started = time.perf_counter()
         transport = CheckedTransport(transport, method.has_generic)
-        hellos, server = self.check(transport, method, make_start, run_seed, study, run.path.name)
-        made_of = identity(hellos)
+        hellos, server = self.check(transport, method, make_start, run_seed, study, run.path.name, init)
+        made_of = identity(hellos) | ({} if init is None else {"init": dict(init.about)})
         content = {key: made_of[key] for key in ("data", "encoder_weights")}
-        protocol = self._describe(server, hellos)
+        protocol = self._describe(server, hellos, made_of)
         summary = RunSummary(protocol, study or {}, content, what_to_try(method, protocol))
         loop = RoundLoop(self.options, server, transport, hooks, run, summary)
         with run.held(), hooks.hearing_errors():
@@ -171,12 +174,14 @@ class FederatedCoordinator:
         run_seed: int,
         study: Mapping[str, Any] | None = None,
         run: str = "",
+        init: Initial | None = None,
     ) -> tuple[Mapping[str, Reply], Server]:
         """Return the first reply of every client, and the server, if a run with them can begin; nothing is written.
 
         Args:
             transport, method, make_start, run_seed, study: as in `fit`.
             run: the run's name, if it has one yet.
+            init: as in `fit`.
 
         Raises:
             ConfigurationError: the clients do not agree on classes or options, or too few are drawn in a round.
@@ -184,6 +189,8 @@ class FederatedCoordinator:
         hellos = transport.hello(run)
         server = self._server(hellos, method, make_start, run_seed, study)
         self.options.check_clients(server)
+        if init is not None and init.shared is not None:
+            server.warm_start(init.shared, init.anchors)
         return hellos, server
 
     def evaluate(
@@ -234,7 +241,7 @@ class FederatedCoordinator:
         }
         with transport:
             models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
-        protocol = self._describe(server, hellos) | {"split": split, "round": number}
+        protocol = self._describe(server, hellos, trained) | {"split": split, "round": number}
         if choice != LAST:
             protocol |= chosen_round(choice, method.finetune_epochs if RunState.is_finetuned(saved.name) else 0)
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
@@ -255,10 +262,10 @@ class FederatedCoordinator:
         samples = {name: hello.values["samples"]["train"] for name, hello in hellos.items()}
         return Server(method, samples, make_start, run_seed, self.held_out_sites)
 
-    def _describe(self, server: Server, hellos: Mapping[str, Reply]) -> dict[str, Any]:
-        options = self.options
+    def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
+        options, init = self.options, made_of.get("init")
         values = {name: hello.values for name, hello in hellos.items()}
-        return describe(
+        described = describe(
             server.method,
             server.start,
             values,
@@ -268,6 +275,7 @@ class FederatedCoordinator:
             options.participation,
             options.fits.keep_optimizer,
         )
+        return described if init is None else described | {"init": init}
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class RunState:
         best: dict[str, Any] = last.about.get("best", {})
         if choice == BEST and best.get("round") is None:
             raise ConfigurationError(
-                f"--round best: {self.folder} holds no best round, as no site has validation images; use --round last"
+                f"{self.folder.parent} has no best round, as no site has validation images; use the last round"
             )
         if choice == BEST and self.is_finetuned(last.name) and best["after"] == last.about["after"]:
             return self.round_of(last.name), last
@@ -121,8 +121,8 @@ class RunState:
         place = self.folder / BEST if choice == BEST else kept.get(choice)
         if place is None:
             raise ConfigurationError(
-                f"--round {choice}: this round is not kept. Kept are {listed(sorted(map(int, kept)), ', ', 20)}; `last` "
-                f"and `best` are names for two of them. --coordinator.keep_states sets how many rounds a run keeps"
+                f"round {choice} of {self.folder.parent} is not kept. Kept are {listed(sorted(map(int, kept)), ', ', 20)}; "
+                f"`last` and `best` are names for two of them. --coordinator.keep_states sets how many a run keeps"
             )
         found = read_snapshot(place)
         return found.about["round"] if place.name == BEST else int(choice), found
