@@ -64,6 +64,8 @@ FOLDER = "local-dir:"
 """Prefix of a model that is a folder: of the study is its name alone."""
 PRIOR = "model.prior"
 """The option that may be the path of a file with class frequencies: of the study is its name alone."""
+INIT = "init"
+"""The run from whose tensors a run begins: of the study is the hash of these tensors."""
 SEED = "seed_everything"
 """The option in which the runs of one row differ."""
 

@@ -24,7 +24,8 @@ from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.server import MakeStart
-from pfedst.state.run_state import RunState
+from pfedst.server.warm_start import Initial, WarmStart
+from pfedst.state.run_state import LAST, RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
@@ -44,6 +45,7 @@ class Simulation:
         hooks: callbacks and loggers of the run.
         transport: the way to the clients; not open.
         make_start: makes the model that all clients start from.
+        init: what the run begins with in place of random tensors; None without a warm start.
 
     Args:
         coordinator: options of the rounds.
@@ -54,6 +56,7 @@ class Simulation:
         run_seed: the seed of the run.
         study: the options that results depend on, by dotted key, for the summary; see `pfedst.options`.
         fills_cache: compute missing entries of the tap cache; without, an incomplete cache is not used.
+        warm_start: another run, from whose tensors this one begins.
 
     Raises:
         PfedstError: an error with a remedy.
@@ -69,6 +72,7 @@ class Simulation:
         run_seed: int,
         study: Mapping[str, Any] | None = None,
         fills_cache: bool = True,
+        warm_start: WarmStart | None = None,
     ) -> None:
         self.coordinator, self.method, self.run_seed, self.study = coordinator, method, run_seed, dict(study or {})
         self.local = LocalTrainer(trainer)
@@ -77,17 +81,31 @@ class Simulation:
                 f"method {type(method).__name__} trains its parts in turns, which {self.local.epochs} local epochs a "
                 f"round do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
             )
+        if warm_start is not None:
+            self.study |= warm_start.study if self.study else {}
+            data.use_classes(warm_start.classes, all_of_them=True)
         held_out, agreed = coordinator.held_out_sites, of_the_study(self.study)
         shares = coordinator.share_class_counts
         self.client = make_client(
             template, data, method, run_seed, self.local, None, held_out, agreed, fills_cache, shares
         )
         self.client.module.check_optimizer()
+        self.init = None if warm_start is None else self._initial(warm_start)
         self.hooks = make_hooks(trainer, self.client)
         self.hooks.check_monitored(logged_metrics(self.client))
         self.transport = make_transport(coordinator, self.client)
         self.make_start = start_maker(self.client.model)
-        coordinator.check(CheckedTransport(self.transport), method, self.make_start, run_seed, self.study)
+        coordinator.check(
+            CheckedTransport(self.transport), method, self.make_start, run_seed, self.study, init=self.init
+        )
+
+    def _initial(self, warm_start: WarmStart) -> Initial:
+        """Return what the server begins with; give the frozen tensors of the adapter to the clients."""
+        warm_start.check_encoder(self.client.module.encoder.compute_hash())
+        model = self.client.model
+        init, frozen = warm_start.for_run(model.start(), model.adapter.state_dict())
+        self.client.load_frozen(frozen)
+        return init
 
     def fit(self, run: RunFolder, resume: bool = False) -> dict[str, Any]:
         """Train, and leave everything in the run folder; return the content of `summary.json`.
@@ -110,6 +128,7 @@ class Simulation:
             resume,
             self.study,
             self.client.load_frozen,
+            self.init,
         )
 
 
@@ -123,6 +142,7 @@ def fit(
     run_seed: int,
     resume: bool = False,
     study: Mapping[str, Any] | None = None,
+    warm_start: WarmStart | None = None,
 ) -> dict[str, Any]:
     """Build a `Simulation` and run it in a folder; see there for the arguments.
 
@@ -132,7 +152,8 @@ def fit(
     Raises:
         PfedstError: an error with a remedy.
     """
-    return Simulation(coordinator, template, data, method, trainer, run_seed, study).fit(run, resume)
+    made = Simulation(coordinator, template, data, method, trainer, run_seed, study, warm_start=warm_start)
+    return made.fit(run, resume)
 
 
 def evaluate(
@@ -144,19 +165,22 @@ def evaluate(
     folder: Path,
     split: Split,
     run_seed: int,
+    choice: str = LAST,
 ) -> dict[str, Any]:
-    """Evaluate the last saved round of a run on one split of a data set on this machine.
+    """Evaluate a saved round of a run on one split of a data set on this machine.
 
     Args:
         coordinator, template, data, method, trainer, run_seed: as in `Simulation`, of the run's own configuration.
         folder: the run's folder.
         split: `validation` or `test`.
+        choice: the round: `last`, `best` on validation, or the number of one that is kept.
 
     Raises:
+        ConfigurationError: that round is not kept.
         StateError: no state, one that does not fit the configuration, or another encoder than it was trained with.
         DataError: images of a class that the run does not have.
     """
-    saved, trained = RunState(folder / "state").last_round(), RunFolder(folder).identity()
+    (number, saved), trained = RunState(folder / "state").chosen(choice), RunFolder(folder).identity()
     if classes := trained.get("classes"):
         data.use_classes(classes)
     held_out = coordinator.held_out_sites
@@ -167,7 +191,7 @@ def evaluate(
     transport = InProcess(client, coordinator.threads)
     start = start_maker(client.model)
     return coordinator.evaluate(
-        transport, method, start, folder.name, saved, trained, split, run_seed, client.load_frozen
+        transport, method, start, folder.name, saved, number, choice, trained, split, run_seed, client.load_frozen
     )
 
 

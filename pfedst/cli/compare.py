@@ -19,6 +19,7 @@ from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.compare.run import Resolve
 from pfedst.errors import ConfigurationError, PfedstError, listed
+from pfedst.reporting.best_round import ROUND_CHOICES
 
 
 class FailedRunsError(PfedstError):
@@ -39,6 +40,13 @@ def run_compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--name", help="name of the folder; default: compare- and the name of the file")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use in place of those of the file")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="run only these rows and the reference")
+    parser.add_argument(
+        "--round",
+        choices=ROUND_CHOICES,
+        default="last",
+        help="round of each run that the table reports and that tuning compares: its last, or its best on validation; "
+        "default: %(default)s",
+    )
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
@@ -48,7 +56,7 @@ def run_compare(arguments: Sequence[str]) -> int:
     # at once: torch is not imported yet, which takes seconds
     print(f"{plan.description}\n{folder}: runs and report; {given.jobs} at a time; finished runs are kept", flush=True)
     grid = partial(Grid, jobs=given.jobs, target=run_fit)
-    comparison = Comparison(plan, folder, overrides, resolver(), grid)
+    comparison = Comparison(plan, folder, overrides, resolver(), grid, given.round)
     start_fork_server()
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()

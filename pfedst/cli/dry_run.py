@@ -70,12 +70,18 @@ class DryRun:
         self.options = simulation.coordinator.options
         self.workers = simulation.transport.workers if isinstance(simulation.transport, Processes) else 1
         hellos, self.server = simulation.coordinator.check(
-            simulation.transport, simulation.method, simulation.make_start, simulation.run_seed, simulation.study
+            simulation.transport,
+            simulation.method,
+            simulation.make_start,
+            simulation.run_seed,
+            simulation.study,
+            init=simulation.init,
         )
+        self.gathers_prototypes = self.server.gathers_prototypes
         self.samples = {name: hello.values["samples"] for name, hello in hellos.items()}
         self.rounds = self.options.rounds if self.server.trains else 0
         self.drawn = [self.server.draw(n, self.options.participation) for n in range(1, self.rounds + 1)]
-        if self.server.needs_prototypes:
+        if self.gathers_prototypes:
             anchors = torch.randn(self.server.start.anchors_shape, generator=generator(0))
             self.server.set_anchors(torch.nn.functional.normalize(anchors, dim=1))
         self.server.begin()
@@ -109,7 +115,7 @@ class DryRun:
         if self.client.method.pooled:
             return "the method pools the images of all sites in one place: they leave the sites before the run"
         classes, width = self.server.start.anchors_shape
-        setup = classes * (width + 1) * 8 if self.server.needs_prototypes else 0
+        setup = classes * (width + 1) * 8 if self.gathers_prototypes else 0
         drawn = list(itertools.chain.from_iterable(self.drawn))
         most = max((drawn.count(name) for name in set(drawn)), default=0)
         up, down, sites = self.trial.upload_bytes, self.trial.download_bytes, len(self.server.prototype_sites)
@@ -145,7 +151,7 @@ class DryRun:
         }
         if self.client.data.missing_taps[0]:
             parts["the cache"] = self.client.data.missing_taps[0] * trial.encoder_seconds
-        elif self.server.needs_prototypes:
+        elif self.gathers_prototypes:
             images = sum(int(self.samples[site]["train"]) for site in self.server.prototype_sites)
             parts["class prototypes"] = images * trial.encoder_seconds
         told = ", ".join(f"{_minutes(seconds)} of {what}" for what, seconds in parts.items())

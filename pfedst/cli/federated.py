@@ -28,8 +28,10 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.server.warm_start import WarmStart
 from pfedst.simulation import Simulation, evaluate
 from pfedst.state import write_json, writing
+from pfedst.state.run_state import LAST, RunState
 from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
 
@@ -79,6 +81,13 @@ class PFedSTCLI(LightningCLI):
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
         parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
         parser.add_argument(
+            "--init",
+            type=str | None,
+            default=None,
+            help="begin with the shared tensors and class anchors of another run, RUN, of its last round; RUN@best: of "
+            "its best round on validation",
+        )
+        parser.add_argument(
             "--resume",
             type=bool,
             nargs="?",
@@ -94,6 +103,13 @@ class PFedSTCLI(LightningCLI):
             default=False,
             help="do all checks and a few steps, write no run, and print bytes, disk, memory and minutes of the run",
         )
+        if self.command != "fit":
+            parser.add_argument(
+                "--round",
+                type=str,
+                default=LAST,
+                help="which saved round: last, best (on validation), or the number of one that is kept",
+            )
         parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
         parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
         parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
@@ -183,7 +199,7 @@ class PFedSTCLI(LightningCLI):
             print(f"{run.path} is finished; with more --coordinator.rounds it would continue")
             return
         with resumable("nothing was trained yet, and what is cached is kept. Give the same command again"):
-            simulation = self._checked(model, datamodule, text)
+            simulation = self._checked(model, datamodule, text, self._warm_start(run))
         if self._get(self.config, "dry_run"):
             print(DryRun(simulation, self._runs_dir).text())
             return
@@ -198,14 +214,28 @@ class PFedSTCLI(LightningCLI):
         print_summary(self.summary)
         print(f"{run.path / 'summary.json'}")
 
-    def _checked(self, model: FederatedClient, datamodule: FederatedDataModule, text: str) -> Simulation:
+    def _warm_start(self, run: RunFolder | None) -> WarmStart | None:
+        """Return the run that `--init` names; a run that has saved a round reads it no more."""
+        text = self._get(self.config, "init")
+        if text is None:
+            return None
+        if run is not None and RunState(run.state).rounds():
+            return WarmStart.continued(run.identity())
+        return WarmStart.of_run(text)
+
+    def _checked(
+        self, model: FederatedClient, datamodule: FederatedDataModule, text: str, warm_start: WarmStart | None
+    ) -> Simulation:
         """Return the run, built and checked; print the findings of the audit."""
+        if warm_start is not None:
+            datamodule.use_classes(warm_start.classes, all_of_them=True)
         datamodule.prepare(model.encoder.preprocessing)
         if datamodule.report is not None:
             print(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")
         coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
         study, fills_cache = study_options(text, self.defaults()), not self._get(self.config, "dry_run")
-        return Simulation(coordinator, model, datamodule, method, self.trainer, self._seed(), study, fills_cache)
+        given = coordinator, model, datamodule, method, self.trainer, self._seed()
+        return Simulation(*given, study, fills_cache, warm_start)
 
     def _has_all_rounds(self, finished: Mapping[str, Any]) -> bool:
         rounds: int = self._get(self.config_init, "coordinator").options.rounds
@@ -251,16 +281,19 @@ class PFedSTCLI(LightningCLI):
 
     def _evaluate(self, model: FederatedClient, datamodule: FederatedDataModule, ckpt_path: Any, split: Split) -> None:
         self.refuse_dry_run()
+        if any(argument.partition("=")[0] == "--init" for argument in Parser.arguments):
+            raise ConfigurationError("--init: only pfedst fit has a warm start; leave it out")
         if ckpt_path is None or not Path(str(ckpt_path)).is_dir():
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
-        seed = self._seed()
-        self.summary = evaluate(coordinator, model, datamodule, method, self.trainer, folder, split, seed)
-        with writing(folder / f"{split}.json"):
-            write_json(folder / f"{split}.json", self.summary)
+        seed, choice = self._seed(), str(self._get(self.config, "round"))
+        self.summary = evaluate(coordinator, model, datamodule, method, self.trainer, folder, split, seed, choice)
+        file = folder / (f"{split}.json" if choice == LAST else f"{split}-{choice}.json")
+        with writing(file):
+            write_json(file, self.summary)
         print_summary(self.summary)
-        print(f"{folder / f'{split}.json'}")
+        print(file)
 
     def refuse_dry_run(self) -> None:
         """Refuse the option where it would have no effect."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pfedst.reporting import console_of
+from pfedst.reporting.best_round import ROUND_CHOICES, RoundChoice
 from pfedst.reporting.formats import rich_report
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.report import FIGURE_FORMATS, FigureFormat
@@ -28,6 +29,12 @@ def run_report(arguments: Sequence[str]) -> int:
         "--reference", help="row against which the others are tested; default: that of the comparison, or PFedST"
     )
     parser.add_argument("--metric", default=SELECTION_METRIC, help="default: %(default)s")
+    parser.add_argument(
+        "--round",
+        choices=ROUND_CHOICES,
+        help="round of each run whose numbers are reported: its last, or its best on validation; default: that of the "
+        "comparison, or last",
+    )
     parser.add_argument("--output", type=Path, help="folder; default: report/ in the only folder named, or report")
     parser.add_argument(
         "--figures",
@@ -38,7 +45,7 @@ def run_report(arguments: Sequence[str]) -> int:
     )
     given = parser.parse_args(arguments)
     with _no_collection():
-        write_report(given.runs, given.output, given.reference, given.metric, given.figures)
+        write_report(given.runs, given.output, given.reference, given.metric, given.figures, given.round)
     return 0
 
 
@@ -60,6 +67,7 @@ def write_report(
     reference: str | None = None,
     metric: str = SELECTION_METRIC,
     figures: Sequence[FigureFormat] = (),
+    round_choice: RoundChoice | None = None,
 ) -> None:
     """Write every format and print the tables.
 
@@ -67,7 +75,7 @@ def write_report(
         ConfigurationError: If there is no finished run, or no such row or metric.
         StateError: If a file is damaged, or the folder cannot be written.
     """
-    compared = load_compared(paths, reference)
+    compared = load_compared(paths, reference, round_choice)
     folder = output or (paths[0] / "report" if len(paths) == 1 else Path("report"))
     report = write_files(compared, folder, metric, figures)
     console = console_of(WIDTH)

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pfedst.cli.yaml_text import load_yaml
-from pfedst.options import FOLDER, MODEL, PATHS, PRIOR, WEIGHTS, Effect, with_effect
+from pfedst.options import FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, with_effect
 from pfedst.renamed import name_today
 from pfedst.reporting.loading import dotted
 
@@ -31,7 +31,8 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that results depend on and that differ from their defaults, by dotted key.
 
     These are the options of the study, and those that change last digits. None of them is a path: of a file of weights
-    or class frequencies and of a model's folder the name is kept.
+    or class frequencies and of a model's folder the name is kept, and the run of `--init` is left out, as its content
+    has a hash.
 
     Args:
         text: the resolved configuration, as YAML.
@@ -39,6 +40,7 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """
     flat = changed(settings(load_yaml(text, "the configuration")), defaults)
     found = with_effect(flat, Effect.STUDY, Effect.LAST_DIGITS)
+    found.pop(INIT, None)
     if isinstance(found.get(WEIGHTS), str):
         found[WEIGHTS] = PurePath(found[WEIGHTS]).name
     if isinstance(found.get(PRIOR), str):  # a word is its own name

@@ -15,6 +15,7 @@ from pfedst.compare.grid import Grid, GridRun
 from pfedst.compare.plan import Options, Plan, Row, as_arguments
 from pfedst.errors import ConfigurationError
 from pfedst.reporting import RunFolder
+from pfedst.reporting.best_round import RoundChoice
 from pfedst.reporting.loading import FILE, FORMAT
 from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.state import write_json, writing
@@ -37,6 +38,7 @@ class Comparison:
         overrides: arguments for every run. The options of a row take precedence.
         resolve: function from arguments to the configuration, see `Resolve`.
         grid: function from a folder to its `Grid`.
+        round_choice: the round of each run that the table reports, and that tuning compares.
 
     Attributes:
         has_finished: True if any run of the table is finished.
@@ -49,12 +51,14 @@ class Comparison:
         overrides: Sequence[str],
         resolve: Resolve,
         grid: Callable[[Path], Grid],
+        round_choice: RoundChoice = "last",
     ) -> None:
         self.plan = plan
         self.folder = folder
         self.overrides = tuple(overrides)
         self._digest = functools.cache(lambda arguments: hashlib.sha256(resolve(arguments).encode()).hexdigest()[:8])
         self.grid = grid
+        self.round_choice = round_choice
         self.failed: dict[str, str] = {}
         self.has_finished = False
 
@@ -120,13 +124,16 @@ class Comparison:
         return tuned
 
     def _score(self, runs: Sequence[GridRun]) -> float | None:
-        """Return the mean over seeds of the validation score after the last round; None if a run failed."""
+        """Return the mean over seeds of the validation score of the chosen round; None if a run failed."""
         scores = []
         for run in runs:
             summary = RunFolder(self.folder / "tuning" / run.name).summary()
             if summary is None:
                 return None
+            best = summary["best_on_validation"]
             score = summary["validation"]["personal"]["mean"][SELECTION_METRIC]
+            if self.round_choice == "best" and best is not None:
+                score = best["validation_score"]
             if score is None:
                 raise ConfigurationError(f"{self.plan.file}: tune: no site has validation images; leave tune out")
             scores.append(score)
@@ -153,7 +160,11 @@ class Comparison:
             "reference": self.plan.reference,
             "tuning": None
             if not self.plan.trial_seeds
-            else {"seeds": list(self.plan.trial_seeds), "metric": f"{SELECTION_METRIC}, validation, last round"},
+            else {
+                "seeds": list(self.plan.trial_seeds),
+                "metric": f"{SELECTION_METRIC}, validation, {self.round_choice} round",
+            },
+            **({} if self.round_choice == "last" else {"round": self.round_choice}),
             "rows": rows,
             "failed": dict(sorted(self.failed.items())),
         }

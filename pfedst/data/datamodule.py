@@ -150,12 +150,16 @@ class FederatedDataModule(LightningDataModule):
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
         self._trained_classes: tuple[str, ...] | None = None
+        self._needs_all_classes = False
 
-    def use_classes(self, names: Sequence[str]) -> None:
+    def use_classes(self, names: Sequence[str], all_of_them: bool = False) -> None:
         """Give images the class indices of a trained model, whatever the order in which these data name the classes.
+
+        `prepare` then refuses data with a class that the model does not have.
 
         Args:
             names: the classes of the model, in the order of its outputs.
+            all_of_them: `prepare` also refuses data that do not name all of these classes.
 
         Raises:
             ConfigurationError: the data are prepared with other classes.
@@ -165,7 +169,7 @@ class FederatedDataModule(LightningDataModule):
                 f"these data are prepared with the classes {listed(list(self.class_names))}, and the model has "
                 f"{listed(list(names))}: make another data module"
             )
-        self._trained_classes = tuple(plain_names(names))
+        self._trained_classes, self._needs_all_classes = tuple(plain_names(names)), all_of_them
 
     @abstractmethod
     def read(self) -> Sites:
@@ -240,6 +244,12 @@ class FederatedDataModule(LightningDataModule):
         found = self.read().with_pixel_range(self.pixel_range)
         found.check_labels()
         if self._trained_classes is not None:
+            missing = [name for name in self._trained_classes if name not in plain_names(found.class_names)]
+            if missing and self._needs_all_classes:
+                raise DataError(
+                    f"the model has classes that these data do not name: {listed(missing)}. The data name "
+                    f"{listed(list(found.class_names))}: name the classes as the model does, with --data.class_names"
+                )
             found = found.with_classes(self._trained_classes)  # before test and validation are cut by labels
         if files:
             found.check_files(self.outside_files)

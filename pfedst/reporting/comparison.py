@@ -86,10 +86,16 @@ class FinishedRun:
         return found
 
     @property
+    def warnings(self) -> list[Mapping[str, Any]] | None:
+        """Warnings about models; None for a run before these were recorded."""
+        found: list[Mapping[str, Any]] | None = self.summary.get("warnings")
+        return found
+
+    @property
     def total_bytes(self) -> float:
         """Bytes that all clients sent and received up to the last round, class prototypes included."""
         a_round = self.cost["upload_bytes_per_round"] + self.cost["download_bytes_per_round"]
-        return float(a_round * self.protocol["round"] + self.cost["setup_upload_bytes"])
+        return float(a_round * self.summary["evaluated"]["round"] + self.cost["setup_upload_bytes"])
 
     @property
     def total_flops(self) -> float | None:
@@ -200,6 +206,20 @@ class Compared:
     def protocol(self) -> Mapping[str, Any]:
         """Protocol of the row with most rounds."""
         return max((row.first.protocol for row in self.rows), key=lambda protocol: protocol["rounds"])
+
+    @property
+    def of_best_rounds(self) -> bool:
+        """True if the numbers are of the best round of each run on validation, and not of its last round."""
+        return bool(self.protocol.get("round_choice") == "best")
+
+    @property
+    def round_words(self) -> str:
+        """The round of the numbers, in words."""
+        if not self.of_best_rounds:
+            return "after the last round"
+        rounds = sorted({run.protocol["round"] for row in self.rows for run in row.runs})
+        span = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
+        return f"after the round of each run that is BEST ON VALIDATION (round {span}), not the last"
 
     @property
     def is_demonstration(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.evaluation import CALIBRATION
 from pfedst.options import SEED
+from pfedst.reporting.best_round import RoundChoice, at_best_round
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow, has_present_bins
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import FORMAT as SUMMARY_FORMAT
@@ -44,18 +45,21 @@ BUDGET_OPTIONS = (
 """The same as options."""
 EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.")
 """Groups of options that are no part of a method: also where rows of several methods differ in one, it is told."""
-OF_A_RUN = ("seed", "threads", "data_audit", "round")
+OF_A_RUN = ("seed", "threads", "data_audit", "round", "when")
 """What the protocols of runs of one row may differ in, where the options of the study were not recorded."""
 HASH_DIGITS = 8
 """Digits of a hash in the label of a row."""
 
 
-def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compared:
+def load_compared(
+    paths: Sequence[Path], reference: str | None = None, round_choice: RoundChoice | None = None
+) -> Compared:
     """What lies in folders of runs, or of comparisons.
 
     Args:
         paths: folders.
         reference: a label; by default the comparison's own, or else PFedST, or else the first row.
+        round_choice: the round of each run that is reported; by default that of the comparisons, or else the last.
 
     Raises:
         ConfigurationError: no run, a folder that is none, or runs that cannot stand in one table.
@@ -66,14 +70,15 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
     tuned: dict[str, Any] = {}
     tuning, proposed, name = None, None, ""
     single: list[FinishedRun] = []
-    for path in paths:
-        asked = _read(path / FILE)
+    plans = {path: _read(path / FILE) for path in paths}
+    choice = round_choice or _proposed_round(plans.values())
+    for path, asked in plans.items():
         if asked is None:
-            single.append(_single(path))
+            single.append(_single(path, choice))
             continue
         name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
         for row in asked["rows"]:
-            found, missing = _runs_of(path, row["runs"])
+            found, missing = _runs_of(path, row["runs"], choice)
             label = _free(row["label"], found, rows, path.name)
             rows.setdefault(label, []).extend(found)
             notes += [f"{label}, seed {seed}: missing, as it failed or is not done" for seed in missing]
@@ -99,10 +104,16 @@ def load_compared(paths: Sequence[Path], reference: str | None = None) -> Compar
     return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning)
 
 
-def _runs_of(path: Path, names: Mapping[str, str]) -> tuple[list[FinishedRun], list[str]]:
+def _proposed_round(plans: Iterable[Mapping[str, Any] | None]) -> RoundChoice:
+    """Return the round that all comparisons report, or the last one."""
+    proposed = {plan.get("round", "last") for plan in plans if plan is not None}
+    return "best" if proposed == {"best"} else "last"
+
+
+def _runs_of(path: Path, names: Mapping[str, str], choice: RoundChoice) -> tuple[list[FinishedRun], list[str]]:
     found, missing = [], []
     for seed, run in names.items():
-        finished = _finished(path / "runs" / run)
+        finished = _finished(path / "runs" / run, choice)
         if finished is None:
             missing.append(seed)
         else:
@@ -110,21 +121,22 @@ def _runs_of(path: Path, names: Mapping[str, str]) -> tuple[list[FinishedRun], l
     return found, missing
 
 
-def _single(path: Path) -> FinishedRun:
+def _single(path: Path, choice: RoundChoice) -> FinishedRun:
     if not path.is_dir():
         raise ConfigurationError(f"{path}: no folder; give the folders of finished runs, or of a comparison")
-    run = _finished(path)
+    run = _finished(path, choice)
     if run is None:
         raise ConfigurationError(f"{path} holds no summary.json: no run, or one that is not finished")
     return run
 
 
-def _finished(path: Path) -> FinishedRun | None:
-    """The run in a folder; None where it has no summary yet."""
+def _finished(path: Path, choice: RoundChoice) -> FinishedRun | None:
+    """The run in a folder, at its last or its best round; None where it has no summary yet."""
     summary = RunFolder(path).summary()
     if summary is None:
         return None
-    return FinishedRun(path, present_summary(summary, path / "summary.json"))
+    present = present_summary(summary, path / "summary.json")
+    return FinishedRun(path, _in_present_bins(at_best_round(present, path) if choice == "best" else present))
 
 
 def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
@@ -145,15 +157,20 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
             f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
             f"it again, under another name"
         )
-    present: dict[str, Any] = {"class_metrics": {}, "environment": None, **summary}
+    present: dict[str, Any] = {"class_metrics": {}, "environment": None, "warnings": None, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}
         evaluated = {"round": protocol["round"], "split": protocol["split"], "prior": PRIOR}
         present |= {"format": SUMMARY_FORMAT, **unknown, "evaluated": evaluated}
-    if not has_present_bins(present):
-        present |= {model: _without_calibration(present[model]) for model in ("personal", "generic")}
     return present
+
+
+def _in_present_bins(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a summary without the calibration errors of older versions, which are in other bins."""
+    if has_present_bins(summary):
+        return summary
+    return {**summary, **{model: _without_calibration(summary[model]) for model in ("personal", "generic")}}
 
 
 def _without_calibration(found: Mapping[str, Any]) -> dict[str, Any]:

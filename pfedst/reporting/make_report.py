@@ -28,6 +28,7 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
     made: list[ReportTable | None] = [
         tables.results_table(compared, metric),
         tables.tests_table(compared, metric, differences) if differences else None,
+        tables.warnings_table(compared),
         tables.metrics_table(compared, metric),
         stated_table([(row.label, [run.summary for run in row.runs]) for row in compared.rows]),
         tables.recall_table(compared),
@@ -62,7 +63,8 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"budget of every row that trains: {protocol['rounds']} rounds, {protocol['local_epochs']} local epochs "
         f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
         f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}",
-        f"evaluation: {protocol['split']} split, {protocol['when']}, last round; all clients; personal: "
+        f"evaluation: {protocol['split']} split, {protocol['when']}, "
+        f"{compared.round_words if compared.of_best_rounds else 'last round'}; all clients; personal: "
         f"{protocol['personal']}; generic: {protocol['generic']}",
         *_prior(compared),
         f"seeds: {', '.join(str(seed) for seed in compared.seeds)}; validation selects (tuning), test is only reported",
@@ -86,6 +88,16 @@ def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[st
         found.append("The images are SYNTHETIC: the numbers say nothing of medicine, and nothing can be claimed.")
     if differences and not compared.is_demonstration:
         found.append(_claims(compared, differences))
+    if compared.of_best_rounds:
+        found.append(
+            f"The numbers are of no last round: {compared.round_words}. Validation chose the round, and test is only "
+            f"reported; cost is that of whole runs."
+        )
+    if warned := [row.label for row in compared.rows if any(run.warnings for run in row.runs)]:
+        found.append(
+            f"Models predict one class only, or are worse than at their start: {listed(warned, ', ', 20)}; see the "
+            f"table of models to look at."
+        )
     left_out = {
         f"{row.label}, seed {run.seed}: {site}"
         for row in compared.rows

@@ -12,12 +12,19 @@ from pfedst.evaluation.statistics import LEVEL, Difference, differences_to, fewe
 from pfedst.reporting.by_class import classes_at_sites, shown_run, units_text
 from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow
 from pfedst.reporting.report_table import Cell, ReportTable, marked, mean_cell
+from pfedst.reporting.run_warnings import warning_text
 from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words, percent
 
 Values = Callable[[RunsOfARow], Sequence[float]]
 """Function of a row that returns one value per seed."""
 Column = tuple[str, Values, bool | None]
 """Heading, values of a row, and True if higher is better (None if neither is)."""
+WARNINGS = {
+    "one_class": "one class only",
+    "below_start": "below its start",
+    "start_is_best": "no round is better than the start",
+}
+"""Headings of warnings."""
 SEEDS = "Mean over {} seeds ± their standard deviation (n - 1)."
 ONE_SEED = "One seed: no deviation, and no claim."
 
@@ -37,7 +44,7 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
         columns.append(("mean of held out", _of("personal", OverSites.HELD_OUT_MEAN, metric), True))
     caption = (
         f"{metric_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
-        f"{compared.protocol['when']}, after the last round. {_over_seeds(compared)} Mean, worst and std over sites "
+        f"{compared.protocol['when']}, {compared.round_words}. {_over_seeds(compared)} Mean, worst and std over sites "
         f"are taken in each run. Generic: personal tensors at their start, what a hospital that joins gets."
         f"{_held_out(compared)}{_pooled(compared)}"
     )
@@ -87,6 +94,34 @@ def classes_table(compared: Compared) -> ReportTable | None:
         "classes", "Sensitivity, specificity and average precision by class", caption,
         ("site", "class", "images", "units", *headings), tuple(rows),
     )  # fmt: skip
+
+
+def warnings_table(compared: Compared) -> ReportTable | None:
+    """Table of the warnings about models, by row and site; None if there are none."""
+    found: dict[tuple[str, str, str], list[tuple[int, Mapping[str, Any]]]] = {}
+    for row in compared.rows:
+        for run in row.runs:
+            for warning in run.warnings or ():
+                site = "mean over sites" if warning["site"] is None else warning["site"]
+                found.setdefault((row.label, site, warning["what"]), []).append((run.seed, warning))
+    if not found:
+        return None
+    rows = []
+    for (label, site, what), seeds in found.items():
+        seed, worst = max(seeds, key=lambda pair: (pair[1].get("start") or 0) - (pair[1].get("now") or 0))
+        numbers = ", ".join(str(number) for number, _ in seeds)
+        rows.append(
+            (Cell(label), Cell(site), Cell(WARNINGS[what]), Cell(numbers), Cell(f"seed {seed}: {warning_text(worst)}"))
+        )
+    unknown = [row.label for row in compared.rows if any(run.warnings is None for run in row.runs)]
+    caption = (
+        "Personal models that predict one class only, or that are below their start (round 0) in balanced accuracy; on "
+        "validation, or on test at a site without validation images. In words: the largest difference of any seed."
+        + (f" Not recorded by an older version: {', '.join(unknown)}." if unknown else "")
+    )
+    return ReportTable(
+        "warnings", "Models to look at", caption, ("row", "site", "warning", "seeds", "in words"), tuple(rows)
+    )
 
 
 def calibration_table(compared: Compared) -> ReportTable:

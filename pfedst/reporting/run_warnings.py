@@ -155,9 +155,9 @@ def fewest_images(confusions: Sequence[Sequence[Sequence[int]]], margin: float) 
     return max(found, 1)
 
 
-def is_slight(warning: Warning) -> bool:
+def is_slight(warning: Mapping[str, Any]) -> bool:
     """Return True if a handful of images could cause a warning."""
-    return warning["what"] == "below_start" and warning["fewest_images"] <= HANDFUL
+    return bool(warning["what"] == "below_start" and warning["fewest_images"] <= HANDFUL)
 
 
 def start_is_best(round_number: int, start: float, now: float | None, images: int) -> Warning:
@@ -172,7 +172,7 @@ _WORDS = {
 }
 
 
-def warning_text(warning: Warning) -> str:
+def warning_text(warning: Mapping[str, Any]) -> str:
     """Return a warning in words."""
     place, images = _place(warning["site"]), f"{warning['images']:,} {warning['split']} images"
     if warning["what"] == "one_class":

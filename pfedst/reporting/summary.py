@@ -75,11 +75,7 @@ def describe(
         "pooled": method.pooled,
         "weighting": method.weighting,
         "split": "test",
-        "when": (
-            f"after the last merge and {finetuning} local fine-tuning epochs"
-            if finetuning
-            else "after the last merge, before local training (`received`)"
-        ),
+        "when": _when("the last merge", finetuning),
         "personal": "merged shared tensors with the client's own personal tensors",
         "generic": "merged shared tensors with personal tensors at their start: what a new client gets; the personal "
         "model of a method that does not personalise, none of one that merges nothing",
@@ -91,6 +87,30 @@ def describe(
         "parameters_trained": start.parameters_trained,
         "parameters_sent": start.parameters_sent,
         **({"class_counts": counts} if counts else {}),
+    }
+
+
+def _when(merge: str, finetuning: int) -> str:
+    if finetuning:
+        return f"after {merge} and {finetuning} local fine-tuning epochs"
+    return f"after {merge}, before local training (`received`)"
+
+
+def chosen_round(choice: str, finetuning: int = 0) -> dict[str, Any]:
+    """Return what differs in the protocol of numbers that are not of the last round.
+
+    Args:
+        choice: `best`, or the number of the round.
+        finetuning: epochs of the fine-tuning that followed it.
+    """
+    by = (
+        f"the evaluated round with the highest mean validation {SELECTION_METRIC} of the personal model, the first of "
+        f"equal ones; test is only reported"
+    )
+    return {
+        "round_choice": choice,
+        "when": _when("the merge of that round", finetuning),
+        "selection": by if choice == "best" else "none: a round that was named",
     }
 
 

@@ -15,7 +15,7 @@ from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
 from pfedst.names import plain_names
-from pfedst.reporting import RunFolder, RunSummary, describe, of_model
+from pfedst.reporting import RunFolder, RunSummary, chosen_round, describe, of_model
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
@@ -29,7 +29,8 @@ from pfedst.server.replies import CheckedTransport
 from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.schedule import Schedule, ScheduleKind
 from pfedst.server.server import MakeStart, Server
-from pfedst.state.run_state import RunState
+from pfedst.server.warm_start import Initial
+from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 
@@ -141,6 +142,7 @@ class FederatedCoordinator:
         resume: bool = False,
         study: Mapping[str, Any] | None = None,
         load_frozen: LoadFrozen | None = None,
+        init: Initial | None = None,
     ) -> dict[str, Any]:
         """Train, evaluate, and leave everything in the run folder.
 
@@ -154,6 +156,7 @@ class FederatedCoordinator:
             resume: continue with what the run folder holds; results are those of a run that was never interrupted.
             study: the options that results depend on; every client must have those of the study, too.
             load_frozen: gives the frozen tensors of an adapter that is continued to the clients of this process.
+            init: the tensors that the run begins with in place of random ones.
 
         Returns:
             The content of `summary.json`.
@@ -163,10 +166,10 @@ class FederatedCoordinator:
         """
         started = time.perf_counter()
         transport = CheckedTransport(transport, method.has_generic)
-        hellos, server = self.check(transport, method, make_start, run_seed, study, run.path.name)
-        made_of = identity(hellos)
+        hellos, server = self.check(transport, method, make_start, run_seed, study, run.path.name, init)
+        made_of = identity(hellos) | ({} if init is None else {"init": dict(init.about)})
         content = {key: made_of[key] for key in ("data", "encoder_weights")}
-        protocol = self._describe(server, hellos)
+        protocol = self._describe(server, hellos, made_of)
         summary = RunSummary(protocol, study or {}, content, what_to_try(method, protocol))
         loop = RoundLoop(self.options, server, transport, hooks, run, summary)
         with run.held(), hooks.hearing_errors():
@@ -186,12 +189,14 @@ class FederatedCoordinator:
         run_seed: int,
         study: Mapping[str, Any] | None = None,
         run: str = "",
+        init: Initial | None = None,
     ) -> tuple[Mapping[str, Reply], Server]:
         """Return the first reply of every client, and the server, if a run with them can begin; nothing is written.
 
         Args:
             transport, method, make_start, run_seed, study: as in `fit`.
             run: the run's name, if it has one yet.
+            init: as in `fit`.
 
         Raises:
             ConfigurationError: the clients do not agree on classes or options, or too few are drawn in a round.
@@ -200,6 +205,8 @@ class FederatedCoordinator:
         server = self._server(hellos, method, make_start, run_seed, study)
         check_prior(server, hellos)
         self.options.check_clients(server)
+        if init is not None and init.shared is not None:
+            server.warm_start(init.shared, init.anchors)
         return hellos, server
 
     def evaluate(
@@ -209,17 +216,21 @@ class FederatedCoordinator:
         make_start: MakeStart,
         run: str,
         saved: Snapshot,
+        number: int,
+        choice: str,
         trained: Mapping[str, Any],
         split: SplitName,
         run_seed: int,
         load_frozen: LoadFrozen,
     ) -> dict[str, Any]:
-        """Evaluate the last saved round of a run on one split; return the table that `fit` ends with, without cost.
+        """Evaluate a saved round of a run on one split; return the table that `fit` ends with, without cost.
 
         Args:
             transport, method, make_start, run_seed, load_frozen: as in `fit`, of the run's own configuration.
             run: the run's name.
-            saved: its last saved round.
+            saved: the state of one of its rounds.
+            number: of that round.
+            choice: how it was chosen: `last`, `best`, or its number.
             trained: its identity.
             split: `validation` or `test`.
 
@@ -237,7 +248,6 @@ class FederatedCoordinator:
             server.priors = FederationPriors.from_about(saved.about, len(here["classes"]))
         check_prior(server, hellos)
         merged = Merged.from_about(saved.about, server.members)
-        number = RunState.round_of(saved.name)
         requests = {
             name: Request(
                 "evaluate",
@@ -252,7 +262,9 @@ class FederatedCoordinator:
         }
         with transport:
             models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
-        protocol = self._describe(server, hellos) | {"split": split, "round": number}
+        protocol = self._describe(server, hellos, trained) | {"split": split, "round": number}
+        if choice != LAST:
+            protocol |= chosen_round(choice, method.finetune_epochs if RunState.is_finetuned(saved.name) else 0)
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
         return {
             "name": run,
@@ -277,10 +289,10 @@ class FederatedCoordinator:
         }
         return Server(method, samples, make_start, run_seed, self.held_out_sites, counts)
 
-    def _describe(self, server: Server, hellos: Mapping[str, Reply]) -> dict[str, Any]:
-        options = self.options
+    def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
+        options, init = self.options, made_of.get("init")
         values = {name: hello.values for name, hello in hellos.items()}
-        return describe(
+        described = describe(
             server.method,
             server.start,
             values,
@@ -291,6 +303,7 @@ class FederatedCoordinator:
             options.fits.keep_optimizer,
             None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
+        return described if init is None else described | {"init": init}
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:

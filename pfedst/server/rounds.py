@@ -194,7 +194,7 @@ class RoundLoop:
         Raises:
             PfedstError: a site does not reply: without its classes the anchors would be others.
         """
-        if not self.server.needs_prototypes:
+        if not self.server.gathers_prototypes:
             return
         self.progress.say("class prototypes")
         requests = {name: Request("prototypes", self.run_folder.path.name) for name in self.server.prototype_sites}

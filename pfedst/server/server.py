@@ -134,6 +134,11 @@ class Server:
         """True if the class anchors are class means that clients send."""
         return self.start.anchors == "prototypes"
 
+    @property
+    def gathers_prototypes(self) -> bool:
+        """True if the clients still have to send class means."""
+        return self.needs_prototypes and self.anchors is None
+
     def merge_prototypes(self, sums: Sequence[Tensor], counts: Sequence[Tensor]) -> None:
         """Make the class anchors.
 
@@ -149,6 +154,17 @@ class Server:
         """Take class anchors (K, E)."""
         self.anchors = anchors.float().cpu()
         self.start = self._make_start(self.anchors)
+
+    def warm_start(self, shared: State, anchors: Tensor | None) -> None:
+        """Begin with given tensors in place of random ones; call it before `begin`.
+
+        Args:
+            shared: all shared tensors, by their key in the adapter.
+            anchors: class prototypes (K, E), which are not gathered then; None for other anchors.
+        """
+        if anchors is not None:
+            self.set_anchors(anchors)
+        self.start = replace(self.start, state=dict(shared))
 
     def begin(self) -> None:
         """Make the method's first state, once the class anchors are known."""

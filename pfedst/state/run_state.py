@@ -17,11 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pfedst.errors import StateError
+from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.state.files import clear_unfinished, sync_file, sync_folder, writing
 from pfedst.state.snapshot import Snapshot, name_snapshot, read_snapshot, remove_folder, sync_snapshot, write_snapshot
 
 FINETUNED = "-finetuned"
+LAST, BEST = "last", "best"
+"""Choices of a round beside its number: the last one, and the best one on validation."""
 
 
 class RunState:
@@ -31,7 +33,7 @@ class RunState:
         folder: of the state; it may be absent.
     """
 
-    BEST = "best"
+    BEST = BEST
     """The name of the snapshot of the best round on validation."""
 
     def __init__(self, folder: Path) -> None:
@@ -93,6 +95,37 @@ class RunState:
                 f"{self.folder} holds no saved round; give the folder of a run that pfedst fit has written"
             )
         return found
+
+    def chosen(self, choice: str) -> tuple[int, Snapshot]:
+        """Return the number and the saved state of a round: `last`, `best` on validation, or the number of a kept one.
+
+        The last round, and its number, stand for the state after the fine-tuning that follows it, if there is one.
+
+        Raises:
+            ConfigurationError: the choice is none of these; the message lists the rounds that are kept.
+            StateError: the state is missing or damaged.
+        """
+        last = self.last_round()
+        if choice == LAST:
+            return self.round_of(last.name), last
+        best: dict[str, Any] = last.about.get("best", {})
+        if choice == BEST and best.get("round") is None:
+            raise ConfigurationError(
+                f"{self.folder.parent} has no best round, as no site has validation images; use the last round"
+            )
+        if choice == BEST and self.is_finetuned(last.name) and best["after"] == last.about["after"]:
+            return self.round_of(last.name), last
+        kept: dict[str, Path] = {str(self.round_of(place.name)): place for place in self.rounds()}
+        if best.get("round") is not None:
+            kept.setdefault(str(best["round"]), self.folder / BEST)
+        place = self.folder / BEST if choice == BEST else kept.get(choice)
+        if place is None:
+            raise ConfigurationError(
+                f"round {choice} of {self.folder.parent} is not kept. Kept are {listed(sorted(map(int, kept)), ', ', 20)}; "
+                f"`last` and `best` are names for two of them. --coordinator.keep_states sets how many a run keeps"
+            )
+        found = read_snapshot(place)
+        return found.about["round"] if place.name == BEST else int(choice), found
 
 
 class StateSaver:

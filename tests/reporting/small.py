@@ -74,7 +74,7 @@ def _run(
         "study": {},
         "last_digits": {},
         "content": {},
-        "evaluated": {"bins": CALIBRATION_BINS},
+        "evaluated": {"round": told["round"], "bins": CALIBRATION_BINS},
         "environment": None,
         "class_metrics": class_metrics(sites, told["classes"]),
         "protocol": told,

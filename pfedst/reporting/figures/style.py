@@ -150,6 +150,8 @@ def seeds_text(compared: Compared) -> str:
 
 def round_text(compared: Compared) -> str:
     """Describe when the models were evaluated."""
+    if compared.of_best_rounds:
+        return compared.round_words
     last = compared.protocol["round"]
     return f"after round {last}" if last else "without training"
 
