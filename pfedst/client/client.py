@@ -229,6 +229,8 @@ class Client:
             # the generic model is the adapter itself: a personal model may use private modules, which are not trained
             models["generic"] = self.generic.adapter
         reported = ("personal", "generic") if self.method.has_generic else ("personal",)
+        if not request.evaluate:  # asked only whether the state can be read; a pooled client has no images of its own
+            return Reply({"evaluated": {}})
         priors, evaluated = self._priors(name, request, models, is_finetuned), {}
         for split in request.evaluate:
             found, predictions = self._evaluated(name, models, split, priors.shifts(self.module.prior))
