@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 from torch import Tensor
 
-from pfedst.adapters import lora_layers, switches_open
+from pfedst.adapters import Adapter, lora_layers, switches_open
 from pfedst.errors import ConfigurationError
 from pfedst.methods.interface import Batch, FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
@@ -38,6 +39,8 @@ class PFedST(FederatedMethod):
             off in the first `shared_epochs` local epochs of a round, then the LoRA alone.
         shared_epochs: epochs of the shared part in `alternate`, >= 1; a round needs at least one more epoch.
         lora_learning_rate_scale: factor on the learning rate of the LoRA, > 0.
+        strength: share of the LoRA with which a site predicts, in [0, 1]. It is trained in full. 1: as trained;
+            0: the merged part alone. In between lies a mixture of the two in the space of weights.
         options: see FederatedMethod.
     """
 
@@ -50,6 +53,7 @@ class PFedST(FederatedMethod):
         schedule: Schedule = "joint",
         shared_epochs: int = 1,
         lora_learning_rate_scale: float = 1.0,
+        strength: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -58,8 +62,10 @@ class PFedST(FederatedMethod):
         self.schedule = schedule
         self.shared_epochs = shared_epochs
         self.lora_learning_rate_scale = lora_learning_rate_scale
+        self.strength = strength
         self.require("shared_epochs", shared_epochs >= 1, "must be 1 or more")
         self.require("lora_learning_rate_scale", lora_learning_rate_scale > 0, "must be above 0")
+        self.require("strength", 0 <= strength <= 1, "must be in [0, 1]")
 
     def partition(self, client: LocalModel) -> Sequence[Rule]:
         """LoRA is personal, the rest shared."""
@@ -94,3 +100,12 @@ class PFedST(FederatedMethod):
         shared_phase = self.schedule == "alternate" and client.local_epoch < self.shared_epochs
         with switches_open(client.adapter) if shared_phase else nullcontext():
             return super().loss(client, batch)
+
+    def personal_model(self, client: LocalModel) -> Adapter:
+        """The side network with the client's LoRA, at the chosen strength."""
+        if self.strength == 1:
+            return client.adapter
+        adapter = copy.deepcopy(client.adapter)
+        for _, layer in lora_layers(adapter):
+            layer.lora_scale *= self.strength
+        return adapter
