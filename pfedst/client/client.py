@@ -156,11 +156,11 @@ class Client:
     def _hello(self, name: str, request: Request) -> Reply:
         samples = {split: self.data.samples(name, split) for split in SPLITS}
         values = {"samples": samples, "threads": self.threads, **self._description}
+        natural, sampled = self.data.class_counts(name, "train"), self.class_counts(name).tolist()
+        if sampled != natural and len(set(sampled)) == 1:
+            values["balanced_sampling"] = True  # by the sampler, so that nothing is said of the images
         if self.shares_class_counts:
-            values["class_counts"] = {
-                "natural": self.data.class_counts(name, "train"),
-                "sampled": self.class_counts(name).tolist(),
-            }
+            values["class_counts"] = {"natural": natural, "sampled": sampled}
         return Reply(values)
 
     @cached_property
@@ -302,24 +302,26 @@ class Client:
         """Return the class priors of the models of a site.
 
         A model that was not trained has learned no class frequencies: its prior is uniform. The personal model after
-        fine-tuning, and that of a method which says so, has those of its site; a merged model has what the server says.
+        fine-tuning, and that of a method which says so, has those of its site. A merged model has what the server says.
         """
         method, loss = self.method, self.module.loss
-        merged: Tensor | str = request.priors.get(MERGED, NOT_SHARED)
-        federation = None if self._personalises else request.priors.get(FEDERATION)
         natural = torch.tensor(self.data.class_counts(name, "train"))
+        learned = own_prior(loss, method.uses_criterion, self.class_counts(name))
+        # the server sends what it knows: for a loss without a prior nothing
+        merged = request.priors.get(MERGED, learned if isinstance(learned, str) else NOT_SHARED)
+        federation = None if self._personalises else request.priors.get(FEDERATION)
         if method.pooled:  # the images of all sites are here: no site has to send counts
             counts = self.class_counts(POOLED)
-            merged, federation = own_prior(loss, method.uses_criterion, counts), loss.prior(counts.double())
-        own = own_prior(loss, method.uses_criterion, self.class_counts(name))
-        if isinstance(own, str):
-            merged = own
-        if not self.model.learnable or request.round == 0:
-            merged = own = uniform(len(natural))
-        elif not request.after:
-            own = uniform(len(natural)) if method.has_own_prior else merged
-        elif not method.has_own_prior and not is_finetuned:
-            own = merged
+            federation = loss.prior(counts.double())
+            if request.round:
+                merged = own_prior(loss, method.uses_criterion, counts)
+        if not self.model.learnable:
+            merged = uniform(len(natural))
+        own = merged
+        if is_finetuned or (method.has_own_prior and request.after):
+            own = learned
+        elif method.has_own_prior:
+            own = uniform(len(natural))
         return SitePriors(
             {model: own if model == "personal" else merged for model in models},
             targets_at(loss, natural, federation),

@@ -287,7 +287,8 @@ class FederatedCoordinator:
         counts = {
             name: hello.values["class_counts"] for name, hello in hellos.items() if "class_counts" in hello.values
         }
-        return Server(method, samples, make_start, run_seed, self.held_out_sites, counts)
+        balanced = [name for name, hello in hellos.items() if hello.values.get("balanced_sampling")]
+        return Server(method, samples, make_start, run_seed, self.held_out_sites, counts, balanced)
 
     def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
         options, init = self.options, made_of.get("init")

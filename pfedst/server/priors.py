@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,38 +35,47 @@ class FederationPriors:
 
     @classmethod
     def of(
-        cls, loss: Criterion, uses_criterion: bool, counts: Mapping[str, ClassCounts], weights: Mapping[str, float]
+        cls,
+        loss: Criterion,
+        uses_criterion: bool,
+        classes: int,
+        weights: Mapping[str, float],
+        counts: Mapping[str, ClassCounts],
+        balanced: Collection[str] = (),
     ) -> FederationPriors:
         """Return the priors of a federation that trains with a loss.
 
         Args:
             loss: the loss.
             uses_criterion: False for a method whose loss is another one: then nothing is known of the merged model.
-            counts: by site, as sites sent them; empty if they do not.
+            classes: K.
             weights: of the sites that train, by name.
+            counts: by site, as sites sent them; empty if they do not.
+            balanced: the sites whose sampler shows all classes equally often, which say so without their counts.
         """
-        if any(name not in counts for name in weights):
-            return cls()
-        natural, sampled = (
-            [torch.tensor(counts[name][key]).double() for name in weights] for key in ("natural", "sampled")
-        )
-        federation = mixture([loss.prior(of_site) for of_site in natural], list(weights.values()))
-        merged = None
-        if uses_criterion:
+        merged = federation = None
+        sampled = {site: torch.ones(classes) for site in balanced}
+        sampled |= {site: torch.tensor(of_site["sampled"]) for site, of_site in counts.items()}
+        if loss.is_balanced:
+            sampled = {site: torch.ones(classes) for site in weights}
+        if uses_criterion and sampled.keys() >= weights.keys():
             with suppress(ConfigurationError):  # a loss without an effective prior
-                merged = mixture([loss.effective_prior(of_site) for of_site in sampled], list(weights.values()))
+                learned = [loss.effective_prior(sampled[site].double()) for site in weights]
+                merged = mixture(learned, list(weights.values()))
+        if counts.keys() >= weights.keys():
+            natural = [loss.prior(torch.tensor(counts[site]["natural"]).double()) for site in weights]
+            federation = mixture(natural, list(weights.values()))
         return cls(merged, federation)
 
-    def parts(self, classes: int, is_trained: bool, is_balanced: bool) -> State:
+    def parts(self, classes: int, is_trained: bool) -> State:
         """Return what a request to evaluate carries.
 
         Args:
             classes: K.
             is_trained: False before the first merge: such a model has learned no frequencies, and its prior is uniform.
-            is_balanced: True if the merged model is at the uniform prior, whatever the class counts are.
         """
-        merged = self.merged if is_trained and not is_balanced else uniform(classes)
-        return {key: prior for key, prior in ((MERGED, merged), (FEDERATION, self.federation)) if prior is not None}
+        found = {MERGED: self.merged if is_trained else uniform(classes), FEDERATION: self.federation}
+        return {key: prior for key, prior in found.items() if prior is not None}
 
     def about(self) -> dict[str, Any]:
         """Return what is saved with a round: nothing if nothing is known."""

@@ -230,6 +230,8 @@ def _hello(values: dict[str, Any], what: str) -> dict[str, Any]:
         if not holds:
             raise StateError(f'{what}: "{key}" is missing or of another kind')
     kept = {key: values[key] for key in checks}
+    if values.get("balanced_sampling") is True:
+        kept["balanced_sampling"] = True
     counts = values.get("class_counts")
     if counts is None:
         return kept

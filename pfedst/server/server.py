@@ -5,7 +5,7 @@ The server holds no image and no personal tensor. It knows clients by name and b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +58,7 @@ class Server:
         run_seed: the seed of the run.
         held_out: sites to hold out.
         class_counts: by site, where sites share them.
+        balanced: the sites whose sampler shows all classes equally often.
 
     Raises:
         ConfigurationError: an unknown site to hold out, or no site left to train on.
@@ -71,6 +72,7 @@ class Server:
         run_seed: int,
         held_out: Sequence[str] = (),
         class_counts: Mapping[str, ClassCounts] | None = None,
+        balanced: Collection[str] = (),
     ) -> None:
         if reserved := sorted(set(method.extra_messages) & set(RESERVED_PARTS)):
             raise ConfigurationError(f"method {type(method).__name__}: extra_messages may not be called {reserved}")
@@ -87,8 +89,9 @@ class Server:
         self._train_samples = dict(train_samples)
         self._make_start = make_start
         self.start = make_start(None)
+        loss, classes = self.start.loss, self.start.anchors_shape[0]
         self.priors = FederationPriors.of(
-            self.start.loss, method.uses_criterion, class_counts or {}, self._site_weights()
+            loss, method.uses_criterion, classes, self._site_weights(), class_counts or {}, balanced
         )
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -102,12 +105,7 @@ class Server:
     @property
     def knows_merged_prior(self) -> bool:
         """True if the class frequencies that a merged model has learned are known, at a site or here."""
-        learned = self.priors.merged is not None or self._is_balanced
-        return learned or not self.trains or self.method.pooled
-
-    @property
-    def _is_balanced(self) -> bool:
-        return self.start.loss.is_balanced and self.method.uses_criterion
+        return self.priors.merged is not None or not self.trains or self.method.pooled
 
     @property
     def members(self) -> list[str]:
@@ -196,7 +194,7 @@ class Server:
             is_trained: False before the first merge.
         """
         classes = self.start.anchors_shape[0]
-        priors = self.priors.parts(classes, is_trained and self.trains, self._is_balanced)
+        priors = self.priors.parts(classes, is_trained and self.trains)
         parts = self.parts_for(name) | ({PRIORS: priors} if priors else {})
         generic = {key: self._copy(tensor) for key, tensor in self.state[NET].items()}
         same = all(parts[NET][key] is tensor for key, tensor in generic.items())

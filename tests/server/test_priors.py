@@ -32,7 +32,7 @@ COUNTS = {
 
 def test_the_mixture_by_hand() -> None:
     """With the pseudo-count 1: natural (8, 2) / 10 and (2, 4) / 6, sampled (4, 4) / 8 and (2, 4) / 6; weights 3 : 1."""
-    found = FederationPriors.of(CrossEntropy(), True, COUNTS, {"a": 6.0, "b": 2.0})
+    found = FederationPriors.of(CrossEntropy(), True, 2, {"a": 6.0, "b": 2.0}, COUNTS)
     assert found.federation.tolist() == pytest.approx([0.75 * 0.8 + 0.25 / 3, 0.75 * 0.2 + 0.25 * 2 / 3])
     assert found.merged.tolist() == pytest.approx([0.75 * 0.5 + 0.25 / 3, 0.75 * 0.5 + 0.25 * 2 / 3])
 
@@ -40,32 +40,43 @@ def test_the_mixture_by_hand() -> None:
 def test_the_mixture_is_of_the_effective_priors_of_the_loss() -> None:
     """Of tau 0.5: frequencies proportional to the square root."""
     loss = BalancedSoftmax(0.5, pseudo_count=2.0)
-    found = FederationPriors.of(loss, True, {"a": {"natural": [7, 2], "sampled": [7, 2]}}, {"a": 1.0})
+    found = FederationPriors.of(loss, True, 2, {"a": 1.0}, {"a": {"natural": [7, 2], "sampled": [7, 2]}})
     assert found.merged.tolist() == pytest.approx([3 / 5, 2 / 5])  # of 9 and 4
     assert found.federation.tolist() == pytest.approx([9 / 13, 4 / 13])
 
 
 def test_where_nothing_is_known_there_is_none() -> None:
-    assert FederationPriors.of(CrossEntropy(), True, {}, {"a": 1.0}) == FederationPriors()
-    assert FederationPriors.of(CrossEntropy(), True, {"b": COUNTS["b"]}, {"a": 1.0}) == FederationPriors()
+    assert FederationPriors.of(CrossEntropy(), True, 2, {"a": 1.0}, {}) == FederationPriors()
+    assert FederationPriors.of(CrossEntropy(), True, 2, {"a": 1.0}, {"b": COUNTS["b"]}) == FederationPriors()
     for loss, uses in ((Focal(), True), (CrossEntropy(), False)):
-        found = FederationPriors.of(loss, uses, COUNTS, {"a": 1.0})
+        found = FederationPriors.of(loss, uses, 2, {"a": 1.0}, COUNTS)
         assert found.merged is None
         assert found.federation is not None
 
 
+def test_a_uniform_prior_needs_no_counts() -> None:
+    """By the loss, or by a sampler at all sites that train; the loss must have a prior at all."""
+    weights = {"a": 1.0, "b": 3.0}
+    by_loss = FederationPriors.of(BalancedSoftmax(), True, 2, weights, {})
+    by_sampler = FederationPriors.of(CrossEntropy(), True, 2, weights, {}, balanced=["a", "b", "c"])
+    assert by_loss.merged.tolist() == by_sampler.merged.tolist() == [0.5, 0.5]
+    assert by_loss.federation is by_sampler.federation is None
+    assert FederationPriors.of(CrossEntropy(), True, 2, weights, {}, balanced=["a"]) == FederationPriors()
+    assert FederationPriors.of(Focal(), True, 2, weights, {}, balanced=["a", "b"]) == FederationPriors()
+    assert FederationPriors.of(BalancedSoftmax(), False, 2, weights, {}) == FederationPriors()
+
+
 def test_what_a_request_carries() -> None:
-    known = FederationPriors.of(CrossEntropy(), True, COUNTS, {"a": 1.0, "b": 1.0})
-    sent = known.parts(2, is_trained=True, is_balanced=False)
+    known = FederationPriors.of(CrossEntropy(), True, 2, {"a": 1.0, "b": 1.0}, COUNTS)
+    sent = known.parts(2, is_trained=True)
     assert torch.equal(sent["merged"], known.merged)
     assert torch.equal(sent["federation"], known.federation)
-    assert known.parts(2, is_trained=False, is_balanced=False)["merged"].tolist() == [0.5, 0.5]
-    assert known.parts(2, is_trained=True, is_balanced=True)["merged"].tolist() == [0.5, 0.5]
-    assert FederationPriors().parts(2, is_trained=True, is_balanced=False) == {}
+    assert known.parts(2, is_trained=False)["merged"].tolist() == [0.5, 0.5]
+    assert FederationPriors().parts(2, is_trained=True) == {}
 
 
 def test_what_is_saved_is_read_again() -> None:
-    known = FederationPriors.of(CrossEntropy(), True, COUNTS, {"a": 1.0, "b": 1.0})
+    known = FederationPriors.of(CrossEntropy(), True, 2, {"a": 1.0, "b": 1.0}, COUNTS)
     found = FederationPriors.from_about(json.loads(json.dumps(known.about())), 2)
     assert torch.equal(found.merged, known.merged)
     assert torch.equal(found.federation, known.federation)
@@ -133,6 +144,20 @@ def test_a_site_sends_its_class_counts_only_if_it_shares_them(tmp_path) -> None:
         counts = client.data.class_counts(name, "train")
         assert reply.values["class_counts"] == {"natural": counts, "sampled": counts}
     assert PRIORS not in server_of(client).parts_for("site_a")
+
+
+def test_a_site_says_that_its_sampler_shows_all_classes_equally_often(tmp_path, monkeypatch) -> None:
+    """It says so without its counts, and only where the sampler makes them equal: equal images are not told."""
+    client = client_of(FedAvg(), tmp_path)
+    for sampled, natural, told in (
+        ([6, 6, 6], [3, 6, 9], True),
+        ([6, 6, 6], [6, 6, 6], None),
+        ([0, 9, 9], [0, 9, 9], None),
+    ):
+        monkeypatch.setattr(client, "class_counts", lambda name, found=sampled: torch.tensor(found))
+        monkeypatch.setattr(client.data, "class_counts", lambda site, split, found=natural: found)
+        for reply in CheckedTransport(InProcess(client)).hello("run").values():
+            assert reply.values.get("balanced_sampling") is told
 
 
 @pytest.mark.parametrize(
