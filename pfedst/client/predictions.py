@@ -45,7 +45,7 @@ class Predictions:
     | `logits.personal`, `logits.generic` | (N, K) float32 | logits; one model if there is no other |
     | `round` | () int64 | the round of the evaluation |
     | `train_counts.natural` | (K,) int64 | training images of the site, by class |
-    | `train_counts.sampled` | (K,) int64 | the same as a sampler shows them in an epoch |
+    | `train_counts.sampled` | (K,) int64 | the same as the sampler shows them in an epoch |
 
     The metadata names the format, the site and the classes.
     """
@@ -60,10 +60,10 @@ class Predictions:
     ) -> Predictions:
         """Gather what is known of the images beside the logits."""
         ids, groups = data.identities(site, split)
-        counts = torch.tensor(data.class_counts(site, "train"))
+        natural, sampled = data.class_counts(site, "train"), data.sampled_counts([site])
         tensors = {"id": ids, "group": groups, "label": targets}
         tensors |= {f"{LOGITS}{model}": values.float().cpu() for model, values in logits.items()}
-        tensors |= {"train_counts.natural": counts, "train_counts.sampled": counts.clone()}
+        tensors |= {"train_counts.natural": torch.tensor(natural), "train_counts.sampled": torch.tensor(sampled)}
         return cls(site, data.class_names, tensors)
 
     @classmethod

@@ -36,6 +36,8 @@ PROTOCOL = {
     "trainer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
+NOT_AT_DEFAULT = {"sampler"}
+"""Keys that it reports beside them where the option is not at its default."""
 SPLITS = ("train", "validation", "test")
 CLASS_SIZES = ("images", "units", "other_units")
 INTERVAL_KEYS = ("value", "low", "high")
@@ -212,7 +214,7 @@ def _hello(values: dict[str, Any], what: str) -> dict[str, Any]:
         "encoder_weights": isinstance(values.get("encoder_weights"), str),
         "threads": is_count(values.get("threads")),
         "protocol": isinstance(values.get("protocol"), dict)
-        and set(values["protocol"]) == PROTOCOL
+        and PROTOCOL <= set(values["protocol"]) <= PROTOCOL | NOT_AT_DEFAULT
         and _is_json(values["protocol"]),
     }
     for key, holds in checks.items():
