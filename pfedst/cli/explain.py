@@ -136,9 +136,13 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
 
 
 def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, message: str) -> str:
-    known = sorted(subclasses(base))
+    words = re.search(r"typing\.Literal\[(.*?)\]", message)  # where a word is allowed in place of a class
+    known = [*re.findall(r"'(\w+)'", words.group(1) if words else "")]
+    known += sorted(name for name in subclasses(base) if not name.startswith("_"))
     chosen = _chosen(full, pairs) or "?"
     problem = f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
+    if chosen in known:  # of the same name, and elsewhere
+        problem = f"the {chosen} of that import path is no {base.__module__}.{base.__name__}"
     return f"--{full}: {problem}.{nearest(chosen, known)}\n  known: {', '.join(known)} (or an import path)"
 
 

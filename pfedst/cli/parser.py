@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
+import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
+from torchvision.transforms.v2 import Transform
 
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
@@ -23,6 +27,22 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.server.coordinator import FederatedCoordinator
 
 
+def _number(value: object) -> float:
+    """Return a number as a configuration or the command line gives it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = yaml.safe_load(value) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"Expected a number. Got value: {value}")
+    return found
+
+
+# the type of some options of torchvision's transforms; the parser would write a text in place of the number
+register_type(numbers.Number, serializer=_number, deserializer=_number)
+
+
 class Parser(LightningArgumentParser):
     """A parser without abbreviations, whose errors name the remedy."""
 
@@ -35,6 +55,7 @@ class Parser(LightningArgumentParser):
         "coordinator": FederatedCoordinator,
         "optimizer": Optimizer,
         "loss": Criterion,
+        "augmentation": Transform,
         "trainer": Trainer,
     }
     arguments: Sequence[str] = ()

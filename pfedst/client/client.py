@@ -118,7 +118,7 @@ class Client:
 
     def class_counts(self, name: str) -> Tensor:
         """Return the number of training images of each class (K,) that a client sees in an epoch."""
-        return torch.tensor([self.data.class_counts(site, "train") for site in self.sites_of(name)]).sum(0)
+        return torch.tensor(self.data.sampled_counts(self.sites_of(name)))
 
     def keep_state_in(self, sites: Path) -> None:
         """Keep the state and the predictions of all sites in a folder from now on."""
@@ -183,7 +183,8 @@ class Client:
                 "local_epochs": self.local.epochs,
                 "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
                 "batch_size": data.batch_size,
-                "augmentation": data.augmentation,
+                "augmentation": data.augmentation_text,
+                **({} if data.sampler == "shuffle" else {"sampler": data.sampler}),
                 "transductive_sites": self.transductive_sites,
                 "optimizer": optimizer_options(self.module.make_optimizer),
                 "loss": str(self.module.loss),

@@ -47,7 +47,7 @@ class Predictions:
     | `logits.personal`, `logits.generic` | (N, K) float32 | logits; one model if there is no other |
     | `round` | () int64 | the round of the evaluation |
     | `train_counts.natural` | (K,) int64 | training images of the site, by class |
-    | `train_counts.sampled` | (K,) int64 | the same as a sampler shows them in an epoch |
+    | `train_counts.sampled` | (K,) int64 | the same as the sampler shows them in an epoch |
     | `prior_shift.personal`, `prior_shift.generic` | (K,) float64 | with `--model.prior`: what is added to the logits |
 
     The metadata names the format, the site and the classes.
@@ -69,10 +69,10 @@ class Predictions:
     ) -> Predictions:
         """Gather what is known of the images beside the logits, and of the models beside them."""
         ids, groups = data.identities(site, split)
-        counts = torch.tensor(data.class_counts(site, "train"))
+        natural, sampled = data.class_counts(site, "train"), data.sampled_counts([site])
         tensors = {"id": ids, "group": groups, "label": targets}
         tensors |= {f"{LOGITS}{model}": values.float().cpu() for model, values in logits.items()}
-        tensors |= {"train_counts.natural": counts, "train_counts.sampled": counts.clone()}
+        tensors |= {"train_counts.natural": torch.tensor(natural), "train_counts.sampled": torch.tensor(sampled)}
         tensors |= {f"{SHIFT}{model}": shift for model, shift in (shifts or {}).items()}
         return cls(site, data.class_names, tensors)
 

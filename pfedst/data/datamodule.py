@@ -13,14 +13,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from pfedst.data.audit import AuditReport, audit, fingerprint, image_digests, scan
+from pfedst.data.augmentation import Augmentation, Preset, as_one, augmentation_key, augmentation_text
 from pfedst.data.datasets import (
-    Augmentation,
     Draw,
+    SamplerKind,
     SeededSampler,
     SiteDataset,
     evaluation_transform,
+    shown_counts,
     training_transform,
 )
 from pfedst.data.grey_scale import check_range
@@ -62,9 +65,13 @@ class FederatedDataModule(LightningDataModule):
         folds: number of folds, 2 or more, over which all images of each site are dealt, whatever their split: by
             groups, stratified by class, with `split_seed`. Default: the splits of the data set.
         fold: the fold that is test, from 0 to `folds` - 1; the others are train, from which validation is cut.
-        augmentation: of training images: `none`, `flips`, or `crops` (random resized crop and flips).
+        augmentation: of training images: `none`, `flips`, `crops` (random resized crop and flips), or a transform of
+            `torchvision.transforms.v2` by class path and options, or a list of them. It gets the square image of the
+            encoder's size, uint8, before it is normalised, and must keep its shape.
         views: number of augmented views of each training image, fixed over epochs and runs, 1 or more. With 0 every
             epoch draws new views, which cannot be cached.
+        sampler: order of the training images of an epoch: `shuffle` shows every image once, `class_balanced` as many
+            images, of equally many of each class that the site has; images of rare classes are repeated.
         num_workers: number of processes that load images; results do not depend on it.
         verify_images: decode every image before training, so that a damaged image is reported at once. Files that
             have not changed are not decoded again (the result is kept in the cache's folder).
@@ -114,6 +121,7 @@ class FederatedDataModule(LightningDataModule):
         cache_dtype: TapDtype = "float32",
         cache_folder: Path | str | None = None,
         cache_max_bytes: int = 20_000_000_000,
+        sampler: SamplerKind = "shuffle",
     ) -> None:
         super().__init__()
         if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0 or cache_max_bytes < 0:
@@ -132,7 +140,8 @@ class FederatedDataModule(LightningDataModule):
         self.split_seed = split_seed
         self.folds = folds
         self.fold = fold
-        self.augmentation: Augmentation = augmentation
+        self.augmentation: Preset | v2.Transform = as_one(augmentation)
+        self.sampler: SamplerKind = sampler
         self.num_workers = num_workers
         self.verify_images = verify_images
         self.audit: AuditLevel = audit
@@ -287,8 +296,8 @@ class FederatedDataModule(LightningDataModule):
             return
         if self.augmentation != "none" and not self.views:
             raise ConfigurationError(
-                f"--data.cache {self.cache.kind} with --data.augmentation {self.augmentation}: each epoch draws new "
-                f"images, so that nothing could be read back; set --data.views 4 (so many fixed views an image), "
+                f"--data.cache {self.cache.kind} with --data.augmentation {self.augmentation_text}: each epoch draws "
+                f"new images, so that nothing could be read back; set --data.views 4 (so many fixed views an image), "
                 f"--data.augmentation none, or --data.cache none"
             )
         keys = {place: self._keys(*place) for place in self._datasets}
@@ -304,11 +313,11 @@ class FederatedDataModule(LightningDataModule):
 
     def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
         """Return the cache keys of each image: of the plain image, and for training of the augmented views."""
-        dataset = self._datasets[site, split]
+        dataset, augmentation = self._datasets[site, split], augmentation_key(self.augmentation)
         found = []
         for index in range(len(dataset)):
             digest = dataset.source.digest(index)
-            names = ["plain", *(f"{self.augmentation} {view}" for view in range(dataset.views))]
+            names = ["plain", *(f"{augmentation} {view}" for view in range(dataset.views))]
             keys = [content_digest(f"{digest} {name}".encode()) for name in names]
             # a view is identified by its number: the remainder of the seed of a draw
             found.append([Wanted(key, dataset, Draw(index, i - 1) if i else index) for i, key in enumerate(keys)])
@@ -326,6 +335,11 @@ class FederatedDataModule(LightningDataModule):
         if isinstance(dataset, CachedDataset):  # a batch comes whole, and there is nothing for other processes to do
             return DataLoader(dataset, batch_size, collate_fn=_unchanged, **options)
         return image_loader(dataset, batch_size, self.num_workers, **options)
+
+    @property
+    def augmentation_text(self) -> str:
+        """The augmentation in words."""
+        return augmentation_text(self.augmentation)
 
     def samples(self, site: str, split: Split) -> int:
         """Return the number of images."""
@@ -346,13 +360,19 @@ class FederatedDataModule(LightningDataModule):
         labels = self._datasets[site, split].labels
         return [labels.count(index) for index in range(len(self.class_names))]
 
+    def sampled_counts(self, sites: Sequence[str]) -> list[int]:
+        """Return the number of training images by class that the sampler shows in an epoch of one or several sites."""
+        of_sites = [self.class_counts(site, "train") for site in sites]
+        return shown_counts([sum(counts) for counts in zip(*of_sites, strict=True)], self.sampler)
+
     def train_loader(self, sites: str | Sequence[str], seed: int) -> DataLoader[Any]:
         """Return batches of images (B, 3, S, S) and class indices (B,), with order and augmentation set by `seed`.
 
         Several sites are mixed as if their images lay in one place.
         """
         dataset = self._dataset([sites] if isinstance(sites, str) else sites, "train")
-        sampler = SeededSampler(len(dataset), seed)
+        classes = [int(label) for label in dataset.labels] if self.sampler == "class_balanced" else None
+        sampler = SeededSampler(len(dataset), seed, classes)
         # without its own generator the loader would draw from the global one
         return self._loader(dataset, self.batch_size, sampler=sampler, generator=generator(seed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
+from pfedst.data.augmentation import CheckedTransform, Preset
 from pfedst.data.sources import ImageSource, JoinedSource
 from pfedst.encoders.spec import Preprocessing
 from pfedst.seeds import derive_seed, generator, seeded
 
-Augmentation = Literal["none", "flips", "crops"]
+SamplerKind = Literal["shuffle", "class_balanced"]
 
 
 class Draw(NamedTuple):
@@ -33,10 +35,12 @@ class SeededSampler(Sampler[Draw]):
     Args:
         size: number of samples.
         seed: seed for this client, round and purpose.
+        classes: class index of each sample, to show all classes equally often; None to show every sample once.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, classes: Sequence[int] | None = None) -> None:
         self.size = size
+        self.classes = None if classes is None else torch.tensor(list(classes))
         self.seed = seed
         self.epoch = 0
 
@@ -49,14 +53,54 @@ class SeededSampler(Sampler[Draw]):
         return self.size
 
     def __iter__(self) -> Iterator[Draw]:
-        """Yield every sample once."""
-        order = torch.randperm(self.size, generator=generator(derive_seed(self.seed, "order", self.epoch)))
+        """Yield every sample once, or as many of equally frequent classes."""
+        randomness = generator(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.size, generator=randomness)
+        if self.classes is not None:
+            order = _balanced(self.classes, randomness)[order]
+        times: Counter[int] = Counter()
         for index in order.tolist():
-            yield Draw(index, derive_seed(self.seed, "augmentation", self.epoch, index))
+            # the second time in an epoch it is augmented otherwise
+            again = (times[index],) if times[index] else ()
+            times[index] += 1
+            yield Draw(index, derive_seed(self.seed, "augmentation", self.epoch, index, *again))
+
+
+def _balanced(classes: Tensor, randomness: torch.Generator) -> Tensor:
+    """Draw as many samples as there are, of equally many of each class that occurs; return their indices by class.
+
+    The classes that get one sample more, where the division leaves a remainder, are drawn. A sample is drawn again only
+    after all others of its class.
+    """
+    found = sorted(set(classes.tolist()))
+    share, remainder = divmod(len(classes), len(found))
+    more = set(torch.randperm(len(found), generator=randomness)[:remainder].tolist())
+    drawn = []
+    for number, index in enumerate(found):
+        members, wanted = (classes == index).nonzero().flatten(), share + (number in more)
+        turns = -(-wanted // len(members))
+        order = torch.cat([torch.randperm(len(members), generator=randomness) for _ in range(turns)])
+        drawn.append(members[order[:wanted]])
+    return torch.cat(drawn)
+
+
+def shown_counts(counts: Sequence[int], sampler: SamplerKind) -> list[int]:
+    """Return the number of images by class that a sampler shows in an epoch, of the number that there are.
+
+    For `class_balanced` it is the mean over epochs, rounded: equal for all classes that occur.
+    """
+    if sampler == "shuffle":
+        return list(counts)
+    each = round(sum(counts) / max(1, sum(map(bool, counts))))
+    return [each if number else 0 for number in counts]
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
     """Return the transform of a PIL image to (3, S, S): make it a square by the resize mode, normalise."""
+    return v2.Compose([*_to_square(preprocessing), *_to_tensor(preprocessing)])
+
+
+def _to_square(preprocessing: Preprocessing) -> list[torch.nn.Module]:
     size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
     resize: torch.nn.Module
     if preprocessing.resize_mode == "longest":
@@ -65,15 +109,23 @@ def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
         both = preprocessing.resize_mode == "squash"
         resize = v2.Resize([size, size] if both else size, mode, antialias=True)
     # the crop fills up with black where the image is smaller
-    return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(preprocessing)])
+    return [resize, v2.CenterCrop(size)]
 
 
-def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> v2.Compose:
+def training_transform(preprocessing: Preprocessing, augmentation: Preset | v2.Transform) -> v2.Compose:
     """Return the training transform.
 
     `none`: as for evaluation. `flips`: adds both flips (a lesion has no up). `crops`: in place of the resize mode a
-    random resized crop, as open_clip trains.
+    random resized crop, as open_clip trains. A transform of torchvision gets the square image (3, S, S), uint8, before
+    it is normalised.
+
+    Raises:
+        ConfigurationError: the transform cannot be used on one image, or changes its shape.
     """
+    if not isinstance(augmentation, str):
+        as_image, *normalised = _to_tensor(preprocessing)
+        checked = CheckedTransform(augmentation, preprocessing.image_size)
+        return v2.Compose([*_to_square(preprocessing), as_image, checked, *normalised])
     if augmentation == "none":
         return evaluation_transform(preprocessing)
     flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]

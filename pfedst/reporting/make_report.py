@@ -62,7 +62,8 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"encoder: {protocol['encoder']}; class anchors: {protocol['anchors']}",
         f"budget of every row that trains: {protocol['rounds']} rounds, {protocol['local_epochs']} local epochs "
         f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
-        f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}",
+        f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}"
+        + (f", sampler {protocol['sampler']}" if "sampler" in protocol else ""),
         f"evaluation: {protocol['split']} split, {protocol['when']}, "
         f"{compared.round_words if compared.of_best_rounds else 'last round'}; all clients; personal: "
         f"{protocol['personal']}; generic: {protocol['generic']}",

@@ -36,7 +36,7 @@ PROTOCOL = {
     "trainer",
 }
 """Keys of the protocol that a client reports; the others are the server's."""
-OPTIONAL = {"folds", "prior"}
+OPTIONAL = {"folds", "prior", "sampler"}
 """Keys of the protocol that a client reports where they are not at their default."""
 COUNTS = ("natural", "sampled")
 """Keys of the class counts of a client that shares them."""

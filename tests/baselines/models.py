@@ -131,6 +131,9 @@ class TensorSites:
         counts = torch.bincount(self.labels[site], minlength=self.classes)
         return [int(number) for number in counts]
 
+    def sampled_counts(self, sites: Sequence[str]) -> list[int]:
+        return [sum(counts) for counts in zip(*(self.class_counts(site, "train") for site in sites), strict=True)]
+
 
 class Small(Federation):
     """A federation whose sites are tensors in memory, taken in their order: one batch a site, or `batch_size` rows."""

@@ -154,6 +154,9 @@ class Data:
     def class_counts(self, site, split):
         return [3, 4]
 
+    def sampled_counts(self, sites):
+        return [4, 4]
+
 
 def predictions(site="a", scale=1.0):
     return Predictions.of(Data(), site, "test", {"personal": torch.eye(2).half() * scale}, torch.tensor([0, 1]))
