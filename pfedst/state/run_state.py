@@ -122,8 +122,8 @@ class RunState:
         if place is None:
             raise ConfigurationError(
                 f"round {choice} of {self.folder.parent} is not kept. Kept are "
-                f"{listed(sorted(map(int, kept)), ', ', 20)}; "
-                f"`last` and `best` are names for two of them. --coordinator.keep_states sets how many a run keeps"
+                f"{listed(sorted(map(int, kept)), ', ', 20)}; `last` and `best` are names for two of them. "
+                f"--coordinator.keep_states sets how many a run keeps"
             )
         found = read_snapshot(place)
         return found.about["round"] if place.name == BEST else int(choice), found

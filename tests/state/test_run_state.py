@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from pfedst.errors import StateError
+from pfedst.errors import ConfigurationError, StateError
 from pfedst.state.run_state import RunState, StateSaver
 
 PARTS = {"server": {"method": {"net": {"side.up.weight": torch.arange(6.0).reshape(2, 3)}}}}
@@ -180,3 +180,43 @@ def test_a_signal_while_a_snapshot_is_written_leaves_nothing_of_it(tmp_path, mon
     with pytest.raises(Signal):
         save_two()
     assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
+
+
+def chosen(folder, choice):
+    number, found = RunState(folder).chosen(choice)
+    return number, found.name
+
+
+def test_a_round_is_chosen_by_its_number_or_as_the_last_or_the_best_one(tmp_path) -> None:
+    best = {"best": {"round": 1, "after": {}}, "after": {"a": 3}}
+    with StateSaver(tmp_path, 2) as saver:
+        for round_number in (1, 2, 3):
+            saver.save(RunState.round_name(round_number), best, PARTS)
+            if round_number == 1:
+                saver.save(RunState.BEST, best | {"round": 1}, PARTS)
+    assert chosen(tmp_path, "last") == (3, "round-000003")
+    assert chosen(tmp_path, "2") == (2, "round-000002")
+    assert chosen(tmp_path, "best") == chosen(tmp_path, "1") == (1, "best")
+    for choice in ("4", "0", "first", "-1"):
+        with pytest.raises(ConfigurationError, match=rf"round {choice} of .* is not kept. Kept are 1, 2, 3;"):
+            chosen(tmp_path, choice)
+
+
+def test_a_fine_tuned_state_stands_for_its_round_and_may_be_the_best(tmp_path) -> None:
+    plain = {"best": {"round": 1, "after": {"a": 1}}, "after": {"a": 2}}
+    tuned = {"best": {"round": 2, "after": {"a": 3}}, "after": {"a": 3}}
+    with StateSaver(tmp_path, 2) as saver:
+        saver.save(RunState.BEST, plain | {"round": 1}, PARTS)
+        saver.save(RunState.round_name(2), plain, PARTS)
+        saver.save(RunState.round_name(2, finetuned=True), plain | {"after": {"a": 3}}, PARTS)
+    assert chosen(tmp_path, "2") == chosen(tmp_path, "last") == (2, "round-000002-finetuned")
+    assert chosen(tmp_path, "best") == (1, "best")
+    with StateSaver(tmp_path, 2) as saver:
+        saver.save(RunState.round_name(2, finetuned=True), tuned, PARTS)
+    assert chosen(tmp_path, "best") == (2, "round-000002-finetuned")
+
+
+def test_a_run_without_validation_images_has_no_best_round(tmp_path) -> None:
+    save_round(tmp_path, 1, PARTS, keep=1)
+    with pytest.raises(ConfigurationError, match=r"no best round, as no site has validation images"):
+        chosen(tmp_path, "best")
