@@ -57,6 +57,8 @@ def run_compare(arguments: Sequence[str]) -> int:
     print(f"{plan.description}\n{folder}: runs and report; {given.jobs} at a time; finished runs are kept", flush=True)
     grid = partial(Grid, jobs=given.jobs, target=run_fit)
     comparison = Comparison(plan, folder, overrides, resolver(), grid, given.round)
+    if plan.folds is not None:
+        print(comparison.detectable(), flush=True)
     start_fork_server()
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()

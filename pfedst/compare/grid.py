@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +26,19 @@ LAST_LINES = 5
 
 @dataclass(frozen=True)
 class GridRun:
-    """A run: its name, the label of its row, and its arguments of `pfedst fit`."""
+    """A run.
+
+    Attributes:
+        name: name of its folder.
+        label: label of its row.
+        arguments: its arguments of `pfedst fit`.
+        group: text that is equal for runs of several rows that are compared with each other: their seed and fold.
+    """
 
     name: str
     label: str
     arguments: tuple[str, ...]
+    group: str = ""
 
 
 @dataclass(eq=False)
@@ -65,7 +74,8 @@ class Grid:
         """Run all runs that are not finished.
 
         Args:
-            runs: runs in the order in which they are started.
+            runs: runs in the order in which they are started. With several at a time, the longest of a group comes
+                first, so that the end is not one long run.
             what: name of the runs, for the progress.
 
         Returns:
@@ -84,7 +94,7 @@ class Grid:
                 self._say(f"{what}: {earlier} of {len(runs)} runs are there already")
             while waiting or running:
                 while waiting and len(running) < self.jobs:
-                    running.append(self._start(waiting.pop(0)))
+                    running.append(self._start(waiting.pop(self._next(waiting))))
                 for done in [one for one in running if one.child.process.exitcode is not None]:
                     running.remove(done)
                     outcome = self._ended(done, failed)
@@ -94,6 +104,13 @@ class Grid:
                     self._say(f"{what}: {number} of {len(runs)}, {outcome}, {_left(left)}")
                 time.sleep(POLL_SECONDS)
         return failed
+
+    def _next(self, waiting: Sequence[GridRun]) -> int:
+        """Return the index of the run to start: the longest of the first group, a row of unknown duration before it."""
+        if self.jobs == 1:
+            return 0
+        group = [index for index, run in enumerate(waiting) if run.group == waiting[0].group]
+        return max(group, key=lambda index: fmean(self._seconds.get(waiting[index].label, [math.inf])))
 
     def _start(self, run: GridRun) -> _Running:
         log = self.folder / f"{run.name}.log"

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, nearest
+from pfedst.reporting.claims import OWN_PRIOR, PRIORS, SITE, Claim, source_row
+from pfedst.reporting.tables import WORDS
 
 Options = dict[str, Any]
 """Dotted key of an option of `pfedst fit` -> value."""
-KEYS = ("base", "options", "seeds", "reference", "rows", "tune")
-TUNE_KEYS = ("seeds", "grid", "rows")
+KEYS = ("base", "options", "seeds", "reference", "rows", "tune", "folds", "claims", "assumed_deviation")
+TUNE_KEYS = ("seeds", "grid", "rows", "bounds")
+CLAIM_KEYS = ("row", "against", "measure", "prior")
 OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", "ckpt_path", "dry_run")
+OF_THE_FOLDS = ("folds", "fold", "split_seed")
+"""Options of the data that a comparison over folds sets for every run."""
+ASSUMED_DEVIATION = 4.0
+"""Points, if the plan says nothing."""
+Bounds = Mapping[str, tuple[float | None, float | None]]
+"""Dotted key of an option -> its lowest and highest possible value, None for no bound."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What every row is measured on: a fold of a partition, or the split of the data set.
+
+    Attributes:
+        seeds: seeds of the runs of a row on it, which are averaged.
+        split_seed: seed of the partition; None without folds.
+        fold: the fold that is test; None without folds.
+    """
+
+    seeds: tuple[int, ...]
+    split_seed: int | None = None
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of a comparison.
 
@@ -49,7 +73,12 @@ class Plan:
         seeds: seeds of the runs of each row.
         reference: label of the row against which the others are tested.
         rows: rows by label, in the order of the table.
-        trial_seeds: seeds of the tuning; empty without tuning.
+        trial_seeds: seeds of the tuning; empty without tuning, and with folds, where all runs are trials.
+        repetitions: the same seeds; those of one repetition share a partition into folds.
+        folds: number of folds; None for the split of the data set.
+        claims: the comparisons that are tested; the others are described.
+        assumed_deviation: standard deviation of a difference over folds, in points, for what can be detected.
+        bounds: natural bounds of options of grids.
     """
 
     file: Path
@@ -59,18 +88,46 @@ class Plan:
     reference: str
     rows: dict[str, Row]
     trial_seeds: tuple[int, ...]
+    repetitions: tuple[tuple[int, ...], ...] = ()
+    folds: int | None = None
+    claims: tuple[Claim, ...] = ()
+    assumed_deviation: float = ASSUMED_DEVIATION
+    bounds: Bounds = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Part]:
+        """What every row is measured on, in the order of the runs."""
+        if self.folds is None:
+            return [Part((seed,)) for seed in self.seeds]
+        return [Part(seeds, seeds[0], fold) for seeds in self.repetitions for fold in range(self.folds)]
 
     @property
     def description(self) -> str:
         """The runs of the plan, in one line."""
+        if self.folds is not None:
+            return self._description_of_folds
         runs = len(self.rows) * len(self.seeds)
         trials = sum(len(row.trials) for row in self.rows.values() if row.grid) * len(self.trial_seeds)
         tuning = f", after {trials} runs of tuning on validation" if trials else ""
         seeds = f"seed{'s'[: len(self.seeds) != 1]} {', '.join(map(str, self.seeds))}"
         return f"{self.file.stem}: {', '.join(self.rows)}; {seeds} on {self.base}: {runs} runs{tuning}"
 
+    @property
+    def _description_of_folds(self) -> str:
+        number = len(self.repetitions)
+        seeds = "; ".join(", ".join(map(str, of)) for of in self.repetitions)
+        runs = sum(len(row.trials) for row in self.rows.values()) * len(self.seeds) * (self.folds or 0)
+        tuned = any(row.grid for row in self.rows.values())
+        tuning = (
+            ", of which validation chooses the best of each row and fold; more if grids are extended" if tuned else ""
+        )
+        return (
+            f"{self.file.stem}: {', '.join(self.rows)}; {number} repetition{'s'[: number != 1]} (seeds {seeds}) of "
+            f"{self.folds} folds on {self.base}: {runs} runs{tuning}"
+        )
+
     def only(self, labels: Sequence[str]) -> Plan:
-        """Return the plan with only these rows and the reference.
+        """Return the plan with only these rows and the reference, and the claims on them.
 
         Raises:
             ConfigurationError: If there is no such row.
@@ -79,7 +136,8 @@ class Plan:
             if label not in self.rows:
                 raise ConfigurationError(f"--only {label}: there is no such row.{nearest(label, self.rows)}")
         kept = {label: row for label, row in self.rows.items() if label in labels or label == self.reference}
-        return replace(self, rows=kept)
+        claims = [claim for claim in self.claims if {source_row(claim.row), source_row(claim.against)} <= kept.keys()]
+        return replace(self, rows=kept, claims=tuple(claims))
 
 
 def make_plan(content: Any, file: Path) -> Plan:
@@ -92,8 +150,10 @@ def make_plan(content: Any, file: Path) -> Plan:
     base = file.parent / _text(tree.get("base"), "base", file)
     if not base.is_file():
         raise ConfigurationError(f"{file}: base: no file {base}; it is looked for beside {file.name}")
-    seeds = _seeds(tree.get("seeds"), "seeds", file)
-    trial_seeds, common, own = _tuning(tree.get("tune"), seeds, file)
+    folds = _folds(tree, file)
+    repetitions = _repetitions(tree.get("seeds"), folds, file)
+    seeds = tuple(seed for of in repetitions for seed in of)
+    trial_seeds, common, own, bounds = _tuning(tree.get("tune"), seeds, folds, file)
     rows = {}
     for label, options in _mapping(tree.get("rows"), "rows", None, file).items():
         grid = own.pop(label, common)
@@ -106,7 +166,17 @@ def make_plan(content: Any, file: Path) -> Plan:
     reference = str(tree.get("reference", next(iter(rows))))
     if reference not in rows:
         raise ConfigurationError(f"{file}: reference: there is no row {reference}.{nearest(reference, rows)}")
-    return Plan(file, base, _options(tree.get("options") or {}, "options", file), seeds, reference, rows, trial_seeds)
+    options = _options(tree.get("options") or {}, "options", file)
+    if folds is not None:
+        _check_of_folds([options, *(row.options | dict(row.grid) for row in rows.values())], file)
+    for key in bounds:
+        if all(key not in row.grid for row in rows.values()):
+            raise ConfigurationError(f"{file}: tune: bounds: {key} is in no grid; leave it out")
+    claims = _claims(tree.get("claims"), rows, file)
+    deviation = _deviation(tree.get("assumed_deviation", ASSUMED_DEVIATION), file)
+    return Plan(
+        file, base, options, seeds, reference, rows, trial_seeds, repetitions, folds, claims, deviation, bounds
+    )  # fmt: skip
 
 
 def as_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -114,19 +184,115 @@ def as_arguments(options: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
 
 
+def _folds(tree: Mapping[Any, Any], file: Path) -> int | None:
+    folds = tree.get("folds")
+    if folds is None:
+        for key in ("claims", "assumed_deviation"):
+            if key in tree:
+                raise ConfigurationError(f"{file}: {key} has no effect without folds; give folds: 5, or leave it out")
+        return None
+    if type(folds) is not int or folds < 2:
+        raise ConfigurationError(f"{file}: folds: give a whole number of 2 or more, not {folds}")
+    return folds
+
+
+def _repetitions(value: Any, folds: int | None, file: Path) -> tuple[tuple[int, ...], ...]:
+    """Return the seeds of each repetition; with folds, a list of seeds shares a partition."""
+    if folds is None or not isinstance(value, list):
+        return tuple((seed,) for seed in _seeds(value, "seeds", file))
+    grouped = [seeds if isinstance(seeds, list) else [seeds] for seeds in value]
+    flat = _seeds([seed for seeds in grouped for seed in seeds], "seeds", file)
+    if len({len(seeds) for seeds in grouped}) != 1:
+        raise ConfigurationError(f"{file}: seeds: give every repetition the same number of seeds, not {value}")
+    number = len(grouped[0])
+    return tuple(flat[start : start + number] for start in range(0, len(flat), number))
+
+
 def _tuning(
-    tree: Any, seeds: tuple[int, ...], file: Path
-) -> tuple[tuple[int, ...], dict[str, list[Any]], dict[str, dict[str, list[Any]]]]:
-    """Return the seeds of the trials, the grid of all rows, and the grids of single rows."""
+    tree: Any, seeds: tuple[int, ...], folds: int | None, file: Path
+) -> tuple[tuple[int, ...], dict[str, list[Any]], dict[str, dict[str, list[Any]]], Bounds]:
+    """Return the seeds of the trials, the grid of all rows, the grids of single rows, and natural bounds."""
     if tree is None:
-        return (), {}, {}
+        return (), {}, {}, {}
     given = _mapping(tree, "tune", TUNE_KEYS, file)
-    trial_seeds = _seeds(given.get("seeds"), "tune: seeds", file)
+    trial_seeds: tuple[int, ...] = ()
+    if folds is None:
+        trial_seeds = _seeds(given.get("seeds"), "tune: seeds", file)
+        if "bounds" in given:
+            raise ConfigurationError(f"{file}: tune: bounds has no effect without folds; leave it out")
+    elif "seeds" in given:
+        raise ConfigurationError(
+            f"{file}: tune: seeds: leave it out: with folds every trial is run with the seeds of its fold, and the run "
+            f"of the chosen trial is the final one"
+        )
     if both := sorted(set(trial_seeds) & set(seeds)):
         raise ConfigurationError(f"{file}: tune: seeds: {both[0]} is a seed of the comparison too; take another")
     common = _grid(given.get("grid") or {}, "tune: grid", file)
-    own = _mapping(given.get("rows") or {}, "tune: rows", None, file)
-    return trial_seeds, common, {row: _grid(grid or {}, f"tune: rows: {row}", file) for row, grid in own.items()}
+    of_rows = _mapping(given.get("rows") or {}, "tune: rows", None, file)
+    own = {row: _grid(grid or {}, f"tune: rows: {row}", file) for row, grid in of_rows.items()}
+    return trial_seeds, common, own, _bounds(given.get("bounds") or {}, file)
+
+
+def _bounds(tree: Any, file: Path) -> Bounds:
+    bounds: dict[str, tuple[float | None, float | None]] = {}
+    for key, ends in _mapping(tree, "tune: bounds", None, file).items():
+        numbers = isinstance(ends, list) and len(ends) == 2 and all(end is None or is_number(end) for end in ends)
+        if not numbers or (None not in ends and ends[0] >= ends[1]):
+            raise ConfigurationError(
+                f"{file}: tune: bounds: {key}: give the lowest and the highest value, such as [0, null], not {ends}"
+            )
+        bounds[str(key)] = (ends[0], ends[1])
+    return bounds
+
+
+def is_number(value: Any) -> bool:
+    """Return True for a number, which True and False are not."""
+    return type(value) in (int, float)
+
+
+def _check_of_folds(given: Iterable[Mapping[str, Any]], file: Path) -> None:
+    for options in given:
+        for key in options:
+            if key.startswith("data.") and key.split(".")[-1] in OF_THE_FOLDS:
+                raise ConfigurationError(f"{file}: {key} is set by folds, for every run; leave it out")
+
+
+def _claims(tree: Any, rows: Mapping[str, Row], file: Path) -> tuple[Claim, ...]:
+    if tree is None:
+        return ()
+    if not isinstance(tree, list):
+        raise ConfigurationError(f"{file}: claims: give a list, such as [{{row: A, against: B, measure: accuracy}}]")
+    claims = []
+    for number, content in enumerate(tree, 1):
+        what = f"claims: number {number}"
+        given = _mapping(content, what, CLAIM_KEYS, file)
+        for key in ("row", "against"):
+            label = given.get(key)
+            if not isinstance(label, str) or source_row(label) not in rows:
+                raise ConfigurationError(f"{file}: {what}: {key}: there is no row {label}.{nearest(str(label), rows)}")
+        measure, prior = given.get("measure"), given.get("prior")
+        if measure not in WORDS:
+            raise ConfigurationError(
+                f"{file}: {what}: measure: there is no {measure}.{nearest(str(measure), WORDS)} "
+                f"Known: {', '.join(WORDS)}"
+            )
+        if prior is not None and prior not in PRIORS:
+            raise ConfigurationError(f"{file}: {what}: prior: give one of {', '.join(PRIORS)}, not {prior}")
+        claim = Claim(given["row"], given["against"], measure, prior)
+        if any(label.endswith(OWN_PRIOR) for label in (claim.row, claim.against)) and prior != SITE:
+            raise ConfigurationError(
+                f'{file}: {what}: a row "{OWN_PRIOR.strip()}" has the prior of each site: give prior: site'
+            )
+        if claim.row == claim.against or claim in claims:
+            raise ConfigurationError(f"{file}: {what}: compares a row with itself, or is named twice")
+        claims.append(claim)
+    return tuple(claims)
+
+
+def _deviation(value: Any, file: Path) -> float:
+    if not is_number(value) or not 0 < value < 100:
+        raise ConfigurationError(f"{file}: assumed_deviation: give points above 0 and below 100, not {value}")
+    return float(value)
 
 
 def _check_trials(rows: Iterable[Row], file: Path) -> None:

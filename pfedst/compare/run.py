@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pfedst.compare.grid import Grid, GridRun
-from pfedst.compare.plan import Options, Plan, Row, as_arguments
+from pfedst.compare.grid_edges import Edges, edges_of, extended
+from pfedst.compare.plan import Options, Part, Plan, Row, as_arguments
 from pfedst.errors import ConfigurationError
+from pfedst.evaluation.resampled import POWER, smallest_detectable
+from pfedst.evaluation.statistics import LEVEL
 from pfedst.reporting import RunFolder
 from pfedst.reporting.best_round import RoundChoice
 from pfedst.reporting.loading import FILE, FORMAT
@@ -22,15 +27,24 @@ from pfedst.state import write_json, writing
 
 Resolve = Callable[[Sequence[str]], str]
 """Arguments of `pfedst fit` -> the part of the resolved configuration on which results depend, as text."""
+VALIDATION = "data.init_args.validation_fraction"
+VALIDATION_FRACTION = 0.1
+"""Of the data module, if a configuration says nothing."""
+FIRST_PART = Part((0,), 0, 0)
+"""The part with which a configuration is resolved for all parts."""
 
 
 Tuned = dict[str, Any]
 """`trials`: `options` and `validation` (None if failed) of each trial; `chosen`: options, None if all trials failed."""
-UNTUNED: Tuned = {"chosen": {}, "trials": []}
+Trial = tuple[Options, list[GridRun]]
+"""Options, and a run for each seed."""
 
 
 class Comparison:
     """A comparison in its folder.
+
+    Without folds, each row is tuned once, with seeds of its own, in `tuning/`. With folds, each row is tuned within
+    each part: all trials are runs of that part, and those of the chosen trial are its final runs.
 
     Args:
         plan: the plan.
@@ -56,9 +70,10 @@ class Comparison:
         self.plan = plan
         self.folder = folder
         self.overrides = tuple(overrides)
-        self._digest = functools.cache(lambda arguments: hashlib.sha256(resolve(arguments).encode()).hexdigest()[:8])
+        self._resolve = functools.cache(resolve)
         self.grid = grid
         self.round_choice = round_choice
+        self._grid_of_runs = grid(folder / "runs")
         self.failed: dict[str, str] = {}
         self.has_finished = False
 
@@ -68,66 +83,137 @@ class Comparison:
         Returns:
             Name of a failed run -> its last output.
         """
-        rows = self.plan.rows.values()
-        trials = {row.label: self._trials(row) for row in rows if row.grid}
-        for row in rows:  # report a wrong option of the last row before the first row runs
-            if row.label not in trials:
-                self._run(row, row.options, self.plan.seeds[0])
-        tuned = self._tune(trials)
-        runs = {
-            (row.label, seed): self._run(row, row.options | tuned.get(row.label, UNTUNED)["chosen"], seed)
-            for seed in self.plan.seeds
-            for row in rows
-            if tuned.get(row.label, UNTUNED)["chosen"] is not None
-        }
+        for row in self.plan.rows.values():  # report a wrong option of the last row before the first row runs
+            part = Part(self.plan.trial_seeds) if row.grid and self.plan.trial_seeds else self.plan.parts[0]
+            for trial in row.trials:
+                self._run(row, row.options | trial, part.seeds[0], part)
+        tuned = self._tune_in_parts() if self.plan.folds is not None else self._tune_once()
+        runs: dict[tuple[str, int, int | None], GridRun] = {}
+        for part in self.plan.parts:
+            for seed in part.seeds:
+                for row in self.plan.rows.values():
+                    chosen = _chosen(tuned, row, part)
+                    if chosen is not None:
+                        runs[row.label, seed, part.fold] = self._run(row, row.options | chosen, seed, part)
         self._write(runs, tuned)
-        grid = self.grid(self.folder / "runs")
-        self.failed |= grid.run(list(runs.values()), "comparison")
-        self.has_finished = any(grid.is_finished(run) for run in runs.values())
+        self.failed |= self._grid_of_runs.run(list(runs.values()), "comparison")
+        self.has_finished = any(self._grid_of_runs.is_finished(run) for run in runs.values())
         self._write(runs, tuned)
         return self.failed
 
+    def detectable(self) -> str:
+        """Say which difference the comparison can claim, before its runs.
+
+        The test images of a fold are 1 / folds of all, and the images trained on are the rest without validation.
+        """
+        plan, number = self.plan, len(self.plan.parts)
+        ratio = 1 / (((plan.folds or 0) - 1) * (1 - self._validation_fraction()))
+        levels = [LEVEL] if len(plan.claims) < 2 else [LEVEL, LEVEL / len(plan.claims)]
+        found = [smallest_detectable(plan.assumed_deviation, number, ratio, level) for level in levels]
+        texts = ["-" if points is None else f"{points:.1f} points" for points in found]
+        with_holm = f", {texts[1]} for the first of {len(plan.claims)} claims" if len(texts) > 1 else ""
+        return (
+            f"smallest detectable difference: {texts[0]}{with_holm} (power {POWER:.0%}, level {LEVEL:g} two-sided, if "
+            f"differences deviate by {plan.assumed_deviation:g} points; {number} differences, n_test / n_train "
+            f"{ratio:.3f})"
+        )
+
     # -- runs --------------------------------------------------------------------------------------------------
 
-    def _run(self, row: Row, options: Options, seed: int, of: str = "runs") -> GridRun:
-        """Return a run named by its row, its seed and the hash of its resolved configuration."""
+    def _arguments(self, row: Row, options: Options, seed: int, part: Part) -> tuple[str, ...]:
         arguments = [f"--config={self.plan.base}", *as_arguments(self.plan.options), *self.overrides]
         arguments += [*as_arguments(options), f"--seed_everything={seed}"]
+        if part.fold is not None:
+            arguments += [f"--data.split_seed={part.split_seed}", f"--data.folds={self.plan.folds}"]
+            arguments += [f"--data.fold={part.fold}"]
+        return tuple(arguments)
+
+    def _run(self, row: Row, options: Options, seed: int, part: Part, of: str = "runs") -> GridRun:
+        """Return a run named by its row, its seed and fold, and the hash of its resolved configuration."""
         label = re.sub(r"[^A-Za-z0-9]+", "-", row.label).strip("-") or "row"
-        name = f"{label}-seed{seed}-{self._digest(tuple(arguments))}"
+        arguments = self._arguments(row, options, seed, part)
+        where, text = f"seed{seed}", ""
+        if part.fold is None:
+            text = self._resolve(arguments)
+        else:  # hundreds of runs differ only in their seed and fold, and it takes long to resolve a configuration
+            where += f"-fold{part.fold}"
+            text = f"{self._resolve(self._arguments(row, options, 0, FIRST_PART))}{seed} {part.split_seed} {part.fold}"
+        name = f"{label}-{where}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         own = [f"--runs_dir={self.folder / of}", f"--name={name}", "--resume=true"]
-        return GridRun(name, row.label, (*arguments, *own))
+        return GridRun(name, row.label, (*arguments, *own), where)
+
+    def _validation_fraction(self) -> float:
+        """Return the share of train that is validation, from the configuration of the reference."""
+        row = self.plan.rows[self.plan.reference]
+        text = self._resolve(self._arguments(row, row.options | row.trials[0], 0, FIRST_PART))
+        lines = (line.partition(": ") for line in text.splitlines())
+        return next((float(json.loads(value)) for key, _, value in lines if key == VALIDATION), VALIDATION_FRACTION)
 
     # -- tuning ------------------------------------------------------------------------------------------------
 
-    def _trials(self, row: Row) -> list[tuple[Options, list[GridRun]]]:
+    def _trials(self, row: Row, part: Part, of: str) -> list[Trial]:
         return [
-            (trial, [self._run(row, row.options | trial, seed, "tuning") for seed in self.plan.trial_seeds])
+            (trial, [self._run(row, row.options | trial, seed, part, of) for seed in part.seeds])
             for trial in row.trials
         ]
 
-    def _tune(self, trials: Mapping[str, Sequence[tuple[Options, Sequence[GridRun]]]]) -> dict[str, Tuned]:
-        """Run all trials and choose options for each row.
+    def _tune_once(self) -> dict[str, Tuned]:
+        """Run all trials with the seeds of the tuning and choose options for each row."""
+        part = Part(self.plan.trial_seeds)
+        trials = {row.label: self._trials(row, part, "tuning") for row in self.plan.rows.values() if row.grid}
+        if runs := [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]:
+            self.failed |= self.grid(self.folder / "tuning").run(runs, "tuning on validation")
+        return {label: self._best(of_row, "tuning") for label, of_row in trials.items()}
 
-        The options with the highest mean over trial seeds are chosen, the first of equal ones.
+    def _tune_in_parts(self) -> dict[str, Tuned]:
+        """Run all trials of all parts and choose options for each row and part.
 
-        A failed trial is excluded, and so is a row whose trials all failed.
+        If a best value lies at an edge of its grid, the grids of all rows are extended there, once, as long as all rows
+        then have the same number of trials.
         """
-        if trial_runs := [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]:
-            self.failed |= self.grid(self.folder / "tuning").run(trial_runs, "tuning on validation")
-        tuned: dict[str, Tuned] = {}
-        for label, of_row in trials.items():
-            tried: list[Tuned] = [{"options": trial, "validation": self._score(runs)} for trial, runs in of_row]
-            scored = [trial for trial in tried if trial["validation"] is not None]
-            best = max(scored, key=itemgetter("validation"), default={"options": None})
-            tuned[label] = {"chosen": best["options"], "trials": tried}
+        rows = self.plan.rows
+        if not any(row.grid for row in rows.values()):
+            return {}
+        tuned = self._tuned_parts(rows)
+        at_edge: Edges = set()
+        for label, found in tuned.items():
+            at_edge |= edges_of(rows[label].grid, _options_chosen(found), self.plan.bounds)
+        larger = {
+            label: replace(row, grid=extended(row.grid, at_edge, self.plan.bounds)) for label, row in rows.items()
+        }
+        if at_edge and len({len(row.trials) for row in larger.values() if row.grid}) == 1:
+            rows, tuned = larger, self._tuned_parts(larger)
+        for label, found in tuned.items():
+            left = edges_of(rows[label].grid, _options_chosen(found), self.plan.bounds)
+            found["edges"] = [list(edge) for edge in sorted(left)]
         return tuned
 
-    def _score(self, runs: Sequence[GridRun]) -> float | None:
+    def _tuned_parts(self, rows: Mapping[str, Row]) -> dict[str, Tuned]:
+        trials = [
+            (part, row.label, self._trials(row, part, "runs")) for part in self.plan.parts for row in rows.values()
+        ]
+        runs = [run for _, _, of_row in trials for _, of_trial in of_row for run in of_trial]
+        self.failed |= self._grid_of_runs.run(runs, "all trials of all folds")
+        tuned: dict[str, Tuned] = {label: {"parts": []} for label, row in rows.items() if row.grid}
+        for part, label, of_row in trials:
+            if label not in tuned:
+                continue
+            where = {"split_seed": part.split_seed, "fold": part.fold}
+            tuned[label]["parts"].append(where | self._best(of_row, "runs"))
+        return tuned
+
+    def _best(self, trials: Sequence[Trial], of: str) -> Tuned:
+        """Return the options with the highest mean over seeds, the first of equal ones; a failed trial is excluded."""
+        tried: list[Tuned] = [{"options": trial, "validation": self._score(runs, of)} for trial, runs in trials]
+        scored = [trial for trial in tried if trial["validation"] is not None]
+        best = max(scored, key=itemgetter("validation"), default={"options": None})
+        return {"chosen": best["options"], "trials": tried}
+
+    def _score(self, runs: Sequence[GridRun], of: str) -> float | None:
         """Return the mean over seeds of the validation score of the chosen round; None if a run failed."""
         scores = []
         for run in runs:
-            summary = RunFolder(self.folder / "tuning" / run.name).summary()
+            summary = RunFolder(self.folder / of / run.name).summary()
             if summary is None:
                 return None
             best = summary["best_on_validation"]
@@ -141,13 +227,17 @@ class Comparison:
 
     # -- files ------------------------------------------------------------------------------------------------
 
-    def _write(self, runs: Mapping[tuple[str, int], GridRun], tuned: Mapping[str, Tuned]) -> None:
+    def _write(self, runs: Mapping[tuple[str, int, int | None], GridRun], tuned: Mapping[str, Tuned]) -> None:
         rows = [
             {
                 "label": row.label,
                 "options": row.options,
                 "tuned": tuned.get(row.label),
-                "runs": {str(seed): run.name for (label, seed), run in runs.items() if label == row.label},
+                "runs": {
+                    str(seed) if fold is None else f"{seed}, fold {fold}": run.name
+                    for (label, seed, fold), run in runs.items()
+                    if label == row.label
+                },
             }
             for row in self.plan.rows.values()
         ]
@@ -158,16 +248,40 @@ class Comparison:
             "overrides": list(self.overrides),
             "seeds": list(self.plan.seeds),
             "reference": self.plan.reference,
-            "tuning": None
-            if not self.plan.trial_seeds
-            else {
-                "seeds": list(self.plan.trial_seeds),
-                "metric": f"{SELECTION_METRIC}, validation, {self.round_choice} round",
-            },
+            "tuning": self._tuning(tuned),
             **({} if self.round_choice == "last" else {"round": self.round_choice}),
             "rows": rows,
             "failed": dict(sorted(self.failed.items())),
         }
+        if self.plan.folds is not None:
+            content |= {
+                "folds": self.plan.folds,
+                "parts": len(self.plan.parts),
+                "claims": [claim.to_json() for claim in self.plan.claims],
+            }
         with writing(self.folder / FILE):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / FILE, content)
+
+    def _tuning(self, tuned: Mapping[str, Tuned]) -> dict[str, Any] | None:
+        if not tuned:
+            return None
+        return {"seeds": list(self.plan.trial_seeds), "metric": f"{SELECTION_METRIC}, validation, {self.round_choice} round"}
+
+
+def _options_chosen(tuned: Tuned) -> list[Options]:
+    return [part["chosen"] for part in tuned["parts"] if part["chosen"] is not None]
+
+
+def _chosen(tuned: Mapping[str, Tuned], row: Row, part: Part) -> Options | None:
+    """Return the options that were chosen for a row in a part; None if all of its trials failed."""
+    if row.label not in tuned:
+        return {}
+    of_row = tuned[row.label]
+    options: Options | None
+    if part.fold is None:
+        options = of_row["chosen"]
+        return options
+    wanted = (part.split_seed, part.fold)
+    options = next(found["chosen"] for found in of_row["parts"] if (found["split_seed"], found["fold"]) == wanted)
+    return options

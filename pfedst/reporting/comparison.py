@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import StateError
+from pfedst.reporting.claims import Claim
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import CALIBRATION_BINS
 
@@ -48,6 +49,17 @@ class FinishedRun:
     def seed(self) -> int:
         """Seed of the run."""
         return int(self.protocol["seed"])
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Seed of the partition into folds, and the fold that is test; None without folds."""
+        folds = self.protocol.get("folds")
+        return None if folds is None else (int(folds["split_seed"]), int(folds["fold"]))
+
+    @property
+    def words(self) -> str:
+        """The seed of the run, and with folds its fold, in words."""
+        return f"seed {self.seed}" if self.part is None else f"seed {self.seed}, fold {self.part[1]}"
 
     @property
     def study(self) -> Mapping[str, Any]:
@@ -142,7 +154,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class RunsOfARow:
-    """A row: runs that differ only in their seed, sorted by seed."""
+    """A row: runs that differ only in their seed and fold, sorted by them."""
 
     label: str
     runs: tuple[FinishedRun, ...]
@@ -172,6 +184,21 @@ class RunsOfARow:
         """True if the images are synthetic."""
         return str(self.first.protocol["data"]).startswith("SYNTHETIC")
 
+    @property
+    def confusions(self) -> list[list[list[int]]]:
+        """The confusion of each seed; over the folds of a seed it is summed, as each image is tested once."""
+        by_seed: dict[int, list[list[list[int]]]] = {}
+        for run in self.runs:
+            by_seed.setdefault(run.seed, []).append(run.confusion)
+        return [summed(found) for found in by_seed.values()]
+
+    def by_part(self) -> dict[tuple[int, int] | None, list[FinishedRun]]:
+        """Return the runs of each part; those of one part differ in their seed."""
+        found: dict[tuple[int, int] | None, list[FinishedRun]] = {}
+        for run in self.runs:
+            found.setdefault(run.part, []).append(run)
+        return found
+
     def values(self, model: str, column: str | OverSites, metric: str) -> list[float]:
         """Return the values of all seeds for which the metric is defined."""
         found = [run.value(model, column, metric) for run in self.runs]
@@ -193,6 +220,8 @@ class Compared:
         notes: remarks that a reader must know: rows that differ in budget, missing runs.
         tuned: label -> `chosen` and `trials`; empty without tuning.
         tuning: seeds and metric of the trials; None without tuning.
+        claims: the comparisons of rows over folds that were named before the runs.
+        planned: number of folds of all repetitions of the comparison; 0 without folds.
     """
 
     name: str
@@ -201,6 +230,25 @@ class Compared:
     notes: tuple[str, ...] = ()
     tuned: Mapping[str, Any] = field(default_factory=dict)
     tuning: Mapping[str, Any] | None = None
+    claims: tuple[Claim, ...] = ()
+    planned: int = 0
+
+    @property
+    def folds(self) -> int | None:
+        """Number of folds; None if test is that of the data set."""
+        folds = self.rows[0].first.protocol.get("folds")
+        return None if folds is None else int(folds["folds"])
+
+    @property
+    def has_spread(self) -> bool:
+        """True if rows have several runs."""
+        return self.folds is not None or len(self.seeds) > 1
+
+    @property
+    def runs_text(self) -> str:
+        """The number of seeds, and of folds, in words."""
+        seeds = f"{len(self.seeds)} seed{'s'[: len(self.seeds) != 1]}"
+        return seeds if self.folds is None else f"{seeds} x {self.folds} folds"
 
     @property
     def protocol(self) -> Mapping[str, Any]:
@@ -252,7 +300,9 @@ class Compared:
         return [site for site in self.sites if site not in self.held_out]
 
     def test_images(self, site: str) -> int:
-        """Return the number of images on which a site was evaluated."""
+        """Return the number of images on which a site was evaluated; with folds over all folds."""
+        if self.folds is not None:
+            return sum(self.protocol["samples"][site].values())
         return int(self.protocol["samples"][site][self.protocol["split"]])
 
     def row(self, label: str) -> RunsOfARow:

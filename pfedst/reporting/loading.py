@@ -12,6 +12,7 @@ from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.evaluation import CALIBRATION
 from pfedst.options import SEED
 from pfedst.reporting.best_round import RoundChoice, at_best_round
+from pfedst.reporting.claims import Claim
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow, has_present_bins
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import FORMAT as SUMMARY_FORMAT
@@ -47,6 +48,8 @@ EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.")
 """Groups of options that are no part of a method: also where rows of several methods differ in one, it is told."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round", "when")
 """What the protocols of runs of one row may differ in, where the options of the study were not recorded."""
+OF_A_FOLD = ("data.init_args.fold", "data.init_args.split_seed")
+"""Options of the study in which the runs of one row over folds differ too."""
 HASH_DIGITS = 8
 """Digits of a hash in the label of a row."""
 
@@ -70,6 +73,8 @@ def load_compared(
     tuned: dict[str, Any] = {}
     tuning, proposed, name = None, None, ""
     single: list[FinishedRun] = []
+    claims: tuple[Claim, ...] = ()
+    planned = 0
     plans = {path: _read(path / FILE) for path in paths}
     choice = round_choice or _proposed_round(plans.values())
     for path, asked in plans.items():
@@ -77,6 +82,8 @@ def load_compared(
             single.append(_single(path, choice))
             continue
         name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
+        claims = claims or tuple(Claim.from_json(claim) for claim in asked.get("claims", ()))
+        planned = planned or asked.get("parts", 0)
         for row in asked["rows"]:
             found, missing = _runs_of(path, row["runs"], choice)
             label = _free(row["label"], found, rows, path.name)
@@ -86,10 +93,17 @@ def load_compared(
                 notes.append(f"{label}: missing, as all of its trials failed")
             if row["tuned"]:
                 tuned[label] = row["tuned"]
+                notes += [
+                    f"{label}, split seed {part['split_seed']}, fold {part['fold']}: missing, as all trials failed"
+                    for part in row["tuned"].get("parts", ())
+                    if part["chosen"] is None
+                ]
     for label, runs in _labelled(single, rows).items():
         rows.setdefault(label, []).extend(runs)
     made = tuple(
-        RunsOfARow(label, tuple(sorted(runs, key=lambda run: run.seed))) for label, runs in rows.items() if runs
+        RunsOfARow(label, tuple(sorted(runs, key=lambda run: (run.seed, run.part or ()))))
+        for label, runs in rows.items()
+        if runs
     )
     if not made:
         raise ConfigurationError(f"no finished run in {listed(paths)}: nothing to report")
@@ -100,8 +114,8 @@ def load_compared(
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
-    told = (*_differences(made), *_options(made), *_last_digits(made), *_other_bins(made), *notes)
-    return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning)
+    told = (*_differences(made), *_options(made, tuned), *_last_digits(made), *_other_bins(made), *notes)
+    return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning, claims, planned)
 
 
 def _proposed_round(plans: Iterable[Mapping[str, Any] | None]) -> RoundChoice:
@@ -212,13 +226,17 @@ class _Group:
     @classmethod
     def of(cls, run: FinishedRun) -> _Group:
         """Return the group of a run, without a run in it."""
+        own = _of_a_run(run)
         if run.study:
-            options = {key: value for key, value in run.study.items() if key != SEED}
+            options = {key: value for key, value in run.study.items() if key not in own}
         else:
             # runs that were made before a table of the protocol was recorded belong to those in which it is empty
             options = dotted({key: value for key, value in run.protocol.items() if key not in OF_A_RUN and value != {}})
-        hashes = dotted({"hash": run.content})
-        return cls(run.protocol["method"], bool(run.study), options | (hashes if run.content else {}))
+        if run.part is not None:  # with folds, samples and the hash of the data belong to a fold
+            options = {key: value for key, value in options.items() if key.split(".")[0] not in ("samples", "folds")}
+        content = {key: value for key, value in run.content.items() if run.part is None or key != "data"}
+        hashes = dotted({"hash": content})
+        return cls(run.protocol["method"], bool(run.study), options | (hashes if content else {}))
 
     @property
     def key(self) -> str:
@@ -301,18 +319,38 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _of_a_run(run: FinishedRun) -> set[str]:
+    """Return the options of the study in which the runs of a row differ."""
+    return {SEED} if run.part is None else {SEED, *OF_A_FOLD}
+
+
 def _check_same(rows: Sequence[RunsOfARow]) -> None:
     first = rows[0].first
+    of_part: dict[tuple[int, int] | None, FinishedRun] = {}
     for row in rows:
-        seeds = [run.seed for run in row.runs]
+        seeds = [run.words.removeprefix("seed ") for run in row.runs]
         if len(set(seeds)) < len(seeds):
-            raise ConfigurationError(f"{row.label}: two runs have the same seed ({listed(seeds)}); give one of them")
+            what = "the same seed" if first.part is None else "the same seed and fold"
+            raise ConfigurationError(f"{row.label}: two runs have {what} ({listed(seeds)}); give one of them")
         for run in row.runs:
+            same_part = of_part.setdefault(run.part, run)
+            if _folds(run) != _folds(first):
+                raise ConfigurationError(
+                    f"{run.folder} and {first.folder} cannot stand in one table: they differ in folds or images"
+                )
             for key in SAME:
-                if run.protocol[key] != first.protocol[key]:
+                other = same_part if key == "samples" else first
+                if run.protocol[key] != other.protocol[key]:
                     raise ConfigurationError(
-                        f"{run.folder} and {first.folder} cannot stand in one table: they differ in {key}"
+                        f"{run.folder} and {other.folder} cannot stand in one table: they differ in {key}"
                     )
+
+
+def _folds(run: FinishedRun) -> Any:
+    """Return the number of folds and the images of each site, which all folds share; None without folds."""
+    if run.part is None:
+        return None
+    return run.protocol["folds"]["folds"], {site: sum(of.values()) for site, of in run.protocol["samples"].items()}
 
 
 def _differences(rows: Sequence[RunsOfARow]) -> list[str]:
@@ -330,11 +368,14 @@ def _differences(rows: Sequence[RunsOfARow]) -> list[str]:
     return notes
 
 
-def _options(rows: Sequence[RunsOfARow]) -> list[str]:
+def _options(rows: Sequence[RunsOfARow], tuned: Mapping[str, Any]) -> list[str]:
     """Where rows of one method differ in an option of the study, or any rows in what all share; with folders."""
     notes = []
     recorded = [row for row in rows if row.first.study]
-    for key in sorted({key for row in recorded for key in row.first.study} - {SEED, *BUDGET_OPTIONS}):
+    # options that are tuned within each fold differ from run to run, and have a table of their own
+    in_folds = {option for of in tuned.values() for part in of.get("parts", ()) for option in _tried(part)}
+    own = {_recorded(key) for key in in_folds}.union(*(_of_a_run(row.first) for row in recorded))
+    for key in sorted({key for row in recorded for key in row.first.study} - {*own, *BUDGET_OPTIONS}):
         values = {row.label: json.dumps(row.first.study.get(key, "default")).strip('"') for row in recorded}
         methods = {(row.first.protocol["method"], values[row.label]) for row in recorded}
         of_one_method = len(methods) > len({method for method, _ in methods})
@@ -347,6 +388,16 @@ def _options(rows: Sequence[RunsOfARow]) -> list[str]:
             parts = "; ".join(f"{value}: {listed(labels)}" for value, labels in told.items())
             notes.append(f"rows differ in {key} ({parts})")
     return notes
+
+
+def _tried(part: Mapping[str, Any]) -> set[str]:
+    return {key for trial in part["trials"] for key in trial["options"]}
+
+
+def _recorded(key: str) -> str:
+    """Return the key under which a run records an option of a command line: `method.mu` is `method.init_args.mu`."""
+    group, _, name = key.rpartition(".")
+    return f"{group}.init_args.{name}" if group in ("method", "data") or group.startswith("model.") else key
 
 
 def _other_bins(rows: Sequence[RunsOfARow]) -> list[str]:
@@ -368,7 +419,7 @@ def _last_digits(rows: Sequence[RunsOfARow]) -> list[str]:
         for row in rows:
             values = [str(run.last_digits.get(key, "default")) for run in row.runs]
             for run, value in zip(row.runs, values, strict=True):
-                label = row.label if len(set(values)) == 1 else f"{row.label}, seed {run.seed}"
+                label = row.label if len(set(values)) == 1 else f"{row.label}, {run.words}"
                 if label not in told.setdefault(value, []):
                     told[value].append(label)
         if len(told) > 1:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pfedst.errors import listed
 from pfedst.evaluation.statistics import Difference, fewest_differences
+from pfedst.reporting import fold_tables
 from pfedst.reporting import report_tables as tables
 from pfedst.reporting.comparison import Compared
 from pfedst.reporting.environment import environment_lines, runs_text
+from pfedst.reporting.fold_tables import TestedClaim
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import ReportTable
 from pfedst.reporting.stated_table import stated_table
@@ -24,10 +26,13 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
         metric: metric by which rows are compared, such as `balanced_accuracy`.
         made_with: the `environment` of this report, to be named in it.
     """
-    differences = tables.differences(compared, metric)
+    folds = compared.folds is not None
+    differences = {} if folds else tables.differences(compared, metric)
+    tested = fold_tables.tested_claims(compared) if folds else []
     made: list[ReportTable | None] = [
         tables.results_table(compared, metric),
         tables.tests_table(compared, metric, differences) if differences else None,
+        *((fold_tables.claims_table(compared, tested), fold_tables.differences_table(compared, metric)) * folds),
         tables.warnings_table(compared),
         tables.metrics_table(compared, metric),
         stated_table([(row.label, [run.summary for run in row.runs]) for row in compared.rows]),
@@ -35,17 +40,16 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
         tables.classes_table(compared),
         tables.calibration_table(compared),
         tables.cost_table(compared),
-        tables.tuning_table(compared),
+        fold_tables.tuning_table(compared) if folds else tables.tuning_table(compared),
     ]
     found = [table for table in made if table is not None]
     if not any(tables.is_claimed(compared, differences, difference) for difference in differences.values()):
         found = [table.without_marks() for table in found]
-    seeds = len(compared.seeds)
-    title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {seeds} seed{'s'[: seeds != 1]}"
+    title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {compared.runs_text}"
     return Report(
         title,
         (*protocol_lines(compared), *made_lines(compared, made_with)),
-        notes(compared, differences),
+        notes(compared, differences, tested),
         tuple(found),
     )
 
@@ -53,12 +57,9 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
 def protocol_lines(compared: Compared) -> tuple[str, ...]:
     """Return the protocol of the row with most rounds. Notes report how other rows differ."""
     protocol = compared.protocol
-    images = {split: sum(site[split] for site in protocol["samples"].values()) for split in ("train", "validation")}
-    images["test"] = sum(compared.test_images(site) for site in compared.sites)
-    counted = ", ".join(f"{number:,} {split}" for split, number in images.items())
     batches = "all" if protocol["local_batches"] == "all" else f"at most {protocol['local_batches']}"
     return (
-        f"data: {protocol['data']}; {counted} images; classes {', '.join(compared.classes)}",
+        f"data: {protocol['data']}; {_images(compared)}; classes {', '.join(compared.classes)}",
         f"encoder: {protocol['encoder']}; class anchors: {protocol['anchors']}",
         f"budget of every row that trains: {protocol['rounds']} rounds, {protocol['local_epochs']} local epochs "
         f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
@@ -68,8 +69,28 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"{compared.round_words if compared.of_best_rounds else 'last round'}; all clients; personal: "
         f"{protocol['personal']}; generic: {protocol['generic']}",
         *_prior(compared),
-        f"seeds: {', '.join(str(seed) for seed in compared.seeds)}; validation selects (tuning), test is only reported",
+        f"seeds: {', '.join(str(seed) for seed in compared.seeds)}{_folds(compared)}; validation selects (tuning), "
+        f"test is only reported",
     )
+
+
+def _images(compared: Compared) -> str:
+    samples = compared.protocol["samples"]
+    tested = sum(compared.test_images(site) for site in compared.sites)
+    if compared.folds is not None:
+        return f"{tested:,} images in {compared.folds} folds, of which each in turn is test"
+    images = {split: sum(site[split] for site in samples.values()) for split in ("train", "validation")} | {
+        "test": tested
+    }
+    return ", ".join(f"{number:,} {split}" for split, number in images.items()) + " images"
+
+
+def _folds(compared: Compared) -> str:
+    if compared.folds is None:
+        return ""
+    parts = {run.part for row in compared.rows for run in row.runs}
+    partitions = sorted({split_seed for split_seed, _ in filter(None, parts)})
+    return f"; partitions into {compared.folds} folds by the split seeds {', '.join(map(str, partitions))}"
 
 
 def made_lines(compared: Compared, made_with: Mapping[str, Any] | None) -> list[str]:
@@ -78,7 +99,9 @@ def made_lines(compared: Compared, made_with: Mapping[str, Any] | None) -> list[
     return lines if made_with is None else [*lines, f"report: {'; '.join(environment_lines(made_with))}"]
 
 
-def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[str, ...]:
+def notes(
+    compared: Compared, differences: Mapping[str, Difference], tested: Sequence[TestedClaim] = ()
+) -> tuple[str, ...]:
     """Return the notes that a reader must see."""
     found = []
     if any(row.has_random_weights for row in compared.rows):
@@ -89,6 +112,8 @@ def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[st
         found.append("The images are SYNTHETIC: the numbers say nothing of medicine, and nothing can be claimed.")
     if differences and not compared.is_demonstration:
         found.append(_claims(compared, differences))
+    if compared.folds is not None and not compared.is_demonstration:
+        found.append(fold_tables.claims_note(compared, tested))
     if compared.of_best_rounds:
         found.append(
             f"The numbers are of no last round: {compared.round_words}. Validation chose the round, and test is only "
@@ -100,7 +125,7 @@ def notes(compared: Compared, differences: Mapping[str, Difference]) -> tuple[st
             f"table of models to look at."
         )
     left_out = {
-        f"{row.label}, seed {run.seed}: {site}"
+        f"{row.label}, {run.words}: {site}"
         for row in compared.rows
         for run in row.runs
         for site in run.summary["left_out"]

@@ -84,7 +84,7 @@ def classes_table(compared: Compared) -> ReportTable | None:
         rows.append(tuple(cells))
     headings = [text for metric in CLASS_METRICS for text in (metric_words(metric), f"{metric_words(metric)}, 95 %")]
     caption = (
-        f"Each class against the others at a site, %, personal model of {compared.reference} with seed {run.seed} on "
+        f"Each class against the others at a site, %, personal model of {compared.reference} with {run.words} on "
         f"{run.protocol['split']}, {run.protocol['when']}. The prediction is the class with the highest probability. "
         f"Average precision: by chance it is the share of the class. Units: patients or lesions, or images where these "
         f"are not known. {units_text(run, compared.sites)} No interval if fewer than {FEWEST_UNITS} units have an "
@@ -140,7 +140,7 @@ def calibration_table(compared: Compared) -> ReportTable:
 
 def recall_table(compared: Compared) -> ReportTable:
     """Table of the recall of each class over the images of all sites."""
-    first = compared.rows[0].first.confusion
+    first = compared.rows[0].confusions[0]
     there = [index for index in range(len(compared.classes)) if sum(first[index])]
     columns: list[Column] = [
         (f"{compared.classes[index]} ({sum(first[index])})", _recall([index]), True) for index in there
@@ -312,13 +312,18 @@ def _recall(classes: Sequence[int]) -> Values:
     """Return a function for the mean recall of some classes."""
 
     def values(row: RunsOfARow) -> list[float]:
-        found = [run.confusion for run in row.runs]
-        return [fmean(counts[c][c] / sum(counts[c]) for c in classes) for counts in found]
+        found = [[counts[c][c] / sum(counts[c]) for c in classes if sum(counts[c])] for counts in row.confusions]
+        return [fmean(recalls) for recalls in found if recalls]
 
     return values
 
 
 def _over_seeds(compared: Compared) -> str:
+    if compared.folds is not None:
+        return (
+            f"Mean over the folds of all repetitions ({compared.runs_text}) ± their standard deviation (n - 1), which "
+            f"is no error of the mean: folds share their training images."
+        )
     seeds = {len(row.runs) for row in compared.rows}
     return ONE_SEED if seeds == {1} else SEEDS.format(" to ".join(str(n) for n in sorted({min(seeds), max(seeds)})))
 

@@ -36,7 +36,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
         columns_of.append(OverSites.MEAN)
     lines = -(-len(columns_of) // 5)
     columns = -(-len(columns_of) // lines)
-    seeds = len(compared.seeds) > 1
+    seeds = compared.has_spread
     description = (
         f"Personal model on {compared.protocol['split']}, {round_text(compared)}, {seeds_text(compared)}"
         + ("; large mark: mean, open circles: seeds" if seeds else "")

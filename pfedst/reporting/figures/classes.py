@@ -39,7 +39,7 @@ def classes(compared: Compared, metric: str) -> ReportFigure | None:
         lines += [site, *classes_at_sites(run, compared.classes, [site])]
     split = compared.protocol["split"]
     description = (
-        f"Personal model of {compared.reference} on {split}, {round_text(compared)}, seed {run.seed}; in brackets: "
+        f"Personal model of {compared.reference} on {split}, {round_text(compared)}, {run.words}; in brackets: "
         f"images, patients or lesions; lines: 95 % intervals over these (over images where not known); grey mark: "
         f"share of the class, the average precision by chance; dash: not defined"
     )
@@ -53,7 +53,7 @@ def classes(compared: Compared, metric: str) -> ReportFigure | None:
     _name_lines(grid[0], lines)
     left_out = len(compared.sites) - len(sites)
     caption = (
-        f"Each class against the others at each site, personal model of {compared.reference} with seed {run.seed} on "
+        f"Each class against the others at each site, personal model of {compared.reference} with {run.words} on "
         f"{split}: the numbers of the table, with images and units in brackets. "
         + (f"Shown are the {len(sites)} sites with most images, {left_out} are left out. " if left_out else "")
         + f"A mark without a line has no interval. {protocol_caption(compared)}"

@@ -51,7 +51,7 @@ def cost(compared: Compared, metric: str) -> ReportFigure | None:
     ]
     if not panels:
         return None
-    split, seeds = compared.protocol["split"], len(compared.seeds) > 1
+    split, seeds = compared.protocol["split"], compared.has_spread
     description = f"Personal model on {split}, mean over sites, {round_text(compared)}, {seeds_text(compared)}"
     description += "; mark: mean, line: least to most over seeds" if seeds else ""
     figure = new_figure(compared, description, 2.7 + 0.06 * max(0, len(compared.rows) - 6), 3.6 * len(panels))

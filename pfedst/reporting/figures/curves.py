@@ -63,7 +63,7 @@ def _empty(compared: Compared, metric: str, panels: int) -> Figure:
     handles = [_handle(row.label, styles[row.label]) for row in compared.rows]
     spare = lines * columns > panels and len(handles) <= MOST_SPARE
     description = f"Personal model on validation, {seeds_text(compared)}"
-    if len(compared.seeds) > 1:
+    if compared.has_spread:
         description += ": mean; band: least and most over seeds"
         description += "" if _bands(compared) else f", of {compared.reference} alone"
     height = 0.1 + lines * (2.3 if columns < 3 or lines == 1 else 1.65)
@@ -103,7 +103,7 @@ def _panel(axes: Axes, compared: Compared, found: Mapping[str, Points], last: in
         if len(rounds) == 1:  # it does not train
             rounds, means, ends = [0, last], means * 2, ends * 2
         style = styles[label]
-        if len(compared.seeds) > 1 and (_bands(compared) or label == compared.reference):
+        if compared.has_spread and (_bands(compared) or label == compared.reference):
             low, high = zip(*ends, strict=True)
             axes.fill_between(rounds, low, high, color=style.color, alpha=0.12, linewidth=0, zorder=style.zorder - 2)
         step = max(1, math.ceil(len(rounds) / 5))  # place the marks of different rows at different rounds

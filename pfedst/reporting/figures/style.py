@@ -141,6 +141,8 @@ def best_rows(compared: Compared, metric: str, most: int) -> list[RunsOfARow]:
 def seeds_text(compared: Compared) -> str:
     """Describe the seeds, such as `seeds 0, 1, 2`."""
     seeds = compared.seeds
+    if compared.folds is not None:
+        return compared.runs_text
     if len(seeds) == 1:
         return f"one seed ({seeds[0]})"
     if len(seeds) > 3 and seeds == list(range(seeds[0], seeds[-1] + 1)):
