@@ -266,7 +266,8 @@ class Comparison:
     def _tuning(self, tuned: Mapping[str, Tuned]) -> dict[str, Any] | None:
         if not tuned:
             return None
-        return {"seeds": list(self.plan.trial_seeds), "metric": f"{SELECTION_METRIC}, validation, {self.round_choice} round"}
+        metric = f"{SELECTION_METRIC}, validation, {self.round_choice} round"
+        return {"seeds": list(self.plan.trial_seeds), "metric": metric}
 
 
 def _options_chosen(tuned: Tuned) -> list[Options]:
