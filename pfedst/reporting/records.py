@@ -132,9 +132,19 @@ def _are_metrics(metrics: Any, images: int) -> bool:
 
 
 def _are_counts(table: Any) -> bool:
-    """Return True if there are counts for every split and model; they are only shown."""
+    """Return True if there are counts for every split and model, and a square confusion of the personal model."""
     return isinstance(table, dict) and all(
-        isinstance(table.get(split), dict) and isinstance(table[split].get(model), dict)
+        isinstance(table.get(split), dict)
+        and isinstance(table[split].get(model), dict)
+        and (model != "personal" or _is_square(table[split][model].get("confusion")))
         for split in SPLITS
         for model in EVALUATED["received"]
+    )
+
+
+def _is_square(table: Any) -> bool:
+    """Return True for as many lists as each of them holds numbers of images."""
+    return isinstance(table, list) and all(
+        isinstance(row, list) and len(row) == len(table) and all(is_integer(count) and count >= 0 for count in row)
+        for row in table
     )

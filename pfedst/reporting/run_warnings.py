@@ -94,7 +94,8 @@ class RunWarnings:
             now, then = evaluation[split]["personal"][site], start[split]["personal"][site]
             confusion = _confusion(now)
             head = {"site": site, **about, "split": split, "images": _images(confusion)}
-            if (only := only_class(confusion)) is not None:
+            only = only_class(confusion)
+            if only is not None and only < len(self.classes):
                 warnings.append({"what": "one_class", **head, "class": self.classes[only]})
             warnings += _below({"what": "below_start", **head}, [then], [now])
         counted = [site for site in sites if site not in self.held_out]
@@ -215,6 +216,7 @@ def what_to_try(method: FederatedMethod, protocol: Mapping[str, Any]) -> list[st
         "--model.loss BalancedSoftmax": method.uses_criterion and str(protocol["loss"]).startswith("CrossEntropy("),
         f"a lower --model.optimizer.lr than {lr}": lr is not None,
         "--coordinator.optimizer_state keep": protocol["optimizer_state"] == "reset",
+        "--coordinator.lr_schedule cosine": "lr_schedule" not in protocol,
         f"more --coordinator.rounds than {protocol['rounds']}": True,
         "--method.weighting uniform": weighs
         and method.weighting == "samples"

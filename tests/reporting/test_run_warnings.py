@@ -166,10 +166,11 @@ def test_only_options_that_are_not_set_are_advised() -> None:
         "--model.loss BalancedSoftmax",
         "a lower --model.optimizer.lr than 0.001",
         "--coordinator.optimizer_state keep",
+        "--coordinator.lr_schedule cosine",
         "more --coordinator.rounds than 5",
         "--method.weighting uniform",
     ]
-    set_already = PROTOCOL | {"loss": "BalancedSoftmax(tau=1.0)", "optimizer_state": "keep"}
+    set_already = PROTOCOL | {"loss": "BalancedSoftmax(tau=1.0)", "optimizer_state": "keep", "lr_schedule": "step"}
     least = ["a lower --model.optimizer.lr than 0.001", "more --coordinator.rounds than 5"]
     assert what_to_try(FedAvg(weighting="uniform"), set_already) == least
     assert what_to_try(FedAvg(merge_rule="median"), set_already) == least

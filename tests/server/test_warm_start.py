@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from pfedst_baselines.fedavg import FedAvg
-from pfedst_baselines.fedper import FedPer
 from pfedst_baselines.local import Local
 from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst_baselines.zero_shot import ZeroShot
@@ -17,12 +16,20 @@ from pfedst.client.module import FederatedClient
 from pfedst.data import SyntheticSites
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, DataError, PfedstError, StateError
+from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.warm_start import WarmStart
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import data, encoder, fit, template, trainer
 from tests.server.runs import left, same, without_times
+
+
+class OnePersonal(FederatedMethod):
+    """Keeps one tensor of the adapter at the clients."""
+
+    def partition(self, client):
+        return [(min(client.adapter.state_dict()), "personal"), ("*", "shared")]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +98,7 @@ def test_a_method_with_a_state_starts_it_anew(tmp_path, source) -> None:
 
 def test_personal_tensors_are_not_taken(tmp_path, source) -> None:
     """What the source shares and this run keeps at its clients begins as in a run without a warm start."""
-    warm(tmp_path, source[0], FedPer(), keep_states=9, rounds=1)
+    warm(tmp_path, source[0], OnePersonal(), keep_states=9, rounds=1)
     shared = server_state(tmp_path / "run", "round-000000")["method"]["net"]
     taken = WarmStart.of_run(str(source[0])).tensors
     assert shared.keys() < taken.keys()
@@ -148,7 +155,7 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path, source, options, error,
 
 
 def test_a_source_that_keeps_tensors_at_its_clients_is_refused_by_key(tmp_path) -> None:
-    fit(tmp_path / "personal", FedPer(), rounds=1)
+    fit(tmp_path / "personal", OnePersonal(), rounds=1)
     with pytest.raises(StateError, match=r"does not share tensors that this run shares.*: \w+\."):
         warm(tmp_path / "warm", tmp_path / "personal/run")
 
