@@ -45,21 +45,11 @@ class Shifted(v2.Transform):
 
 def test_it_gets_the_square_image_before_it_is_normalised() -> None:
     """By hand: resized, cut, then the transform on 8 bits, then scaled and normalised."""
-    seen = []
-
-    class Seen(v2.Transform):
-        def transform(self, image, params):
-            seen.append(image)
-            return 255 - image
-
     image = picture(40, 60)
     plain = evaluation_transform(PREPROCESSING)(image)
-    found = v2.Compose([training_transform(PREPROCESSING, v2.RandomInvert(p=1.0))])(image)
+    found = training_transform(PREPROCESSING, v2.RandomInvert(p=1.0))(image)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     assert torch.allclose(found * std + mean, 1 - (plain * std + mean), atol=1e-6)
-    with pytest.raises(ConfigurationError, match="which no configuration can name"):  # a class in a function
-        training_transform(PREPROCESSING, v2.Compose([v2.Lambda(lambda image: image)]))
-    assert not seen
 
 
 @pytest.mark.parametrize("make", [v2.RandAugment, v2.TrivialAugmentWide, lambda: v2.Compose(FLIPS)])
@@ -67,7 +57,8 @@ def test_an_image_is_a_function_of_seed_image_and_epoch(make) -> None:
     """In this process and in loading processes, by the seed that the sampler draws."""
     found = []
     for workers in (0, 2):
-        sites = prepared(sites=1, samples_per_site=[24], augmentation=make(), num_workers=workers, cache="none")
+        options = {"sites": 1, "samples_per_site": [24], "test_samples_per_site": [6], "cache": "none"}
+        sites = prepared(augmentation=make(), num_workers=workers, **options)
         loader = sites.train_loader("site_a", 3)
         epochs = []
         for epoch in (0, 1):
@@ -77,10 +68,9 @@ def test_an_image_is_a_function_of_seed_image_and_epoch(make) -> None:
         found.append(epochs)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert not torch.equal(*found[0])
-    draw = next(iter(loader.sampler))
-    dataset = loader.dataset
-    with seeded(derive_seed(3, "augmentation", 1, draw.position)):
-        assert torch.equal(dataset.augmented(dataset.source.load(draw.position)), found[1][1][0])
+    position, dataset = next(iter(loader.sampler)).position, loader.dataset
+    with seeded(derive_seed(3, "augmentation", 1, position)):
+        assert torch.equal(dataset.augmented(dataset.source.load(position)), found[1][1][0])
 
 
 def test_presets_are_what_they_were() -> None:
