@@ -55,6 +55,15 @@ EFFECTS: dict[str, Effect] = {
     "data.init_args.cache": Effect.LAST_DIGITS,
 }
 """Effects by the dotted key of an option, or of a group of options."""
+FIRST_DEFAULTS: dict[str, Any] = {
+    "coordinator.optimizer_state": "reset",
+    "pfedst.methods.interface.FederatedMethod.weighting": "samples",
+}
+"""The first defaults of options whose default has changed since, by dotted key, or by class and option.
+
+A run names each option that is not at its FIRST default. So a run with today's default is told from an older one, which
+named nothing.
+"""
 PATHS = tuple(f"data.init_args.{name}" for name in ("root", "manifest", "images", "split_file", "metadata"))
 """Local options that decide which images a run sees, until their content is known by its hash."""
 WEIGHTS = "model.encoder.init_args.weights"

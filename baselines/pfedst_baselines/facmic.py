@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pfedst.adapters import Adapter, AttentionAdapter
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.methods.interface import Batch, LocalModel, Weighting
+from pfedst.methods.interface import Batch, LocalModel
 from pfedst.methods.losses import local_maximum_mean_discrepancy
 from pfedst.names import plain_name
 from pfedst_baselines.fedclip import FedCLIP
@@ -26,8 +26,7 @@ class FACMIC(FedCLIP):
             or the training images of `target_site`, a site that is held out (`held_out_site`).
         target_site: a site named in --coordinator.held_out_sites.
         alignment: weight of the LMMD, >= 0.
-        weighting: see FederatedMethod; the paper weighs by training batches, hence `samples`.
-        options: see FedCLIP and FederatedMethod.
+        options: see FedCLIP and FederatedMethod; the paper's weighting is by training batches, hence `samples`.
     """
 
     source = "Wu et al., FACMIC: Federated Adaptative CLIP Model for Medical Image Classification, MICCAI 2024"
@@ -38,10 +37,9 @@ class FACMIC(FedCLIP):
         target: Literal["none", "own_unlabelled", "held_out_site"] = "none",
         target_site: str | None = None,
         alignment: float = 1.0,
-        weighting: Weighting = "samples",
         **options: Any,
     ) -> None:
-        super().__init__(weighting=weighting, **options)
+        super().__init__(**options)
         self.target, self.alignment = target, alignment
         self.target_site = None if target_site is None else plain_name(target_site)
         self.require("alignment", alignment >= 0, "must be 0 or more")

@@ -118,6 +118,7 @@ class PFedSTCLI(LightningCLI):
                 "model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"},
                 # as a class with options, and not as a function, --model.optimizer.lr alone changes it
                 "model.optimizer": {"class_path": "torch.optim.AdamW"},
+                "model.loss": {"class_path": "pfedst.methods.criteria.BalancedSoftmax"},
             }
         )
 

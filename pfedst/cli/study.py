@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pfedst.cli.yaml_text import load_yaml
-from pfedst.options import FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, with_effect
+from pfedst.options import FIRST_DEFAULTS, FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, with_effect
 from pfedst.renamed import name_today
 from pfedst.reporting.loading import dotted
 
@@ -62,7 +62,7 @@ def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
 
 
 def changed(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a configuration that are not at their default.
+    """Return the options of a configuration that are not at their first default (see `FIRST_DEFAULTS`).
 
     Args:
         flat: the configuration by dotted keys, as `settings` returns it.
@@ -75,7 +75,7 @@ def changed(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
         group, is_of_a_class, name = key.rpartition(INIT_ARGS)
         default = _defaults_of(str(flat.get(f"{group}.class_path"))).get(name, UNKNOWN) if is_of_a_class else UNKNOWN
         if not is_of_a_class and not key.endswith(".class_path"):
-            default = defaults.get(key, UNKNOWN)
+            default = FIRST_DEFAULTS.get(key, defaults.get(key, UNKNOWN))
         if default is UNKNOWN or _plain(default) != value:
             kept[key] = value
     return kept
@@ -97,7 +97,8 @@ def _defaults_of(class_path: str) -> dict[str, Any]:
             continue
         for parameter in parameters.values():
             if parameter.default is not inspect.Parameter.empty:
-                defaults.setdefault(parameter.name, parameter.default)
+                first = FIRST_DEFAULTS.get(f"{base.__module__}.{base.__name__}.{parameter.name}", parameter.default)
+                defaults.setdefault(parameter.name, first)
     return defaults
 
 

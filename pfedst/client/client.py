@@ -187,7 +187,7 @@ class Client:
                 **({} if data.sampler == "shuffle" else {"sampler": data.sampler}),
                 "transductive_sites": self.transductive_sites,
                 "optimizer": optimizer_options(self.module.make_optimizer),
-                "loss": str(self.module.loss),
+                "loss": str(self.module.loss) if self.method.uses_criterion else "of the method",
                 "trainer": protocol_options(self.local.trainer),
                 **({"prior": self.module.prior.label} if self.module.prior else {}),
             },

@@ -19,7 +19,7 @@ from pfedst.client.priors import check_corrigible
 from pfedst.encoders import AnchorKind, Encoder, Inputs
 from pfedst.errors import NotFiniteError
 from pfedst.messages.payload import check_finite
-from pfedst.methods.criteria import Criterion, CrossEntropy
+from pfedst.methods.criteria import DEFAULT_LOSS, Criterion, CrossEntropy
 from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.methods.partition import norm_keys
 from pfedst.methods.priors import TRAINING, TargetPrior
@@ -51,7 +51,7 @@ class FederatedClient(LightningModule):
         prompts: templates with a {} for the class name, averaged; used by `text` only.
         optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
         loss: class and options of the loss over classes, which every classification term of a method uses:
-            `CrossEntropy`, `BalancedSoftmax`, `ClassWeighted` or `Focal`; with null, `CrossEntropy`.
+            `BalancedSoftmax`, `CrossEntropy`, `ClassWeighted` or `Focal`; with null, `CrossEntropy`.
         prior: the class frequencies that predictions are for: `training` (logits as the model gives them), `balanced`
             (all classes alike), `site` (those of the training split of each site), or a JSON or CSV file of class name
             and frequency. Metrics and model selection are at this prior; training is not changed.
@@ -70,7 +70,7 @@ class FederatedClient(LightningModule):
         anchors: AnchorKind = "text",
         prompts: Sequence[str] = ("a photo of a {}",),
         optimizer: OptimizerCallable = default_optimizer,
-        loss: Criterion | None = None,
+        loss: Criterion | None = DEFAULT_LOSS,
         prior: str = TRAINING,
         non_finite: Literal["stop", "skip"] = "stop",
     ) -> None:

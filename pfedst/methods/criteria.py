@@ -41,8 +41,8 @@ class Criterion(ABC):
 
     @property
     def is_default(self) -> bool:
-        """True if this is plain cross-entropy."""
-        return str(self) == "CrossEntropy()"
+        """True for the default without options, and for plain cross-entropy, the default of older configurations."""
+        return str(self) in (str(DEFAULT_LOSS), str(CrossEntropy()))
 
     def __str__(self) -> str:
         """Return class and options that differ from their defaults, such as `BalancedSoftmax(tau=0.7)`."""
@@ -212,3 +212,7 @@ class Focal(Criterion):
             "--model.loss Focal: its logits belong to no class prior, so predictions cannot be corrected for another "
             "one; choose CrossEntropy, BalancedSoftmax or ClassWeighted"
         )
+
+
+DEFAULT_LOSS = BalancedSoftmax()
+"""Classes of a federation differ in frequency a hundredfold, and from site to site."""

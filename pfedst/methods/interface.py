@@ -165,7 +165,8 @@ class FederatedMethod:
             clients of a round send the same keys and shapes under a name; a client that differs from most is left out.
 
     Args:
-        weighting: how clients count when the server averages: by training `samples` (n_k / sum n), or `uniform`.
+        weighting: how clients count when the server averages: all alike (`uniform`), or by their training `samples`
+            (n_k / sum n, as in FedAvg's paper), where the largest site decides.
         finetune_epochs: local epochs of each client after the last round, >= 0; nothing is sent after them.
         norm_statistics: running statistics of norm layers are `merged` like the layer they belong to, or kept
             `private`.
@@ -189,7 +190,7 @@ class FederatedMethod:
 
     def __init__(
         self,
-        weighting: Weighting = "samples",
+        weighting: Weighting = "uniform",
         finetune_epochs: int = 0,
         norm_statistics: NormStatistics = "merged",
         merge_rule: MergeRule = "mean",

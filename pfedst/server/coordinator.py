@@ -81,7 +81,7 @@ class FederatedCoordinator:
         self,
         rounds: int = 20,
         participation: float = 1.0,
-        optimizer_state: Literal["reset", "keep"] = "reset",
+        optimizer_state: Literal["keep", "reset"] = "keep",
         evaluate_every: int = 1,
         keep_states: int = 2,
         transport: TransportKind = "in_process",
