@@ -110,6 +110,9 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--model.optimizer.lr=-1"], 2, ["--model.optimizer: Invalid learning rate: -1"]),
         (["fit", *SMALL, "--seed_everything=-1"], 2, ["--seed_everything: -1"]),
         (["fit", *SMALL, "--coordinator.min_clients=3"], 2, ["--coordinator.min_clients 3", "2 clients"]),
+        (["fit", *SMALL, "--model.prior=nope"], 2, ["--model.prior nope: no such file of frequencies"]),
+        (["fit", *SMALL, "--model.prior=site"], 2, ["--model.prior", "add --coordinator.share_class_counts true"]),
+        (["fit", *SMALL, "--model.prior=site", "--model.loss=Focal"], 2, ["--model.loss Focal", "no class prior"]),
         (["fit", *SMALL, "--runs_dir=file"], 2, ["--runs_dir file cannot be written"]),
         (["test"], 2, ["pfedst test runs/NAME"]),
         (["test", *SMALL, "--ckpt_path=.", "--dry_run"], 2, ["--dry_run: only pfedst fit"]),
@@ -214,6 +217,24 @@ def test_a_run_leaves_its_folder_and_is_never_overwritten(finished, tmp_path, ca
     for expected in ("PFedST-SyntheticSites-seed0", "PFedST-SyntheticSites-seed0-2"):
         assert main([*arguments, "--coordinator.rounds=1"]) == 0
         assert (tmp_path / expected / "summary.json").is_file()
+
+
+def test_a_finished_run_is_tested_at_another_class_prior(finished, tmp_path, capsys) -> None:
+    """Its sites sent no counts: they are asked for them, and for nothing else is the run changed."""
+    run = shutil.copytree(finished, tmp_path / "a")
+    capsys.readouterr()
+    assert main(["test", str(run), "--model.prior=balanced"]) == 2
+    assert "add --coordinator.share_class_counts true" in capsys.readouterr().err
+    names = json.loads((run / "summary.json").read_text())["protocol"]["classes"]
+    (tmp_path / "clinic.json").write_text(json.dumps({name: 1 / len(names) for name in names}))
+    found = []
+    for prior in ("balanced", str(tmp_path / "clinic.json")):
+        assert main(["test", str(run), f"--model.prior={prior}", "--coordinator.share_class_counts=true"]) == 0
+        printed = capsys.readouterr().out
+        found.append(json.loads((run / "test.json").read_text()))
+        assert "At stated class priors" in printed
+        assert f"prior    {found[-1]['protocol']['prior'].split(':')[0]}" in printed
+    assert found[0]["personal"] == found[1]["personal"]
 
 
 def test_a_state_of_another_configuration_is_refused(finished, tmp_path, capsys) -> None:

@@ -194,3 +194,12 @@ def test_a_summary_holds_the_options_of_its_study_and_no_path(tmp_path, monkeypa
     }
     assert summary["last_digits"] == {"coordinator.threads": 1, "trainer.accelerator": "cpu"}
     assert str(tmp_path) not in json.dumps(summary)
+
+
+def test_of_a_file_of_class_frequencies_the_name_is_of_the_study_and_the_default_is_not() -> None:
+    """A path may name a person, and differs from machine to machine."""
+    defaults = DEFAULTS | {"model.prior": "training"}
+    for prior, kept in (("balanced", "balanced"), ("/home/someone/clinic.json", "clinic.json")):
+        assert study_options(text(model={"prior": prior}), defaults)["model.prior"] == kept
+    assert "model.prior" not in study_options(text(model={"prior": "training"}), defaults)
+    assert "prior" not in results_depend_on(text(model={"prior": "training"}), defaults)
