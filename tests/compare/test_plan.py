@@ -101,3 +101,57 @@ def test_shipped_files_are_plans(file) -> None:
     made = make_plan(yaml.safe_load(file.read_text()), file)
     assert "PFedST" in made.rows
     assert made.reference == "PFedST"
+
+
+FOLDS = {"folds": 5, "seeds": [0, 1, 2]}
+CLAIM = {"row": "A", "against": "B", "measure": "accuracy"}
+
+
+def test_a_plan_over_folds(tmp_path) -> None:
+    made = plan(tmp_path, **FOLDS, claims=[CLAIM, {**CLAIM, "row": "A + own prior", "prior": "site"}])
+    assert [(part.split_seed, part.fold, part.seeds) for part in made.parts[4:6]] == [(0, 4, (0,)), (1, 0, (1,))]
+    assert len(made.parts) == 15
+    assert made.description == f"compare: A, B; 3 repetitions (seeds 0; 1; 2) of 5 folds on {made.base}: 30 runs"
+    assert [claim.row for claim in made.claims] == ["A", "A + own prior"]
+    assert made.assumed_deviation == 4.0
+    assert len(plan(tmp_path, **FOLDS, claims=[CLAIM], rows=ROWS | {"C": {"x": 1}}).only(["C"]).claims) == 0
+
+
+def test_seeds_that_share_a_partition(tmp_path) -> None:
+    made = plan(tmp_path, folds=2, seeds=[[0, 1], [2, 3]], tune={"grid": {"lr": [1, 2]}, "rows": {"B": {}}})
+    assert [(part.split_seed, part.fold, part.seeds) for part in made.parts] == [
+        (0, 0, (0, 1)), (0, 1, (0, 1)), (2, 0, (2, 3)), (2, 1, (2, 3)),
+    ]  # fmt: skip
+    assert "24 runs, of which validation chooses" in made.description
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"folds": 1}, "folds: give a whole number of 2 or more, not 1"),
+        ({"folds": True}, "folds: give a whole number"),
+        ({"claims": [CLAIM]}, "claims has no effect without folds"),
+        ({"assumed_deviation": 3}, "assumed_deviation has no effect without folds"),
+        ({**FOLDS, "assumed_deviation": 0}, "assumed_deviation: give points"),
+        ({**FOLDS, "seeds": [[0, 1], [2]]}, "the same number of seeds"),
+        ({**FOLDS, "seeds": [[0, 1], [1, 2]]}, "a list of different numbers"),
+        ({"seeds": [[0, 1]]}, "a list of different numbers"),
+        ({**FOLDS, "options": {"data.fold": 1}}, "data.fold is set by folds"),
+        ({**FOLDS, "rows": {"A": {"data.init_args.split_seed": 1}}}, "split_seed is set by folds"),
+        ({**FOLDS, "tune": {"seeds": [9], "grid": {"lr": [1, 2]}}}, "tune: seeds: leave it out"),
+        ({"tune": {"seeds": [9], "grid": {"lr": [1, 2]}, "bounds": {"lr": [0, 1]}}}, "bounds has no effect without"),
+        ({**FOLDS, "tune": {"grid": {"lr": [1, 2]}, "bounds": {"lr": [1, 0]}}}, "bounds: lr: give the lowest"),
+        ({**FOLDS, "tune": {"grid": {"lr": [1, 2]}, "bounds": {"mu": [0, 1]}}}, "bounds: mu is in no grid"),
+        ({**FOLDS, "claims": CLAIM}, "claims: give a list"),
+        ({**FOLDS, "claims": [{**CLAIM, "row": "C"}]}, "claims: number 1: row: there is no row C"),
+        ({**FOLDS, "claims": [{**CLAIM, "measure": "acuracy"}]}, 'Did you mean "accuracy"'),
+        ({**FOLDS, "claims": [{**CLAIM, "prior": "own"}]}, "prior: give one of balanced, site, federation"),
+        ({**FOLDS, "claims": [{**CLAIM, "row": "A + own prior"}]}, "give prior: site"),
+        ({**FOLDS, "claims": [CLAIM, CLAIM]}, "named twice"),
+        ({**FOLDS, "claims": [{**CLAIM, "against": "A"}]}, "compares a row with itself"),
+    ],
+)
+def test_what_a_plan_over_folds_may_not_ask(tmp_path, changes, told) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        plan(tmp_path, **changes)
+    assert told in str(caught.value)

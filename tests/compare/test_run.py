@@ -179,6 +179,95 @@ def test_tuning_chooses_on_validation_with_seeds_of_its_own(compare, tmp_path) -
     assert "Tuned on validation" in (folder / "report" / "report.md").read_text()
 
 
+FOLDS = {
+    "folds": 2,
+    "seeds": [0, 3],
+    "reference": "average",
+    "rows": {"average": PLAN["rows"]["average"], "none": PLAN["rows"]["none"]},
+    "claims": [{"row": "none", "against": "average", "measure": "accuracy"}],
+}
+
+
+def test_folds_are_runs_of_a_seed_and_a_fold(compare, tmp_path, capsys) -> None:
+    code, ran, content = compare(**FOLDS)
+    assert code == 0
+    where = [f"seed{seed}-fold{fold}" for seed in (0, 3) for fold in (0, 1)]
+    assert [name.rsplit("-", 1)[0] for name in ran] == [f"{row}-{w}" for w in where for row in FOLDS["rows"]]
+    told = capsys.readouterr().out
+    assert "2 repetitions (seeds 0; 3) of 2 folds" in told
+    assert "8 runs" in told
+    # 40 % of the other fold is validation: n_test / n_train = 0.5 / (0.5 x 0.6)
+    assert "4 differences, n_test / n_train 1.667" in told
+    folder = tmp_path / "runs" / "compare-plan"
+    assert (content["folds"], content["parts"], content["tuning"]) == (2, 4, None)
+    assert list(content["rows"][0]["runs"]) == ["0, fold 0", "0, fold 1", "3, fold 0", "3, fold 1"]
+    tested = {}
+    for row in content["rows"]:
+        for name in row["runs"].values():
+            summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+            protocol = summary["protocol"]
+            assert protocol["folds"] == {
+                "folds": 2,
+                "fold": int(name.split("-")[2][-1]),
+                "split_seed": protocol["seed"],
+            }
+            key = (protocol["seed"], protocol["folds"]["fold"])
+            tested.setdefault(key, []).append((protocol["samples"], summary["content"]["data"]))
+    assert len(tested) == 4
+    assert all(one == other for one, other in tested.values())  # the same images for all methods
+    assert len({of[0][1] for of in tested.values()}) == 4
+    report = json.loads((folder / "report" / "report.json").read_text())
+    titles = [table["title"] for table in report["tables"]]
+    assert "Claims named in advance" in titles
+    assert "Against average, described" in titles
+    assert report["title"].endswith("2 seeds x 2 folds")
+    assert compare(**FOLDS)[:2] == (0, [])
+    # a part of the seeds or the rows are the same runs
+    assert compare("--seeds", "3", "--only", "none", **FOLDS)[:2] == (0, [])
+
+
+def test_seeds_of_one_repetition_share_a_partition(compare, tmp_path) -> None:
+    code, ran, content = compare(**FOLDS | {"seeds": [[5, 6]]})
+    assert code == 0
+    assert content["parts"] == 2
+    for name in ran:
+        summary = json.loads((tmp_path / "runs" / "compare-plan" / "runs" / name / "summary.json").read_text())
+        assert summary["protocol"]["folds"]["split_seed"] == 5
+
+
+def test_tuning_inside_each_fold_uses_its_trials_as_final_runs(compare, tmp_path) -> None:
+    rates = [1e-30, 1e-2]
+    rows = {"average": PLAN["rows"]["average"], "side": PLAN["rows"]["side"], "none": PLAN["rows"]["none"]}
+    tune = {
+        "grid": {"model.optimizer.lr": rates},
+        "rows": {"none": {}},
+        "bounds": {"model.optimizer.lr": [1e-30, None]},
+    }
+    code, ran, content = compare(**FOLDS | {"rows": rows, "tune": tune, "seeds": [0]})
+    assert code == 0
+    assert not (tmp_path / "runs" / "compare-plan" / "tuning").exists()
+    names = [name.rsplit("-", 1)[0] for name in ran]
+    first = [name for fold in (0, 1) for name in (*[f"average-seed0-fold{fold}"] * 2, *[f"side-seed0-fold{fold}"] * 2,
+                                                  f"none-seed0-fold{fold}")]  # fmt: skip
+    assert names[:10] == first
+    # if a best rate was the highest, one more was tried by every row; else none was
+    trials = len(content["rows"][0]["tuned"]["parts"][0]["trials"])
+    assert names[10:] == [f"{row}-seed0-fold{fold}" for fold in (0, 1) for row in ("average", "side")] * (trials - 2)
+    folder = tmp_path / "runs" / "compare-plan" / "runs"
+    for row in content["rows"][:2]:
+        assert [part["fold"] for part in row["tuned"]["parts"]] == [0, 1]
+        for part, name in zip(row["tuned"]["parts"], row["runs"].values(), strict=True):
+            assert len(part["trials"]) == trials
+            best = max(part["trials"], key=lambda trial: trial["validation"])
+            assert part["chosen"] == best["options"]
+            summary = json.loads((folder / name / "summary.json").read_text())
+            assert summary["protocol"]["optimizer"]["lr"] == best["options"]["model.optimizer.lr"]
+            assert summary["validation"]["personal"]["mean"]["balanced_accuracy"] == best["validation"]
+            assert name in ran
+    assert content["rows"][2]["tuned"] is None
+    assert compare(**FOLDS | {"rows": rows, "tune": tune, "seeds": [0]})[1] == []
+
+
 def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, capsys) -> None:
     broken = {"method": "FedAvg", "model.optimizer": "SGD", "model.optimizer.lr": 1e30}
     code, ran, content = compare(rows=PLAN["rows"] | {"broken": broken})
