@@ -117,7 +117,7 @@ class PFedSTCLI(LightningCLI):
             {
                 "model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"},
                 # as a class with options, and not as a function, --model.optimizer.lr alone changes it
-                "model.optimizer": {"class_path": "torch.optim.AdamW"},
+                "model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-4}},
                 "model.loss": {"class_path": "pfedst.methods.criteria.BalancedSoftmax"},
             }
         )

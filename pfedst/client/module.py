@@ -26,8 +26,8 @@ from pfedst.methods.priors import TRAINING, TargetPrior
 
 
 def default_optimizer(params: Any) -> Optimizer:
-    """Return AdamW with learning rate 1e-3, the default for training a side network."""
-    return AdamW(params, lr=1e-3, weight_decay=0.01)
+    """Return AdamW with learning rate 3e-4, the default for training a side network."""
+    return AdamW(params, lr=3e-4, weight_decay=0.01)
 
 
 class FederatedClient(LightningModule):

@@ -38,9 +38,12 @@ def _tap_cache() -> tempfile.TemporaryDirectory[str]:
 
 
 def template(method: FederatedMethod | None = None, **options: Any) -> FederatedClient:
-    """A client without classes, on the nano encoder, with the method's own adapter and anchors, else prototypes."""
+    """A client without classes, on the nano encoder, with the method's own adapter and anchors, else prototypes.
+
+    Its loss is plain cross-entropy, which an oracle by hand can follow.
+    """
     anchors = "prototypes" if method is None or method.requires_anchors is None else method.requires_anchors
-    return FederatedClient(encoder(), **({"anchors": anchors} | options))
+    return FederatedClient(encoder(), **({"anchors": anchors, "loss": None} | options))
 
 
 _drawn: dict[str, Sites] = {}
@@ -125,8 +128,8 @@ def fit(
     trainer_options: dict[str, Any] | None = None,
     **coordinator: Any,
 ) -> dict[str, Any]:
-    """A whole run of two rounds into `folder/run`; its summary."""
+    """A whole run of two rounds into `folder/run`, with optimisers that are reset each round; its summary."""
     run = RunFolder.create(folder, "run", "run")
     options = {"max_epochs": method.fewest_local_epochs} | (trainer_options or {})
-    rounds = FederatedCoordinator(**({"rounds": 2} | coordinator))
+    rounds = FederatedCoordinator(**({"rounds": 2, "optimizer_state": "reset"} | coordinator))
     return simulation.fit(rounds, model or template(method), sites or data(), method, trainer(**options), run, seed)

@@ -149,7 +149,7 @@ class Small(Federation):
         held_out: Sequence[str] = (),
     ) -> None:
         side = next(iter(sites.values()))[0].shape[-1]
-        template = FederatedClient(Pixels(side), adapter, "learned", optimizer=optimizer)
+        template = FederatedClient(Pixels(side), adapter, "learned", optimizer=optimizer, loss=None)
         self.local = LocalTrainer(trainer())
         names = [str(index) for index in range(classes)]
         built = template.build(names, method, 0)

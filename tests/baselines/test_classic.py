@@ -166,9 +166,8 @@ def test_the_server_holds_the_mean_by_samples_or_uniform(method, weighting) -> N
         assert merged.dtype == trained[0][key].dtype
 
 
-def test_scaffold_and_feddyn_count_clients_alike_unless_told_otherwise() -> None:
-    assert SCAFFOLD().weighting == FedDyn().weighting == "uniform"
-    assert FedAvg().weighting == "samples"
+def test_clients_count_alike_unless_told_otherwise() -> None:
+    assert SCAFFOLD().weighting == FedDyn().weighting == FedAvg().weighting == "uniform"
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
@@ -730,7 +729,7 @@ class Normed(WholeModel):
 
 NORMED = {
     "attention": lambda: template(adapter=partial(AttentionAdapter, batch_norm=True)),
-    "pixels": lambda: FederatedClient(Pixels(32), Normed, "learned", optimizer=partial(SGD, lr=0.05)),
+    "pixels": lambda: FederatedClient(Pixels(32), Normed, "learned", optimizer=partial(SGD, lr=0.05), loss=None),
 }
 
 
@@ -753,12 +752,13 @@ def test_a_run_on_a_model_with_batch_norm(method, model, tmp_path) -> None:
 
 def test_pooled_descends_on_the_images_of_all_sites(tmp_path) -> None:
     """By hand, on all sites' images in one batch; a single step is FedAvg's by samples, and two are not."""
-    linear = FederatedClient(Pixels(16), Linear, "learned", optimizer=partial(SGD, lr=LR))
+    linear = FederatedClient(Pixels(16), Linear, "learned", optimizer=partial(SGD, lr=LR), loss=None)
     sites = SyntheticSites(3, 3, 16, [24, 18, 15], [12] * 3, batch_size=64)
 
     def run(method, epochs: int) -> State:
         folder = tmp_path / f"{method.__name__}{epochs}"
-        fit(folder, method(), sites=sites, model=linear, rounds=1, trainer_options={"max_epochs": epochs})
+        by_samples = method(weighting="samples")
+        fit(folder, by_samples, sites=sites, model=linear, rounds=1, trainer_options={"max_epochs": epochs})
         return RunState(folder / "run" / "state").last_round().parts["server"]["method"]["net"]
 
     found = {(method, epochs): run(method, epochs) for method in (Pooled, FedAvg) for epochs in (1, 2)}

@@ -274,9 +274,10 @@ def test_the_contrastive_form_is_refused_where_it_would_train_nothing(tmp_path, 
         fit(tmp_path, FedCLIP(objective="infonce"), model=template(adapter=adapter, anchors="text"))
 
 
-def test_fedclip_counts_clients_alike_and_facmic_by_their_images() -> None:
+def test_clients_count_alike_or_by_their_images() -> None:
     assert set(federation(FedCLIP()).server.weights.values()) == {1.0}
-    made = federation(FACMIC())
+    assert set(federation(FACMIC()).server.weights.values()) == {1.0}
+    made = federation(FACMIC(weighting="samples"))
     assert made.server.weights == {name: float(prepared().samples(name, "train")) for name in made.clients}
 
 
