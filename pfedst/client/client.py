@@ -157,8 +157,8 @@ class Client:
         samples = {split: self.data.samples(name, split) for split in SPLITS}
         values = {"samples": samples, "threads": self.threads, **self._description}
         natural, sampled = self.data.class_counts(name, "train"), self.class_counts(name).tolist()
-        if sampled != natural and len(set(sampled)) == 1:
-            values["balanced_sampling"] = True  # by the sampler, so that nothing is said of the images
+        if self.data.sampler == "class_balanced" and len(set(sampled)) == 1:
+            values["balanced_sampling"] = True  # of the images it says that no class is missing
         if self.shares_class_counts:
             values["class_counts"] = {"natural": natural, "sampled": sampled}
         return Reply(values)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
-from pfedst.evaluation.stated import BALANCED, REASON, REASONS, SITE, STATED
-
 Check = Callable[[Any], bool]
 
 LARGEST_INTEGER = 2**63
@@ -38,25 +36,6 @@ def is_size(value: Any) -> bool:
 def is_positive(value: Any) -> bool:
     """True for a number that is not negative."""
     return is_number(value) and value >= 0
-
-
-def is_stated(found: Any, images: int) -> bool:
-    """True for metrics at stated class priors, each a number that is not negative (None if undefined), or a reason."""
-    return (
-        isinstance(found, dict)
-        and {BALANCED, SITE} <= set(found) <= set(STATED)
-        and all(_is_table(prior, table, images) for prior, table in found.items())
-    )
-
-
-def _is_table(prior: str, table: Any, images: int) -> bool:
-    if not isinstance(table, dict):
-        return False
-    if set(table) == {REASON}:
-        return table[REASON] in REASONS
-    return set(table) == set(STATED[prior]) and all(
-        value is None or (images > 0 and is_positive(value)) for value in table.values()
-    )
 
 
 FIT_RECORD: dict[str, Check] = {

@@ -9,7 +9,8 @@ from typing import Any
 
 from pfedst.errors import StateError
 from pfedst.evaluation import METRICS
-from pfedst.messages.records import FIT_RECORD, is_integer, is_number, is_stated
+from pfedst.evaluation.stated import BALANCED, REASON, REASONS, SITE, STATED
+from pfedst.messages.records import FIT_RECORD, is_integer, is_number, is_positive
 
 Kind = Callable[[Any], bool]
 
@@ -147,4 +148,23 @@ def _is_square(table: Any) -> bool:
     return isinstance(table, list) and all(
         isinstance(row, list) and len(row) == len(table) and all(is_integer(count) and count >= 0 for count in row)
         for row in table
+    )
+
+
+def is_stated(found: Any, images: int) -> bool:
+    """True for metrics at stated class priors, each a number that is not negative (None if undefined), or a reason."""
+    return (
+        isinstance(found, dict)
+        and {BALANCED, SITE} <= set(found) <= set(STATED)
+        and all(_is_table(prior, table, images) for prior, table in found.items())
+    )
+
+
+def _is_table(prior: str, table: Any, images: int) -> bool:
+    if not isinstance(table, dict):
+        return False
+    if set(table) == {REASON}:
+        return table[REASON] in REASONS
+    return set(table) == set(STATED[prior]) and all(
+        value is None or (images > 0 and is_positive(value)) for value in table.values()
     )

@@ -16,9 +16,10 @@ from pfedst.evaluation.averages import CLASS_METRICS, metric_names
 from pfedst.evaluation.counts import BINS
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import check_plain
-from pfedst.messages.records import FIT_RECORD, is_count, is_fit_record, is_number, is_positive, is_stated
+from pfedst.messages.records import FIT_RECORD, is_count, is_fit_record, is_number, is_positive
 from pfedst.messages.requests import Reply, Request
 from pfedst.messages.transport import Started, Transport
+from pfedst.reporting.records import is_stated
 
 PROTOCOL = {
     "encoder",

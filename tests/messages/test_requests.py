@@ -9,7 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pfedst.messages.requests import ANCHORS, GENERIC, PROTOTYPES, RESERVED_PARTS, Kind, Reply, Request, SplitName
+from pfedst.messages.requests import (
+    ANCHORS,
+    GENERIC,
+    PRIORS,
+    PROTOTYPES,
+    RESERVED_PARTS,
+    Kind,
+    Reply,
+    Request,
+    SplitName,
+)
 
 REQUEST = Request(
     "fit",
@@ -134,7 +144,7 @@ def test_anchors_are_no_part_of_the_message_of_the_method() -> None:
     assert request.anchors is anchors
     assert request.message == REQUEST.parts
     assert REQUEST.anchors is None
-    assert set(RESERVED_PARTS) == {ANCHORS, GENERIC, PROTOTYPES}
+    assert set(RESERVED_PARTS) == {ANCHORS, GENERIC, PRIORS, PROTOTYPES}
 
 
 def test_defaults_are_those_of_a_first_request() -> None:

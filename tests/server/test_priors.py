@@ -19,7 +19,7 @@ from pfedst.server.replies import CheckedTransport
 from pfedst.server.server import Server
 from pfedst.simulation import start_maker
 from pfedst.state.snapshot import read_snapshot
-from pfedst.testing.small import data, fit, template
+from pfedst.testing.small import data, fit, prepared, template
 from pfedst.transport.in_process import InProcess
 from tests.client.clients import client_of, server_of
 from tests.server.runs import go_on, left, same
@@ -147,17 +147,29 @@ def test_a_site_sends_its_class_counts_only_if_it_shares_them(tmp_path) -> None:
 
 
 def test_a_site_says_that_its_sampler_shows_all_classes_equally_often(tmp_path, monkeypatch) -> None:
-    """It says so without its counts, and only where the sampler makes them equal: equal images are not told."""
-    client = client_of(FedAvg(), tmp_path)
-    for sampled, natural, told in (
-        ([6, 6, 6], [3, 6, 9], True),
-        ([6, 6, 6], [6, 6, 6], None),
-        ([0, 9, 9], [0, 9, 9], None),
+    """It says so without its counts, and not where it has no image of a class."""
+    for number, (sampler, natural, told) in enumerate(
+        (("class_balanced", [3, 6, 9], True), ("class_balanced", [0, 9, 9], None), ("shuffle", [6, 6, 6], None))
     ):
-        monkeypatch.setattr(client, "class_counts", lambda name, found=sampled: torch.tensor(found))
+        client = client_of(FedAvg(), tmp_path / str(number), data=prepared(sampler=sampler))
         monkeypatch.setattr(client.data, "class_counts", lambda site, split, found=natural: found)
-        for reply in CheckedTransport(InProcess(client)).hello("run").values():
-            assert reply.values.get("balanced_sampling") is told
+        values = client.answer("site_a", _hello()).values
+        assert values.get("balanced_sampling") is told
+        assert "class_counts" not in values
+
+
+def test_with_a_balanced_sampler_a_merged_model_has_learned_equal_frequencies(tmp_path) -> None:
+    sites = {"label_skew": 100.0, "sampler": "class_balanced"}
+    method = FedAvg()
+    summary = fit(tmp_path, method, sites=data(**sites), model=template(method, prior="balanced"), rounds=1)
+    assert all(min(data_counts) > 0 for data_counts in _counts(sites))
+    balanced = summary["at_priors"]["last"]["test"]["personal"]["balanced"]["mean"]["balanced_accuracy"]
+    assert balanced == pytest.approx(summary["personal"]["mean"]["balanced_accuracy"])
+
+
+def _counts(options):
+    sites = prepared(**options)
+    return [sites.class_counts(site, "train") for site in sites.sites]
 
 
 @pytest.mark.parametrize(

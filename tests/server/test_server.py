@@ -139,11 +139,11 @@ class Own(FedAvg):
 def test_a_request_to_evaluate_carries_the_generic_model_where_the_message_is_another() -> None:
     made = server(Own())
     made.state["b"] = {key: tensor + 1 for key, tensor in made.state[NET].items()}
-    assert set(made.parts_to_evaluate("a")) == {NET}
-    parts = made.parts_to_evaluate("b")
+    assert set(made.parts_to_evaluate("a", True)) == {NET}
+    parts = made.parts_to_evaluate("b", True)
     assert set(parts) == {NET, GENERIC}
     assert set(made.parts_for("b")) == {NET}, "it is needed in evaluations alone"
-    for name, found in (("a", made.parts_to_evaluate("a")), ("b", parts)):
+    for name, found in (("a", made.parts_to_evaluate("a", True)), ("b", parts)):
         request = Request("evaluate", "run", parts=found)
         assert torch.equal(request.generic["w"], made.state[NET]["w"])
         assert set(request.message) == {NET}
