@@ -184,8 +184,8 @@ def tuning_table(compared: Compared) -> ReportTable | None:
         f"Options chosen within each fold by {compared.tuning['metric']}, of the personal model, and how often; mean "
         f"validation of each trial over folds, %. Every row that is listed got as many trials on every fold, the "
         f"others none. A trial is run with the seeds of its fold, and the runs of the chosen trial are those of the "
-        f"tables: test is reported, and played no part. At an edge: a best value of some fold lies at an edge of the grid, "
-        f"with possible values beyond it."
+        f"tables: test is reported, and played no part. At an edge: a best value of some fold lies at an edge of the "
+        f"grid, with possible values beyond it."
     )
     return ReportTable(
         "tuning", "Tuned on validation", caption, ("row", "chosen", "tried", "at an edge"), tuple(rows)
