@@ -1,6 +1,6 @@
 """How often a comparison over folds claims a difference where there is none, and where there is one.
 
-python benchmarks/false_claims.py [STUDIES]; 1,000 studies of each setting take some minutes on one core.
+python benchmarks/false_claims.py run [STUDIES]; 1,000 studies of each setting take some minutes on one core.
 
 A study draws fresh images (Gaussian features of classes at four sites), deals them over folds as `--data.folds` does,
 trains four learners and makes three named comparisons, with Holm's correction. All learners are the same algorithm, and
@@ -138,9 +138,37 @@ def measure(studies: int, settings: list[tuple[str, int, int, float]]) -> list[d
     return rows
 
 
+def table() -> None:
+    """Print the table of the result."""
+    result = json.loads(RESULT.read_text())
+    protocol, rows = result["protocol"], result["rows"]
+    print("| learner | folds | difference | studies | corrected, Holm, % | usual t-test, Holm, % |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        texts = [
+            f"{100 * row[test]['rate']:.1f} ({' to '.join(f'{100 * end:.1f}' for end in row[test]['interval'])})"
+            for test in ("corrected", "usual")
+        ]
+        effect = "none" if row["factor"] == 1 else f"class means of one row x {row['factor']:g}"
+        print(
+            f"| {row['learner']} | {row['repetitions']} x {row['folds']} | {effect} | {row['studies']:,} | "
+            f"{texts[0]} | {texts[1]} |"
+        )
+    sites = ", ".join(str(size) for size in protocol["sites"].values())
+    print(
+        f"\nShare of studies with any claim, with its exact 95 % interval, of {len(protocol['claims'])} named claims. "
+        f"Fresh Gaussian data in each study: sites of {sites} images, {protocol['classes']} classes, "
+        f"{protocol['features']} features; validation {protocol['validation_fraction']:g}. Without a difference every "
+        f"claim is false, and the share may be {100 * protocol['level']:g} %."
+    )
+
+
 def main() -> None:
-    """Write the result."""
-    studies = int(sys.argv[1]) if sys.argv[1:] else 1000
+    """Print the result, or measure it."""
+    if sys.argv[1:2] != ["run"]:
+        table()
+        return
+    studies = int(sys.argv[2]) if sys.argv[2:] else 1000
     rows = measure(studies, SETTINGS)
     protocol = {
         "sites": SITES, "classes": CLASSES, "class_shares": SHARES, "features": FEATURES, "class_distance": DISTANCE,

@@ -69,6 +69,21 @@ def test_so_many_at_a_time_in_order(grid, tmp_path) -> None:
     assert "left" in told
 
 
+def test_the_longest_run_of_a_group_comes_first(tmp_path) -> None:
+    made = Grid(tmp_path, 2, stand_in, Console(file=StringIO()))
+    made._seconds = {"short": [1.0], "long": [9.0, 11.0], "middle": [5.0]}
+    rows = ("short", "middle", "long", "long", "new")
+    waiting = [GridRun(f"{row}{group}", row, (), group) for group in "ab" for row in rows]
+    order = []
+    while waiting:
+        order.append(waiting.pop(made._next(waiting)).name)
+    assert order == ["newa", "longa", "longa", "middlea", "shorta", "newb", "longb", "longb", "middleb", "shortb"]
+    # one at a time nothing ends earlier, and the order is that of the plan
+    alone = Grid(tmp_path, 1, stand_in, Console(file=StringIO()))
+    alone._seconds = made._seconds
+    assert alone._next([GridRun("a", "short", ()), GridRun("b", "long", ())]) == 0
+
+
 def test_finished_runs_are_kept(grid, tmp_path) -> None:
     grid(1).run(runs(tmp_path, 0, 0), "first")
     before = (tmp_path / "run0.started").read_text()

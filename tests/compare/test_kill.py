@@ -4,6 +4,7 @@ import functools
 import json
 import time
 
+import pytest
 import yaml
 
 from pfedst.cli import main
@@ -18,6 +19,7 @@ PLAN = {
     "seeds": [0],
     "rows": {"average": {"method": "FedAvg"}, "side": {"method": "PFedST"}},
 }
+FOLDS = {"folds": 2, "claims": [{"row": "side", "against": "average", "measure": "accuracy"}]}
 OF_TIME = ("peak memory", "seconds of fits", "seconds in all")
 
 
@@ -30,9 +32,10 @@ def without_times(report):
     return report
 
 
-def test_killed_and_started_again(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("more", [{}, FOLDS], ids=["a split", "folds"])
+def test_killed_and_started_again(tmp_path, monkeypatch, more) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN | more, sort_keys=False))
     arguments = ["compare", "--config", str(tmp_path / "plan.yaml"), "--runs_dir"]
     killed = tmp_path / "killed" / "compare-plan"
     child = programs.start(programs.command, tmp_path / "output", *arguments, tmp_path / "killed")
