@@ -162,7 +162,7 @@ PROTOCOL = {
 
 
 def test_only_options_that_are_not_set_are_advised() -> None:
-    assert what_to_try(FedAvg(), PROTOCOL) == [
+    assert what_to_try(FedAvg(weighting="samples"), PROTOCOL) == [
         "--model.loss BalancedSoftmax",
         "a lower --model.optimizer.lr than 0.001",
         "--coordinator.optimizer_state keep",
