@@ -55,15 +55,23 @@ def claim_value(summary: Mapping[str, Any], claim: Claim, site: str) -> float | 
     found = summary["personal"]["clients"]
     if claim.prior is not None:
         try:
-            found = summary["at_priors"]["last"][summary["protocol"]["split"]]["personal"][claim.prior]["clients"]
+            stated = summary["at_priors"]["last"]
+            found = stated[summary["protocol"]["split"]]["personal"][claim.prior]["clients"]
         except KeyError as error:
             raise StateError(
                 f"{summary['name']}: summary.json has no metrics at the class prior {claim.prior}, which a claim of "
                 f"the comparison names; leave prior out of the claim, or run it again with a version that writes them"
             ) from error
+        if stated["round"] != summary["protocol"]["round"]:
+            raise StateError(
+                f"{summary['name']}: metrics at the class prior {claim.prior}, which a claim of the comparison names, "
+                f"are those of the last round alone; use --round last"
+            )
     if claim.measure not in found[site]:
+        reason = f" ({found[site]['reason']})" if "reason" in found[site] else ""
         raise StateError(
-            f"{summary['name']}: summary.json has no {claim.measure}, which a claim of the comparison names"
+            f"{summary['name']}: summary.json has no {claim.measure} of {site}{reason}, which a claim of the "
+            f"comparison names"
         )
     value: float | None = found[site][claim.measure]
     return value

@@ -163,12 +163,15 @@ def test_a_claim_at_a_prior(tmp_path) -> None:
                 prior: {"clients": {site: {"accuracy": of[METRIC] * factor} for site, of in clients.items()}}
                 for prior, factor in (("balanced", 1.0), ("site", 0.5))
             }
-            one.summary["at_priors"] = {"last": {"test": {"personal": at}}}
+            one.summary["at_priors"] = {"last": {"round": 5, "test": {"personal": at}}}
     tested = fold_tables.tested_claims(compared)
     assert [one.test.mean for one in tested] == pytest.approx([0.13, 0.065])
     assert "accuracy at the site prior" in tested[1].words
     del one.summary["at_priors"]["last"]["test"]["personal"]["site"]["clients"]["a"]["accuracy"]
-    with pytest.raises(StateError, match="no accuracy, which a claim"):
+    with pytest.raises(StateError, match="no accuracy of a, which a claim"):
+        fold_tables.tested_claims(compared)
+    one.summary["at_priors"]["last"]["round"] = 3
+    with pytest.raises(StateError, match="of the last round alone; use --round last"):
         fold_tables.tested_claims(compared)
 
 
