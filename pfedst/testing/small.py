@@ -128,8 +128,8 @@ def fit(
     trainer_options: dict[str, Any] | None = None,
     **coordinator: Any,
 ) -> dict[str, Any]:
-    """A whole run of two rounds into `folder/run`, with optimisers that are reset each round; its summary."""
+    """A whole run of two rounds into `folder/run`; its summary."""
     run = RunFolder.create(folder, "run", "run")
     options = {"max_epochs": method.fewest_local_epochs} | (trainer_options or {})
-    rounds = FederatedCoordinator(**({"rounds": 2, "optimizer_state": "reset"} | coordinator))
+    rounds = FederatedCoordinator(**({"rounds": 2} | coordinator))
     return simulation.fit(rounds, model or template(method), sites or data(), method, trainer(**options), run, seed)
