@@ -91,6 +91,8 @@ def _defaults_of(class_path: str) -> dict[str, Any]:
         return {}
     defaults: dict[str, Any] = {}
     for base in inspect.getmro(found) if inspect.isclass(found) else (found,):
+        if inspect.isclass(base) and "__init__" not in vars(base):
+            continue  # its options are those of a base, whose own first defaults they have
         try:
             parameters = inspect.signature(base.__init__ if inspect.isclass(base) else base).parameters
         except (TypeError, ValueError):

@@ -43,7 +43,7 @@ def text(method=None, **groups) -> str:
 AT_DEFAULT = {
     "mu": 5.0,  # of the class itself
     "nu": 2.0,  # of its base
-    "weighting": "samples",  # of the base of all
+    "weighting": "samples",  # of the base of all: its first default, which is another today
     "folder": "here",
     "sizes": [1, 2],
 }
@@ -144,7 +144,7 @@ def test_every_listed_option_exists(resolve) -> None:
         ["--data.cache=taps"],
         ["--trainer.enable_progress_bar=true"],
         ["--method.mu=0.01", "--coordinator.participation=1"],  # these are the defaults
-        ["--model.optimizer.lr=0.001"],
+        ["--model.optimizer.lr=0.0003"],
     ],
 )
 def test_the_hash_of_a_real_configuration_stays(resolve, options) -> None:
@@ -178,17 +178,22 @@ def test_a_summary_holds_the_options_of_its_study_and_no_path(tmp_path, monkeypa
     study = summary["study"]
     assert all(effect_of(key) is Effect.STUDY for key in study)
     assert study == {
+        # what has another default than in older versions is named: such a run is none of theirs
+        "coordinator.optimizer_state": "keep",
         "coordinator.rounds": 2,
         "data.class_path": "pfedst.data.SyntheticSites",
         "data.init_args.samples_per_site": [12, 10],
         "data.init_args.sites": 2,
         "data.init_args.test_samples_per_site": [8, 8],
         "method.class_path": "pfedst.methods.pfedst.PFedST",
+        "method.init_args.weighting": "uniform",
         "model.anchors": "prototypes",
         "model.encoder.class_path": "pfedst.encoders.FrozenCLIP",
         "model.encoder.init_args.model": "vit-nano",
         "model.encoder.init_args.weights": "random",
+        "model.loss.class_path": "pfedst.methods.criteria.BalancedSoftmax",
         "model.optimizer.class_path": "torch.optim.AdamW",
+        "model.optimizer.init_args.lr": 0.0003,
         "seed_everything": 3,
         "trainer.accumulate_grad_batches": 2,
     }

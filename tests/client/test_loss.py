@@ -68,7 +68,8 @@ def test_a_balanced_loss_lifts_the_classes_that_a_site_hardly_has() -> None:
 
 
 def test_a_loss_that_a_method_would_ignore_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"--model.loss BalancedSoftmax\(\): method FedCLIP"):
-        template(loss=BalancedSoftmax()).build("abc", FedCLIP(objective="infonce"), 0)
-    template(loss=BalancedSoftmax()).build("abc", FedCLIP(), 0)
-    template(loss=CrossEntropy()).build("abc", FedCLIP(objective="infonce"), 0)
+    with pytest.raises(ConfigurationError, match=r"--model.loss BalancedSoftmax\(tau=0.7\): method FedCLIP"):
+        template(loss=BalancedSoftmax(tau=0.7)).build("abc", FedCLIP(objective="infonce"), 0)
+    template(loss=BalancedSoftmax(tau=0.7)).build("abc", FedCLIP(), 0)
+    for of_a_configuration in (BalancedSoftmax(), CrossEntropy()):  # the default of today, and of older versions
+        template(loss=of_a_configuration).build("abc", FedCLIP(objective="infonce"), 0)

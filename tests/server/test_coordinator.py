@@ -258,7 +258,7 @@ def test_alternate_trains_one_part_at_a_time() -> None:
     assert moved
     assert not any("lora" in key for key in moved)
     scales = {group["lr"] for group in made.modules[name].configure_optimizers().param_groups}
-    assert scales == {1e-3, 3e-3}
+    assert scales == {3e-4, 3 * 3e-4}
 
 
 def test_norms_and_biases_get_no_weight_decay() -> None:

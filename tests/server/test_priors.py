@@ -99,7 +99,7 @@ def server(method, loss=None, counts=None, held_out=()):
 
 @pytest.mark.parametrize(
     ("options", "weights"),
-    [({}, [0.75, 0.25]), ({"weighting": "uniform"}, [0.5, 0.5]), ({"merge_rule": "median"}, [0.5, 0.5])],
+    [({"weighting": "samples"}, [0.75, 0.25]), ({}, [0.5, 0.5]), ({"merge_rule": "median"}, [0.5, 0.5])],
 )
 def test_sites_weigh_as_in_the_merge(options, weights) -> None:
     found = server(FedAvg(**options), counts=COUNTS).priors.federation

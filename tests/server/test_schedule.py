@@ -125,7 +125,7 @@ def test_every_fit_has_the_factor_of_its_round_and_fine_tuning_has_none(tmp_path
     assert {number for _, number, _ in rates} == set(expected)
     for (name, number, finetuning), of_groups in rates.items():
         factor = 1.0 if finetuning else expected[number]
-        assert of_groups == pytest.approx([1e-3 * factor] * len(of_groups), rel=1e-12), (name, number)
+        assert of_groups == pytest.approx([3e-4 * factor] * len(of_groups), rel=1e-12), (name, number)
     assert ("site_a", 4, True) in rates
     records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     for record in records:
@@ -137,13 +137,13 @@ def test_every_fit_has_the_factor_of_its_round_and_fine_tuning_has_none(tmp_path
 def test_kept_optimisers_have_the_factor_of_the_round(tmp_path, rates) -> None:
     fit(tmp_path, FedAvg(), rounds=4, optimizer_state="keep", lr_schedule="step")
     found = [rates["site_a", number, False][0] for number in range(1, 5)]
-    assert found == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+    assert found == pytest.approx([3e-4, 3e-4, 3e-5, 3e-6])
 
 
 def test_a_round_is_that_of_the_scaled_learning_rate(tmp_path) -> None:
     """With warm-up, the first round is that of half the learning rate, bit for bit; the second one that of all."""
     fit(tmp_path / "a", PFedST(), warmup_rounds=1)
-    half = template(PFedST(), optimizer=lambda params: torch.optim.AdamW(params, lr=5e-4, weight_decay=0.01))
+    half = template(PFedST(), optimizer=lambda params: torch.optim.AdamW(params, lr=1.5e-4, weight_decay=0.01))
     fit(tmp_path / "b", PFedST(), model=half)
     fit(tmp_path / "c", PFedST())
     losses = [

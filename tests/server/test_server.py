@@ -45,11 +45,11 @@ def server(method=None, held_out=(), samples=SAMPLES, make_start=start) -> Serve
 
 
 def test_names_are_sorted_and_weights_are_of_images() -> None:
-    made = server(held_out=["b"])
+    made = server(FedAvg(weighting="samples"), held_out=["b"])
     assert made.sites == made.names == made.members == ["a", "b", "c"]
     assert made.weights == {"a": 5.0, "b": 3.0, "c": 2.0}
     assert made.drawable == ["a", "c"]
-    assert server(FedAvg(weighting="uniform")).weights == dict.fromkeys("abc", 1.0)
+    assert server().weights == dict.fromkeys("abc", 1.0)
 
 
 def test_a_pooled_method_has_one_client_that_trains() -> None:
@@ -102,7 +102,7 @@ def test_clients_get_one_copy_until_the_next_merge() -> None:
 
 
 def test_weighted_means_are_of_those_that_reported() -> None:
-    made = server()
+    made = server(FedAvg(weighting="samples"))
     values = {"c": 1.0, "a": 8.0}
     made.merge({name: {NET: {"w": torch.full((4,), value), "n": torch.tensor(1)}} for name, value in values.items()})
     assert made.state[NET]["w"][0].item() == pytest.approx((5 * 8.0 + 2 * 1.0) / 7)
