@@ -40,7 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def measure(encoder: FrozenCLIP, data: FederatedDataModule) -> dict[str, Any]:
     """Time one local epoch of every site."""
-    template, local = FederatedClient(encoder, anchors="learned"), LocalTrainer(trainer())
+    template, local = FederatedClient(encoder, anchors="learned", loss=None), LocalTrainer(trainer())
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         client = make_client(template, data, PFedST(), 0, local, Path(folder))

@@ -247,7 +247,7 @@ def read_run_folder(path: Path) -> None:
     """What a resumed run reads beside the state."""
     run = RunFolder(path)
     mark = json.loads((path / "mark.json").read_text())
-    check_same_configuration(path, (path / "whole.yaml").read_text())
+    check_same_configuration(path, (path / "whole.yaml").read_text(), {})
     run.identify(json.loads((path / "whole.json").read_text()), resume=True)
     run.records(mark)
     run.summary()

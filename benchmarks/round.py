@@ -70,7 +70,7 @@ def sites_of(folder: Path, batch_size: int, steps: int) -> FederatedDataModule:
 
 def client_of(data: FederatedDataModule, sites: Path | None = None) -> Client:
     """Make the client of all sites: pFedST on the nano encoder."""
-    return make_client(template(), data, PFedST(), 0, LocalTrainer(trainer()), sites)
+    return make_client(template(), data, PFedST(weighting="samples"), 0, LocalTrainer(trainer()), sites)
 
 
 class OurRounds:
@@ -79,7 +79,7 @@ class OurRounds:
     def __init__(self, data: FederatedDataModule, folder: Path) -> None:
         run = RunFolder.create(folder, None, "run")
         client = client_of(data, run.path / SITES_FOLDER)
-        options = FederatedCoordinator(rounds=1, evaluate_every=NEVER).options
+        options = FederatedCoordinator(rounds=1, optimizer_state="reset", evaluate_every=NEVER).options
         transport = InProcess(client, 1)
         sites = {name: reply.values for name, reply in transport.hello(run.path.name).items()}
         samples = {name: values["samples"]["train"] for name, values in sites.items()}

@@ -108,8 +108,8 @@ def client_of(workload_name: str, cache_folder: str, sites: Path | None) -> Clie
         sites=len(workload.samples_per_site), image_size=workload.image_size, batch_size=workload.batch_size,
         samples_per_site=workload.samples_per_site, cache="taps", cache_folder=cache_folder, validation_fraction=0.1,
     )  # fmt: skip
-    template = FederatedClient(FrozenCLIP(workload.encoder, weights="random"), anchors="learned")
-    return make_client(template, data, FedAvg(), RUN_SEED, LocalTrainer(trainer()), sites)
+    template = FederatedClient(FrozenCLIP(workload.encoder, weights="random"), anchors="learned", loss=None)
+    return make_client(template, data, FedAvg(weighting="samples"), RUN_SEED, LocalTrainer(trainer()), sites)
 
 
 def trainer() -> Trainer:
@@ -226,7 +226,7 @@ def pfedst_rows(
     kind: TransportKind, workers: int | None, workload: str, folder: str, rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     coordinator = FederatedCoordinator(
-        rounds=rounds, evaluate_every=rounds, transport=kind, workers=workers, threads=1
+        rounds=rounds, optimizer_state="reset", evaluate_every=rounds, transport=kind, workers=workers, threads=1
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as runs:
         run_folder = RunFolder.create(Path(runs), "run", "run")

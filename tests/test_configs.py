@@ -16,6 +16,7 @@ from tests.fake_data.manifest.data import make as make_manifest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NANO = ["--model.encoder.model=vit-nano", "--model.encoder.weights=random", "--model.encoder.image_size=32"]
+NANO += ["--model.encoder.token_grid=2"]  # it has 4x4 patches
 SHORT = ["--coordinator.rounds=1", "--coordinator.evaluate_every=1", "--trainer.accelerator=cpu"]
 ROOTS = {
     "demo.yaml": lambda folder: ["--data.samples_per_site=[12,10,8,8]", "--data.test_samples_per_site=[8,8,8,8]"],

@@ -20,7 +20,12 @@ from tests.fake_data.image_folder.data import own_cache, save
 from tests.fake_data.manifest.data import make as make_manifest
 
 RUN = ["fit", "--method=PFedST", "--model.encoder.model=vit-nano", "--model.encoder.weights=random"]
-RUN += ["--model.encoder.image_size=32", "--model.anchors=prototypes", "--coordinator.rounds=1"]
+RUN += [
+    "--model.encoder.image_size=32",
+    "--model.encoder.token_grid=2",
+    "--model.anchors=prototypes",
+    "--coordinator.rounds=1",
+]
 RUN += ["--trainer.accelerator=cpu", "--name=run", "--data.audit=off"]
 CONFIGS = Path(__file__).parents[2] / "configs"
 ISIC = "ISIC_2019_Training_Input"

@@ -111,7 +111,7 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", *SMALL, "--seed_everything=-1"], 2, ["--seed_everything: -1"]),
         (["fit", *SMALL, "--coordinator.min_clients=3"], 2, ["--coordinator.min_clients 3", "2 clients"]),
         (["fit", *SMALL, "--model.prior=nope"], 2, ["--model.prior nope: no such file of frequencies"]),
-        (["fit", *SMALL, "--model.prior=site"], 2, ["--model.prior", "add --coordinator.share_class_counts true"]),
+        (["fit", *SMALL, "--model.prior=site", "--model.loss=CrossEntropy"], 2, ["--model.prior", "add --coordinator.share_class_counts true"]),
         (["fit", *SMALL, "--model.prior=site", "--model.loss=Focal"], 2, ["--model.loss Focal", "no class prior"]),
         (["fit", *SMALL, "--runs_dir=file"], 2, ["--runs_dir file cannot be written"]),
         (["test"], 2, ["pfedst test runs/NAME"]),
@@ -219,9 +219,10 @@ def test_a_run_leaves_its_folder_and_is_never_overwritten(finished, tmp_path, ca
         assert (tmp_path / expected / "summary.json").is_file()
 
 
-def test_a_finished_run_is_tested_at_another_class_prior(finished, tmp_path, capsys) -> None:
+def test_a_finished_run_is_tested_at_another_class_prior(tmp_path, capsys) -> None:
     """Its sites sent no counts: they are asked for them, and for nothing else is the run changed."""
-    run = shutil.copytree(finished, tmp_path / "a")
+    run = tmp_path / "a"
+    assert main(["fit", *QUICK, "--model.loss=CrossEntropy", f"--runs_dir={tmp_path}", "--name=a"]) == 0
     capsys.readouterr()
     assert main(["test", str(run), "--model.prior=balanced"]) == 2
     assert "add --coordinator.share_class_counts true" in capsys.readouterr().err

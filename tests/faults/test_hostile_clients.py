@@ -1,7 +1,7 @@
 """Merge rules where a client is hostile, and what may leave a client whatever its plugin does."""
 
 import json
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.merging import clipped_mean, trimmed_mean, weighted_mean
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.screening import change_norm, outliers
-from pfedst.testing.small import data, federation, fit, train
+from pfedst.testing.small import data, federation, fit, template, train
 
 
 def few_images():
@@ -370,7 +370,8 @@ class Honest(Attacked):
 
 def accuracy(folder, method):
     sites = data(sites=6, samples_per_site=[24] * 6, test_samples_per_site=[40] * 6)
-    summary = fit(folder, method, sites=sites, rounds=6, evaluate_every=6)
+    model = template(method, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    summary = fit(folder, method, sites=sites, model=model, rounds=6, evaluate_every=6, optimizer_state="reset")
     assert summary["left_out"] == {}
     clients = summary["generic"]["clients"]
     return sum(clients[f"site_{x}"]["balanced_accuracy"] for x in "bcdef") / 5
@@ -392,4 +393,5 @@ def test_the_records_of_a_run_hold_no_name_of_a_file(tmp_path) -> None:
     records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
     allowed = {"round", "client", "participated", "setup_upload_bytes", "train_loss", "skipped_steps", "fit_seconds"}
     allowed |= {"peak_memory_bytes", "trained", "received", "counts", "images", "upload_bytes", "download_bytes"}
+    allowed |= {"at_priors"}
     assert {key for record in records for key in record} <= allowed

@@ -279,7 +279,7 @@ def test_a_model_of_ones_own_trains_on_a_last_batch_of_one(name, model) -> None:
 
 def test_counters_of_norm_layers_are_merged_to_whole_numbers() -> None:
     sites = {"lone": pictures("lone", 1), "tail": pictures("tail", 9)}
-    made = Small(FedAvg(), Layers, sites, batch_size=4).rounds(1, epochs=3)
+    made = Small(FedAvg(weighting="samples"), Layers, sites, batch_size=4).rounds(1, epochs=3)
     # two whole batches in each of three epochs there, none here: 0.1 * 0 + 0.9 * 6, rounded
     assert made.net["body.1.num_batches_tracked"].equal(torch.tensor(5))
     own = Small(FedBN(), Layers, sites, batch_size=4).rounds(1, epochs=3)
