@@ -13,7 +13,7 @@ from pfedst_baselines.fedclip import FedCLIP
 from pfedst_baselines.feddpa import FedDPA
 from pfedst_baselines.local import Local
 from pfedst_baselines.pfedme import PFedMe
-from torch.optim import SGD, AdamW, AdamW
+from torch.optim import SGD, AdamW
 
 from pfedst.adapters import AttentionAdapter, LinearHead, LoRATower
 from pfedst.errors import ConfigurationError
@@ -61,8 +61,8 @@ def test_classic_methods_run_on_any_adapter(name, adapter) -> None:
     make, model = CASES[name], ADAPTERS[adapter]
     if name == "PFedMe":
         make, model = partial(PFedMe, lam=1.0, inner_learning_rate=0.1), model | {"optimizer": partial(SGD, lr=0.05)}
-    if name == "Ditto":  # its twin is pulled back: twelve small steps of a head alone are lost in noise
-        model = model | {"optimizer": partial(AdamW, lr=0.01)}
+    if name == "Ditto":  # its twin oscillates around the pull at a rate that suits the others
+        model = model | {"optimizer": partial(AdamW, lr=3e-3)}
     for check in ("declared_is_sent", "buffers_keep_their_dtype", "state_round_trips", "it_learns"):
         if (name, adapter) in ALL_IN_THE_HEAD:
             with pytest.raises(ConfigurationError, match='rule "\\*" matches nothing'):
