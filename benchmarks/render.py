@@ -29,6 +29,8 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("The tap cache", "cache", ()),
     ("Averaged patches on real images", "four_sites", ("token_grid",)),
     ("Balanced accuracy by time on real images", "four_sites", ("time",)),
+    ("Recipe: which defaults, on folds within the training part", "recipe", ("inner",)),
+    ("Recipe: the shipped defaults against no training", "recipe", ("defaults",)),
     ("Claims over folds without and with a difference", "false_claims", ()),
     ("The data audit", "audit", ()),
     ("Damaged and malicious files", "fuzz", ()),
