@@ -241,9 +241,9 @@ def inner_table(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     print(
         "\nThree folds within the training part of FLamby's split on four centres, seed 0, means over sites, %: "
         "balanced accuracy at the balanced prior, accuracy at the site's prior. Base: balanced softmax, all clients "
-        "count alike, AdamW (3e-4) kept over 40 rounds of at most 8 batches of 32. Not all folds of all rows are there: differences "
-        "are to base on the same folds, and of a few points they say nothing. LoRA at a share of its strength is "
-        "evaluated from the adapters of base."
+        "count alike, AdamW (3e-4) kept over 40 rounds of at most 8 batches of 32. Not all folds of all rows are "
+        "there: differences are to base on the same folds, and of a few points they say nothing. LoRA at a share "
+        "of its strength is evaluated from the adapters of base."
     )
 
 
@@ -265,7 +265,8 @@ def defaults_table(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
         print(f"| {row} | {' | '.join(cells)} | {sum(len(run['warnings']) for run in runs.values())} |")
     print(
         "\nconfigs/fed_isic_ham4.yaml as it is; mean over sites (and seeds) of balanced accuracy at the balanced "
-        "prior, and of accuracy at the site's prior, %, of the personal model, after the last round. Test chose nothing."
+        "prior, and of accuracy at the site's prior, %, of the personal model, after the last round. Test chose "
+        "nothing."
     )
 
 
