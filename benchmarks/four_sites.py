@@ -14,7 +14,6 @@ and the row.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -23,13 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from command_line import run_study
 from environment import environment
 
 from pfedst.cli import main as pfedst
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/four_sites"
-COMMON = ["--trainer.accelerator=cpu", "--model.encoder.image_size=64"]
+COMMON = [
+    "--trainer.accelerator=cpu",
+    "--model.encoder.image_size=64",
+    "--model.encoder.token_grid=null",
+    "--trainer.limit_train_batches=null",
+    "--coordinator.optimizer_state=reset",
+    "--model.loss=CrossEntropy",
+    "--model.optimizer=AdamW",
+    "--model.optimizer.lr=0.001",
+]
+"""The recipe with which these studies were made: defaults were others then (`recipe.py` has today's)."""
+COUNT_ALIKE = ("SCAFFOLD", "FedDyn", "FedCLIP", "FedDPA")
+"""Methods whose clients counted alike then, as in their papers; those of the others by their images."""
 METHODS = """
 Prototypes Local Pooled FedAvg FedProx FedBN SCAFFOLD FedDyn FedPer FedRep Ditto APFL FedCLIP FACMIC FedLoRA FFALoRA
 FedSALoRA FedDPA PFedST
@@ -56,8 +68,13 @@ def run(name: str, root: Path, weights: Path, only: Sequence[str]) -> None:
         for row in only or study.rows:
             file = folder / f"{row} seed {seed}.json"
             if not file.exists():
-                options = [*COMMON, *study.common, *study.rows[row], f"--seed_everything={seed}"]
+                options = [*COMMON, *study.common, *study.rows[row], *weighting(row), f"--seed_everything={seed}"]
                 file.write_text(json.dumps(one_run(options, root, weights), indent=2) + "\n")
+
+
+def weighting(row: str) -> list[str]:
+    """Return how clients count in a row."""
+    return [] if row in COUNT_ALIKE else ["--method.weighting=samples"]
 
 
 def one_run(options: list[str], root: Path, weights: Path) -> dict[str, Any]:
@@ -203,21 +220,5 @@ STUDIES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, tables = commands.add_parser("run"), commands.add_parser("table")
-    for command in (runs, tables):
-        command.add_argument("study", choices=list(STUDIES))
-    runs.add_argument("--root", type=Path, required=True)
-    runs.add_argument("--weights", type=Path, required=True)
-    runs.add_argument("--only", nargs="*", default=[], help="rows; default: all")
-    given = parser.parse_args()
-    if given.command == "table":
-        table(given.study)
-    else:
-        run(given.study, given.root, given.weights, given.only)
-
-
 if __name__ == "__main__":
-    main()
+    run_study(__doc__, STUDIES, run, table)

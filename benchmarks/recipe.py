@@ -16,7 +16,6 @@ may share the work, and a study that was ended goes on.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import io
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from command_line import run_study
 from environment import environment
 
 from pfedst.cli import main as pfedst
@@ -270,21 +270,5 @@ def defaults_table(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs, tables = commands.add_parser("run"), commands.add_parser("table")
-    for command in (runs, tables):
-        command.add_argument("study", choices=list(STUDIES))
-    runs.add_argument("--root", type=Path, required=True)
-    runs.add_argument("--weights", type=Path, required=True)
-    runs.add_argument("--only", nargs="*", default=[], help="rows; default: all")
-    given = parser.parse_args()
-    if given.command == "run":
-        run(given.study, given.root, given.weights, given.only)
-    else:
-        table(given.study)
-
-
 if __name__ == "__main__":
-    main()
+    run_study(__doc__, STUDIES, run, table)

@@ -41,10 +41,9 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     flat = changed(settings(load_yaml(text, "the configuration")), defaults)
     found = with_effect(flat, Effect.STUDY, Effect.LAST_DIGITS)
     found.pop(INIT, None)
-    if isinstance(found.get(WEIGHTS), str):
-        found[WEIGHTS] = PurePath(found[WEIGHTS]).name
-    if isinstance(found.get(PRIOR), str):  # a word is its own name
-        found[PRIOR] = PurePath(found[PRIOR]).name
+    for key in (WEIGHTS, PRIOR):
+        if isinstance(found.get(key), str):  # a word is its own name
+            found[key] = PurePath(found[key]).name
     if str(found.get(MODEL, "")).startswith(FOLDER):
         found[MODEL] = FOLDER + PurePath(found[MODEL].removeprefix(FOLDER)).name
     return found

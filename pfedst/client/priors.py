@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from pfedst.errors import ConfigurationError
-from pfedst.evaluation.stated import BALANCED, NO_PRIOR, REASON, SITE, Stated
+from pfedst.evaluation.stated import BALANCED, FEDERATION, NO_PRIOR, REASON, SITE, Stated
 from pfedst.evaluation.stated_metrics import stated_metrics
 from pfedst.messages.payload import State
-from pfedst.messages.requests import FEDERATION
 from pfedst.methods.criteria import Criterion
 from pfedst.methods.interface import FederatedMethod
-from pfedst.methods.priors import TargetPrior, prior_shift, uniform
+from pfedst.methods.priors import TargetPrior, learned_prior, prior_shift, uniform
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,9 @@ def check_corrigible(loss: Criterion, method: FederatedMethod, classes: int) -> 
 
 
 def own_prior(loss: Criterion, uses_criterion: bool, counts: Tensor) -> Tensor | str:
-    """Return the effective prior (K,) of a model that was trained on images with these class counts (K,), or why none.
-
-    Args:
-        loss: the loss.
-        uses_criterion: False for a method whose loss is another one.
-        counts: as the sampler shows the images.
-    """
-    if not uses_criterion:
-        return NO_PRIOR
-    try:
-        return loss.effective_prior(counts.double())
-    except ConfigurationError:
-        return NO_PRIOR
+    """Return `learned_prior`, or the reason why there is none."""
+    found = learned_prior(loss, uses_criterion, counts)
+    return NO_PRIOR if found is None else found
 
 
 def targets_at(loss: Criterion, natural: Tensor, federation: Tensor | None) -> dict[str, Tensor]:

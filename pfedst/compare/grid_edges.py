@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pfedst.compare.plan import Bounds, Options, is_number
 
 Side = Literal["low", "high"]
+SIDES: tuple[Side, ...] = get_args(Side)
 Edges = set[tuple[str, Side]]
 """Dotted keys of options, and the side of their grid."""
 DIGITS = 3
@@ -24,8 +25,9 @@ def edges_of(grid: Mapping[str, list[Any]], chosen: Iterable[Options], bounds: B
         (key, side)
         for options in chosen
         for key, value in options.items()
-        for side in _sides(grid[key], value)
+        for side in SIDES
         if beyond(grid[key], side, bounds.get(key, (None, None))) is not None
+        and value == (min if side == "low" else max)(grid[key])
     }
 
 
@@ -33,8 +35,7 @@ def extended(grid: Mapping[str, list[Any]], edges: Edges, bounds: Bounds) -> dic
     """Return the grid with one value more at each of these edges, after the others, so that ties keep theirs."""
     found = {}
     for key, values in grid.items():
-        sides: tuple[Side, ...] = ("low", "high")
-        more = [beyond(values, side, bounds.get(key, (None, None))) for side in sides if (key, side) in edges]
+        more = [beyond(values, side, bounds.get(key, (None, None))) for side in SIDES if (key, side) in edges]
         found[key] = [*values, *(value for value in more if value is not None)]
     return found
 
@@ -58,14 +59,3 @@ def beyond(values: list[Any], side: Side, bounds: tuple[float | None, float | No
     if bound is not None:
         value = max(value, bound) if side == "low" else min(value, bound)
     return value if (value < edge if side == "low" else value > edge) else None
-
-
-def _sides(values: list[Any], value: Any) -> list[Side]:
-    if not all(map(is_number, values)) or len(set(values)) < 2:
-        return []
-    sides: list[Side] = []
-    if value == min(values):
-        sides.append("low")
-    if value == max(values):
-        sides.append("high")
-    return sides

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, nearest
-from pfedst.reporting.claims import OWN_PRIOR, PRIORS, SITE, Claim, source_row
+from pfedst.evaluation.stated import SITE
+from pfedst.reporting.claims import OWN_PRIOR, PRIORS, Claim, source_row
 from pfedst.reporting.tables import WORDS
 
 Options = dict[str, Any]

@@ -44,23 +44,20 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
         return dict.fromkeys(metric_names(ordinal))
     # ties and sums in float64: the same predictions give the same number for any batch size
     probabilities, classes = probabilities.double(), probabilities.shape[1]
-    present = torch.bincount(targets, minlength=classes) > 0
-    recall = multiclass_recall(probabilities, targets, classes, average=None)
-    f1 = multiclass_f1_score(probabilities, targets, classes, average=None)
+    present = _present(targets, classes)
     auroc = None
     if int(present.sum()) > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about absent classes, which are excluded
             areas = multiclass_auroc(probabilities, targets, classes, average=None)
         auroc = float(areas[present].double().mean())
-    confidence, predicted = probabilities.max(1)
-    right = predicted == targets
+    predicted = predicted_metrics(probabilities, targets)
     found: Metrics = {
-        "balanced_accuracy": float(recall[present].double().mean()),
+        "balanced_accuracy": predicted["balanced_accuracy"],
         "auroc": auroc,
-        "macro_f1": float(f1[present].double().mean()),
-        "accuracy": float(right.double().mean()),
-        "ece": _defined(calibration_error(confidence, right)),
+        "macro_f1": predicted["macro_f1"],
+        "accuracy": predicted["accuracy"],
+        "ece": _defined(predicted["ece"]),
         "classwise_ece": _defined(_classwise_calibration_error(probabilities, targets)),
     }
     if ordinal:
@@ -68,6 +65,32 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
         found["auroc_ovo"] = _one_against_one(probabilities, targets, torch.nonzero(present).flatten().tolist())
         found["quadratic_kappa"] = _defined(kappa)
     return found
+
+
+def predicted_metrics(probabilities: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return `balanced_accuracy`, `macro_f1`, `accuracy` and `ece`, which need the predicted classes alone.
+
+    Args:
+        probabilities: (n, K), float64, n >= 1; NaN gives an `ece` of NaN.
+        targets: (n,) class indices.
+    """
+    classes = probabilities.shape[1]
+    present = _present(targets, classes)
+    recall = multiclass_recall(probabilities, targets, classes, average=None)
+    f1 = multiclass_f1_score(probabilities, targets, classes, average=None)
+    confidence, predicted = probabilities.max(1)
+    right = predicted == targets
+    return {
+        "balanced_accuracy": float(recall[present].double().mean()),
+        "macro_f1": float(f1[present].double().mean()),
+        "accuracy": float(right.double().mean()),
+        "ece": calibration_error(confidence, right),
+    }
+
+
+def _present(targets: Tensor, classes: int) -> Tensor:
+    """Return for each class (K,) whether it has an image."""
+    return torch.bincount(targets, minlength=classes) > 0
 
 
 def _defined(value: float) -> float | None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pfedst.evaluation.counts import calibration_error
+from pfedst.evaluation.metrics import predicted_metrics
 from pfedst.evaluation.stated import STATED
 
 
@@ -27,19 +27,10 @@ def stated_metrics(logits: Tensor, targets: Tensor, prior: str) -> dict[str, flo
     """
     if not len(targets):
         return dict.fromkeys(STATED[prior])
-    logits, classes = logits.double(), logits.shape[1]
-    logarithms = logits.log_softmax(1)
+    logarithms = logits.double().log_softmax(1)
     probabilities = logarithms.exp()
-    confidence, predicted = probabilities.max(1)
-    confusion = torch.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes).double()
-    right, images, predictions = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    present = images > 0
-    truth = torch.nn.functional.one_hot(targets, classes)
-    found = {
-        "balanced_accuracy": float((right / images)[present].mean()),
-        "accuracy": float(right.sum() / images.sum()),
-        "macro_f1": float((2 * right / (images + predictions))[present].mean()),
-        "ece": calibration_error(confidence, predicted == targets),
+    truth = torch.nn.functional.one_hot(targets, logits.shape[1])
+    found = predicted_metrics(probabilities, targets) | {
         "nll": -float(logarithms.gather(1, targets[:, None]).mean()),
         "brier": float((probabilities - truth).square().sum(1).mean()),
     }

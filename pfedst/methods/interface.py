@@ -8,7 +8,7 @@ own parameters and buffers. A method has no epoch loop, no device code and no I/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pfedst.adapters import Adapter, SideNetwork
 from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Taps
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, Payload, State
-from pfedst.methods.criteria import Criterion, CrossEntropy
+from pfedst.methods.criteria import Criterion
 from pfedst.methods.merging import MergeRule, clipped_mean, trimmed_mean, weighted_mean
 from pfedst.methods.partition import Partition, Rule
 
@@ -121,7 +121,7 @@ class Start:
     anchors_shape: tuple[int, int]
     parameters_trained: int
     parameters_sent: int
-    loss: Criterion = field(default_factory=CrossEntropy)
+    loss: Criterion
 
 
 @dataclass(frozen=True)

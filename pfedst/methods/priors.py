@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from pfedst.errors import ConfigurationError, listed, nearest
+from pfedst.evaluation.stated import BALANCED, SITE
+from pfedst.methods.criteria import Criterion
 
-TRAINING, BALANCED, SITE = "training", "balanced", "site"
+TRAINING = "training"
 WORDS = {
     BALANCED: "balanced: all classes equally frequent",
     SITE: "site: class frequencies of the training split of each site",
@@ -80,6 +82,22 @@ def mixture(priors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the mean of priors (K,), by weights."""
     total = math.fsum(weights)
     return sum((prior * (weight / total) for prior, weight in zip(priors, weights, strict=True)), torch.zeros(()))
+
+
+def learned_prior(loss: Criterion, uses_criterion: bool, counts: Tensor) -> Tensor | None:
+    """Return the effective prior (K,) of a model that was trained on images with these class counts; None for none.
+
+    Args:
+        loss: the loss.
+        uses_criterion: False for a method whose loss is another one.
+        counts: number of images of each class (K,), as the sampler shows them.
+    """
+    if not uses_criterion:
+        return None
+    try:
+        return loss.effective_prior(counts.double())
+    except ConfigurationError:  # of this loss, or with these options
+        return None
 
 
 def prior_shift(effective: Tensor, target: Tensor) -> Tensor:

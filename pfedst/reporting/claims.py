@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfedst.errors import StateError
+from pfedst.evaluation.stated import STATED
 
 OWN_PRIOR = " + own prior"
 """Ends the label of a derived row: the model of another row, with the class prior of each site."""
-SITE = "site"
-PRIORS = ("balanced", SITE, "federation")
+PRIORS = tuple(STATED)
 """Class priors at which a measure may be named; without one it is that of the predictions as they are."""
 
 

@@ -13,8 +13,8 @@ from pfedst.evaluation.resampled import POWER, ResampledTest, resampled_test, sm
 from pfedst.evaluation.statistics import LEVEL, holm
 from pfedst.reporting.claims import Claim, difference, source_row
 from pfedst.reporting.comparison import Compared, RunsOfARow
-from pfedst.reporting.report_table import Cell, ReportTable
-from pfedst.reporting.tables import metric_words, percent
+from pfedst.reporting.report_table import Cell, ReportTable, interval_cell, p_cell, percent, points_cell
+from pfedst.reporting.tables import metric_words
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,18 @@ def claims_table(compared: Compared, tested: Sequence[TestedClaim]) -> ReportTab
         return None
     rows = []
     for one in tested:
-        low, high = one.test.interval or (None, None)
-        shown = compared.is_demonstration
         rows.append((
             Cell(one.claim.row),
             Cell(one.claim.against),
             Cell(measure_words(one.claim)),
-            _points(one.test.mean),
-            Cell("-" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"),
+            points_cell(one.test.mean),
+            interval_cell(one.test.interval),
             _unsigned(one.test.deviation),
             Cell(f"{one.test.runs} of {compared.planned}", one.test.runs),
-            _p_cell(one.test.p_value),
-            _p_cell(one.p_holm),
+            p_cell(one.test.p_value),
+            p_cell(one.p_holm),
             _unsigned(one.detectable),
-            Cell("none" if shown else one.result),
+            Cell("none" if compared.is_demonstration else one.result),
         ))  # fmt: skip
     caption = (
         f"The comparisons that the plan names, each by one measure of the personal model on "
@@ -150,7 +148,7 @@ def differences_table(compared: Compared, metric: str) -> ReportTable | None:
             continue
         found = resampled_test(differences := paired(compared, Claim(row.label, compared.reference, metric)), 1.0)
         higher = sum(value > 0 for value in differences)
-        cells = (_points(found.mean), _unsigned(found.deviation), Cell(f"{higher} of {found.runs}", higher))
+        cells = (points_cell(found.mean), _unsigned(found.deviation), Cell(f"{higher} of {found.runs}", higher))
         rows.append((Cell(row.label), *cells))
     if not rows:
         return None
@@ -220,18 +218,8 @@ def _row(compared: Compared, label: str) -> RunsOfARow:
     return compared.row(label)
 
 
-def _points(value: float | None) -> Cell:
-    return Cell("-") if value is None else Cell(f"{100 * value:+.1f}", value)
-
-
 def _unsigned(value: float | None) -> Cell:
     return Cell("-") if value is None else Cell(f"{100 * value:.1f}", value)
-
-
-def _p_cell(p_value: float | None) -> Cell:
-    if p_value is None:
-        return Cell("-")
-    return Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
 
 
 def _text(options: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
     made: list[ReportTable | None] = [
         tables.results_table(compared, metric),
         tables.tests_table(compared, metric, differences) if differences else None,
-        *((fold_tables.claims_table(compared, tested), fold_tables.differences_table(compared, metric)) * folds),
+        fold_tables.claims_table(compared, tested) if folds else None,
+        fold_tables.differences_table(compared, metric) if folds else None,
         tables.warnings_table(compared),
         tables.metrics_table(compared, metric),
         stated_table([(row.label, [run.summary for run in row.runs]) for row in compared.rows]),

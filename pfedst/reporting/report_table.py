@@ -51,6 +51,28 @@ class ReportTable:
         return replace(self, rows=rows)
 
 
+def percent(value: float | None) -> str:
+    """Return a share as a percentage with one decimal, or a dash if it is not defined."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def points_cell(value: float | None) -> Cell:
+    """Return a difference of shares in points, with its sign; a dash if it is not defined."""
+    return Cell("-") if value is None else Cell(f"{100 * value:+.1f}", value)
+
+
+def interval_cell(interval: tuple[float, float] | None) -> Cell:
+    """Return an interval of a difference of shares in points; a dash without one."""
+    return Cell("-") if interval is None else Cell(f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}")
+
+
+def p_cell(p_value: float | None) -> Cell:
+    """Return a p-value with three decimals; a dash without one."""
+    if p_value is None:
+        return Cell("-")
+    return Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
+
+
 def mean_cell(values: Sequence[float], text: Callable[[float | None], str]) -> Cell:
     """Return the mean of one value a seed with its standard deviation; a dash without values."""
     if not values:

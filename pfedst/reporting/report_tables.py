@@ -11,9 +11,18 @@ from pfedst.evaluation.class_metrics import FEWEST_UNITS
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to, fewest_differences
 from pfedst.reporting.by_class import classes_at_sites, shown_run, units_text
 from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow
-from pfedst.reporting.report_table import Cell, ReportTable, marked, mean_cell
+from pfedst.reporting.report_table import (
+    Cell,
+    ReportTable,
+    interval_cell,
+    marked,
+    mean_cell,
+    p_cell,
+    percent,
+    points_cell,
+)
 from pfedst.reporting.run_warnings import warning_text
-from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words, percent
+from pfedst.reporting.tables import HEADINGS, bytes_text, metric_title, metric_words
 
 Values = Callable[[RunsOfARow], Sequence[float]]
 """Function of a row that returns one value per seed."""
@@ -258,31 +267,20 @@ def _table(
 
 
 def _difference_cells(difference: Difference, may_claim: bool) -> list[Cell]:
-    def points(value: float | None) -> Cell:
-        return Cell("-") if value is None else Cell(f"{100 * value:+.1f}", value)
-
-    low, high = (may_claim and difference.interval) or (None, None)
-    interval = Cell("-" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}")
     effect = Cell("-" if difference.effect is None else f"{difference.effect:+.2f}", difference.effect)
     claim = "none"
     if may_claim and difference.significant and difference.mean is not None:
         claim = "higher" if difference.mean > 0 else "lower"
     return [
-        points(difference.mean),
-        interval,
+        points_cell(difference.mean),
+        interval_cell(difference.interval if may_claim else None),
         effect,
         Cell(str(difference.pairs), difference.pairs),
         Cell(str(difference.seeds), difference.seeds),
-        _p_cell(difference.p_holm),
-        _p_cell(difference.p_seeds_holm),
+        p_cell(difference.p_holm),
+        p_cell(difference.p_seeds_holm),
         Cell(claim),
     ]
-
-
-def _p_cell(p_value: float | None) -> Cell:
-    if p_value is None:
-        return Cell("-")
-    return Cell("< 0.001" if p_value < 0.001 else f"{p_value:.3f}", p_value)
 
 
 def _counted(count: int) -> Cell:

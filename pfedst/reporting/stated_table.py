@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pfedst.evaluation.stated import BALANCED, FEDERATION, OF_A_HOSPITAL, REASON, SITE
-from pfedst.reporting.report_table import Cell, ReportTable, marked, mean_cell
+from pfedst.reporting.claims import OWN_PRIOR
+from pfedst.reporting.report_table import Cell, ReportTable, marked, mean_cell, percent
 
 BALANCED_ACCURACY = "balanced_accuracy"
 IN_PERCENT = ("accuracy", "macro_f1", "ece")
 HEADINGS = {"accuracy": "accuracy", "macro_f1": "macro F1", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
 HIGHER_IS_BETTER = ("accuracy", "macro_f1")
-OWN_PRIOR = "{} + own prior"
-"""The label of the derived row of a global model."""
 
 Summary = Mapping[str, Any]
 
@@ -68,7 +67,7 @@ def stated_table(rows: Sequence[tuple[str, Sequence[Summary]]]) -> ReportTable |
     made = [row for label, summaries in rows for row in _rows_of(label, summaries)]
     if not any(row.values(row.prior, metric) for row in made for metric in OF_A_HOSPITAL):
         return None
-    first = [mean_cell(row.values(BALANCED, BALANCED_ACCURACY), _percent) for row in made]
+    first = [mean_cell(row.values(BALANCED, BALANCED_ACCURACY), percent) for row in made]
     first = marked(first, True, [not row.derived_from and not row.is_pooled for row in made])
     first = [
         Cell(f"= {row.derived_from}", cell.value, cell.spread) if row.derived_from and cell.value is not None else cell
@@ -78,7 +77,7 @@ def stated_table(rows: Sequence[tuple[str, Sequence[Summary]]]) -> ReportTable |
     ranked = [row.prior == SITE and not row.is_pooled for row in made]
     columns = [
         marked(
-            [mean_cell(row.values(row.prior, metric), _percent if metric in IN_PERCENT else _number) for row in made],
+            [mean_cell(row.values(row.prior, metric), percent if metric in IN_PERCENT else _number) for row in made],
             metric in HIGHER_IS_BETTER,
             ranked,
         )
@@ -100,7 +99,7 @@ def _rows_of(label: str, summaries: Sequence[Summary]) -> list[_Row]:
         return [_Row(label, summaries, SITE)]
     rows = [_Row(label, summaries, FEDERATION)]
     if protocol["rounds"] and not protocol["pooled"]:
-        rows.append(_Row(OWN_PRIOR.format(label), summaries, SITE, label))
+        rows.append(_Row(label + OWN_PRIOR, summaries, SITE, label))
     return rows
 
 
@@ -135,10 +134,6 @@ def _caption(rows: Sequence[_Row]) -> str:
         sentences.append("The prior of the federation is known if sites share class counts.")
     sentences += [f"{row.label}: no numbers, as {row.reason}." for row in rows if row.reason and not row.derived_from]
     return " ".join(sentences)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _number(value: float | None) -> str:

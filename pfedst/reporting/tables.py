@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pfedst.reporting.formats import rich_table
+from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_warnings import warning_text
 from pfedst.reporting.stated_table import stated_table
 
@@ -35,11 +36,6 @@ def metric_title(metric: str) -> str:
     """Return a metric in words, with a capital letter."""
     words = metric_words(metric)
     return words[:1].upper() + words[1:]
-
-
-def percent(value: float | None) -> str:
-    """Return a share as a percentage with one decimal, or a dash if it is not defined."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def bytes_text(count: float | None) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfedst.errors import ConfigurationError, StateError
+from pfedst.errors import StateError
 from pfedst.messages.payload import State
 from pfedst.messages.requests import FEDERATION, MERGED
 from pfedst.methods.criteria import Criterion
-from pfedst.methods.priors import TOLERANCE, mixture, uniform
+from pfedst.methods.priors import TOLERANCE, learned_prior, mixture, uniform
 
 ClassCounts = Mapping[str, list[int]]
 """Number of training images of a site by class: `natural`, and `sampled` as the sampler shows them in an epoch."""
@@ -58,10 +57,10 @@ class FederationPriors:
         sampled |= {site: torch.tensor(of_site["sampled"]) for site, of_site in counts.items()}
         if loss.is_balanced:
             sampled = {site: torch.ones(classes) for site in weights}
-        if uses_criterion and sampled.keys() >= weights.keys():
-            with suppress(ConfigurationError):  # a loss without an effective prior
-                learned = [loss.effective_prior(sampled[site].double()) for site in weights]
-                merged = mixture(learned, list(weights.values()))
+        if sampled.keys() >= weights.keys():
+            learned = [learned_prior(loss, uses_criterion, sampled[site]) for site in weights]
+            if known := [prior for prior in learned if prior is not None]:  # all of them, or none
+                merged = mixture(known, list(weights.values()))
         if counts.keys() >= weights.keys():
             natural = [loss.prior(torch.tensor(counts[site]["natural"]).double()) for site in weights]
             federation = mixture(natural, list(weights.values()))

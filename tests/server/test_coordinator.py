@@ -18,7 +18,8 @@ from pfedst.messages.payload import NET
 from pfedst.messages.requests import POOLED
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.pfedst import PFedST
-from pfedst.reporting.tables import metrics_table, percent, print_summary
+from pfedst.reporting.report_table import percent
+from pfedst.reporting.tables import metrics_table, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, federation, fit, prepared, template
 from tests.rounding import alike

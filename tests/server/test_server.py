@@ -13,6 +13,7 @@ from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst.errors import ConfigurationError, NotFiniteError, PfedstError, StateError
 from pfedst.messages.payload import NET
 from pfedst.messages.requests import ANCHORS, GENERIC, PROTOTYPES, Request
+from pfedst.methods.criteria import CrossEntropy
 from pfedst.methods.interface import Start
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.server import Server
@@ -32,6 +33,7 @@ def start(anchors=None) -> Start:
         anchors_shape=(2, 3),
         parameters_trained=4,
         parameters_sent=5,
+        loss=CrossEntropy(),
     )
 
 

@@ -22,7 +22,8 @@ from pfedst.reporting.figures.style import (
     shortened,
     text_inches,
 )
-from pfedst.reporting.tables import metric_words, percent
+from pfedst.reporting.report_table import percent
+from pfedst.reporting.tables import metric_words
 
 MOST_PANELS = 6
 CELL = 0.215
