@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from pfedst.errors import ConfigurationError, listed, nearest
-from pfedst.evaluation.stated import BALANCED, SITE
 from pfedst.methods.criteria import Criterion
 
-TRAINING = "training"
+TRAINING, BALANCED, SITE = "training", "balanced", "site"
 WORDS = {
     BALANCED: "balanced: all classes equally frequent",
     SITE: "site: class frequencies of the training split of each site",
