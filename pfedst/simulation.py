@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from pfedst.client.client import Client
-from pfedst.client.model import ClientModel
+from pfedst.client.exchange import start_maker
 from pfedst.client.module import FederatedClient, default_optimizer
+from pfedst.client.state import SITES
 from pfedst.client.training import LocalTrainer, callbacks_of, shows_a_fit
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation.averages import metric_names
 from pfedst.messages.transport import Transport
-from pfedst.methods.interface import FederatedMethod, Start
+from pfedst.methods.interface import FederatedMethod
 from pfedst.options import of_the_study
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.replies import CheckedTransport
-from pfedst.server.server import MakeStart
 from pfedst.server.warm_start import Initial, WarmStart
 from pfedst.state.run_state import LAST, RunState
 from pfedst.tracking import RoundHooks, RunLoggers
@@ -31,8 +30,6 @@ from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
-SITES = "sites"
-"""The folder within a run's folder that holds the state of each site."""
 
 
 class Simulation:
@@ -246,15 +243,3 @@ def logged_metrics(client: Client) -> list[str]:
         groups = [*(("federation", "generic") if sites else ()), *(f"client/{site}" for site in sites)]
         found += [f"{group}/{split}/{metric}" for group in groups for metric in metric_names(data.ordinal)]
     return [*found, *(f"client/{name}/train_loss" for name in client.names)]
-
-
-def start_maker(model: ClientModel) -> MakeStart:
-    """Return the function by which the server learns the start of a run, from a copy of a client's model."""
-    initial = copy.deepcopy(model)
-
-    def make_start(anchors: Tensor | None) -> Start:
-        if anchors is not None:
-            initial.set_anchors(anchors)
-        return initial.start()
-
-    return make_start

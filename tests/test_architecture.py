@@ -52,7 +52,7 @@ ROOMS = {room(name) for name in MODULES}
 FLOORS = (
     {"__main__"},
     {"cli", "testing"},
-    {"compare", "simulation"},
+    {"compare", "simulation", "inference"},
     {"server", "transport"},
     {"client"},
     {"reporting"},

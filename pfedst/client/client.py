@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from pfedst.adapters import Adapter
-from pfedst.client.exchange import make_upload, receive_message
+from pfedst.client.exchange import make_upload
 from pfedst.client.lightning_options import protocol_options
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.client.optimizers import optimizer_options
 from pfedst.client.predictions import Predictions
 from pfedst.client.priors import SitePriors, own_prior, targets_at
+from pfedst.client.restore import FirstState, restore
 from pfedst.client.state import SiteState
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
@@ -86,8 +87,7 @@ class Client:
         self.shares_class_counts = shares_class_counts
         self.threads = torch.get_num_threads()
         self.keeps_predictions = sites is not None
-        self._start_tensors: State = module.model.own_state()
-        self._start_memo = copy.deepcopy(module.model.memo)
+        self._first = FirstState.of(module.model)
         if self.method.pooled and POOLED in data.sites:
             raise ConfigurationError(
                 f'method {type(self.method).__name__}: no site may be called "{POOLED}"; rename it'
@@ -282,22 +282,8 @@ class Client:
         model.name, model.round, model.finetuning = name, request.round, request.finetune_epochs > 0
         model.lr_factor = request.lr_factor
         model.class_counts = self.class_counts(name)
-        saved = self._state(name).start(request.after) if request.after else None
-        model.load_own_state(self._start_tensors)
-        model.memo, model.optimizer_state = copy.deepcopy(self._start_memo), None
-        if request.anchors is not None:
-            # before the saved state: a head that is learned starts at the anchors
-            model.set_anchors(request.anchors)
-            self.generic.set_anchors(request.anchors)
-        if saved is not None:
-            self._state(name).load(saved, model)
-        receive_message(model, self.method, request.message)
-        self.generic.load_shared(request.generic)
-        if saved is not None and saved.about.get("finetune_epochs"):
-            # after fine-tuning nothing is merged: the client predicts with its own tensors
-            self._state(name).load(saved, model)
-            return True
-        return False
+        site = self._state(name) if request.after else None
+        return restore(model, self.generic, self.method, self._first, site, request)
 
     def _priors(self, name: str, request: Request, models: Iterable[str], is_finetuned: bool) -> SitePriors:
         """Return the class priors of the models of a site.

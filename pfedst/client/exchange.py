@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
+from torch import Tensor
+
 from pfedst.client.model import ClientModel
 from pfedst.messages.payload import Payload, check_message, copy_payload
-from pfedst.methods.interface import FederatedMethod
+from pfedst.methods.interface import FederatedMethod, Start
 
 
 def receive_message(model: ClientModel, method: FederatedMethod, message: Payload) -> None:
@@ -29,3 +34,15 @@ def make_upload(model: ClientModel, method: FederatedMethod) -> Payload:
     what = f"the message from client {model.name}"
     check_message(message, model.shared_tensors(), method.extra_messages, type(method).__name__, what)
     return copy_payload(message)
+
+
+def start_maker(model: ClientModel) -> Callable[[Tensor | None], Start]:
+    """Return the function by which the server learns the start of a run, from a copy of a client's model."""
+    initial = copy.deepcopy(model)
+
+    def make_start(anchors: Tensor | None) -> Start:
+        if anchors is not None:
+            initial.set_anchors(anchors)
+        return initial.start()
+
+    return make_start

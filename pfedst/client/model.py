@@ -212,6 +212,7 @@ def build_model(
     method: FederatedMethod,
     loss: Criterion,
     run_seed: int,
+    text: Tensor | None = None,
 ) -> ClientModel:
     """Build the model that every client of a run starts from.
 
@@ -224,6 +225,7 @@ def build_model(
         method: the plugin.
         loss: the loss of logits.
         run_seed: the seed of the run.
+        text: class anchors (K, E) of kind `text` that are known already, so that no text tower is needed.
 
     Raises:
         ConfigurationError: the method does not run on this adapter or these anchors, has a loss of its own and another
@@ -239,7 +241,7 @@ def build_model(
     _check_requirements(method, model)
     adapter.classify_in_float32()
     if model.anchors == "text":
-        head.set_anchors(text_anchors(encoder, class_names, prompts))
+        head.set_anchors(text_anchors(encoder, class_names, prompts) if text is None else text)
     with seeded(derive_seed(run_seed, "method weights")):
         method.build(model)
     model.partition = Partition(

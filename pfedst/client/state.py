@@ -41,6 +41,8 @@ from pfedst.state.snapshot import (
 
 KEPT = 2
 """Number of snapshots that a site keeps besides the pinned ones."""
+SITES = "sites"
+"""The folder within a run's folder that holds the state of each site."""
 CLIENT, MESSAGE = "client", "message"
 LONGEST_NAME = 80
 

@@ -7,14 +7,13 @@ import copy
 from torch import Tensor
 
 from pfedst.client.client import Client
-from pfedst.client.exchange import make_upload, receive_message
+from pfedst.client.exchange import make_upload, receive_message, start_maker
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
 from pfedst.messages.payload import NET, Payload
 from pfedst.messages.requests import PROTOTYPES, Request
 from pfedst.methods.interface import FederatedMethod, ServerState
 from pfedst.server.server import Server
-from pfedst.simulation import start_maker
 
 
 class Federation:

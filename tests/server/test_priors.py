@@ -9,6 +9,7 @@ from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
 
+from pfedst.client.exchange import start_maker
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.messages.requests import PRIORS, Reply
 from pfedst.methods.criteria import BalancedSoftmax, CrossEntropy, Focal
@@ -17,7 +18,6 @@ from pfedst.server.agreement import check_prior
 from pfedst.server.priors import FederationPriors
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.server import Server
-from pfedst.simulation import start_maker
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import data, fit, prepared, template
 from pfedst.transport.in_process import InProcess

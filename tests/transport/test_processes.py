@@ -12,13 +12,14 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from safetensors.torch import load_file
 
+from pfedst.client.exchange import start_maker
 from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
 from pfedst.messages.requests import Reply, Request
 from pfedst.methods.pfedst import PFedST
 from pfedst.methods.registry import registered_methods
 from pfedst.server.server import Server
-from pfedst.simulation import make_client, start_maker
+from pfedst.simulation import make_client
 from pfedst.testing import small
 from pfedst.torch_threads import torch_threads
 from pfedst.transport.in_process import InProcess
