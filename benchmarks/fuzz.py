@@ -37,7 +37,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pfedst.cli import main as command
-from pfedst.cli.renamed_options import CONFIG_FORMAT
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.cli.resume import check_same_configuration
 from pfedst.client.state import CLIENT, SiteState, load_client_part
 from pfedst.data import ManifestSites

@@ -59,7 +59,7 @@ FLOORS = (
     {"methods", "data", "tracking"},
     {"adapters", "evaluation", "state"},
     {"encoders", "messages"},
-    {"seeds", "options"},
+    {"seeds", "options", "configuration"},
     {"errors", "names", "child_processes", "torch_threads"},
     {""},
     {"version", "renamed"},

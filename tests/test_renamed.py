@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from pfedst.cli import main
-from pfedst.cli.renamed_options import CONFIG_FORMAT
 from pfedst.cli.resume import check_same_configuration
 from pfedst.cli.study import results_depend_on
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.errors import ConfigurationError
 from pfedst.renamed import RENAMED, RenamedModules, install, name_today
 

@@ -14,10 +14,10 @@ from pfedst.child_processes import start_fork_server
 from pfedst.cli.child import run_fit
 from pfedst.cli.report import write_report
 from pfedst.cli.resume import resumable
-from pfedst.cli.yaml_text import read_yaml
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.compare.run import Resolve
+from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, PfedstError, listed
 from pfedst.reporting.best_round import ROUND_CHOICES
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pfedst.cli.yaml_text import read_yaml
+from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, nearest
 
 

@@ -15,13 +15,13 @@ from pfedst.child_processes import start_fork_server
 from pfedst.cli.dry_run import DryRun
 from pfedst.cli.parser import Parser
 from pfedst.cli.quiet import quieten
-from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
-from pfedst.cli.yaml_text import check_configurations
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LEAN_TRAINER
+from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
+from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.methods.interface import FederatedMethod

@@ -16,9 +16,9 @@ from torchvision.transforms.v2 import Transform
 
 from pfedst.adapters import Adapter
 from pfedst.cli.explain import explain
-from pfedst.cli.yaml_text import CHECKED_YAML
 from pfedst.client.lightning_options import UNUSED
 from pfedst.client.module import FederatedClient
+from pfedst.configuration.yaml_text import CHECKED_YAML
 from pfedst.data import FederatedDataModule
 from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from pfedst.cli.renamed_options import CONFIG_FORMAT
 from pfedst.cli.study import changed, settings
-from pfedst.cli.yaml_text import load_yaml, read_yaml
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
+from pfedst.configuration.yaml_text import load_yaml, read_yaml
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError, listed
 from pfedst.options import Effect, effect_of
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-from pfedst.cli.yaml_text import load_yaml
+from pfedst.configuration.yaml_text import load_yaml
 from pfedst.options import FIRST_DEFAULTS, FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, with_effect
 from pfedst.renamed import name_today
 from pfedst.reporting.loading import dotted

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pfedst.cli import main, yaml_text
+from pfedst.cli import main
 from pfedst.cli.resume import check_same_configuration
-from pfedst.cli.yaml_text import DEEPEST, MOST_BYTES, MOST_VALUES, load_yaml
+from pfedst.configuration import yaml_text
+from pfedst.configuration.yaml_text import DEEPEST, MOST_BYTES, MOST_VALUES, load_yaml
 from pfedst.data import FedDRG, FedISIC2019, ManifestSites
 from pfedst.data import tables as limits
 from pfedst.data.sites import class_index, class_order

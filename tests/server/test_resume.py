@@ -16,9 +16,9 @@ from pfedst_baselines.scaffold import SCAFFOLD
 from pfedst_baselines.zero_shot import ZeroShot
 
 from pfedst.cli import main
-from pfedst.cli.renamed_options import CONFIG_FORMAT
 from pfedst.cli.resume import check_same_configuration, resumable
 from pfedst.client.state import SiteState
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.errors import ConfigurationError, InterruptedRunError, StateError
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting import RunFolder

@@ -7,7 +7,7 @@ import yaml
 
 from pfedst import __version__
 from pfedst.cli import main
-from pfedst.cli.renamed_options import CONFIG_FORMAT, present_arguments, with_present_names
+from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments, with_present_names
 from tests.cli.test_main import SMALL
 
 

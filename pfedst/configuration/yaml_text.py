@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from pfedst.cli.renamed_options import with_present_names
+from pfedst.configuration.renamed_options import with_present_names
 from pfedst.errors import ConfigurationError
 
 CHECKED_YAML = "checked_yaml"

@@ -1,0 +1,1 @@
+"""Configurations as text: read them safely, and read those of older versions."""
