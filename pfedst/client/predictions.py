@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pfedst.data import FederatedDataModule, Split
+from pfedst.data.sites import Split
 from pfedst.errors import StateError
 from pfedst.evaluation.class_metrics import class_metrics
 from pfedst.messages.payload import State
 from pfedst.state import clear_unfinished, write_atomically, writing
+
+if TYPE_CHECKING:
+    from pfedst.data import FederatedDataModule
 
 FORMAT = 1
 ABOUT = "pfedst"
@@ -77,8 +80,8 @@ class Predictions:
         return cls(site, data.class_names, tensors)
 
     @classmethod
-    def load(cls, folder: Path, split: Split, round_number: int) -> Predictions:
-        """Read the file of a split in a site's folder.
+    def load(cls, folder: Path, split: Split, round_number: int | None) -> Predictions:
+        """Read the file of a split in a site's folder; `round_number` None: of whatever round it is.
 
         Raises:
             StateError: there is no such file, it is damaged, or its predictions are of another round.
@@ -91,7 +94,7 @@ class Predictions:
             found = int(tensors.pop("round"))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"{file} is missing or damaged ({error})") from error
-        if found != round_number:
+        if round_number is not None and found != round_number:
             raise StateError(f"{file} holds the predictions after round {found}, not after round {round_number}")
         return cls(about["site"], tuple(about["classes"]), tensors)
 

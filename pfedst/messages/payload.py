@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -35,6 +37,15 @@ def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payloa
 def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the memory of a tensor on the CPU; it is not copied if the tensor is contiguous."""
     return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of keys, dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        found.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(raw_bytes(tensor))
+    return found.hexdigest()
 
 
 def same_tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -53,7 +53,7 @@ class TargetPrior:
         Raises:
             ConfigurationError: a file that cannot be read, or that holds no frequencies of these classes.
         """
-        if self.option == TRAINING:
+        if self.option == TRAINING or self.frequencies is not None:
             return self
         if self.option in WORDS:
             return TargetPrior(self.option, None, WORDS[self.option])

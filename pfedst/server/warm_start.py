@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pfedst.errors import ConfigurationError, StateError, listed
-from pfedst.messages.payload import NET, State, check_finite, check_plain, raw_bytes
+from pfedst.messages.payload import NET, State, check_finite, check_plain, hash_of
 from pfedst.methods.interface import Start
 from pfedst.reporting import RunFolder
 from pfedst.state.run_state import LAST, RunState
@@ -77,7 +75,7 @@ class WarmStart:
         for what, state in (("tensors", tensors), ("class anchors", anchors)):
             check_plain({what: state}, f"--init {text}")
             check_finite(state, f"--init {text}, {what}")
-        about = {"name": folder.resolve().name, "round": number, "sha256": _hash({**tensors, **_keyed(anchors)})}
+        about = {"name": folder.resolve().name, "round": number, "sha256": hash_of({**tensors, **_keyed(anchors)})}
         return cls(about, RunFolder(folder).identity(), tensors, anchors.get("classes"))
 
     @classmethod
@@ -159,12 +157,3 @@ class WarmStart:
 
 def _keyed(anchors: State) -> State:
     return {f"class anchors|{key}": tensor for key, tensor in anchors.items()}
-
-
-def _hash(tensors: State) -> str:
-    """Return the SHA-256 of keys, dtypes, shapes and values."""
-    found = hashlib.sha256()
-    for key, tensor in sorted(tensors.items()):
-        found.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(raw_bytes(tensor))
-    return found.hexdigest()

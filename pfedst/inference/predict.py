@@ -1,0 +1,180 @@
+"""Predicts the class of images with one or two models of one encoder, in one pass of the encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from typing import Any, Literal, NamedTuple, get_args
+
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from pfedst.data.datasets import evaluation_transform
+from pfedst.data.grey_scale import GreyScale
+from pfedst.encoders import Need
+from pfedst.errors import ConfigurationError, DataError
+from pfedst.inference.images import Item, items_of
+from pfedst.inference.site_model import SiteModel
+from pfedst.methods.priors import TargetPrior
+
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+READERS = 2
+"""Threads that decode images while the encoder computes."""
+PROBABILITY = "probability "
+"""Prefix of the columns of probabilities."""
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Read(NamedTuple):
+    """An image ready for the encoder, or the reason why it is not."""
+
+    pixels: Tensor | None
+    sha256: str
+    error: str
+
+
+def predict(
+    models: Sequence[SiteModel],
+    images: Any,
+    prior: str | None = None,
+    batch_size: int = 16,
+    strict: bool = False,
+    precision: Precision = "32",
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Predict the class of each image with models that share one encoder, which sees each image once.
+
+    Args:
+        models: one model, or several of the same run.
+        images: see `items_of`.
+        prior: class frequencies that predictions are for: `training`, `balanced`, `site`, a file, or None for the
+            prior of the run.
+        batch_size: images that the encoder computes at once, >= 1.
+        strict: raise the error of an image that cannot be read.
+        precision: of the encoder and the adapters; the classifier computes in float32.
+        console: shows progress; None for none.
+
+    Returns:
+        One row an image, in the order of the images: `image` (path, or number), `sha256` (of the file, or of the
+            pixels of an image in memory), `prediction`, `confidence` (the largest probability), `abstained` (None where
+            there is no threshold for this prior), `probability CLASS` of every class, `model` (its id), `error` (empty
+            without one). The columns of further models begin with `generic ` or `personal `.
+
+    Raises:
+        DataError: nothing is named, or with `strict` an image cannot be read.
+        ConfigurationError: an option is out of range, or predictions cannot be for that prior.
+    """
+    if batch_size < 1:
+        raise ConfigurationError(f"--batch_size {batch_size}: must be 1 or more")
+    if precision not in get_args(Precision):
+        raise ConfigurationError(f"--precision {precision}: must be one of {', '.join(get_args(Precision))}")
+    items, first = items_of(images), models[0]
+    targets = [model.target(prior) for model in models]
+    logits: list[list[Tensor]] = [[] for _ in models]
+    read: list[_Read] = []
+    progress = _Progress(len(items), console)
+    for batch in _batches(_reads(items, first, batch_size), batch_size):
+        if strict and (errors := [found.error for found in batch if found.error]):
+            raise DataError(errors[0])
+        pixels = [found.pixels for found in batch if found.pixels is not None]
+        if pixels:
+            for table, found in zip(logits, _logits(models, torch.stack(pixels), precision), strict=True):
+                table.append(found)
+        read += [
+            found._replace(pixels=None) if found.error else found._replace(pixels=torch.empty(0)) for found in batch
+        ]
+        progress.done(len(read))
+    columns: dict[str, Any] = {"image": [item.name for item in items], "sha256": [found.sha256 for found in read]}
+    for model, target, parts in zip(models, targets, logits, strict=True):
+        prefix = "" if model is first else f"{model.which} "
+        columns |= {prefix + key: values for key, values in _columns(model, target, parts, read).items()}
+    frame: pd.DataFrame = pd.DataFrame(columns | {"error": [found.error for found in read]})
+    return frame
+
+
+def _reads(items: Sequence[Item], model: SiteModel, batch_size: int) -> Iterator[_Read]:
+    """Read images in their order, some ahead of the encoder."""
+    transform, grey_scale = evaluation_transform(model.encoder.preprocessing), GreyScale(model.pixel_range)
+
+    def read(item: Item) -> _Read:
+        try:
+            image, sha256 = item.load(grey_scale)
+        except DataError as error:
+            return _Read(None, "", str(error))
+        pixels: Tensor = transform(image)
+        return _Read(pixels, sha256, "")
+
+    ahead: list[Future[_Read]] = []
+    waiting = iter(items)
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            ahead += [pool.submit(read, item) for item in islice(waiting, 2 * batch_size)]
+            while ahead:
+                found = ahead.pop(0).result()
+                ahead += [pool.submit(read, item) for item in islice(waiting, 1)]
+                yield found
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(reads: Iterator[_Read], batch_size: int) -> Iterator[list[_Read]]:
+    while batch := list(islice(reads, batch_size)):
+        yield batch
+
+
+@torch.no_grad()
+def _logits(models: Sequence[SiteModel], pixels: Tensor, precision: Precision) -> list[Tensor]:
+    """Return the logits (B, K) of each model for images (B, 3, S, S)."""
+    encoder = models[0].encoder
+    pixels = pixels.to(next(models[0].adapter.parameters(), pixels).device)
+    lower: AbstractContextManager[Any] = nullcontext()
+    if precision != "32":
+        lower = torch.autocast(pixels.device.type, DTYPES[precision])
+    needs: list[Need] = sorted({model.adapter.needs for model in models})
+    with lower:
+        found = encoder.encode(pixels, needs)
+        return [model.logits(found[model.adapter.needs]) for model in models]
+
+
+def _columns(model: SiteModel, target: TargetPrior, parts: list[Tensor], read: Sequence[_Read]) -> dict[str, list[Any]]:
+    """Return the columns of one model; an image that cannot be read has none of their values."""
+    logits = torch.cat(parts) if parts else torch.empty(0, len(model.class_names))
+    probabilities = model.probabilities(logits, target) if len(logits) else logits.double()
+    confidences, classes = probabilities.max(1) if len(logits) else (torch.empty(0), torch.empty(0, dtype=torch.long))
+    threshold = model.threshold(target)
+    rows = iter(zip(confidences.tolist(), classes.tolist(), probabilities.tolist(), strict=True))
+    table: list[tuple[Any, ...]] = []
+    for found in read:
+        if found.error:
+            table.append((None, None, None, *[None] * len(model.class_names)))
+            continue
+        confidence, index, all_of_them = next(rows)
+        abstained = None if threshold is None else confidence < threshold
+        table.append((model.class_names[index], confidence, abstained, *all_of_them))
+    names = ["prediction", "confidence", "abstained", *(PROBABILITY + name for name in model.class_names)]
+    columns = {name: [row[number] for row in table] for number, name in enumerate(names)}
+    return columns | {"model": [model.id] * len(read)}
+
+
+class _Progress:
+    """Prints how many images are done, and the time left, at most once in some seconds."""
+
+    def __init__(self, images: int, console: Console | None) -> None:
+        self.images, self.console = images, console
+        self.started = self.printed = time.monotonic()
+
+    def done(self, images: int) -> None:
+        """Say that so many images are done."""
+        now = time.monotonic()
+        if self.console is None or images == self.images or now - self.printed < SECONDS_BETWEEN_LINES:
+            return
+        self.printed = now
+        left = (now - self.started) / images * (self.images - images)
+        shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        self.console.print(f"predict: {images:,} of {self.images:,} images, about {shown} left", highlight=False)

@@ -1,0 +1,244 @@
+"""A finished run, opened to use its models: no image and no Lightning is needed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from pfedst.client.exchange import start_maker
+from pfedst.client.predictions import Predictions
+from pfedst.client.restore import restore
+from pfedst.client.state import SITES, SiteState
+from pfedst.configuration.yaml_text import read_yaml
+from pfedst.encoders import Encoder
+from pfedst.errors import ConfigurationError, StateError, listed, nearest
+from pfedst.inference.options import Options, options_of, with_weights
+from pfedst.inference.rebuild import GENERIC, PERSONAL, Rebuilt
+from pfedst.inference.site_model import SiteModel
+from pfedst.messages.requests import POOLED, Request
+from pfedst.methods.priors import TRAINING, TargetPrior, uniform
+from pfedst.reporting import RunFolder
+from pfedst.server.merged import Merged
+from pfedst.server.priors import FederationPriors
+from pfedst.server.server import Server
+from pfedst.state.run_state import LAST, RunState
+from pfedst.state.snapshot import Snapshot
+
+
+class Run:
+    """A run that `pfedst fit` or `pfedst join` has written.
+
+    Attributes:
+        folder: of the run.
+        config: its resolved configuration.
+        classes: names of the K classes, in the order of the logits.
+        encoder_weights: hash of the encoder that it was trained with.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ConfigurationError: there is no run in the folder.
+        StateError: its files are damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._files = RunFolder(self.folder)
+        if not (self.folder / "config.yaml").is_file():
+            raise ConfigurationError(f"{folder}: no run, as it holds no config.yaml; give a folder such as runs/NAME")
+        try:
+            self.config: dict[str, Any] = read_yaml(self.folder / "config.yaml")
+            data = self.config["data"].get("init_args") or {}
+            self._pixel_range = None if (given := data.get("pixel_range")) is None else (given[0], given[1])
+            self._seed = int(self.config["seed_everything"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise StateError(f"{self.folder / 'config.yaml'} is damaged ({error!r}): put back a copy of it") from error
+        identity = self._files.identity()
+        if "classes" not in identity or "encoder_weights" not in identity:
+            raise StateError(f"{folder}: a run of an older version, whose state cannot be read; train it again")
+        self.classes: tuple[str, ...] = tuple(identity["classes"])
+        self.encoder_weights = str(identity["encoder_weights"])
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.resolve().name
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """Content of `summary.json`; None if the run is not finished.
+
+        Raises:
+            StateError: the file is damaged.
+        """
+        return self._files.summary()
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of its sites.
+
+        Raises:
+            StateError: no round is saved, or the saved rounds are damaged.
+        """
+        return _sites(RunState(self._files.state).last_round())
+
+    def model(
+        self,
+        site: str | None = None,
+        round: str = LAST,  # as the option of the command line is called
+        encoder_weights: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> SiteModel:
+        """Return the model of a site, or without one the generic model.
+
+        Args:
+            site: name of the site.
+            round: `last`, `best` on validation, or the number of a round that is kept.
+            encoder_weights: file or tag of the encoder's weights; default: those of the run.
+            device: where to compute.
+
+        Raises:
+            ConfigurationError: an unknown site, a round that is not kept, or no generic model.
+            StateError: the state is damaged or not here, or the encoder is another one.
+        """
+        return self.models([site], round, encoder_weights, device)[0]
+
+    def models(
+        self,
+        sites: list[str | None],
+        round: str = LAST,  # see above
+        encoder_weights: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> list[SiteModel]:
+        """Return several models that share one encoder: of a site each, or for None the generic model."""
+        number, saved = RunState(self._files.state).chosen(round)
+        options = options_of(self.config)
+        built = Rebuilt.of(with_weights(options, encoder_weights), self.classes, self._seed)
+        check_encoder(built.encoder, self.encoder_weights, f"run {self.name}")
+        saved_model = _SavedRound(self, number, saved, built, options)
+        return [saved_model.site_model(site).to(device) for site in sites]
+
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """Grey values that become black and white; None if each file decides."""
+        return self._pixel_range
+
+    @property
+    def prior(self) -> TargetPrior:
+        """The prior of the run's predictions."""
+        return TargetPrior(str(self.config["model"].get("prior") or TRAINING))
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the sites that never trained."""
+        return list((self.config.get("coordinator") or {}).get("held_out_sites") or ())
+
+
+def load(folder: str | Path) -> Run:
+    """Open a finished run; see `Run`."""
+    return Run(folder)
+
+
+def check_encoder(encoder: Encoder, expected: str, what: str) -> None:
+    """Check that an encoder is the one that a model was trained with.
+
+    Raises:
+        StateError: its weights have another hash.
+    """
+    found = encoder.compute_hash()
+    if found != expected:
+        raise StateError(
+            f"{what} was trained with another encoder: its weights have the hash {expected[:16]}..., those of "
+            f"{encoder.label} {found[:16]}...; name the file with --encoder-weights"
+        )
+
+
+class _SavedRound:
+    """One saved round of a run, and the models into which its tensors are loaded."""
+
+    def __init__(self, run: Run, number: int, saved: Snapshot, built: Rebuilt, options: Options) -> None:
+        self.run, self.number, self.saved, self.built, self.options = run, number, saved, built, options
+        names = _sites(saved)
+        held_out = [site for site in run.held_out if site in names]
+        self.server = Server(built.method, dict.fromkeys(names, 1), start_maker(built.model), run._seed, held_out)
+        frozen = self.server.load_state_parts(saved.parts)
+        for model in (built.model, built.generic):
+            model.adapter.load_state_dict(frozen, strict=False)
+        self.merged = Merged.from_about(saved.about, self.server.members)
+        self.priors = FederationPriors.from_about(saved.about, len(run.classes))
+
+    def site_model(self, site: str | None) -> SiteModel:
+        """Return the model of a site, or for None the generic one. Its tensors are copies."""
+        run, built = self.run, self.built
+        which = GENERIC if site is None else PERSONAL
+        if site is not None and site not in self.server.sites:
+            raise ConfigurationError(
+                f'{run.folder} has no site "{site}".{nearest(site, self.server.sites)} There are: '
+                f"{listed(self.server.sites)}"
+            )
+        name = site or self.server.sites[0]
+        after = self.merged.after[name] if site else 0
+        state = SiteState(run.folder / SITES, name)
+        if after and not state.path(after).is_dir():
+            raise StateError(
+                f"{state.path(after)} is missing: the personal part of site {name} is not in this folder. Give the "
+                f"folder at that site, or use the generic model (--generic)"
+            )
+        built.model.name = name
+        parts = self.server.parts_to_evaluate(name, self.merged.any)
+        request = Request("evaluate", run.name, self.number, after, parts=parts)
+        restore(built.model, built.generic, built.method, built.first, state, request)
+        effective, site_prior = self._priors(which, state)
+        return SiteModel(
+            encoder=built.encoder,
+            adapter=copy.deepcopy(built.adapter(which)),
+            class_names=run.classes,
+            which=which,
+            site=site,
+            effective=effective,
+            site_prior=site_prior,
+            prior=run.prior,
+            pixel_range=run.pixel_range,
+            options=self.options,
+            source={"run": run.name, "round": self.number},
+        )
+
+    def _priors(self, which: str, state: SiteState) -> tuple[Tensor | None, Tensor | None]:
+        """Return the class frequencies that a model has learned, and those of the site; None for unknown ones."""
+        merged = self.priors.merged
+        if not self.server.trains or not self.merged.any:
+            merged = uniform(len(self.run.classes))
+        if which == GENERIC:
+            return merged, None
+        effective = None if self.built.method.has_own_prior else merged
+        kept = _kept_predictions(state.folder)
+        if kept is None:
+            return effective, None
+        counts = kept.tensors["train_counts.natural"]
+        site_prior = self.built.loss.prior(counts.double()) if counts.sum() else None
+        return kept.tensors.get(f"effective.{which}", effective), site_prior
+
+
+def _kept_predictions(folder: Path) -> Predictions | None:
+    """Return the predictions that a site has kept, of validation or test; None if there are none."""
+    for split in ("validation", "test"):
+        if (folder / "predictions" / f"{split}.safetensors").is_file():
+            try:
+                return Predictions.load(folder, split, None)
+            except StateError as error:
+                logging.getLogger("pfedst").warning("%s; the class frequencies of the site are not known", error)
+    return None
+
+
+def _sites(saved: Snapshot) -> list[str]:
+    """Return the names of the sites of a saved round."""
+    after: Mapping[str, Any] = saved.about.get("after", {})
+    return sorted(name for name in after if name != POOLED)

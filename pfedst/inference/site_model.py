@@ -1,0 +1,176 @@
+"""SiteModel: the frozen encoder, one adapter, and what its predictions mean: classes, prior, temperature, threshold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pfedst.adapters import Adapter
+from pfedst.data.grey_scale import PixelRange
+from pfedst.encoders import Encoder, Taps
+from pfedst.errors import ConfigurationError
+from pfedst.inference.options import Options
+from pfedst.inference.rebuild import PERSONAL, tensors_of
+from pfedst.messages.payload import hash_of
+from pfedst.methods.priors import BALANCED, SITE, TRAINING, TargetPrior
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ID_DIGITS = 16
+"""Digits of the hash that names a model."""
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """When a model abstains: its confidence is below a threshold, which was set on the validation images of its site.
+
+    Attributes:
+        coverage: share of the validation images on which the model does not abstain.
+        thresholds: by prior (`training`, `balanced`, `site`), the smallest confidence of a prediction that counts.
+    """
+
+    coverage: float
+    thresholds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteModel:
+    """A trained model that predicts: that of one site, or the generic model of a run.
+
+    Attributes:
+        encoder: the frozen encoder.
+        adapter: maps what it needs of the encoder to logits (B, K); in evaluation mode.
+        class_names: names of the K classes, in the order of the logits.
+        which: `personal`, the model of a site, or `generic`.
+        site: name of the site; None for a generic model.
+        effective: class frequencies (K,) that the model has learned; None if they are not known.
+        site_prior: class frequencies (K,) of the training split of the site; None if they are not known.
+        temperature: T, fitted on the validation images of the site; 1 for a generic model.
+        abstention: when the model abstains; None if it never does.
+        prior: the prior of the run, at which a prediction is if no other is named.
+        pixel_range: grey values that become black and white; None if each file decides.
+        options: what the model is rebuilt from.
+        source: where it comes from: `name` and `round` of the run, `warnings` and the like, for cards and protocols.
+    """
+
+    encoder: Encoder
+    adapter: Adapter
+    class_names: tuple[str, ...]
+    which: str
+    site: str | None = None
+    effective: Tensor | None = field(default=None, repr=False)
+    site_prior: Tensor | None = field(default=None, repr=False)
+    temperature: float = 1.0
+    abstention: Abstention | None = None
+    prior: TargetPrior = field(default_factory=TargetPrior)
+    pixel_range: PixelRange | None = None
+    options: Options = field(default_factory=dict, repr=False)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of all numbers of the model, those of its encoder included."""
+        parts = f"{hash_of(tensors_of(self.adapter))} {self.encoder.compute_hash()} {self.class_names}"
+        return hashlib.sha256(parts.encode()).hexdigest()[:ID_DIGITS]
+
+    @property
+    def name(self) -> str:
+        """The model in words, for messages."""
+        return "the generic model" if self.site is None else f"the {self.which} model of site {self.site}"
+
+    def to(self, device: torch.device | str) -> SiteModel:
+        """Move encoder and adapter to a device."""
+        self.encoder.to(device)
+        self.adapter.to(device)
+        return self
+
+    @torch.no_grad()
+    def logits(self, taps: Taps) -> Tensor:
+        """Return the logits (B, K) of what the encoder says of B images, on the CPU."""
+        logits: Tensor = self.adapter(taps)
+        return logits.float().cpu()
+
+    def target(self, prior: str | None) -> TargetPrior:
+        """Return the prior that predictions are for: `training`, `balanced`, `site`, a file, or None for the run's.
+
+        Raises:
+            ConfigurationError: the model cannot be corrected for that prior.
+        """
+        target = (self.prior if prior is None else TargetPrior(prior)).of_classes(self.class_names)
+        if not target:
+            return target
+        if self.effective is None:
+            raise ConfigurationError(
+                f"--prior {target.option}: the class frequencies that {self.name} has learned are not known, so its "
+                f"predictions cannot be corrected; leave --prior out, or train with "
+                f"--coordinator.share_class_counts true or --model.loss BalancedSoftmax"
+            )
+        if target.option == SITE and self.site_prior is None:
+            raise ConfigurationError(
+                f"--prior site: {self.name} has no class frequencies of a site; name a JSON or CSV file of class "
+                f"frequencies, or balanced"
+            )
+        return target
+
+    def probabilities(self, logits: Tensor, target: TargetPrior) -> Tensor:
+        """Return the probabilities (B, K), float64, of logits (B, K) at a prior.
+
+        p is proportional to exp((f - log effective + log site) / T - log site + log target): the temperature belongs
+        to the prior of the site, where it was fitted, and a change of prior is not divided by it.
+        """
+        f = logits.double()
+        if self.effective is None:
+            return (f / self.temperature).softmax(1)
+        learned = self.effective.double().log()
+        at_site = learned if self.site_prior is None else self.site_prior.double().log()
+        wanted = learned if not target else target.at(self.site_prior if self.site_prior is not None else f[0]).log()
+        return ((f - learned + at_site) / self.temperature - at_site + wanted).softmax(1)
+
+    def threshold(self, target: TargetPrior) -> float | None:
+        """Return the smallest confidence that counts at a prior; None if there is no threshold for it."""
+        return None if self.abstention is None else self.abstention.thresholds.get(target.option)
+
+    def predict(
+        self,
+        images: Any,
+        prior: str | None = None,
+        batch_size: int = 16,
+        strict: bool = False,
+    ) -> pd.DataFrame:
+        """Predict the class of each image.
+
+        Args:
+            images: a path, a folder, an image of Pillow, an array (H, W, 3) or (H, W) of uint8, or an iterable of
+                these.
+            prior: class frequencies that predictions are for: `training`, `balanced`, `site`, or a JSON or CSV file;
+                None for the prior of the run.
+            batch_size: images that the encoder computes at once, >= 1.
+            strict: raise the error of an image that cannot be read; without, its row has the error.
+
+        Returns:
+            One row an image; see `pfedst.inference.predict.predict`.
+
+        Raises:
+            DataError: nothing is named, or with `strict` an image cannot be read.
+            ConfigurationError: predictions cannot be for that prior.
+        """
+        from pfedst.inference.predict import predict
+
+        return predict([self], images, prior, batch_size, strict)
+
+
+def known_priors(model: SiteModel) -> Sequence[str]:
+    """Return the priors, by word, that predictions of a model can be for."""
+    if model.effective is None:
+        return (TRAINING,)
+    return (TRAINING, BALANCED) if model.site_prior is None else (TRAINING, BALANCED, SITE)
+
+
+__all__ = ["PERSONAL", "Abstention", "SiteModel", "known_priors"]
