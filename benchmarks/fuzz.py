@@ -37,9 +37,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pfedst.cli import main as command
-from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.cli.resume import check_same_configuration
 from pfedst.client.state import CLIENT, SiteState, load_client_part
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.data import ManifestSites
 from pfedst.data.sources import FileSource
 from pfedst.encoders import FrozenCLIP

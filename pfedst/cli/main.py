@@ -16,6 +16,9 @@ usage: pfedst COMMAND [OPTIONS]
   test      a finished run on test          pfedst test runs/NAME
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
+  predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
+  export    a model into a folder           pfedst export runs/NAME FOLDER --site NAME | --generic
+  push      that folder to the hub          pfedst push FOLDER USER/NAME [--private]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
   methods   the installed methods
@@ -25,7 +28,7 @@ Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.hel
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
 6 too few clients, 130 interrupted.
 """
-COMMANDS = ("fit", "validate", "test", "compare", "report", "data", "cache", "methods", "env")
+COMMANDS = tuple(line.split()[0] for line in USAGE.splitlines() if line.startswith("  "))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.report import run_report
 
             return run_report(given[1:])
+        if command == "predict":
+            from pfedst.cli.predict import run_predict
+
+            return run_predict(given[1:])
+        if command in ("export", "push"):
+            from pfedst.cli.export import run_export, run_push
+
+            return (run_export if command == "export" else run_push)(given[1:])
         if command == "data":
             from pfedst.cli.data import run_data
 

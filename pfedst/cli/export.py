@@ -1,0 +1,58 @@
+"""`pfedst export` and `pfedst push`: a model in a folder that can be carried away, and on the Hugging Face hub.
+
+What needs torch is imported after the options are parsed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from pfedst.cli.model_options import add_model_options, models_of
+from pfedst.errors import ConfigurationError
+
+
+def run_export(arguments: Sequence[str]) -> int:
+    """Write a model of a run into a folder. Return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pfedst export",
+        allow_abbrev=False,
+        description="Write a model of a run into a folder: the adapter, everything to rebuild it, a model card. The "
+        "encoder is not part of it.",
+    )
+    add_model_options(parser)
+    parser.add_argument("folder", type=Path, help="to write; must be absent or empty")
+    parser.add_argument("--licence", help="of the model, as the hub knows it, such as cc-by-nc-4.0")
+    given = parser.parse_args(arguments)
+    if given.site is not None and given.generic:
+        raise ConfigurationError("--site and --generic: export one model at a time")
+    (model,) = models_of(given)
+    from pfedst.inference.artefact import export, is_model
+    from pfedst.inference.run import load
+
+    if is_model(Path(given.model)) or given.model.startswith("hf://"):
+        raise ConfigurationError(f"{given.model} is exported already; copy the folder")
+    export(load(given.model), model, given.folder, given.licence)
+    if model.site is not None:
+        print(
+            f"This model holds what site {model.site} did not share: tensors that were trained on its images alone, "
+            f"and its class frequencies. Share it only if the site agrees."
+        )
+    print(f"{given.folder}: {model.name}, id {model.id}; it needs the encoder {model.encoder.label}")
+    return 0
+
+
+def run_push(arguments: Sequence[str]) -> int:
+    """Upload an exported model. Return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pfedst push", allow_abbrev=False, description="Upload an exported model to the Hugging Face hub."
+    )
+    parser.add_argument("folder", type=Path, help="of pfedst export")
+    parser.add_argument("name", help="USER/NAME")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    given = parser.parse_args(arguments)
+    from pfedst.inference.hub import push
+
+    print(push(given.folder, given.name, given.private))
+    return 0
