@@ -163,16 +163,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of `config.json`, checked.
 
     Raises:
-        StateError: it is missing, damaged, changed, or of a newer version, or an option is a path out of the folder.
+        StateError: see `checked_config`; or the file is missing.
     """
     file = folder / CONFIG_FILE
     try:
         if file.stat().st_size > MOST_CONFIG_BYTES:
-            raise ValueError(f"{file.stat().st_size:,} bytes")
-        config: dict[str, Any] = json.loads(file.read_bytes())
+            raise StateError(f"{file} has {file.stat().st_size:,} bytes; {_COPY_AGAIN}")
+        content = file.read_bytes()
     except FileNotFoundError as error:
         raise StateError(f"{folder}: no model, as it holds no {CONFIG_FILE}; give a folder of pfedst export") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise StateError(f"{file} cannot be read ({error}); {_COPY_AGAIN}") from error
+    return checked_config(content, folder)
+
+
+def checked_config(content: bytes, folder: Path) -> dict[str, Any]:
+    """Return the values of the content of a `config.json`.
+
+    Raises:
+        StateError: it is damaged, changed, or of a newer version, or an option is a path out of the folder.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        config: dict[str, Any] = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise StateError(f"{file} is damaged ({error}); {_COPY_AGAIN}") from error
     number = config.get("format") if isinstance(config, dict) else None
     if type(number) is not int or OWN_HASH not in config:
@@ -185,9 +199,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if config[OWN_HASH] != _config_hash(config):
         raise StateError(f"{file} was changed after it was written; {_COPY_AGAIN}")
-    check_confined(config["options"], str(file))
     if fault := _fault(config):
         raise StateError(f"{file}: {fault}; {_COPY_AGAIN}")
+    check_confined(config["options"], str(file))
     return config
 
 
@@ -248,12 +262,23 @@ def fixed_options(model: SiteModel) -> Options:
 
 def _read_tensors(file: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
-        content = file.read_bytes()
+        return checked_tensors(file.read_bytes(), config, file.parent)
+    except OSError as error:
+        raise StateError(f"{file} is missing or cannot be read ({error}); {_COPY_AGAIN}") from error
+
+
+def checked_tensors(content: bytes, config: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the content of a `model.safetensors`.
+
+    Raises:
+        StateError: it is not the file that `config.json` was written with.
+    """
+    try:
         if hashlib.sha256(content).hexdigest() != config["model_sha256"]:
             raise ValueError("its hash is not the one in config.json")
         return load(content)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise StateError(f"{file} is missing or damaged ({error}); {_COPY_AGAIN}") from error
+    except (ValueError, SafetensorError) as error:
+        raise StateError(f"{folder / MODEL_FILE} is damaged ({error}); {_COPY_AGAIN}") from error
 
 
 def _config_hash(config: Mapping[str, Any]) -> str:

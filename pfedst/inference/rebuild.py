@@ -12,7 +12,7 @@ from pfedst.adapters import Adapter
 from pfedst.client.model import ClientModel, build_model
 from pfedst.client.restore import FirstState
 from pfedst.encoders import AnchorHead, Encoder
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, WeightsError
 from pfedst.inference.options import Options, instantiate
 from pfedst.messages.payload import NET, State, check_tensors
 from pfedst.methods.criteria import Criterion
@@ -56,7 +56,10 @@ class Rebuilt:
         Raises:
             PfedstError: encoder, adapter or method cannot be made.
         """
-        section, method = instantiate(options)
+        try:
+            section, method = instantiate(options)
+        except WeightsError as error:
+            raise WeightsError(f"{error} (here: --encoder-weights, or encoder_weights= in Python)") from error
         model = build_model(
             section.encoder,
             section.adapter,
