@@ -58,6 +58,10 @@ COMMANDS = [
     ("cache build --help", 0, ""),
     ("cache info --help", 0, ""),
     ("cache clear --help", 0, ""),
+    ("predict --help", 0, ""),
+    ("predict none x.png --out p.txt", 2, ""),
+    ("export --help", 0, ""),
+    ("push --help", 0, ""),
     ("methods --help", 0, ""),
     ("env", 0, ""),
 ]
