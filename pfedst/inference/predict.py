@@ -84,7 +84,7 @@ def predict(
             raise DataError(errors[0])
         pixels = [found.pixels for found in batch if found.pixels is not None]
         if pixels:
-            for table, found in zip(logits, _logits(models, torch.stack(pixels), precision), strict=True):
+            for table, found in zip(logits, logits_of(models, torch.stack(pixels), precision), strict=True):
                 table.append(found)
         read += [
             found._replace(pixels=None) if found.error else found._replace(pixels=torch.empty(0)) for found in batch
@@ -129,7 +129,7 @@ def _batches(reads: Iterator[_Read], batch_size: int) -> Iterator[list[_Read]]:
 
 
 @torch.no_grad()
-def _logits(models: Sequence[SiteModel], pixels: Tensor, precision: Precision) -> list[Tensor]:
+def logits_of(models: Sequence[SiteModel], pixels: Tensor, precision: Precision) -> list[Tensor]:
     """Return the logits (B, K) of each model for images (B, 3, S, S)."""
     encoder = models[0].encoder
     pixels = pixels.to(next(models[0].adapter.parameters(), pixels).device)
