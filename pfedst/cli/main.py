@@ -15,6 +15,7 @@ usage: pfedst COMMAND [OPTIONS]
   validate  a finished run on validation    pfedst validate runs/NAME
   test      a finished run on test          pfedst test runs/NAME
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
+  calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
@@ -25,7 +26,7 @@ Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.hel
 Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
 6 too few clients, 130 interrupted.
 """
-COMMANDS = ("fit", "validate", "test", "compare", "report", "data", "cache", "methods", "env")
+COMMANDS = ("fit", "validate", "test", "compare", "calibrate", "report", "data", "cache", "methods", "env")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.compare import run_compare
 
             return run_compare(given[1:])
+        if command == "calibrate":
+            from pfedst.cli.calibrate import run_calibrate
+
+            return run_calibrate(given[1:])
         if command == "report":
             from pfedst.cli.report import run_report
 
