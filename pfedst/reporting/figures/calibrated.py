@@ -32,8 +32,8 @@ def calibrated_reliability(compared: Compared, metric: str) -> ReportFigure | No
     sites = _drawn(compared)
     if not sites:
         return None
-    split, reference = compared.protocol["split"], compared.reference
-    description = f"Personal model of {reference} on {split}, {round_text(compared)}; a mark: a bin with images"
+    split = compared.protocol["split"]
+    description = f"{_of_run(compared)}; a mark: a bin with images"
     figure, panels = _panels(compared, description, len(sites), ("confidence, %", "accuracy, %"))
     for axes, (site, found) in zip(panels, sites.items(), strict=True):
         panel_title(axes, f"{shortened(site, 22)}, T = {found['temperature']:.2f}")
@@ -56,11 +56,8 @@ def risk_coverage(compared: Compared, metric: str) -> ReportFigure | None:
     sites = _drawn(compared)
     if not sites:
         return None
-    split, reference = compared.protocol["split"], compared.reference
-    description = (
-        f"Personal model of {reference} on {split}, {round_text(compared)}; the most confident images first; "
-        f"cross: the threshold from validation"
-    )
+    split = compared.protocol["split"]
+    description = f"{_of_run(compared)}; the most confident images first; cross: the threshold from validation"
     figure, panels = _panels(compared, description, len(sites), ("coverage, %", "wrong, %"))
     worst = max(risk for found in sites.values() for _, risk in [(0, 0.05), *found["test"]["risk_coverage"]])
     for axes, (site, found) in zip(panels, sites.items(), strict=True):
@@ -79,6 +76,11 @@ def risk_coverage(compared: Compared, metric: str) -> ReportFigure | None:
         f"on {split}. The threshold was set on validation. {protocol_caption(compared)}"
     )
     return ReportFigure("risk_coverage", f"Risk and coverage on {split}", caption, figure)
+
+
+def _of_run(compared: Compared) -> str:
+    run = compared.row(compared.reference).first
+    return f"Personal model of {compared.reference} on {run.protocol['split']}, {round_text(compared)}, {run.words}"
 
 
 def _drawn(compared: Compared) -> dict[str, Mapping[str, Any]]:
