@@ -86,7 +86,7 @@ def test_no_letter_of_a_figure_is_a_box() -> None:
         figures = make_figures(made)
         for figure in figures:
             svg_text(figure)
-    assert len(figures) == 6
+    assert len(figures) == 8
     shown = {text.get_text() for figure in figures for text in figure.figure.findobj(Text)}
     assert not any(HAIFA in text for text in shown)
     assert all(f"is {HAIFA}" in figure.caption for figure in figures)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from pfedst.reporting.comparison import Compared
 from pfedst.reporting.figures.saving import ReportFigure
@@ -25,6 +26,8 @@ MOST_SITES = 12
 """Maximum number of panels; of more sites, those with most test images are drawn."""
 COLUMNS = 4
 MOMENTS = {"before": ("T = 1", COLORS[1], "o"), "after": ("fitted T", COLORS[0], "s")}
+AREA = 70.0
+"""Of the mark of a bin with all images, in square points."""
 
 
 def calibrated_reliability(compared: Compared, metric: str) -> ReportFigure | None:
@@ -33,16 +36,16 @@ def calibrated_reliability(compared: Compared, metric: str) -> ReportFigure | No
     if not sites:
         return None
     split = compared.protocol["split"]
-    description = f"{_of_run(compared)}; a mark: a bin with images"
-    figure, panels = _panels(compared, description, len(sites), ("confidence, %", "accuracy, %"))
+    description = f"{_of_run(compared)}; a mark: a bin, its area the share of the images"
+    legend = [
+        Line2D([], [], color=color, marker=mark, markersize=4, label=label) for label, color, mark in MOMENTS.values()
+    ]
+    figure, panels = _panels(compared, description, len(sites), ("confidence, %", "accuracy, %"), legend)
     for axes, (site, found) in zip(panels, sites.items(), strict=True):
         panel_title(axes, f"{shortened(site, 22)}, T = {found['temperature']:.2f}")
         axes.plot([0, 100], [0, 100], color=GUIDE, linewidth=0.8, linestyle=(0, (4, 2)), label="diagonal", zorder=1)
         for moment, (label, color, marker) in MOMENTS.items():
-            points = _points(found["test"][moment]["reliability"])
-            if points:
-                axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=3.5, linewidth=1.1,
-                          label=label, clip_on=False)  # fmt: skip
+            _bins(axes, found["test"][moment]["reliability"], label, color, marker)
         axes.set(xlim=(0, 100), ylim=(0, 100), xticks=range(0, 101, 25), yticks=range(0, 101, 25))
     caption = (
         f"Accuracy against mean confidence in bins on {split}, at each site, before and after its temperature: the run "
@@ -93,18 +96,30 @@ def _drawn(compared: Compared) -> dict[str, Mapping[str, Any]]:
     return {site: table for site, table in found.items() if site in largest}
 
 
-def _panels(compared: Compared, description: str, number: int, names: tuple[str, str]) -> tuple[Any, list[Axes]]:
+def _panels(
+    compared: Compared, description: str, number: int, names: tuple[str, str], legend: Sequence[Line2D] = ()
+) -> tuple[Any, list[Axes]]:
     """Return a figure with so many panels, and their axes."""
     columns = min(COLUMNS, number)
     lines = -(-number // columns)
-    figure = new_figure(compared, description, 0.3 + 1.9 * lines, max(3.4, WIDTH * columns / COLUMNS), axes=names)
+    figure = new_figure(
+        compared, description, 0.3 + 1.9 * lines, max(3.4, WIDTH * columns / COLUMNS), axes=names, legend=legend
+    )
     grid = [axes for line in figure.subplots(lines, columns, squeeze=False, sharey=True) for axes in line]
     for axes in grid[number:]:
         axes.remove()
     return figure, grid[:number]
 
 
-def _points(reliability: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return mean confidence and accuracy in percent of each bin with images."""
-    bins = zip(reliability["images"], reliability["right"], reliability["confidence"], strict=True)
-    return [(100 * total / images, 100 * right / images) for images, right, total in bins if images]
+def _bins(axes: Axes, reliability: Mapping[str, Any], label: str, color: str, marker: str) -> None:
+    """Draw mean confidence and accuracy in percent of each bin with images."""
+    bins = [
+        found
+        for found in zip(*(reliability[key] for key in ("images", "right", "confidence")), strict=True)
+        if found[0]
+    ]
+    total = sum(images for images, _, _ in bins)
+    x, y = ([100 * found[column] / found[0] for found in bins] for column in (2, 1))
+    axes.plot(x, y, color=color, linewidth=0.9, label=label, zorder=2)
+    areas = [6 + AREA * images / total for images, _, _ in bins]
+    axes.scatter(x, y, s=areas, color=color, marker=marker, clip_on=False, zorder=3)
