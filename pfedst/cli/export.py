@@ -28,7 +28,8 @@ def run_export(arguments: Sequence[str]) -> int:
     if given.site is not None and given.generic:
         raise ConfigurationError("--site and --generic: export one model at a time")
     (model,) = models_of(given)
-    from pfedst.inference.artefact import export, is_model
+    from pfedst.inference.artefact import export
+    from pfedst.inference.artefact_files import is_model
     from pfedst.inference.run import load
 
     if is_model(Path(given.model)) or given.model.startswith("hf://"):

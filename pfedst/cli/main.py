@@ -15,6 +15,7 @@ usage: pfedst COMMAND [OPTIONS]
   validate  a finished run on validation    pfedst validate runs/NAME
   test      a finished run on test          pfedst test runs/NAME
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
+  calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
   export    a model into a folder           pfedst export runs/NAME FOLDER --site NAME | --generic
@@ -69,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.compare import run_compare
 
             return run_compare(given[1:])
+        if command == "calibrate":
+            from pfedst.cli.calibrate import run_calibrate
+
+            return run_calibrate(given[1:])
         if command == "report":
             from pfedst.cli.report import run_report
 

@@ -34,7 +34,8 @@ def models_of(given: argparse.Namespace) -> list[SiteModel]:
 
     import torch
 
-    from pfedst.inference.artefact import is_model, load_model
+    from pfedst.inference.artefact import load_model
+    from pfedst.inference.artefact_files import is_model
     from pfedst.inference.hub import PREFIX
     from pfedst.inference.run import load
 

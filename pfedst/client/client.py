@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from pfedst.adapters import Adapter
+from pfedst.client.calibration import calibrate
+from pfedst.client.description import describe_process
 from pfedst.client.exchange import make_upload
-from pfedst.client.lightning_options import protocol_options
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
-from pfedst.client.optimizers import optimizer_options
 from pfedst.client.predictions import Predictions
 from pfedst.client.priors import SitePriors, own_prior, targets_at
 from pfedst.client.restore import FirstState, restore
@@ -148,6 +148,7 @@ class Client:
             "fit": self._fit,
             "evaluate": self._evaluate,
             "class_metrics": self._class_metrics,
+            "calibrate": self._calibrate,
             "cost": self._cost,
         }
         with torch_threads(self.threads):
@@ -165,33 +166,7 @@ class Client:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        """What all sites of this process have in common; hashing the encoder takes a while."""
-        data, encoder, most = self.data, self.module.encoder, self.local.batches
-        return {
-            "classes": list(data.class_names),
-            "ordinal": data.ordinal,
-            "study": self.study,
-            "fingerprint": data.fingerprint,
-            "encoder_weights": encoder.compute_hash(),
-            "protocol": {
-                "encoder": encoder.label,
-                "random_weights": encoder.random_weights,
-                "data": data.label,
-                **({"folds": data.fold_options} if data.fold_options else {}),
-                "data_audit": data.report.summary() if data.report else None,
-                "cache": "none" if data.store is None else f"{data.store.layout.kind}, {data.store.layout.dtype}",
-                "local_epochs": self.local.epochs,
-                "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
-                "batch_size": data.batch_size,
-                "augmentation": data.augmentation_text,
-                **({} if data.sampler == "shuffle" else {"sampler": data.sampler}),
-                "transductive_sites": self.transductive_sites,
-                "optimizer": optimizer_options(self.module.make_optimizer),
-                "loss": str(self.module.loss) if self.method.uses_criterion else "of the method",
-                "trainer": protocol_options(self.local.trainer),
-                **({"prior": self.module.prior.label} if self.module.prior else {}),
-            },
-        }
+        return describe_process(self.module, self.data, self.local, self.study, self.transductive_sites)
 
     def _prototypes(self, name: str, request: Request) -> Reply:
         """Sum the embeddings of the training images by class: K sums and K counts, sent once."""
@@ -241,7 +216,7 @@ class Client:
                 for model in reported
             }
             if self.keeps_predictions:
-                predictions.save(self._state(name).folder, split, request.round)
+                predictions.with_priors(priors).save(self._state(name).folder, split, request.round)
         return Reply({"evaluated": evaluated})
 
     def _class_metrics(self, name: str, request: Request) -> Reply:
@@ -249,6 +224,13 @@ class Client:
         predictions = Predictions.load(self._state(name).folder, "test", request.round)
         seed = derive_seed(self.run_seed, "bootstrap", name, request.round)
         return Reply({"class_metrics": predictions.class_metrics(seed)})
+
+    def _calibrate(self, name: str, request: Request) -> Reply:
+        """Fit a temperature and a threshold on the kept predictions on validation, and keep them at the site."""
+        folder = self._state(name).folder
+        made = calibrate(folder, request.round, request.finetune_epochs > 0)
+        made.calibration.save(folder)
+        return Reply({"calibration": made.reported})
 
     def _cost(self, name: str, request: Request) -> Reply:
         """Count the FLOPs of training on one image, in a fit of one batch whose result is thrown away."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pfedst.client.priors import SitePriors
 from pfedst.data.sites import Split
 from pfedst.errors import StateError
 from pfedst.evaluation.class_metrics import class_metrics
+from pfedst.evaluation.stated import SITE
 from pfedst.messages.payload import State
+from pfedst.methods.priors import TOLERANCE
 from pfedst.state import clear_unfinished, write_atomically, writing
 
 if TYPE_CHECKING:
@@ -34,6 +37,10 @@ LOGITS = "logits."
 """The prefix of the tensors that hold the logits of a model."""
 SHIFT = "prior_shift."
 """The prefix of the tensors that are added to the logits of a model, so that they are at the prior of the run."""
+EFFECTIVE = "effective."
+"""The prefix of the class frequencies that a model has learned."""
+SITE_PRIOR = "site_prior"
+"""The class frequencies of the training split of the site."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,10 @@ class Predictions:
     | `train_counts.natural` | (K,) int64 | training images of the site, by class |
     | `train_counts.sampled` | (K,) int64 | the same as the sampler shows them in an epoch |
     | `prior_shift.personal`, `prior_shift.generic` | (K,) float64 | with `--model.prior`: what is added to the logits |
+    | `effective.personal`, `effective.generic` | (K,) float64 | class frequencies that a model has learned, if known |
+    | `site_prior` | (K,) float64 | class frequencies of the training split, with the pseudo-count of the loss |
 
-    The metadata names the format, the site and the classes.
+    Files of older versions lack the last two rows. The metadata names the format, the site and the classes.
     """
 
     site: str
@@ -92,11 +101,45 @@ class Predictions:
                 about = json.loads(opened.metadata()[ABOUT])
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # it is no dict
             found = int(tensors.pop("round"))
+            loaded = cls(about["site"], tuple(about["classes"]), tensors)
+            loaded._check()
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"{file} is missing or damaged ({error})") from error
         if round_number is not None and found != round_number:
             raise StateError(f"{file} holds the predictions after round {found}, not after round {round_number}")
-        return cls(about["site"], tuple(about["classes"]), tensors)
+        return loaded
+
+    def _check(self) -> None:
+        """Check the tensors that numbers are computed from.
+
+        Raises:
+            KeyError, ValueError: one is missing, or of another shape.
+        """
+        labels, classes = self.tensors["label"], len(self.class_names)
+        images = len(labels)
+        if labels.dim() != 1 or (images and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+            raise ValueError("label holds no class indices")
+        for key, tensor in self.tensors.items():
+            if key.startswith(LOGITS) and (len(tensor) != images or (images and tensor.shape != (images, classes))):
+                raise ValueError(f"{key} holds no logits of {images} images")
+            if key == SITE_PRIOR or key.startswith(EFFECTIVE):
+                _check_prior(key, tensor, classes)
+
+    def with_priors(self, priors: SitePriors) -> Predictions:
+        """Add the class frequencies that the models have learned, where they are known, and those of the site."""
+        effective = {
+            f"{EFFECTIVE}{m}": p.double().clone() for m, p in priors.effective.items() if not isinstance(p, str)
+        }
+        return replace(self, tensors=self.tensors | effective | {SITE_PRIOR: priors.targets[SITE].double().clone()})
+
+    def effective(self, model: str) -> Tensor | None:
+        """Return the class frequencies (K,) that a model has learned; None if they are not known."""
+        return self.tensors.get(f"{EFFECTIVE}{model}") if SITE_PRIOR in self.tensors else None
+
+    @property
+    def site_prior(self) -> Tensor | None:
+        """The class frequencies (K,) of the training split of the site; None in a file of an older version."""
+        return self.tensors.get(SITE_PRIOR)
 
     def logits(self, model: str, shifted: bool = False) -> Tensor:
         """Return the logits (N, K) of a model; `shifted`: at the prior of the run."""
@@ -139,3 +182,14 @@ class Predictions:
             file.parent.mkdir(exist_ok=True)
             clear_unfinished(file.parent)
             write_atomically(file, save({key: tensor.contiguous() for key, tensor in tensors.items()}, about))
+
+
+def _check_prior(key: str, frequencies: Tensor, classes: int) -> None:
+    """Check class frequencies.
+
+    Raises:
+        ValueError: they are not those of so many classes.
+    """
+    whole = frequencies.shape == (classes,) and bool((frequencies > 0).all())
+    if not whole or abs(float(frequencies.sum()) - 1) > TOLERANCE:
+        raise ValueError(f"{key} holds no frequencies of {classes} classes")

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from pfedst.encoders import FrozenCLIP, Preprocessing
+from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, StateError, WeightsError
+from pfedst.inference.artefact_files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT,
+    METRICS_FILE,
+    MODEL_FILE,
+    OWN_HASH,
+    config_hash,
+    preprocessing_of,
+    read_config,
+    read_tensors,
+)
 from pfedst.inference.card import model_card, results_of
+from pfedst.inference.hub import local_folder
 from pfedst.inference.options import Options, check_confined, with_weights
-from pfedst.inference.rebuild import ANCHORS, GENERIC, PERSONAL, Rebuilt, load_tensors, tensors_of
+from pfedst.inference.rebuild import ANCHORS, PERSONAL, Rebuilt, load_tensors, tensors_of
 from pfedst.inference.run import Run, check_encoder
 from pfedst.inference.site_model import Abstention, SiteModel
 from pfedst.methods.priors import TargetPrior
@@ -32,13 +43,8 @@ from pfedst.state import write_atomically, writing
 from pfedst.state.files import json_bytes
 from pfedst.version import __version__
 
-FORMAT = 1
-MODEL_FILE, CONFIG_FILE, CARD_FILE, METRICS_FILE = "model.safetensors", "config.json", "README.md", "metrics.json"
-FILES = (MODEL_FILE, CONFIG_FILE, CARD_FILE, METRICS_FILE)
-MOST_CONFIG_BYTES = 2**22
 FEWEST_SITES = 3
 """From so many sites on a generic model carries the mean of their class frequencies: of two, each knows the other's."""
-OWN_HASH = "config_sha256"
 
 
 def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None) -> Path:
@@ -57,7 +63,7 @@ def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None)
     check_new(folder)
     weights = save({key: tensor.contiguous() for key, tensor in tensors_of(model.adapter).items()})
     config = config_of(model, len(run.sites)) | {"model_sha256": hashlib.sha256(weights).hexdigest()}
-    config |= {OWN_HASH: _config_hash(config)}
+    config |= {OWN_HASH: config_hash(config)}
     results = results_of(run, model)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,11 +130,9 @@ def load_model(
         StateError: a file is missing, damaged, changed, or of a newer version; or the encoder is another one.
         WeightsError: the encoder's weights are not named, or cannot be loaded.
     """
-    from pfedst.inference.hub import local_folder
-
     place = local_folder(folder)
     config = read_config(place)
-    tensors = _read_tensors(place / MODEL_FILE, config)
+    tensors = read_tensors(place / MODEL_FILE, config)
     built = _rebuilt(config, tensors, encoder_weights, place)
     adapter = built.adapter(config["which"])
     try:
@@ -154,60 +158,6 @@ def load_model(
     return model.to(device or "cpu")
 
 
-def is_model(folder: Path) -> bool:
-    """Return True if a folder holds an exported model."""
-    return (folder / CONFIG_FILE).is_file() and not (folder / "config.yaml").exists()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of `config.json`, checked.
-
-    Raises:
-        StateError: see `checked_config`; or the file is missing.
-    """
-    file = folder / CONFIG_FILE
-    try:
-        if file.stat().st_size > MOST_CONFIG_BYTES:
-            raise StateError(f"{file} has {file.stat().st_size:,} bytes; {_COPY_AGAIN}")
-        content = file.read_bytes()
-    except FileNotFoundError as error:
-        raise StateError(f"{folder}: no model, as it holds no {CONFIG_FILE}; give a folder of pfedst export") from error
-    except OSError as error:
-        raise StateError(f"{file} cannot be read ({error}); {_COPY_AGAIN}") from error
-    return checked_config(content, folder)
-
-
-def checked_config(content: bytes, folder: Path) -> dict[str, Any]:
-    """Return the values of the content of a `config.json`.
-
-    Raises:
-        StateError: it is damaged, changed, or of a newer version, or an option is a path out of the folder.
-    """
-    file = folder / CONFIG_FILE
-    try:
-        config: dict[str, Any] = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise StateError(f"{file} is damaged ({error}); {_COPY_AGAIN}") from error
-    number = config.get("format") if isinstance(config, dict) else None
-    if type(number) is not int or OWN_HASH not in config:
-        raise StateError(f"{file} is not of a model that pfedst export has written")
-    if number > FORMAT:
-        version = config.get("versions", {})
-        raise StateError(
-            f"{file} is of format {number}, and this version of pfedst, {__version__}, reads {FORMAT}: install the "
-            f"version that wrote it ({version.get('pfedst') if isinstance(version, dict) else 'unknown'})"
-        )
-    if config[OWN_HASH] != _config_hash(config):
-        raise StateError(f"{file} was changed after it was written; {_COPY_AGAIN}")
-    if fault := _fault(config):
-        raise StateError(f"{file}: {fault}; {_COPY_AGAIN}")
-    check_confined(config["options"], str(file))
-    return config
-
-
-_COPY_AGAIN = "copy the folder again from its source"
-
-
 def _rebuilt(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], encoder_weights: str | Path | None, folder: Path
 ) -> Rebuilt:
@@ -226,7 +176,7 @@ def _rebuilt(
             f"--encoder-weights (encoder_weights=...)"
         ) from error
     check_encoder(built.encoder, config["encoder"]["sha256"], f"the model in {folder}")
-    found = Preprocessing(**_tuples(config["encoder"]["preprocessing"]))
+    found = preprocessing_of(config)
     if built.encoder.preprocessing != found or built.encoder.logit_scale != config["encoder"]["logit_scale"]:
         raise StateError(
             f"the model in {folder} was trained with another preprocessing or logit scale than this file of weights "
@@ -260,65 +210,6 @@ def fixed_options(model: SiteModel) -> Options:
     return {**options, "model": {**options["model"], "encoder": {**section, "init_args": arguments}}}
 
 
-def _read_tensors(file: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        return checked_tensors(file.read_bytes(), config, file.parent)
-    except OSError as error:
-        raise StateError(f"{file} is missing or cannot be read ({error}); {_COPY_AGAIN}") from error
-
-
-def checked_tensors(content: bytes, config: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of the content of a `model.safetensors`.
-
-    Raises:
-        StateError: it is not the file that `config.json` was written with.
-    """
-    try:
-        if hashlib.sha256(content).hexdigest() != config["model_sha256"]:
-            raise ValueError("its hash is not the one in config.json")
-        return load(content)
-    except (ValueError, SafetensorError) as error:
-        raise StateError(f"{folder / MODEL_FILE} is damaged ({error}); {_COPY_AGAIN}") from error
-
-
-def _config_hash(config: Mapping[str, Any]) -> str:
-    kept = {key: value for key, value in config.items() if key != OWN_HASH}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def _fault(config: Mapping[str, Any]) -> str:
-    """Return what is wrong with the values of a configuration that was written by somebody else; empty if nothing."""
-    try:
-        classes = config["classes"]
-        if not classes or len(set(classes)) != len(classes) or not all(isinstance(name, str) for name in classes):
-            return "its classes are no different names"
-        if config["which"] not in (PERSONAL, GENERIC) or (config["site"] is None) != (config["which"] == GENERIC):
-            return "it does not say whose model it is"
-        for key in ("effective_prior", "site_prior"):
-            if config[key] is not None and not _is_prior(config[key], len(classes)):
-                return f"{key} are no class frequencies"
-        if config["prior"]["frequencies"] is not None and not _is_prior(config["prior"]["frequencies"], len(classes)):
-            return "prior holds no class frequencies"
-        if not (isinstance(config["temperature"], float) and 0 < config["temperature"] < math.inf):
-            return "its temperature is not above 0"
-        if config["options"].keys() != {"model", "method"}:
-            return "its options are not those of a model and a method"
-        thresholds = {} if config["abstention"] is None else config["abstention"]["thresholds"]
-        if not all(isinstance(value, float) for value in thresholds.values()):
-            return "its thresholds are no numbers"
-        Preprocessing(**_tuples(config["encoder"]["preprocessing"]))
-        str(config["encoder"]["sha256"]), str(config["encoder"]["label"]), float(config["encoder"]["logit_scale"])
-        dict(config["source"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        return f"an entry is missing or of another kind ({error!r})"
-    return ""
-
-
-def _is_prior(values: Any, classes: int) -> bool:
-    whole = isinstance(values, list) and len(values) == classes and all(type(value) is float for value in values)
-    return whole and all(0 < value <= 1 for value in values) and abs(math.fsum(values) - 1) < 1e-6
-
-
 def _is_uniform(frequencies: Tensor) -> bool:
     return bool((frequencies == frequencies[0]).all())
 
@@ -329,7 +220,3 @@ def _listed(frequencies: Tensor | None) -> list[float] | None:
 
 def _tensor(frequencies: list[float] | None) -> Tensor | None:
     return None if frequencies is None else torch.tensor(frequencies, dtype=torch.float64)
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pfedst.errors import ConfigurationError, WeightsError
+from pfedst.inference.artefact_files import FILES, read_config
 
 PREFIX = "hf://"
 
@@ -22,8 +23,6 @@ def local_folder(place: str | Path) -> Path:
     _check_name(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    from pfedst.inference.artefact import FILES
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
@@ -50,8 +49,6 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     _check_name(name)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-
-    from pfedst.inference.artefact import FILES, read_config
 
     read_config(folder)
     try:

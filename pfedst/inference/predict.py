@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import pandas as pd
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from pfedst.adapters import Adapter
 from pfedst.data.datasets import evaluation_transform
-from pfedst.data.grey_scale import GreyScale
-from pfedst.encoders import Need
+from pfedst.data.grey_scale import GreyScale, PixelRange
+from pfedst.encoders import Encoder, Need, Taps
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.inference.images import Item, items_of
-from pfedst.inference.site_model import SiteModel
 from pfedst.methods.priors import TargetPrior
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -31,6 +31,56 @@ PROBABILITY = "probability "
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class Predictor(Protocol):
+    """What a prediction needs of a model; see `SiteModel`."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen encoder."""
+        ...
+
+    @property
+    def adapter(self) -> Adapter:
+        """Maps what it needs of the encoder to logits."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the logits."""
+        ...
+
+    @property
+    def which(self) -> str:
+        """`personal` or `generic`."""
+        ...
+
+    @property
+    def pixel_range(self) -> PixelRange | None:
+        """Grey values that become black and white."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """A hash of all numbers of the model."""
+        ...
+
+    def logits(self, taps: Taps) -> Tensor:
+        """Return the logits (B, K) of what the encoder says of B images, on the CPU."""
+        ...
+
+    def target(self, prior: str | None) -> TargetPrior:
+        """Return the prior that predictions are for."""
+        ...
+
+    def probabilities(self, logits: Tensor, target: TargetPrior) -> Tensor:
+        """Return the probabilities (B, K) of logits (B, K) at a prior."""
+        ...
+
+    def threshold(self, target: TargetPrior) -> float | None:
+        """Return the smallest confidence that counts at a prior."""
+        ...
+
+
 class _Read(NamedTuple):
     """An image ready for the encoder, or the reason why it is not."""
 
@@ -40,7 +90,7 @@ class _Read(NamedTuple):
 
 
 def predict(
-    models: Sequence[SiteModel],
+    models: Sequence[Predictor],
     images: Any,
     prior: str | None = None,
     batch_size: int = 16,
@@ -98,7 +148,7 @@ def predict(
     return frame
 
 
-def _reads(items: Sequence[Item], model: SiteModel, batch_size: int) -> Iterator[_Read]:
+def _reads(items: Sequence[Item], model: Predictor, batch_size: int) -> Iterator[_Read]:
     """Read images in their order, some ahead of the encoder."""
     transform, grey_scale = evaluation_transform(model.encoder.preprocessing), GreyScale(model.pixel_range)
 
@@ -129,7 +179,7 @@ def _batches(reads: Iterator[_Read], batch_size: int) -> Iterator[list[_Read]]:
 
 
 @torch.no_grad()
-def logits_of(models: Sequence[SiteModel], pixels: Tensor, precision: Precision) -> list[Tensor]:
+def logits_of(models: Sequence[Predictor], pixels: Tensor, precision: Precision) -> list[Tensor]:
     """Return the logits (B, K) of each model for images (B, 3, S, S)."""
     encoder = models[0].encoder
     pixels = pixels.to(next(models[0].adapter.parameters(), pixels).device)
@@ -142,7 +192,7 @@ def logits_of(models: Sequence[SiteModel], pixels: Tensor, precision: Precision)
         return [model.logits(found[model.adapter.needs]) for model in models]
 
 
-def _columns(model: SiteModel, target: TargetPrior, parts: list[Tensor], read: Sequence[_Read]) -> dict[str, list[Any]]:
+def _columns(model: Predictor, target: TargetPrior, parts: list[Tensor], read: Sequence[_Read]) -> dict[str, list[Any]]:
     """Return the columns of one model; an image that cannot be read has none of their values."""
     logits = torch.cat(parts) if parts else torch.empty(0, len(model.class_names))
     probabilities = model.probabilities(logits, target) if len(logits) else logits.double()

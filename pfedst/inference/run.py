@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from pfedst.client.calibration_file import load_calibration
 from pfedst.client.exchange import start_maker
 from pfedst.client.predictions import Predictions
 from pfedst.client.restore import restore
@@ -21,7 +22,7 @@ from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.inference.options import Options, options_of, with_weights
 from pfedst.inference.rebuild import GENERIC, PERSONAL, Rebuilt
-from pfedst.inference.site_model import SiteModel
+from pfedst.inference.site_model import Abstention, SiteModel
 from pfedst.messages.requests import POOLED, Request
 from pfedst.methods.priors import TRAINING, TargetPrior, uniform
 from pfedst.reporting import RunFolder
@@ -197,6 +198,10 @@ class _SavedRound:
         request = Request("evaluate", run.name, self.number, after, parts=parts)
         restore(built.model, built.generic, built.method, built.first, state, request)
         effective, site_prior = self._priors(which, state)
+        calibration = None
+        if site is not None:
+            finetuned = RunState.is_finetuned(self.saved.name)
+            calibration = load_calibration(state.folder, self.number, finetuned)
         return SiteModel(
             encoder=built.encoder,
             adapter=copy.deepcopy(built.adapter(which)),
@@ -205,6 +210,10 @@ class _SavedRound:
             site=site,
             effective=effective,
             site_prior=site_prior,
+            temperature=1.0 if calibration is None else calibration.temperature,
+            abstention=None
+            if calibration is None or not calibration.thresholds
+            else Abstention(calibration.coverage, calibration.thresholds),
             prior=run.prior,
             pixel_range=run.pixel_range,
             options=self.options,
@@ -222,9 +231,8 @@ class _SavedRound:
         kept = _kept_predictions(state.folder)
         if kept is None:
             return effective, None
-        counts = kept.tensors["train_counts.natural"]
-        site_prior = self.built.loss.prior(counts.double()) if counts.sum() else None
-        return kept.tensors.get(f"effective.{which}", effective), site_prior
+        found = kept.effective(which)
+        return effective if found is None else found, kept.site_prior
 
 
 def _kept_predictions(folder: Path) -> Predictions | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,13 +16,12 @@ from pfedst.adapters import Adapter
 from pfedst.data.grey_scale import PixelRange
 from pfedst.encoders import Encoder, Taps
 from pfedst.errors import ConfigurationError
+from pfedst.evaluation.calibration import calibrated
 from pfedst.inference.options import Options
-from pfedst.inference.rebuild import PERSONAL, tensors_of
+from pfedst.inference.predict import predict
+from pfedst.inference.rebuild import tensors_of
 from pfedst.messages.payload import hash_of
-from pfedst.methods.priors import BALANCED, SITE, TRAINING, TargetPrior
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pfedst.methods.priors import SITE, TargetPrior
 
 ID_DIGITS = 16
 """Digits of the hash that names a model."""
@@ -125,13 +125,11 @@ class SiteModel:
         p is proportional to exp((f - log effective + log site) / T - log site + log target): the temperature belongs
         to the prior of the site, where it was fitted, and a change of prior is not divided by it.
         """
-        f = logits.double()
         if self.effective is None:
-            return (f / self.temperature).softmax(1)
-        learned = self.effective.double().log()
-        at_site = learned if self.site_prior is None else self.site_prior.double().log()
-        wanted = learned if not target else target.at(self.site_prior if self.site_prior is not None else f[0]).log()
-        return ((f - learned + at_site) / self.temperature - at_site + wanted).softmax(1)
+            return calibrated(logits, self.temperature).exp()
+        # without a site there is no temperature, and so no prior that it belongs to
+        site = self.effective if self.site_prior is None else self.site_prior
+        return calibrated(logits, self.temperature, self.effective, site, target.at(site) if target else None).exp()
 
     def threshold(self, target: TargetPrior) -> float | None:
         """Return the smallest confidence that counts at a prior; None if there is no threshold for it."""
@@ -161,16 +159,4 @@ class SiteModel:
             DataError: nothing is named, or with `strict` an image cannot be read.
             ConfigurationError: predictions cannot be for that prior.
         """
-        from pfedst.inference.predict import predict
-
         return predict([self], images, prior, batch_size, strict)
-
-
-def known_priors(model: SiteModel) -> Sequence[str]:
-    """Return the priors, by word, that predictions of a model can be for."""
-    if model.effective is None:
-        return (TRAINING,)
-    return (TRAINING, BALANCED) if model.site_prior is None else (TRAINING, BALANCED, SITE)
-
-
-__all__ = ["PERSONAL", "Abstention", "SiteModel", "known_priors"]

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pfedst.messages.payload import NET, Payload, State, raw_bytes
 
-Kind = Literal["hello", "prototypes", "fit", "evaluate", "class_metrics", "cost"]
+Kind = Literal["hello", "prototypes", "fit", "evaluate", "class_metrics", "calibrate", "cost"]
 """`hello`: which data and options a client has; `prototypes`: sums and counts of embeddings by class; `fit`: train;
 `evaluate`: metrics of the personal and the generic model; `class_metrics`: of the predictions on test that the client
-has kept; `cost`: FLOPs of training on one image."""
+has kept; `calibrate`: fit a temperature and a threshold on its kept predictions on validation; `cost`: FLOPs of
+training on one image."""
 SplitName = Literal["train", "validation", "test"]
 ANCHORS = "anchors"
 """The part of a request that holds the class anchors (K, E) under `classes`."""
@@ -50,7 +51,8 @@ class Request:
         pinned: numbers of the fits whose state the client keeps besides the last two. Always the whole current set.
         keep_optimizer: keep the state of the optimiser for the next fit.
         evaluate: splits on which models are evaluated: after a fit the trained model, for `evaluate` both models.
-        finetune_epochs: number of epochs of the fine-tuning after the last round; 0 for the fit of a round.
+        finetune_epochs: number of epochs of the fine-tuning after the last round; 0 for the fit of a round. For
+            `calibrate`: of the fine-tuning that the evaluated models have had.
         lr_factor: factor on all learning rates of the fit, > 0.
         parts: the message of the method, the class anchors, what the generic model is made of, and class priors.
     """

@@ -98,6 +98,12 @@ class FinishedRun:
         return found
 
     @property
+    def calibration(self) -> Mapping[str, Any]:
+        """What sites report of temperature and abstention; empty for older versions."""
+        found: Mapping[str, Any] = self.summary["calibration"]
+        return found
+
+    @property
     def warnings(self) -> list[Mapping[str, Any]] | None:
         """Warnings about models; None for a run before these were recorded."""
         found: list[Mapping[str, Any]] | None = self.summary.get("warnings")

@@ -156,7 +156,8 @@ def _finished(path: Path, choice: RoundChoice) -> FinishedRun | None:
 def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
     """Return a summary in the present format; format 1 did not record options, versions and hashes.
 
-    Older summaries have no metrics of classes, and calibration errors in other bins, which are left out.
+    Older summaries have no metrics of classes and no temperatures, and calibration errors in other bins, which are left
+    out.
 
     Args:
         summary: of any format.
@@ -171,7 +172,7 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
             f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
             f"it again, under another name"
         )
-    present: dict[str, Any] = {"class_metrics": {}, "environment": None, "warnings": None, **summary}
+    present: dict[str, Any] = {"class_metrics": {}, "calibration": {}, "environment": None, "warnings": None, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}

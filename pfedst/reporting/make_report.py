@@ -16,6 +16,7 @@ from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import ReportTable
 from pfedst.reporting.stated_table import stated_table
 from pfedst.reporting.summary import PRIOR
+from pfedst.reporting.temperature_table import temperature_table
 
 
 def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | None = None) -> Report:
@@ -40,6 +41,7 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
         tables.recall_table(compared),
         tables.classes_table(compared),
         tables.calibration_table(compared),
+        temperature_table(compared),
         tables.cost_table(compared),
         fold_tables.tuning_table(compared) if folds else tables.tuning_table(compared),
     ]

@@ -179,6 +179,7 @@ class RunSummary:
         self.images_trained = 0
         self.flops_per_image: float | None = None
         self.class_metrics: dict[str, Any] = {}
+        self.calibration: dict[str, Any] = {}
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
@@ -281,6 +282,7 @@ class RunSummary:
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
             "class_metrics": self.class_metrics,
+            "calibration": self.calibration,
             "validation": self._models(last.evaluation, "validation"),
             "at_priors": {"first": self._stated(self._first), "last": self._stated(last)},
             "best_on_validation": self._best_on_validation(),

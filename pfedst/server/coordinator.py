@@ -313,6 +313,7 @@ def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
     peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
     summary.flops_per_image = loop.flops_per_image()
     summary.class_metrics = loop.class_metrics()
+    summary.calibration = loop.calibration()
     result = summary.result(run.path.name, time.perf_counter() - started, peak)
     run.write_summary(result)
     hooks.loggers.conclude(result)

@@ -55,16 +55,21 @@ def ask_flops(transport: Transport, name: str, request: Request) -> float | None
     return None
 
 
-def ask_class_metrics(transport: Transport, requests: Mapping[str, Request]) -> dict[str, Any]:
-    """Return sensitivity, specificity and average precision of each class by site, of the last evaluation on test.
+def ask_of_predictions(transport: Transport, requests: Mapping[str, Request], key: str, what: str) -> dict[str, Any]:
+    """Return by site what the sites compute from the predictions that they have kept of the last evaluation.
 
-    The sites compute them from the predictions that they have kept. A site that cannot is no reason to lose a run: a
-    warning gives the reason, and the site is missing.
+    A site that cannot is no reason to lose a run: a warning gives the reason, and the site is missing.
+
+    Args:
+        transport: the way to the clients.
+        requests: by site.
+        key: of the value in the replies.
+        what: the value in words, for the warning.
     """
     found = {}
     for name, reply in transport.ask(requests, lambda name: None):
         if isinstance(reply, Reply):
-            found[name] = reply.values["class_metrics"]
+            found[name] = reply.values[key]
             continue
-        logging.getLogger("pfedst").warning("metrics of classes are missing: site %s: %s", name, reply.text)
+        logging.getLogger("pfedst").warning("%s: site %s: %s", what, name, reply.text)
     return {name: found[name] for name in sorted(found)}

@@ -20,6 +20,7 @@ from pfedst.messages.records import FIT_RECORD, is_count, is_fit_record, is_numb
 from pfedst.messages.requests import Reply, Request
 from pfedst.messages.transport import Started, Transport
 from pfedst.reporting.records import is_stated
+from pfedst.server.calibration_replies import is_calibration, known_of_calibration
 
 PROTOCOL = {
     "encoder",
@@ -102,6 +103,7 @@ class CheckedTransport:
             "fit": self._fit,
             "evaluate": self._evaluation,
             "class_metrics": self._class_metrics,
+            "calibrate": self._calibration,
             "cost": self._cost,
         }
         try:
@@ -164,6 +166,12 @@ class CheckedTransport:
             for model, tables in models.items()
         }
         return {"class_metrics": sizes | kept}
+
+    def _calibration(self, name: str, request: Request, values: dict[str, Any]) -> dict[str, Any]:
+        samples, found = self._hellos[name]["samples"], values.get("calibration")
+        if not is_calibration(found, samples["validation"], samples["test"]):
+            raise StateError(f"the reply from client {name} holds no calibration of its model")
+        return {"calibration": known_of_calibration(found)}
 
     def _cost(self, name: str, request: Request, values: dict[str, Any]) -> dict[str, Any]:
         flops = values.get("flops_per_image")

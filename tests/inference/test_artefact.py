@@ -14,8 +14,16 @@ from safetensors.torch import load_file
 from pfedst import load, load_model
 from pfedst.cli import main
 from pfedst.errors import ConfigurationError, PfedstError, StateError, WeightsError
-from pfedst.inference import artefact
-from pfedst.inference.artefact import CONFIG_FILE, FILES, MODEL_FILE, OWN_HASH, _config_hash, export
+from pfedst.inference.artefact import export
+from pfedst.inference.artefact_files import (
+    CONFIG_FILE,
+    FILES,
+    MODEL_FILE,
+    OWN_HASH,
+    checked_config,
+    checked_tensors,
+    config_hash,
+)
 from pfedst.inference.predict import PROBABILITY
 from tests.inference.runs import fitted
 
@@ -109,7 +117,7 @@ def test_another_encoder_is_refused(folders, tmp_path) -> None:
 
 def rewrite(folder, config) -> None:
     """Write a configuration as somebody would who makes the hash right again."""
-    config[OWN_HASH] = _config_hash(config)
+    config[OWN_HASH] = config_hash(config)
     (folder / CONFIG_FILE).write_text(json.dumps(config))
 
 
@@ -179,8 +187,8 @@ def test_a_damaged_file_is_refused(folders, file, kind, place, bit) -> None:
         read[name] = (folders / "personal" / name).read_bytes()
     read[file] = mutated
     try:
-        config = artefact.checked_config(read[CONFIG_FILE], folders)
-        artefact.checked_tensors(read[MODEL_FILE], config, folders)
+        config = checked_config(read[CONFIG_FILE], folders)
+        checked_tensors(read[MODEL_FILE], config, folders)
     except StateError:
         return
     # JSON may be written in many ways: what was read is the same

@@ -8,7 +8,8 @@ import pytest
 
 from pfedst import load
 from pfedst.errors import ConfigurationError, StateError
-from pfedst.inference.artefact import FILES, export
+from pfedst.inference.artefact import export
+from pfedst.inference.artefact_files import FILES
 from pfedst.inference.hub import local_folder, push
 from tests.inference.fakehub import Hub
 

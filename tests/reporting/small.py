@@ -77,6 +77,7 @@ def _run(
         "evaluated": {"round": told["round"], "bins": CALIBRATION_BINS},
         "environment": None,
         "class_metrics": class_metrics(sites, told["classes"]),
+        "calibration": calibration(sites, told["samples"]) if validation else {},
         "protocol": told,
         "personal": _model(sites, sizes, classes),
         "generic": _model(_shifted(sites, -0.1), sizes, classes),
@@ -188,6 +189,39 @@ def class_metrics(sites: Mapping[str, float | None], classes: Sequence[str]) -> 
         for site, value in sites.items()
         if value is not None
     }
+
+
+def calibration(sites: Mapping[str, float | None], samples: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Of each site T = 2 and one error; all images have a confidence of 0.9 before and 0.7 after, one in ten is wrong.
+
+    A site whose value is None has no test image.
+    """
+    return {
+        site: {"temperature": 2.0, "images": samples[site]["validation"], "errors": 1, "reason": None, "prior": "site"}
+        | {"coverage": 0.8, "test": {"images": 0} if value is None else _calibrated(samples[site]["test"])}
+        for site, value in sites.items()
+    }
+
+
+def _calibrated(images: int) -> dict[str, Any]:
+    right = images - images // 10
+
+    def moment(confidence: float) -> dict[str, Any]:
+        place = int(confidence * BINS)
+        bins = {
+            key: [value if number == place else 0 for number in range(BINS)]
+            for key, value in (("images", images), ("right", right), ("confidence", confidence * images))
+        }
+        return {
+            "ece": abs(confidence - right / images),
+            "nll": confidence / 2,
+            "brier": confidence,
+            "reliability": bins,
+        }
+
+    curve = [[0.5, 0.05], [1.0, 1 - right / images]]
+    given = {"coverage": 0.75, "accuracy": 0.95}
+    return {"images": images, "before": moment(0.9), "after": moment(0.7), "selective": given, "risk_coverage": curve}
 
 
 def _counts(value: float | None, classes: int) -> dict[str, Any]:

@@ -17,7 +17,16 @@ from pfedst.reporting.figures.reliability import Pooled
 from pfedst.reporting.figures.style import TEXT, figure_style, new_figure, row_styles, settle, text_inches
 from tests.reporting.small import compared
 
-NAMES = ["learning_curves", "bars", "confusion", "classes", "reliability", "cost"]
+NAMES = [
+    "learning_curves",
+    "bars",
+    "confusion",
+    "classes",
+    "reliability",
+    "calibrated_reliability",
+    "risk_coverage",
+    "cost",
+]
 
 SITES = ["Barcelona", "Vienna_Rosendahl", "Vienna_Kittler", "Vienna_dias", "MSKCC", "Sydney", "Leuven", "Queensland"]
 CLASSES = [
@@ -116,7 +125,8 @@ def test_every_figure_is_made_and_told(made) -> None:
     for figure in made.values():
         assert figure.title
         assert "Personal model" in " ".join(texts(figure.figure))
-        seeds = "seed 0" if figure.name == "classes" else "2 seeds (0, 1)"
+        of_one_run = figure.name in ("classes", "calibrated_reliability", "risk_coverage")
+        seeds = "seed 0" if of_one_run else "2 seeds (0, 1)"
         assert seeds in " ".join(texts(figure.figure))
         assert "after the last merge" in figure.caption
 
@@ -226,7 +236,7 @@ def test_at_most_six_rows_are_confused_in_the_order_of_the_table() -> None:
         ({"ZeroShot": {0: {"x": 0.5, "y": 0.4}}}, {}, NAMES),
         ({"A": {0: {"x": 0.5, "y": None}, 1: {"x": None, "y": None}}, "B": {0: {"x": 0.1, "y": None}}}, {}, NAMES),
         ({"A": {0: {"x": None}}, "B": {0: {"x": None}}}, {}, ["bars", "confusion", "reliability"]),
-        ({"A": {0: {"x": 0.5}, 1: {"x": 0.6}}}, {"validation": False}, NAMES[1:]),
+        ({"A": {0: {"x": 0.5}, 1: {"x": 0.6}}}, {"validation": False}, ["bars", "confusion", "classes", "reliability", "cost"]),
         ({"$A$ <b> & $": {0: {"$x$": 0.5}}}, {"classes": ["$1$", "<2>"]}, NAMES),
         ({"A": {0: {"x": 0.5}}}, {"costs": {"A": {"peak_memory_bytes": None}}}, NAMES),
     ],
@@ -372,3 +382,20 @@ def test_of_many_classes_the_largest_sites_are_drawn() -> None:
     names = [label.get_text() for label in figure.figure.axes[0].get_yticklabels()]
     assert [name for name in names if name in sites] == ["s2", "s3", "s4", "s8"]
     assert "Shown are the 4 sites with most images, 5 are left out." in figure.caption
+
+
+def test_reliability_before_and_after_and_the_risk_are_those_of_a_site(made) -> None:
+    axes = panel(made["calibrated_reliability"], "x, T = 2.00")
+    (before,), (after,) = line(axes, "T = 1").get_xydata(), line(axes, "fitted T").get_xydata()
+    assert (*before, *after) == pytest.approx((90, 90, 70, 90))
+    axes = panel(made["risk_coverage"], "y")
+    assert line(axes, "risk").get_xydata().ravel() == pytest.approx([50, 5, 100, 10])
+    assert line(axes, "threshold").get_xydata().ravel() == pytest.approx([75, 5])
+
+
+def test_of_many_sites_those_with_most_images_are_calibrated_in_a_figure() -> None:
+    made = compared({"PFedST": {0: {f"site {n:02}": 0.5 for n in range(15)}}})
+    for number, found in enumerate(made.rows[0].first.calibration.values()):
+        found["test"]["images"] += number
+    titles = [axes.get_title("left") for axes in drawn("risk_coverage", made).figure.axes]
+    assert titles == [f"site {n:02}" for n in range(3, 15)]

@@ -64,7 +64,12 @@ def test_names_without_a_font_are_numbered_and_told(letters) -> None:
     assert shown.sites == ["Bonn", "site 3", "site 3'", "site 4"]
     assert (shown.classes, shown.held_out) == (["x", "class 2"], ["site 4"])
     run = shown.rows[0].first
-    assert {record["client"] for record in run.records} == set(run.class_metrics) == set(shown.sites)
+    assert (
+        {record["client"] for record in run.records}
+        == set(run.class_metrics)
+        == set(run.calibration)
+        == set(shown.sites)
+    )
     assert shown.test_images("site 3'") == made.test_images(HAIFA)
     assert made.sites[3] == BEIJING, "the comparison stays as it is"
     rows = compared({SEOUL: {0: {"a": 0.5}}, "B": {0: {"a": 0.5}}}, reference=SEOUL)
@@ -81,7 +86,7 @@ def test_no_letter_of_a_figure_is_a_box() -> None:
         figures = make_figures(made)
         for figure in figures:
             svg_text(figure)
-    assert len(figures) == 6
+    assert len(figures) == 8
     shown = {text.get_text() for figure in figures for text in figure.figure.findobj(Text)}
     assert not any(HAIFA in text for text in shown)
     assert all(f"is {HAIFA}" in figure.caption for figure in figures)

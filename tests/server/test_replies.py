@@ -51,6 +51,7 @@ def real(tmp_path_factory):
         "fit": fit_request(server, "site_a", 1, evaluate=SPLITS),
         "evaluate": Request("evaluate", "run", evaluate=SPLITS, parts=server.parts_for("site_a")),
         "class_metrics": Request("class_metrics", "run"),
+        "calibrate": Request("calibrate", "run"),
         "cost": Request("cost", "run", parts=server.parts_for("site_a")),
     }
     return {kind: (request, client.answer("site_a", request)) for kind, request in requests.items()}
@@ -65,7 +66,7 @@ def asked(real, kind, reply, name="site_a", has_generic=True):
     return checked
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "cost"])
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "calibrate", "cost"])
 def test_what_a_client_sends_passes_unchanged(real, kind) -> None:
     sent = real[kind][1]
     found = asked(real, kind, copy.deepcopy(sent))
@@ -106,7 +107,7 @@ def test_of_a_method_without_a_generic_model_only_the_personal_one_is_taken(real
 
 def test_keys_that_are_not_known_are_dropped(real) -> None:
     """They would be written into the records of a run."""
-    for kind in ("fit", "class_metrics", "cost"):
+    for kind in ("fit", "class_metrics", "calibrate", "cost"):
         values = copy.deepcopy(real[kind][1].values)
         values["patients"] = ["4711"]
         if kind == "fit":
@@ -116,6 +117,11 @@ def test_keys_that_are_not_known_are_dropped(real) -> None:
             values["class_metrics"] |= {"patients": ["4711"]}
             values["class_metrics"]["personal"][0] |= {"patients": ["4711"]}
             values["class_metrics"]["personal"][0]["sensitivity"] |= {"patients": ["4711"]}
+        if kind == "calibrate":
+            values["calibration"] |= {"effective": [0.5, 0.5]}
+            values["calibration"]["test"] |= {"labels": [1, 2]}
+            values["calibration"]["test"]["after"] |= {"patients": ["4711"]}
+            values["calibration"]["test"]["after"]["reliability"] |= {"patients": ["4711"]}
         found = asked(real, kind, Reply(values, real[kind][1].parts))
         assert found.values == real[kind][1].values
     sent = real["evaluate"][1].values
@@ -262,6 +268,43 @@ def test_metrics_of_classes_that_no_client_reports_are_a_fault(real, path, value
     assert "client site_a" in found.text
 
 
+OF_TEST = ["calibration", "test"]
+CALIBRATIONS = {
+    "nothing": (["calibration"], None),
+    "a list": (["calibration"], [1]),
+    "no temperature": (["calibration", "temperature"], None),
+    "a temperature of 0": (["calibration", "temperature"], 0),
+    "NaN": (["calibration", "temperature"], float("nan")),
+    "other images": (["calibration", "images"], 999),
+    "more errors than images": (["calibration", "errors"], 999),
+    "a reason of its own": (["calibration", "reason"], "patient 4711"),
+    "fitted, without a threshold on test": (["calibration", "reason"], 0),
+    "another prior": (["calibration", "prior"], "4711"),
+    "a coverage of 2": (["calibration", "coverage"], 2),
+    "no test": (OF_TEST, None),
+    "other test images": ([*OF_TEST, "images"], 11),
+    "no metrics": ([*OF_TEST, "before"], None),
+    "no loss": ([*OF_TEST, "after", "nll"], None),
+    "a loss of text": ([*OF_TEST, "after", "nll"], "4711"),
+    "less than nothing": ([*OF_TEST, "after", "ece"], -0.5),
+    "no bins": ([*OF_TEST, "after", "reliability"], None),
+    "few bins": ([*OF_TEST, "after", "reliability", "images"], [12]),
+    "more right than there are": ([*OF_TEST, "after", "reliability", "right"], [13] + [0] * 14),
+    "no curve": ([*OF_TEST, "risk_coverage"], None),
+    "a point for each image": ([*OF_TEST, "risk_coverage"], [[0.1, 0.1]] * 21),
+    "a curve of text": ([*OF_TEST, "risk_coverage"], [["4711", 0.1]]),
+    "a threshold that was refused": ([*OF_TEST, "selective"], {"coverage": 0.5, "accuracy": 0.5}),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), CALIBRATIONS.values(), ids=CALIBRATIONS)
+def test_a_calibration_that_no_client_reports_is_a_fault(real, path, value) -> None:
+    found = asked(real, "calibrate", Reply(changed(real["calibrate"][1].values, path, value)))
+    assert isinstance(found, Fault)
+    assert (found.kind, "4711" in found.text) == ("StateError", False)
+    assert "client site_a" in found.text
+
+
 @pytest.mark.parametrize("value", ["1", -1.0, None, True, [1]], ids=repr)
 def test_a_cost_that_is_no_number_is_a_fault(real, value) -> None:
     assert asked(real, "cost", Reply({"flops_per_image": value})).kind == "StateError"
@@ -283,14 +326,14 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "cost"])
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "calibrate", "cost"])
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: type(parts).__name__)
 def test_parts_that_are_no_plain_tensors_are_a_fault(real, kind, parts) -> None:
     found = asked(real, kind, Reply(real[kind][1].values, parts))
     assert (found.kind, "the message from client site_a" in found.text) == ("StateError", True)
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "cost"])
+@pytest.mark.parametrize("kind", ["prototypes", "fit", "evaluate", "class_metrics", "calibrate", "cost"])
 @pytest.mark.parametrize("reply", [None, 3, "x", [], {}, Reply([]), Reply(None)], ids=repr)
 def test_what_is_no_reply_is_a_fault(real, kind, reply) -> None:
     assert asked(real, kind, reply).kind == "StateError"
@@ -304,8 +347,8 @@ anything = st.recursive(
 
 
 @given(
-    st.sampled_from(["fit", "evaluate", "class_metrics", "cost"]),
-    st.dictionaries(st.sampled_from(["record", "evaluated", "flops_per_image"]), anything),
+    st.sampled_from(["fit", "evaluate", "class_metrics", "calibrate", "cost"]),
+    st.dictionaries(st.sampled_from(["record", "evaluated", "calibration", "flops_per_image"]), anything),
 )
 def test_whatever_a_client_sends_is_a_fault_or_plain(real, kind, values) -> None:
     found = asked(real, kind, Reply(values))

@@ -8,6 +8,7 @@ import torch
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.pooled import Pooled
 
+from pfedst.client.calibration_file import load_calibration
 from pfedst.client.predictions import Predictions
 from pfedst.client.state import SiteState
 from pfedst.errors import DataError
@@ -15,7 +16,7 @@ from pfedst.evaluation.averages import CLASS_METRICS
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.state.snapshot import read_snapshot
-from pfedst.testing.small import fit
+from pfedst.testing.small import data, fit
 from pfedst.transport.in_process import InProcess
 from tests.server.runs import go_on
 
@@ -135,14 +136,16 @@ def test_all_requests_of_a_run(tmp_path, requests) -> None:
     fit(tmp_path, PFedST(finetune_epochs=2), rounds=1, optimizer_state="keep")
     assert {request.run for _, request in requests} == {"run"}
     kinds = [request.kind for name, request in requests if name == "site_a"]
-    assert kinds == ["prototypes", "evaluate", "fit", "evaluate", "fit", "evaluate", "cost", "class_metrics"]
+    at_the_end = ["cost", "class_metrics", "calibrate"]
+    assert kinds == ["prototypes", "evaluate", "fit", "evaluate", "fit", "evaluate", *at_the_end]
+    assert [(r.round, r.finetune_epochs) for r in of_kind(requests, "calibrate", "site_b")] == [(1, 2)]
     fits = of_kind(requests, "fit", "site_b")
     assert [(r.round, r.after, r.finetune_epochs, r.keep_optimizer) for r in fits] == [(1, 0, 0, True), (1, 1, 2, True)]
     tuned = of_kind(requests, "evaluate", "site_b")[-1]
     assert (tuned.round, tuned.after) == (1, 2)
     assert of_kind(requests, "cost")[0].after == 1, "the client is as after the last merge"
     for _, request in requests:
-        if request.kind not in ("prototypes", "class_metrics"):
+        if request.kind not in ("prototypes", "class_metrics", "calibrate"):
             assert set(request.message) == {NET}
             assert request.anchors is not None
     assert about(tmp_path, "round-000001-finetuned")["after"]["site_a"] == 2
@@ -249,3 +252,40 @@ def test_a_summary_holds_metrics_of_classes_and_a_site_that_cannot_compute_them_
     found = summary["class_metrics"]["site_a"]
     assert found["images"] == summary["protocol"]["samples"]["site_a"]["test"]
     assert set(found["personal"][0]) == {"images", "units", "other_units", *CLASS_METRICS}
+
+
+def test_every_site_with_validation_images_is_calibrated_and_one_that_cannot_is_told(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    load = Predictions.load
+    monkeypatch.setattr(
+        Predictions, "load", lambda folder, *what: load(folder / "x" if folder.name == "site_b" else folder, *what)
+    )
+    summary = fit(tmp_path, PFedST(), rounds=1)
+    assert list(summary["calibration"]) == ["site_a", "site_c"]
+    assert "the model is not calibrated: site site_b: " in caplog.text
+    samples = summary["protocol"]["samples"]["site_a"]
+    found = summary["calibration"]["site_a"]
+    assert (found["images"], found["test"]["images"]) == (samples["validation"], samples["test"])
+    assert load_calibration(tmp_path / "run/sites/site_a", 1, finetuned=False).images == samples["validation"]
+
+
+def test_sites_without_validation_images_are_not_asked(tmp_path, requests) -> None:
+    summary = fit(tmp_path, FedAvg(), rounds=1, sites=data(validation_fraction=0))
+    assert (summary["calibration"], of_kind(requests, "calibrate")) == ({}, [])
+    assert list(tmp_path.rglob("calibration.json")) == []
+
+
+def test_a_run_that_goes_on_is_calibrated_as_one_that_was_never_interrupted(tmp_path) -> None:
+    """With the file of an earlier round in its place; the same bytes by another transport."""
+    sites = {"sites": data(samples_per_site=[90, 60, 15], validation_fraction=0.25)}
+    fit(tmp_path / "a", PFedST(), rounds=1, **sites)
+    files = [f"run/sites/{name}/calibration.json" for name in ("site_a", "site_b")]
+    first = [(tmp_path / "a" / file).read_bytes() for file in files]
+    longer = go_on(tmp_path / "a", PFedST(), rounds=2, **sites)
+    whole = fit(tmp_path / "b", PFedST(), rounds=2, **sites, transport="processes", workers=1, threads=1)
+    assert longer["calibration"] == whole["calibration"]
+    assert longer["calibration"]["site_a"]["reason"] is None
+    for file, before in zip(files, first, strict=True):
+        now = (tmp_path / "a" / file).read_bytes()
+        assert now == (tmp_path / "b" / file).read_bytes() != before

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pfedst.reporting.comparison import Compared
 from pfedst.reporting.figures.bars import bars
+from pfedst.reporting.figures.calibrated import calibrated_reliability, risk_coverage
 from pfedst.reporting.figures.classes import classes
 from pfedst.reporting.figures.confusion import confusion
 from pfedst.reporting.figures.cost import cost
@@ -17,12 +18,12 @@ from pfedst.reporting.figures.style import figure_style, settle
 
 __all__ = ["ReportFigure", "make_figures", "save_figure", "svg_text"]
 
-KINDS = (learning_curves, bars, confusion, classes, reliability, cost)
+KINDS = (learning_curves, bars, confusion, classes, reliability, calibrated_reliability, risk_coverage, cost)
 """In the order of the tables."""
 
 
 def make_figures(compared: Compared, metric: str = "balanced_accuracy") -> list[ReportFigure]:
-    """Draw learning curves, sites, confusion, classes, reliability and cost. A figure without content is skipped.
+    """Draw learning curves, sites, confusion, classes, reliability, risk and cost. A figure without content is skipped.
 
     Args:
         compared: runs to draw.

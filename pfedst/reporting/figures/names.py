@@ -102,10 +102,8 @@ def _renamed(run: FinishedRun, new: Mapping[str, Mapping[str, str]]) -> Finished
         "samples": by_site(protocol["samples"]),
         "held_out_sites": [sites.get(site, site) for site in protocol["held_out_sites"]],
     }
-    class_metrics = by_site(run.class_metrics)
-    made = FinishedRun(
-        run.folder, {**summary, **models, "protocol": {**protocol, **renamed}, "class_metrics": class_metrics}
-    )
+    tables = {"class_metrics": by_site(run.class_metrics), "calibration": by_site(run.calibration)}
+    made = FinishedRun(run.folder, {**summary, **models, "protocol": {**protocol, **renamed}, **tables})
     made.__dict__["records"] = [
         {**record, "client": sites.get(record["client"], record["client"])} for record in run.records
     ]

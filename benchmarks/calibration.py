@@ -1,0 +1,200 @@
+"""Does a temperature fitted on few validation images help or harm? Redraws on the four FedISIC centres.
+
+    python benchmarks/calibration.py run --root FOLDER --weights IMAGE_TOWER.safetensors --runs RUNS
+    python benchmarks/calibration.py table
+
+`run` trains the methods with the shipped recipe of `configs/fed_isic_ham4.yaml`, one run a method and seed, in the
+folder RUNS; finished runs there are kept. From their kept predictions it draws n validation images 300 times out of
+validation and test of each site, fits a temperature on them, and measures it on the rest, at the prior of the site:
+
+* none: T = 1
+* grid: the temperature with the smallest loss
+* prior: the same with the normal prior on log T
+* prior and floor: the same with T >= 1
+
+The result is benchmarks/results/calibration.json. The constants `DEVIATION` and `FLOOR` of
+`pfedst/evaluation/calibration.py` are chosen by it. Validation and test of a site come from one pool, so that no shift
+over time is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import environment
+from torch import Tensor
+
+from pfedst.cli import main as pfedst
+from pfedst.client.predictions import Predictions
+from pfedst.client.state import SiteState
+from pfedst.evaluation.calibration import DEVIATION, FLOOR, best_temperature, calibrated, image_losses, temperatures
+from pfedst.evaluation.counts import calibration_error
+from pfedst.seeds import derive_seed, generator
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks/results/calibration.json"
+METHODS = ("PFedST", "FedAvg", "Local")
+SEEDS = (0, 1, 2)
+DRAWS = 300
+SIZES = (16, 30, 60)
+NONE, GRID, PRIOR, BOTH = "none", "grid", "prior", "prior and floor"
+VARIANTS: dict[str, tuple[float, bool]] = {
+    GRID: (math.inf, False),
+    PRIOR: (DEVIATION, False),
+    BOTH: (DEVIATION, True),
+}
+"""Standard deviation of the prior on log T, and whether T is at least 1."""
+
+
+def make_runs(root: Path, weights: Path, folder: Path) -> None:
+    """Train what is not there yet."""
+    for seed in SEEDS:
+        for method in METHODS:
+            if (folder / f"{method}-{seed}" / "summary.json").exists():
+                continue
+            arguments = ["fit", "--config", str(ROOT / "configs/fed_isic_ham4.yaml"), f"--data.root={root}"]
+            arguments += [f"--model.encoder.weights={weights}", f"--method={method}", f"--seed_everything={seed}"]
+            arguments += ["--coordinator.threads=1", "--coordinator.share_class_counts=true"]
+            if code := pfedst([*arguments, f"--runs_dir={folder}", f"--name={method}-{seed}", "--resume"]):
+                raise SystemExit(code)
+
+
+def study(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield one row for each finished run, site and number of drawn images."""
+    for method in METHODS:
+        for seed in SEEDS:
+            run = folder / f"{method}-{seed}"
+            if not (run / "summary.json").exists():
+                continue
+            summary = json.loads((run / "summary.json").read_text())
+            for site in summary["protocol"]["samples"]:
+                place, at = SiteState(run / "sites", site).folder, summary["evaluated"]["round"]
+                pool = Pool([Predictions.load(place, split, at) for split in ("validation", "test")])
+                for size in SIZES:
+                    if size <= pool.images // 2:
+                        about = {"method": method, "seed": seed, "site": site, "images": pool.images}
+                        found = pool.redraw(size, derive_seed(0, "redraw", site, size), DRAWS)
+                        yield about | {"errors": pool.errors, "drawn": size, "variants": found}
+
+
+class Pool:
+    """The predictions of a site on validation and test together, at each temperature of the grid.
+
+    Args:
+        parts: predictions on validation and on test.
+    """
+
+    def __init__(self, parts: Sequence[Predictions]) -> None:
+        logits = torch.cat([part.logits("personal") for part in parts])
+        labels = torch.cat([part.tensors["label"] for part in parts])
+        effective, site = parts[0].effective("personal"), parts[0].site_prior
+        target = None if effective is None else site
+        self.images = len(labels)
+        self.losses = image_losses(logits, labels, effective, site, floor=False)
+        self.grid = temperatures(floor=False)
+        self.right = calibrated(logits, 1.0, effective, site, target).argmax(1) == labels
+        self.errors = int((~self.right).sum())
+        self.confidence = torch.stack(
+            [calibrated(logits, t, effective, site, target).exp().max(1).values for t in self.grid.tolist()]
+        )
+
+    def redraw(self, size: int, seed: int, draws: int) -> dict[str, dict[str, float]]:
+        """Return for each variant means over draws, the share of draws with more loss than T = 1, and the worst harm.
+
+        `harm` is the 95th percentile of the loss minus that of T = 1.
+        """
+        source, found = generator(seed), {name: list[tuple[float, float, float]]() for name in (NONE, *VARIANTS)}
+        for _ in range(draws):
+            order = torch.randperm(self.images, generator=source)
+            drawn, rest = order[:size], order[size:]
+            for name in found:
+                t = 1.0 if name == NONE else self.fitted(drawn, *VARIANTS[name])
+                found[name].append((t, *self.measured(t, rest)))
+        base = [loss for _, loss, _ in found[NONE]]
+        rows = {}
+        for name, values in found.items():
+            harm = sorted(loss - before for (_, loss, _), before in zip(values, base, strict=True))
+            rows[name] = {
+                "temperature": statistics.fmean(t for t, _, _ in values),
+                "nll": statistics.fmean(loss for _, loss, _ in values),
+                "ece": statistics.fmean(ece for _, _, ece in values),
+                "worse": sum(value > 1e-9 for value in harm) / draws,
+                "harm": harm[math.ceil(0.95 * draws) - 1],
+            }
+        return {name: {key: round(value, 5) for key, value in row.items()} for name, row in rows.items()}
+
+    def fitted(self, drawn: Tensor, deviation: float, floor: bool) -> float:
+        """Return the temperature that is fitted on some images."""
+        losses = self.losses[:, drawn].sum(1)
+        return best_temperature(losses[-len(temperatures(floor)) :], deviation, floor)
+
+    def measured(self, temperature: float, rest: Tensor) -> tuple[float, float]:
+        """Return NLL and ECE on some images."""
+        at = int((self.grid - temperature).abs().argmin())
+        return float(self.losses[at, rest].mean()), calibration_error(self.confidence[at, rest], self.right[rest])
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table() -> None:
+    """Print means over sites and seeds by method and number of drawn images, and the worst site of each."""
+    result = json.loads(RESULT.read_text())
+    rows = result["rows"]
+    heads = ("method", "images drawn", "fit", "T", "NLL", "ECE, %", "worse, % of draws", "harm", "worst harm of a site")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for method in METHODS:
+        for size in SIZES:
+            found = [row for row in rows if (row["method"], row["drawn"]) == (method, size)]
+            for variant in (NONE, *VARIANTS) if found else ():
+                of = [row["variants"][variant] for row in found]
+                mean = {key: statistics.fmean(one[key] for one in of) for key in of[0]}
+                worst = max(found, key=lambda row: row["variants"][variant]["harm"])
+                at = "-" if variant == NONE else f"{worst['variants'][variant]['harm']:+.3f} ({worst['site']})"
+                harm = "-" if variant == NONE else f"{mean['harm']:+.3f}"
+                worse = "-" if variant == NONE else f"{100 * mean['worse']:.0f}"
+                print(
+                    f"| {method} | {size} | {variant} | {mean['temperature']:.2f} | {mean['nll']:.3f} | "
+                    f"{100 * mean['ece']:.1f} | {worse} | {harm} | {at} |"
+                )
+    print(f"\n{_text(result)}")
+
+
+def _text(result: dict[str, Any]) -> str:
+    runs = sorted({(row["method"], row["seed"]) for row in result["rows"]})
+    counts = ", ".join(f"{method} {sum(name == method for name, _ in runs)}" for method in METHODS)
+    floor = "with" if FLOOR else "without"
+    return (
+        f"Runs (seeds) of each method: {counts}. Each row: means over the sites and runs of {DRAWS} draws of so many "
+        f"images out of validation and test of a site; the temperature is measured on the rest, at the class "
+        f"frequencies of the site. Worse: NLL above that of T = 1. Harm: 95th percentile of NLL minus NLL of T = 1. "
+        f"The package fits with the prior (standard deviation {DEVIATION:g} of log T), {floor} the floor. Few runs of "
+        f"one data set: no shift between validation and test is in it."
+    )
+
+
+def main() -> None:
+    """Measure, or print the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("table")
+    runs = commands.add_parser("run")
+    for name in ("root", "weights", "runs"):
+        runs.add_argument(f"--{name}", type=Path, required=True)
+    given = parser.parse_args()
+    if given.command == "run":
+        make_runs(given.root, given.weights, given.runs)
+        rows = list(study(given.runs))
+        RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}) + "\n")
+    table()
+
+
+if __name__ == "__main__":
+    main()
