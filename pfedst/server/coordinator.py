@@ -21,7 +21,7 @@ from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
 from pfedst.reporting.write import write_files
 from pfedst.server.agreement import check_hellos, check_prior, check_same_model, identity
-from pfedst.server.evaluations import evaluate_sites
+from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_sites
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.priors import FederationPriors
@@ -312,8 +312,10 @@ def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
     hooks, run, summary = loop.hooks, loop.run_folder, loop.summary
     peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
     summary.flops_per_image = loop.flops_per_image()
-    summary.class_metrics = loop.class_metrics()
-    summary.calibration = loop.calibration()
+    name, at, samples = run.path.name, summary.evaluated_round, summary.protocol["samples"]
+    summary.class_metrics = ask_class_metrics(loop.transport, name, at, loop.server.sites)
+    sites = [site for site in loop.server.sites if samples[site]["validation"]]
+    summary.calibration = ask_calibration(loop.transport, name, at, sites, loop.finetune_epochs)
     result = summary.result(run.path.name, time.perf_counter() - started, peak)
     run.write_summary(result)
     hooks.loggers.conclude(result)

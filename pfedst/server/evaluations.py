@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pfedst.evaluation.evaluate import Evaluated
@@ -55,21 +55,44 @@ def ask_flops(transport: Transport, name: str, request: Request) -> float | None
     return None
 
 
-def ask_of_predictions(transport: Transport, requests: Mapping[str, Request], key: str, what: str) -> dict[str, Any]:
-    """Return by site what the sites compute from the predictions that they have kept of the last evaluation.
-
-    A site that cannot is no reason to lose a run: a warning gives the reason, and the site is missing.
+def ask_class_metrics(transport: Transport, run: str, at: int, sites: Iterable[str]) -> dict[str, Any]:
+    """Return by site sensitivity, specificity and average precision of each class, of the last evaluation on test.
 
     Args:
         transport: the way to the clients.
-        requests: by site.
-        key: of the value in the replies.
-        what: the value in words, for the warning.
+        run: name of the run.
+        at: round of that evaluation.
+        sites: their names.
+    """
+    requests = {name: Request("class_metrics", run, at) for name in sites}
+    return _ask_of_predictions(transport, requests, "class_metrics", "metrics of classes are missing")
+
+
+def ask_calibration(
+    transport: Transport, run: str, at: int, sites: Iterable[str], finetune_epochs: int
+) -> dict[str, Any]:
+    """Return by site what it reports of temperature and abstention, of the last evaluation.
+
+    Args:
+        transport, run, at: as in `ask_class_metrics`.
+        sites: those with validation images.
+        finetune_epochs: of the fine-tuning that the evaluated models have had.
+    """
+    requests = {name: Request("calibrate", run, at, finetune_epochs=finetune_epochs) for name in sites}
+    return _ask_of_predictions(transport, requests, "calibration", "the model is not calibrated")
+
+
+def _ask_of_predictions(
+    transport: Transport, requests: Mapping[str, Request], key: str, problem: str
+) -> dict[str, Any]:
+    """Return by site what the sites compute from the predictions that they have kept of the last evaluation.
+
+    A site that cannot is no reason to lose a run: a warning gives the reason, and the site is missing.
     """
     found = {}
     for name, reply in transport.ask(requests, lambda name: None):
         if isinstance(reply, Reply):
             found[name] = reply.values[key]
             continue
-        logging.getLogger("pfedst").warning("%s: site %s: %s", what, name, reply.text)
+        logging.getLogger("pfedst").warning("%s: site %s: %s", problem, name, reply.text)
     return {name: found[name] for name in sorted(found)}

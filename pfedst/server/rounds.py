@@ -13,7 +13,7 @@ from pfedst.messages.payload import State
 from pfedst.messages.requests import Kind, Request
 from pfedst.messages.transport import Transport
 from pfedst.reporting import RunFolder, RunSummary, percent
-from pfedst.server.evaluations import EVALUATED, Evaluation, ask_flops, ask_of_predictions, evaluate_sites
+from pfedst.server.evaluations import EVALUATED, Evaluation, ask_flops, evaluate_sites
 from pfedst.server.fits import FitOptions, Fits, Reported
 from pfedst.server.merged import Merged
 from pfedst.server.saved_rounds import SavedRound, SavedRounds, recorded_rounds, round_records
@@ -295,22 +295,6 @@ class RoundLoop:
         samples = self.summary.protocol["samples"]
         name = max(self.server.drawable, key=lambda name: samples[name]["train"] if name in samples else 0)
         return ask_flops(self.transport, name, self._request("cost", name))
-
-    def class_metrics(self) -> dict[str, Any]:
-        """Return what sites report of each class, of the last evaluation on test."""
-        at = self.summary.evaluated_round
-        requests = {n: Request("class_metrics", self.run_folder.path.name, at) for n in self.server.sites}
-        return ask_of_predictions(self.transport, requests, "class_metrics", "metrics of classes are missing")
-
-    def calibration(self) -> dict[str, Any]:
-        """Return what sites with validation images report of temperature and abstention, of the last evaluation."""
-        at, samples = self.summary.evaluated_round, self.summary.protocol["samples"]
-        requests = {
-            name: Request("calibrate", self.run_folder.path.name, at, finetune_epochs=self.finetune_epochs)
-            for name in self.server.sites
-            if samples[name]["validation"]
-        }
-        return ask_of_predictions(self.transport, requests, "calibration", "the model is not calibrated")
 
     def _finetune(self) -> None:
         """Run local epochs after the last merge; nothing is sent after them."""
