@@ -125,7 +125,7 @@ class LoRATower(Adapter):
 
     @torch.no_grad()
     def merged(self) -> Adapter:
-        """Return the head of this adapter on an encoder with a copy of the tower, to whose weights the updates are added."""
+        """Return the head of this adapter on an encoder of its own, to whose weights the updates are added."""
         return PooledHead(self.encoder.with_block_weights(self.weights()), copy.deepcopy(self.head)).eval()
 
     def embed(self, taps: Taps) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B images, S side of the square input in pixels, K classes.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
@@ -27,6 +28,7 @@ from pfedst.version import __version__
 
 BATCHES = (1, 3, 8)
 """Numbers of images with which a file is checked; tracing uses none of them."""
+EXTRA = ("onnx", "onnxscript", "onnxruntime")
 TRACED = 4
 TOLERANCE = 1e-4
 """Largest difference of a probability between the file and the model."""
@@ -67,6 +69,9 @@ class PortableModel(nn.Module):
         ConfigurationError: If the adapter cannot be expressed with plain weights.
     """
 
+    scale: Tensor
+    shift: Tensor | None
+
     def __init__(self, adapter: Adapter, scale: Tensor | float = 1.0, shift: Tensor | None = None) -> None:
         super().__init__()
         self.adapter = adapter.merged()
@@ -79,8 +84,12 @@ class PortableModel(nn.Module):
         """Return logits as the adapter computes them, and softmax(logits * scale + shift)."""
         needs = self.adapter.needs
         logits = self.adapter(self.adapter.encoder.encode_batch(images, (needs,))[needs])
+        return logits, self.probabilities(logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return softmax(logits * scale + shift), (B, K), for logits (B, K)."""
         scaled = logits * self.scale
-        return logits, (scaled if self.shift is None else scaled + self.shift).softmax(-1)
+        return (scaled if self.shift is None else scaled + self.shift).softmax(-1)
 
 
 def write_onnx(
@@ -110,8 +119,8 @@ def write_onnx(
         prior: the class frequencies for which the probabilities hold, in words.
 
     Raises:
-        ConfigurationError: If the extra `onnx` is not installed, the adapter cannot be exported, the file would have 2 GB
-            or more, or there are fewer than 8 images.
+        ConfigurationError: If the extra `onnx` is not installed, the adapter cannot be exported, the file would have
+            2 GB or more, or there are fewer than 8 images.
         StateError: If onnxruntime does not compute what the model computes, or the disk refuses the file. No file is
             written then.
     """
@@ -123,8 +132,8 @@ def write_onnx(
     size_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     if size_bytes > LARGEST_BYTES:
         raise ConfigurationError(
-            f"ONNX: the weights of {encoder.label} have {size_bytes:,} bytes, and one file ends at 2 GB; choose a smaller "
-            f"encoder"
+            f"ONNX: the weights of {encoder.label} have {size_bytes:,} bytes, and one file ends at 2 GB; choose a "
+            f"smaller encoder"
         )
     # also fills what a tower computes at its first use, which tracing must not do
     expected = _expected(encoder, adapter, images, model)
@@ -143,9 +152,8 @@ def write_onnx(
 
 def _require_extra() -> None:
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for name in EXTRA:
+            importlib.import_module(name)
     except ImportError as error:
         raise ConfigurationError(f"writing ONNX needs pip install 'pfedst[onnx]' ({error})") from error
 
@@ -158,8 +166,8 @@ def _expected(encoder: Encoder, adapter: Adapter, images: Tensor, model: Portabl
     logits = adapter(encoder.extract(images, adapter.needs)).double()
     adapter.train(was_training)
     model(images[:TRACED])
-    scaled = logits * model.scale
-    return (scaled if model.shift is None else scaled + model.shift).softmax(-1)
+    expected: Tensor = model.probabilities(logits)
+    return expected
 
 
 def _converted(model: PortableModel, images: Tensor, name: str) -> Any:
@@ -266,13 +274,14 @@ def _check(content: bytes, images: Tensor, expected: Tensor, name: str) -> float
     if worst > TOLERANCE or other:
         raise StateError(
             f"ONNX: onnxruntime computes other probabilities than {name}: largest difference {worst:.1e} (allowed: "
-            f"{TOLERANCE:.0e}), {other} other classes on {len(images)} images at batches of {BATCHES}; no file is written"
+            f"{TOLERANCE:.0e}), another class {other} times on {len(images)} images at batches of {BATCHES}; no file is "
+            f"written"
         )
     return worst
 
 
 def _compare(found: Tensor, expected: Tensor) -> tuple[float, int]:
-    """Return the largest difference, infinite if any is not a number, and how many images have clearly another class."""
+    """Return the largest difference (infinite for NaN), and how many images have clearly another class."""
     difference = (found - expected).abs().max().item()
     top = expected.topk(min(2, expected.shape[1]), dim=1).values
     clear = top[:, 0] - top[:, -1] > 2 * TOLERANCE
