@@ -274,8 +274,8 @@ def _check(content: bytes, images: Tensor, expected: Tensor, name: str) -> float
     if worst > TOLERANCE or other:
         raise StateError(
             f"ONNX: onnxruntime computes other probabilities than {name}: largest difference {worst:.1e} (allowed: "
-            f"{TOLERANCE:.0e}), another class {other} times on {len(images)} images at batches of {BATCHES}; no file is "
-            f"written"
+            f"{TOLERANCE:.0e}), another class {other} times on {len(images)} images at batches of {BATCHES}; no file "
+            f"is written"
         )
     return worst
 

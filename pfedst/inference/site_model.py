@@ -120,18 +120,24 @@ class SiteModel:
         return target
 
     def probabilities(self, logits: Tensor, target: TargetPrior) -> Tensor:
-        """Return the probabilities (B, K), float64, of logits (B, K) at a prior.
+        """Return the probabilities (B, K), float64, of logits (B, K) at a prior."""
+        scale, shift = self.correction(target)
+        return (logits.double() * scale + shift).softmax(1)
+
+    def correction(self, target: TargetPrior) -> tuple[float, Tensor]:
+        """Return scale and shift (K,), float64, with probabilities = softmax(scale * logits + shift) at a prior.
 
         p is proportional to exp((f - log effective + log site) / T - log site + log target): the temperature belongs
         to the prior of the site, where it was fitted, and a change of prior is not divided by it.
         """
-        f = logits.double()
+        scale = 1 / self.temperature
+        none = torch.zeros(len(self.class_names), dtype=torch.float64)
         if self.effective is None:
-            return (f / self.temperature).softmax(1)
+            return scale, none
         learned = self.effective.double().log()
         at_site = learned if self.site_prior is None else self.site_prior.double().log()
-        wanted = learned if not target else target.at(self.site_prior if self.site_prior is not None else f[0]).log()
-        return ((f - learned + at_site) / self.temperature - at_site + wanted).softmax(1)
+        wanted = learned if not target else target.at(none if self.site_prior is None else self.site_prior).log()
+        return scale, (at_site - learned) * scale - at_site + wanted
 
     def threshold(self, target: TargetPrior) -> float | None:
         """Return the smallest confidence that counts at a prior; None if there is no threshold for it."""
