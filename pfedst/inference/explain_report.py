@@ -139,8 +139,8 @@ def summary_text(
         f"{grid.side} x {grid.side} pixels. A cell shows by how much the probability of the class falls.",
         "",
         *(f"**{verdict(summary)}**\n" for summary in summaries),
-        "Score: area under the insertion curve minus area under the deletion curve; higher is better. +- is one standard "
-        "error over images. Blurring makes both the maps and the curves, which favours the maps.",
+        "Score: area under the insertion curve minus area under the deletion curve; higher is better. +- is one "
+        "standard error over images. Blurring makes both the maps and the curves, which favours the maps.",
         "",
         "| model | images | score of the maps | against | its score | difference | maps better on |",
         "|---|---|---|---|---|---|---|",

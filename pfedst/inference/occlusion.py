@@ -52,7 +52,7 @@ class Grid:
         """
         if stride is None:
             divisors = [cells for cells in range(1, side + 1) if side % cells == 0]
-            stride = side // min(divisors, key=lambda cells: abs(cells - CELLS))
+            stride = side // min(divisors, key=lambda cells: (abs(cells - CELLS), -cells))
         if stride < 1 or side % stride or stride == side:
             raise ConfigurationError(
                 f"--stride {stride}: must divide the side of the input, {side} pixels, and be smaller"

@@ -6,14 +6,12 @@ Shapes: B images, S side of the square input in pixels, K classes.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
-import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from torch import Tensor, nn
 from pfedst.adapters import Adapter
 from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError, StateError
+from pfedst.inference.onnx_metadata import clean, metadata_of
 from pfedst.state import write_atomically
-from pfedst.version import __version__
 
 BATCHES = (1, 3, 8)
 """Numbers of images with which a file is checked; tracing uses none of them."""
@@ -138,7 +136,7 @@ def write_onnx(
     # also fills what a tower computes at its first use, which tracing must not do
     expected = _expected(encoder, adapter, images, model)
     proto = _converted(model, images[:TRACED], type(adapter).__name__)
-    _clean(proto, _metadata(encoder, class_names, prior))
+    clean(proto, metadata_of(encoder, class_names, prior))
     content = proto.SerializeToString()
     worst = _check(content, images, expected, type(adapter).__name__)
     try:
@@ -207,48 +205,6 @@ def _quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _metadata(encoder: Encoder, class_names: Sequence[str], prior: str) -> dict[str, str]:
-    return {
-        "class_names": json.dumps(list(class_names), ensure_ascii=False),
-        "preprocessing": json.dumps(asdict(encoder.preprocessing) | {"channels": "RGB", "range": [0, 1]}),
-        "prior": prior,
-        "encoder": encoder.label,
-        "pfedst_version": __version__,
-    }
-
-
-def _clean(proto: Any, metadata: Mapping[str, str]) -> None:
-    """Name the axis of images, remove stack traces with paths of this machine, and add the metadata of the model."""
-    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    graphs = [proto.graph, *proto.functions]
-    for value in (*proto.graph.input, *proto.graph.output, *(v for graph in graphs for v in graph.value_info)):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", "batch", dim.dim_param)
-    for item in _with_metadata(proto):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    for key, text in metadata.items():
-        proto.metadata_props.add(key=key, value=text)
-
-
-def _with_metadata(proto: Any) -> Iterator[Any]:
-    """Yield every part of a model that may hold metadata, with the graphs inside of nodes."""
-    yield proto
-    graphs = [proto.graph, *proto.functions]
-    while graphs:
-        graph = graphs.pop()
-        yield graph
-        yield from (*graph.value_info, *getattr(graph, "initializer", ()))
-        for value in (*graph.input, *graph.output):
-            if not isinstance(value, str):  # those of a function are names
-                yield value
-        for node in graph.node:
-            yield node
-            for attribute in node.attribute:
-                graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def _check(content: bytes, images: Tensor, expected: Tensor, name: str) -> float:
