@@ -85,7 +85,7 @@ def figure_bytes(image: ExplainedImage, grid: Grid) -> bytes:
         for panel in axes:
             _draw_grid(panel, grid)
         bar = figure.colorbar(drawn, ax=list(axes[1:]), shrink=0.85, aspect=18)
-        bar.set_label("fall of the probability\nif this cell is blurred", fontsize=SMALL)
+        bar.set_label("fall of the probability\nif this part is blurred", fontsize=SMALL)
         figure.suptitle(f"Probability of {image.class_name[:LETTERS]}: {Path(image.name).name[:LETTERS]}", fontsize=9)
         content = BytesIO()
         FigureCanvasBase(figure).print_figure(content, format="png", **PNG)

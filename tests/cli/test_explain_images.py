@@ -1,0 +1,65 @@
+"""`pfedst explain` on a finished run."""
+
+import json
+
+import pytest
+
+from pfedst.cli import main
+from tests.inference.models import pictures
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of one round, and a folder with two images."""
+    folder = tmp_path_factory.mktemp("explain")
+    arguments = ["fit", "--method=PFedST", "--model.encoder=FrozenCLIP", "--model.encoder.model=vit-nano"]
+    arguments += ["--model.encoder.weights=random", "--model.anchors=prototypes", "--trainer.accelerator=cpu"]
+    arguments += ["--data=SyntheticSites", "--data.sites=2", "--data.classes=3", "--data.samples_per_site=[18,15]"]
+    arguments += ["--data.test_samples_per_site=[6,6]", "--data.audit=off", "--coordinator.rounds=1"]
+    assert main([*arguments, f"--runs_dir={folder}", "--name=run"]) == 0
+    (folder / "images").mkdir()
+    pictures(folder / "images", 2)
+    return folder / "run", folder / "images"
+
+
+def explained(run, images, out, *options) -> int:
+    return main(["explain", str(run), str(images), f"--out={out}", *options])
+
+
+def test_a_site_is_shown_beside_the_generic_model(finished, tmp_path, capsys) -> None:
+    run, images = finished
+    assert explained(run, images, tmp_path / "maps", "--site=site_a", "--stride=16") == 0
+    content = json.loads((tmp_path / "maps" / "explain.json").read_text())
+    assert [(model["which"], model["site"]) for model in content["models"]] == [
+        ("personal", "site_a"),
+        ("generic", None),
+    ]
+    assert content["grid"]["stride"] == 16
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 2
+    printed = capsys.readouterr().out
+    assert [summary["verdict"] for summary in content["summary"]] == printed.splitlines()[:2]
+
+
+def test_the_generic_model_alone_and_a_named_class(finished, tmp_path) -> None:
+    run, images = finished
+    names = json.loads((run / "summary.json").read_text())["protocol"]["classes"]
+    options = ("--generic", f"--class={names[2]}", "--stride=16", "--window=32")
+    assert explained(run, images / "1.png", tmp_path / "maps", *options) == 0
+    content = json.loads((tmp_path / "maps" / "explain.json").read_text())
+    assert [image["class"] for image in content["images"]] == [names[2]]
+    assert [single["model"] for single in content["images"][0]["maps"]] == ["generic"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--site=site_x",), 2, 'has no site "site_x". Did you mean "site_a"?'),
+        (("--generic", "--stride=7"), 2, "--stride 7: must divide the side of the input"),
+        (("--generic", "--class=nevi"), 2, "--class nevi: the model has no such class"),
+        (("--generic", "--prior=site"), 2, "--prior site: the generic model has no class frequencies of a site"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(finished, tmp_path, capsys, options, code, words) -> None:
+    assert explained(*finished, tmp_path / "maps", *options) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
