@@ -11,6 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pfedst.errors import ConfigurationError
+
 
 def run_explain(arguments: Sequence[str]) -> int:
     """Write the maps of one model, or of a site's model and the generic one. Return the exit code."""
@@ -20,6 +22,8 @@ def run_explain(arguments: Sequence[str]) -> int:
     from pfedst.inference.occlusion import Grid
     from pfedst.inference.run import load
 
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise ConfigurationError(f"--out {given.out}: holds files already; name a new folder")
     run = load(given.model)
     place = (given.round, given.encoder_weights, given.device)
     models = [run.model(None, *place)] if given.generic else run.with_generic(given.site, *place)

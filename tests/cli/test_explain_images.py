@@ -50,10 +50,16 @@ def test_the_generic_model_alone_and_a_named_class(finished, tmp_path) -> None:
     assert [single["model"] for single in content["images"][0]["maps"]] == ["generic"]
 
 
+def test_figures_of_another_time_are_not_mixed_in(finished, tmp_path, capsys) -> None:
+    (tmp_path / "0001-old.png").touch()
+    assert explained(*finished, tmp_path, "--generic") == 2
+    assert "holds files already; name a new folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--site=site_x",), 2, 'has no site "site_x". Did you mean "site_a"?'),
+        (("--site=site_x",), 2, 'run has no site "site_x".'),
         (("--generic", "--stride=7"), 2, "--stride 7: must divide the side of the input"),
         (("--generic", "--class=nevi"), 2, "--class nevi: the model has no such class"),
         (("--generic", "--prior=site"), 2, "--prior site: the generic model has no class frequencies of a site"),

@@ -78,8 +78,11 @@ def test_a_map_of_what_counts_beats_its_opposite() -> None:
     found = occlusion_maps(x, grid, brightness, 0)[0]
     assert int(found.argmax()) == 1  # first row, second column
     (own, opposite), _ = curves_of(x, grid, brightness, 0, torch.stack([found, -found]))
-    assert own.score > 0.2
-    assert opposite.score < -0.2
+    fall = 1 - float(blurred(x)[:, 0, :4, 4:8].mean())
+    assert fall > 0.2
+    # the cell is among the first 2 of 16, and in the other order not among the first 11
+    assert own.score == pytest.approx(fall * (1 - 2 / 16), abs=1e-5)
+    assert opposite.score == pytest.approx(-fall * (1 - 5 / 16), abs=1e-5)
 
 
 def test_the_score_is_the_area_between_the_curves() -> None:
