@@ -9,24 +9,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from pfedst.cli.model_options import add_model_options, models_of
 from pfedst.errors import ConfigurationError
 
 
 def run_explain(arguments: Sequence[str]) -> int:
-    """Write the maps of one model, or of a site's model and the generic one. Return the exit code."""
+    """Write the maps of one model, or of a site's model beside the generic one. Return the exit code."""
     given = _parser().parse_args(arguments)
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise ConfigurationError(f"--out {given.out}: holds files already; name a new folder")
+    models = models_of(given)
+    from rich.console import Console
+
     from pfedst.inference.explain import explain, summarise
     from pfedst.inference.explain_report import verdict, write_explanations
     from pfedst.inference.occlusion import Grid
-    from pfedst.inference.run import load
 
-    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
-        raise ConfigurationError(f"--out {given.out}: holds files already; name a new folder")
-    run = load(given.model)
-    place = (given.round, given.encoder_weights, given.device)
-    models = [run.model(None, *place)] if given.generic else run.with_generic(given.site, *place)
     grid = Grid.of(models[0].encoder.preprocessing.image_size, given.window, given.stride)
     console = Console(stderr=True)
     explained = explain(models, given.images, given.class_name, grid.window, grid.stride, given.prior, console)
@@ -42,14 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="pfedst explain",
         allow_abbrev=False,
         description="Show by how much the probability of a class falls where a part of an image is blurred. With "
-        "--site the personal and the generic model are shown beside each other.",
+        "--site and --generic the personal and the generic model are shown beside each other.",
         epilog="Needs pip install 'pfedst[explain]'. A map does not say why; docs/explain.md says what it is worth.",
     )
-    parser.add_argument("model", type=Path, help="folder of a run")
+    add_model_options(parser)
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders with images")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--site", help="explain the model of this site")
-    which.add_argument("--generic", action="store_true", help="explain the generic model")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures, README.md and explain.json")
     parser.add_argument(
         "--class", dest="class_name", metavar="CLASS", help="class to explain; default: the class that is predicted"
@@ -63,7 +58,4 @@ def _parser() -> argparse.ArgumentParser:
         help="its step in pixels of the input, a divisor of the side; default: about a seventh of it",
     )
     parser.add_argument("--prior", help="training, balanced, site, or a file; default: the prior of the run")
-    parser.add_argument("--round", default="last", help="last, best, or a number; default: %(default)s")
-    parser.add_argument("--encoder-weights", help="file or tag of the encoder's weights; default: those of the run")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     return parser

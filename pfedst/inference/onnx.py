@@ -1,4 +1,4 @@
-"""Write encoder and adapter as one ONNX file, and check the file in onnxruntime before it gets its name.
+"""Make one ONNX file of encoder and adapter, and check it in onnxruntime before it is written.
 
 Shapes: B images, S side of the square input in pixels, K classes.
 """
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +35,33 @@ LARGEST_BYTES = 2**31 - 2**24
 
 
 @dataclass(frozen=True)
-class OnnxReport:
-    """What was written and what the check measured.
+class OnnxModel:
+    """A checked ONNX file, not yet on the disk, and what the check measured.
 
     Attributes:
-        file: the file.
-        bytes: its size.
+        content: the bytes of the file.
         opset: version of the ONNX operators in it.
-        export_seconds: time of tracing, conversion and check.
+        seconds: time of tracing, conversion and check.
         images: number of images of the check.
         worst_difference: largest difference of a probability between onnxruntime and the model.
     """
 
-    file: Path
-    bytes: int
+    content: bytes = field(repr=False)
     opset: int
-    export_seconds: float
+    seconds: float
     images: int
     worst_difference: float
+
+    def write(self, file: Path) -> None:
+        """Write the file whole or not at all; an existing file is replaced.
+
+        Raises:
+            StateError: If the disk refuses.
+        """
+        try:
+            write_atomically(file, self.content)
+        except OSError as error:
+            raise StateError(f"{file} cannot be written ({error.strerror or error})") from error
 
 
 class PortableModel(nn.Module):
@@ -90,8 +99,7 @@ class PortableModel(nn.Module):
         return (scaled if self.shift is None else scaled + self.shift).softmax(-1)
 
 
-def write_onnx(
-    file: Path,
+def build_onnx(
     encoder: Encoder,
     adapter: Adapter,
     class_names: Sequence[str],
@@ -99,15 +107,14 @@ def write_onnx(
     scale: Tensor | float = 1.0,
     shift: Tensor | None = None,
     prior: str = "the class frequencies of training",
-) -> OnnxReport:
-    """Write a model as one ONNX file for any number of images, checked at batches of 1, 3 and 8 images.
+) -> OnnxModel:
+    """Make one ONNX file of a model for any number of images, and check it at batches of 1, 3 and 8 images.
 
     The input `images` (batch, 3, S, S) is float32, preprocessed as the metadata say. The outputs are `probabilities`
     (batch, K) = softmax(logits * scale + shift) and `logits` (batch, K). The metadata hold class names in the order of
     the outputs, preprocessing, prior and versions, and no path of this machine.
 
     Args:
-        file: path of the file; an existing file is replaced.
         encoder: the frozen encoder, on the CPU.
         adapter: the adapter, on the CPU, with its class anchors.
         class_names: names of the K classes.
@@ -119,10 +126,9 @@ def write_onnx(
     Raises:
         ConfigurationError: If the extra `onnx` is not installed, the adapter cannot be exported, the file would have
             2 GB or more, or there are fewer than 8 images.
-        StateError: If onnxruntime does not compute what the model computes, or the disk refuses the file. No file is
-            written then.
+        StateError: If onnxruntime does not compute what the model computes.
     """
-    _require_extra()
+    require_extra()
     if len(images) < max(BATCHES):
         raise ConfigurationError(f"ONNX: the check needs {max(BATCHES)} images or more, and {len(images)} are given")
     started = time.perf_counter()
@@ -139,16 +145,16 @@ def write_onnx(
     clean(proto, metadata_of(encoder, class_names, prior))
     content = proto.SerializeToString()
     worst = _check(content, images, expected, type(adapter).__name__)
-    try:
-        write_atomically(file, content)
-    except OSError as error:
-        raise StateError(f"{file} cannot be written ({error.strerror or error})") from error
-    seconds = time.perf_counter() - started
     opset = next(item.version for item in proto.opset_import if not item.domain)
-    return OnnxReport(file, len(content), int(opset), seconds, len(images), worst)
+    return OnnxModel(content, int(opset), time.perf_counter() - started, len(images), worst)
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
+    """Check that what writes and checks a file is installed.
+
+    Raises:
+        ConfigurationError: If it is not.
+    """
     try:
         for name in EXTRA:
             importlib.import_module(name)
@@ -226,12 +232,11 @@ def _check(content: bytes, images: Tensor, expected: Tensor, name: str) -> float
                 worst, other = max(worst, difference), other + changed
     except Exception as error:  # onnxruntime has no common class of errors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise StateError(f"ONNX: {name} does not run in onnxruntime: {reason}; no file is written") from error
+        raise StateError(f"ONNX: {name} does not run in onnxruntime: {reason}") from error
     if worst > TOLERANCE or other:
         raise StateError(
             f"ONNX: onnxruntime computes other probabilities than {name}: largest difference {worst:.1e} (allowed: "
-            f"{TOLERANCE:.0e}), another class {other} times on {len(images)} images at batches of {BATCHES}; no file "
-            f"is written"
+            f"{TOLERANCE:.0e}), another class {other} times on {len(images)} images at batches of {BATCHES}"
         )
     return worst
 

@@ -1,4 +1,4 @@
-"""Export a SiteModel as ONNX: images for the check, prior and temperature."""
+"""Turn a SiteModel into an ONNX file: images for the check, prior and temperature."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pfedst.data.datasets import evaluation_transform
 from pfedst.data.grey_scale import GreyScale
 from pfedst.errors import ConfigurationError
 from pfedst.inference.images import items_of
-from pfedst.inference.onnx import OnnxReport, write_onnx
+from pfedst.inference.onnx import OnnxModel, build_onnx, require_extra
 from pfedst.inference.site_model import SiteModel
 from pfedst.methods.priors import BALANCED, SITE, TRAINING, TargetPrior
 
+ONNX_FILE = "model.onnx"
 CHECK_IMAGES = 32
 """At most so many images are used for the check."""
 PRIORS = {
@@ -25,12 +26,11 @@ PRIORS = {
 }
 
 
-def export_onnx(model: SiteModel, file: Path, images: Any, prior: str | None = None) -> OnnxReport:
-    """Write a model as one ONNX file, whose probabilities are those of `SiteModel.predict` at a prior.
+def onnx_of(model: SiteModel, images: Any, prior: str | None = None) -> OnnxModel:
+    """Return a model as one ONNX file, whose probabilities are those of `SiteModel.predict` at a prior.
 
     Args:
-        model: the model, on the CPU.
-        file: path of the file.
+        model: the model; it is moved to the CPU.
         images: real images for the check, at least 8; see `items_of`. The first 32 are used.
         prior: see `SiteModel.predict`.
 
@@ -39,6 +39,8 @@ def export_onnx(model: SiteModel, file: Path, images: Any, prior: str | None = N
         DataError: If an image cannot be read.
         StateError: If onnxruntime computes other probabilities.
     """
+    require_extra()
+    model.to("cpu")
     target = model.target(prior)
     scale, shift = model.correction(target)
     if not torch.isfinite(shift).all():
@@ -48,8 +50,7 @@ def export_onnx(model: SiteModel, file: Path, images: Any, prior: str | None = N
         )
     transform, grey_scale = evaluation_transform(model.encoder.preprocessing), GreyScale(model.pixel_range)
     pixels = [transform(item.load(grey_scale)[0]) for item in islice(items_of(images), CHECK_IMAGES)]
-    return write_onnx(
-        file,
+    return build_onnx(
         model.encoder,
         model.adapter,
         model.class_names,

@@ -119,27 +119,12 @@ class Run:
         device: str | torch.device = "cpu",
     ) -> list[SiteModel]:
         """Return several models that share one encoder: of a site each, or for None the generic model."""
-        saved_round = self._saved_round(round, encoder_weights)
-        return [saved_round.site_model(site).to(device) for site in sites]
-
-    def with_generic(
-        self,
-        site: str,
-        round: str = LAST,  # see above
-        encoder_weights: str | Path | None = None,
-        device: str | torch.device = "cpu",
-    ) -> list[SiteModel]:
-        """Return the model of a site, and after it the generic model if the method has one."""
-        saved_round = self._saved_round(round, encoder_weights)
-        wanted = [site, None] if saved_round.built.method.has_generic else [site]
-        return [saved_round.site_model(name).to(device) for name in wanted]
-
-    def _saved_round(self, round: str, encoder_weights: str | Path | None) -> _SavedRound:
         number, saved = RunState(self._files.state).chosen(round)
         options = options_of(self.config)
         built = Rebuilt.of(with_weights(options, encoder_weights), self.classes, self._seed)
         check_encoder(built.encoder, self.encoder_weights, f"run {self.name}")
-        return _SavedRound(self, number, saved, built, options)
+        saved_model = _SavedRound(self, number, saved, built, options)
+        return [saved_model.site_model(site).to(device) for site in sites]
 
     @property
     def pixel_range(self) -> tuple[float, float] | None:

@@ -17,8 +17,8 @@ from pfedst.adapters import AttentionAdapter, LinearHead, LoRATower, PromptLearn
 from pfedst.encoders import FrozenCLIP, Pixels
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.inference import onnx as onnx_module
-from pfedst.inference.onnx import PortableModel, write_onnx
-from pfedst.inference.onnx_export import export_onnx, prior_words
+from pfedst.inference.onnx import PortableModel, build_onnx
+from pfedst.inference.onnx_export import onnx_of, prior_words
 from pfedst.methods.priors import TargetPrior
 from pfedst.seeds import generator
 from pfedst.testing.small import encoder
@@ -50,15 +50,16 @@ def exported(tmp_path_factory):
         temperature=1.7,
     )
     files = pictures(folder)
-    report = export_onnx(model, folder / "model.onnx", files, "balanced")
-    return model, report, files
+    made, file = onnx_of(model, files, "balanced"), folder / "model.onnx"
+    made.write(file)
+    return model, made, files, file
 
 
 def test_it_takes_any_number_of_images_and_answers_as_the_model(exported) -> None:
-    model, report, _ = exported
+    model, made, _, file = exported
     for count in (1, 2, 11):  # none of them was traced, and two of them were not checked
         batch = images(count)
-        probabilities, logits = probabilities_of(report.file, batch)
+        probabilities, logits = probabilities_of(file, batch)
         with torch.no_grad():
             expected = model.adapter(model.encoder.extract(batch, "taps"))
         assert np.abs(logits - expected.numpy()).max() < 1e-3
@@ -69,13 +70,13 @@ def test_it_takes_any_number_of_images_and_answers_as_the_model(exported) -> Non
 
 
 def test_the_page_of_documentation_predicts_without_torch_and_pfedst(exported, tmp_path, monkeypatch) -> None:
-    model, report, files = exported
+    model, _, files, file = exported
     code = re.search(r"```python\n(.*?)```", (DOCS / "onnx.md").read_text(), re.DOTALL).group(1)
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 15
     assert not re.search("torch|pfedst", code)
     monkeypatch.chdir(tmp_path)
-    for name, source in (("model.onnx", report.file), ("a.png", files[0]), ("b.png", files[1])):
+    for name, source in (("model.onnx", file), ("a.png", files[0]), ("b.png", files[1])):
         (tmp_path / name).write_bytes(source.read_bytes())
     names: dict = {}
     exec(code, names)
@@ -86,8 +87,8 @@ def test_the_page_of_documentation_predicts_without_torch_and_pfedst(exported, t
 
 
 def test_it_says_how_to_use_it_and_nothing_of_this_machine(exported) -> None:
-    model, report, _ = exported
-    proto = onnx.load(report.file)
+    model, made, _, file = exported
+    proto = onnx.load(file)
     onnx.checker.check_model(proto)
     about = {item.key: item.value for item in proto.metadata_props}
     assert json.loads(about["class_names"]) == list(CLASSES)
@@ -102,16 +103,16 @@ def test_it_says_how_to_use_it_and_nothing_of_this_machine(exported) -> None:
         ("logits", "batch"),
         ("probabilities", "batch"),
     ]
-    content = report.file.read_bytes()
+    content = file.read_bytes()
     for trace in (b"site-packages", b"stack_trace", b".py", str(Path(pfedst.__file__).parents[1]).encode()):
         assert trace not in content
-    assert len(content) == report.bytes
-    assert report.worst_difference < 1e-5
-    assert report.images == 8
+    assert content == made.content
+    assert made.worst_difference < 1e-5
+    assert made.images == 8
 
 
 def test_low_rank_updates_are_merged(exported) -> None:
-    proto = onnx.load(exported[1].file)
+    proto = onnx.load(exported[3])
     names = [tensor.name for tensor in proto.graph.initializer]
     assert [name for name in names if "side" in name]
     assert [name for name in names if "lora" in name] == []
@@ -143,18 +144,18 @@ def test_a_merged_adapter_computes_the_same_logits(make) -> None:
     assert not [name for name, _ in portable.named_parameters() if re.search(r"lora|\.[AB]$|context", name)]
 
 
-def test_a_model_without_an_encoder(tmp_path) -> None:
+def test_a_model_without_an_encoder() -> None:
     pixels = Pixels(32)
     adapter = moved(SmallCNN(pixels, head_of(pixels)))
     adapter.train()
     adapter.classify_in_float32()  # as in a run: hooks at its layers
-    report = write_onnx(tmp_path / "m.onnx", pixels, adapter, CLASSES, images(), 0.5, torch.tensor([1.0, 0.0, -1.0]))
+    made = build_onnx(pixels, adapter, CLASSES, images(), 0.5, torch.tensor([1.0, 0.0, -1.0]))
     assert adapter.training  # as before
     adapter.eval()
     with torch.no_grad():
         logits = adapter(pixels.extract(images(5), "images"))
     expected = (logits * 0.5 + torch.tensor([1.0, 0.0, -1.0])).softmax(1)
-    assert np.allclose(probabilities_of(report.file, images(5))[0], expected.numpy(), atol=1e-6)
+    assert np.allclose(probabilities_of(made.content, images(5))[0], expected.numpy(), atol=1e-6)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -179,37 +180,35 @@ class MergesWrongly(SmallCNN):
         return copied
 
 
-def test_a_graph_for_one_number_of_images_is_refused_by_the_name_of_the_adapter(tmp_path) -> None:
+def test_a_graph_for_one_number_of_images_is_refused_by_the_name_of_the_adapter() -> None:
     pixels = Pixels(8)
     with pytest.raises(ConfigurationError, match=r"CountsImages cannot be exported to ONNX: .*batch"):
-        write_onnx(tmp_path / "m.onnx", pixels, moved(CountsImages(pixels, head_of(pixels))), CLASSES, images(size=8))
-    assert list(tmp_path.iterdir()) == []
+        build_onnx(pixels, moved(CountsImages(pixels, head_of(pixels))), CLASSES, images(size=8))
 
 
-def test_transport_prompts_are_refused_by_name(tmp_path) -> None:
+def test_transport_prompts_are_refused_by_name() -> None:
     adapter = TransportPrompts(encoder(), head_of(encoder()), words=3)
     with pytest.raises(ConfigurationError, match="TransportPrompts cannot be exported: the number of steps"):
-        write_onnx(tmp_path / "m.onnx", encoder(), adapter, CLASSES, images())
+        build_onnx(encoder(), adapter, CLASSES, images())
 
 
-def test_a_file_that_computes_other_probabilities_is_not_written(tmp_path) -> None:
+def test_a_file_that_computes_other_probabilities_is_refused() -> None:
     pixels = Pixels(32)
     adapter = moved(MergesWrongly(pixels, head_of(pixels)))
     with pytest.raises(StateError, match=r"other probabilities than MergesWrongly: largest difference 2\.\de-03"):
-        write_onnx(tmp_path / "m.onnx", pixels, adapter, CLASSES, images())
-    assert list(tmp_path.iterdir()) == []
+        build_onnx(pixels, adapter, CLASSES, images())
 
 
-def test_too_few_images_a_missing_package_and_too_large_an_encoder(tmp_path, monkeypatch) -> None:
-    adapter, file = moved(LinearHead(encoder(), head_of(encoder()))), tmp_path / "m.onnx"
+def test_too_few_images_a_missing_package_and_too_large_an_encoder(monkeypatch) -> None:
+    adapter = moved(LinearHead(encoder(), head_of(encoder())))
     with pytest.raises(ConfigurationError, match="needs 8 images or more, and 7 are given"):
-        write_onnx(file, encoder(), adapter, CLASSES, images(7))
+        build_onnx(encoder(), adapter, CLASSES, images(7))
     monkeypatch.setattr(onnx_module, "LARGEST_BYTES", 1000)
     with pytest.raises(ConfigurationError, match="bytes, and one file ends at 2 GB"):
-        write_onnx(file, encoder(), adapter, CLASSES, images())
+        build_onnx(encoder(), adapter, CLASSES, images())
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'pfedst\[onnx\]'"):
-        write_onnx(file, encoder(), adapter, CLASSES, images())
+        build_onnx(encoder(), adapter, CLASSES, images())
 
 
 def test_another_class_counts_only_where_the_first_two_differ() -> None:

@@ -1,10 +1,15 @@
-"""`pfedst explain` on a finished run."""
+"""`pfedst explain` and `pfedst export --onnx` on a finished run."""
 
 import json
 
+import numpy as np
+import onnxruntime
 import pytest
+from PIL import Image
 
 from pfedst.cli import main
+from pfedst.data.datasets import evaluation_transform
+from pfedst.inference.artefact import load_model
 from tests.inference.models import pictures
 
 
@@ -18,17 +23,18 @@ def finished(tmp_path_factory):
     arguments += ["--data.test_samples_per_site=[6,6]", "--data.audit=off", "--coordinator.rounds=1"]
     assert main([*arguments, f"--runs_dir={folder}", "--name=run"]) == 0
     (folder / "images").mkdir()
-    pictures(folder / "images", 2)
+    pictures(folder / "images", 8)
     return folder / "run", folder / "images"
 
 
 def explained(run, images, out, *options) -> int:
-    return main(["explain", str(run), str(images), f"--out={out}", *options])
+    files = sorted(images.iterdir())[:2] if images.is_dir() else [images]
+    return main(["explain", str(run), *map(str, files), f"--out={out}", *options])
 
 
 def test_a_site_is_shown_beside_the_generic_model(finished, tmp_path, capsys) -> None:
     run, images = finished
-    assert explained(run, images, tmp_path / "maps", "--site=site_a", "--stride=16") == 0
+    assert explained(run, images, tmp_path / "maps", "--site=site_a", "--generic", "--stride=16") == 0
     content = json.loads((tmp_path / "maps" / "explain.json").read_text())
     assert [(model["which"], model["site"]) for model in content["models"]] == [
         ("personal", "site_a"),
@@ -69,3 +75,45 @@ def test_what_cannot_be_is_refused_before_anything_is_written(finished, tmp_path
     assert explained(*finished, tmp_path / "maps", *options) == code
     assert words in capsys.readouterr().err
     assert not (tmp_path / "maps").exists()
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_exported_model_has_an_onnx_file_with_its_probabilities(finished, tmp_path, capsys) -> None:
+    run, images = finished
+    folder = tmp_path / "model"
+    options = ["--site=site_b", "--onnx", str(images), "--prior=balanced"]
+    assert main(["export", str(run), str(folder), *options]) == 0
+    assert "model.onnx: " in capsys.readouterr().out
+    model = load_model(folder)
+    files = sorted(images.iterdir())[:3]
+    transform = evaluation_transform(model.encoder.preprocessing)
+    pixels = np.stack([transform(Image.open(file)).numpy() for file in files])
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (found,) = session.run(["probabilities"], {"images": pixels})
+    table = model.predict(files, "balanced")
+    assert np.abs(found - table[[f"probability {name}" for name in model.class_names]].to_numpy()).max() < 1e-5
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["prior"].startswith("balanced")
+    assert str(tmp_path) not in str(about)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--generic", "--prior=balanced"), "--prior balanced: is for --onnx"),
+        # of two sites each would learn the other's class frequencies from the difference of the priors
+        (
+            ("--generic", "--prior=balanced", "--onnx", "IMAGES"),
+            "the class frequencies that the generic model has learned",
+        ),
+        (("--generic", "--onnx", "IMAGES/0.png"), "ONNX: the check needs 8 images or more, and 1 are given"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_no_folder(finished, tmp_path, capsys, options, words) -> None:
+    run, images = finished
+    options = [option.replace("IMAGES", str(images)) for option in options]
+    assert main(["export", str(run), str(tmp_path / "model"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
