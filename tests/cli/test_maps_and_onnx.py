@@ -21,6 +21,7 @@ def finished(tmp_path_factory):
     arguments += ["--model.encoder.weights=random", "--model.anchors=prototypes", "--trainer.accelerator=cpu"]
     arguments += ["--data=SyntheticSites", "--data.sites=2", "--data.classes=3", "--data.samples_per_site=[18,15]"]
     arguments += ["--data.test_samples_per_site=[6,6]", "--data.audit=off", "--coordinator.rounds=1"]
+    arguments += ["--model.loss=CrossEntropy", "--coordinator.share_class_counts=true"]
     assert main([*arguments, f"--runs_dir={folder}", "--name=run"]) == 0
     (folder / "images").mkdir()
     pictures(folder / "images", 8)
