@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pfedst.adapters.lora import lora_layers
 from pfedst.encoders import AnchorHead, Encoder, Need, Taps, computes_in_float32
 from pfedst.errors import ConfigurationError
 
@@ -67,6 +69,20 @@ class Adapter(nn.Module):
                 layer.register_forward_hook(_after_batch_norm, always_call=True)
         super().train(mode)
         return self
+
+    def merged(self) -> Adapter:
+        """Return a copy in evaluation mode that computes the same logits with plain weights.
+
+        Low-rank updates are added to the weights that they change. The copy is for inference and export; its state does
+        not fit this adapter.
+
+        Raises:
+            ConfigurationError: If the logits are not a fixed sequence of tensor operations.
+        """
+        copied = copy.deepcopy(self)
+        for _, layer in lora_layers(copied):
+            layer.merge()
+        return copied.eval()
 
     def learn_head(self) -> None:
         """Make the classifier trainable, starting from the class anchors. A trainable classifier is unchanged."""

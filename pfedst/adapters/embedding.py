@@ -13,7 +13,22 @@ from pfedst.adapters.adapter import Adapter
 from pfedst.encoders import AnchorHead, Encoder, HeadForm, Taps, in_float32
 
 
-class LinearHead(Adapter):
+class PooledHead(Adapter):
+    """The class anchors on the image embedding, without any layer between.
+
+    Args:
+        encoder: the frozen encoder.
+        head: the class anchors, trained or not.
+    """
+
+    needs = "pooled"
+
+    def embed(self, taps: Taps) -> Tensor:
+        """Return the pooled embedding (B, E) unchanged."""
+        return taps.tensors[0]
+
+
+class LinearHead(PooledHead):
     """Train a classifier on the frozen image embedding, initialised with the class anchors.
 
     Before training (round 0) the predictions are those of zero-shot classification.
@@ -25,15 +40,9 @@ class LinearHead(Adapter):
             similarity to trainable anchors.
     """
 
-    needs = "pooled"
-
     def __init__(self, encoder: Encoder, head: AnchorHead, form: HeadForm = "linear") -> None:
         super().__init__(encoder, head)
         head.learn(form)
-
-    def embed(self, taps: Taps) -> Tensor:
-        """Return the pooled embedding (B, E) unchanged."""
-        return taps.tensors[0]
 
 
 class AttentionAdapter(Adapter):

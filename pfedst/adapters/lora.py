@@ -52,11 +52,21 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.lora_scale = alpha / rank
 
+    def effective_weight(self) -> Tensor:
+        """Return W_eff (out, in), or W if no update is applied."""
+        if self.lora_A is None or self.lora_B is None or not self.switch_closed:
+            return self.weight
+        return torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.lora_scale)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Replace W by W_eff and remove the update."""
+        self.weight.copy_(self.effective_weight())
+        self.lora_A = self.lora_B = None
+
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        if self.lora_A is None or self.lora_B is None or not self.switch_closed:
-            return F.linear(input, self.weight, self.bias)
-        return F.linear(input, torch.addmm(self.weight, self.lora_B, self.lora_A, alpha=self.lora_scale), self.bias)
+        return F.linear(input, self.effective_weight(), self.bias)
 
 
 def lora_layers(module: nn.Module) -> list[tuple[str, LoRALinear]]:

@@ -5,6 +5,7 @@ Shapes: B images, E embedding, L blocks, r rank.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
+from pfedst.adapters.embedding import PooledHead
 from pfedst.encoders import AnchorHead, Encoder, Taps
 from pfedst.errors import ConfigurationError
 
@@ -120,6 +122,11 @@ class LoRATower(Adapter):
                         weight = update.added_to(weight, factor * self.scale)
                 weights[target] = weight
         return changed
+
+    @torch.no_grad()
+    def merged(self) -> Adapter:
+        """Return the head of this adapter on an encoder of its own, to whose weights the updates are added."""
+        return PooledHead(self.encoder.with_block_weights(self.weights()), copy.deepcopy(self.head)).eval()
 
     def embed(self, taps: Taps) -> Tensor:
         """Return embeddings (B, E) of the updated tower for images (B, 3, H, W)."""

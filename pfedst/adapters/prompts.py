@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfedst.adapters.adapter import Adapter
+from pfedst.adapters.embedding import PooledHead
 from pfedst.adapters.optimal_transport import transport_plan
 from pfedst.encoders import AnchorHead, Encoder, Taps, in_float32
 from pfedst.errors import ConfigurationError
@@ -145,6 +146,14 @@ class PromptLearner(PromptAdapter):
         """Return the pooled embedding (B, E) unchanged."""
         return taps.tensors[0]
 
+    @torch.no_grad()
+    def merged(self) -> Adapter:
+        """Return the embeddings of the learned prompts as class anchors, without the text tower."""
+        features = self.features()
+        head = AnchorHead(self.head.class_names, features.shape[1], self.head.logit_scale, "text").to(features.device)
+        head.set_anchors(features)
+        return PooledHead(self.encoder, head).eval()
+
     def forward(self, taps: Taps) -> Tensor:
         """Return logits (B, K) for the pooled embeddings (B, E)."""
         return self.head.cosine_logits(self.embed(taps), self.features())
@@ -193,6 +202,12 @@ class TransportPrompts(PromptAdapter):
     def forward(self, taps: Taps) -> Tensor:
         """Return logits (B, K) for tokens (B, N, D)."""
         return self._matched(self.embed(taps), torch.stack([self.sequences(context) for context in self.contexts]))
+
+    def merged(self) -> Adapter:
+        """Raise ConfigurationError: the number of steps of the transport plan depends on the images."""
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot be exported: the number of steps of its transport plan depends on the images"
+        )
 
     @in_float32
     def _unit_patches(self, tokens_BMD: Tensor) -> Tensor:

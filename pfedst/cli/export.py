@@ -24,17 +24,42 @@ def run_export(arguments: Sequence[str]) -> int:
     add_model_options(parser)
     parser.add_argument("folder", type=Path, help="to write; must be absent or empty")
     parser.add_argument("--licence", help="of the model, as the hub knows it, such as cc-by-nc-4.0")
+    parser.add_argument(
+        "--onnx",
+        nargs="+",
+        metavar="IMAGES",
+        help="write model.onnx too, encoder and adapter in one file, and check it on these images: at least 8 "
+        "files, or folders",
+    )
+    parser.add_argument(
+        "--prior",
+        help="of the probabilities of model.onnx: training, balanced, site, or a file; default: that of the run",
+    )
     given = parser.parse_args(arguments)
+    if given.prior is not None and given.onnx is None:
+        raise ConfigurationError(f"--prior {given.prior}: is for --onnx; a prediction chooses its own prior")
     if given.site is not None and given.generic:
         raise ConfigurationError("--site and --generic: export one model at a time")
     (model,) = models_of(given)
-    from pfedst.inference.artefact import export
+    from pfedst.inference.artefact import check_new, export, exportable
     from pfedst.inference.artefact_files import is_model
+    from pfedst.inference.onnx_export import ONNX_FILE, onnx_of
     from pfedst.inference.run import load
 
     if is_model(Path(given.model)) or given.model.startswith("hf://"):
         raise ConfigurationError(f"{given.model} is exported already; copy the folder")
-    export(load(given.model), model, given.folder, given.licence)
+    run = load(given.model)
+    check_new(given.folder)
+    # before the folder is written: a model that cannot be exported to ONNX leaves nothing
+    made = None if given.onnx is None else onnx_of(exportable(model, len(run.sites)), given.onnx, given.prior)
+    export(run, model, given.folder, given.licence)
+    if made is not None:
+        made.write(given.folder / ONNX_FILE)
+        print(
+            f"{given.folder / ONNX_FILE}: {len(made.content) / 1e6:.1f} MB, checked on {made.images} images: "
+            f"probabilities differ by {made.worst_difference:.0e} at most. It holds the encoder, whose licence applies "
+            f"to it"
+        )
     if model.site is not None:
         print(
             f"This model holds what site {model.site} did not share: tensors that were trained on its images alone, "

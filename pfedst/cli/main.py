@@ -20,6 +20,7 @@ usage: pfedst COMMAND [OPTIONS]
   predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
   export    a model into a folder           pfedst export runs/NAME FOLDER --site NAME | --generic
   push      that folder to the hub          pfedst push FOLDER USER/NAME [--private]
+  explain   maps of what a model needs      pfedst explain runs/NAME IMAGES --site NAME --out FOLDER
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
   methods   the installed methods
@@ -86,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.export import run_export, run_push
 
             return (run_export if command == "export" else run_push)(given[1:])
+        if command == "explain":
+            from pfedst.cli.explain_images import run_explain
+
+            return run_explain(given[1:])
         if command == "data":
             from pfedst.cli.data import run_data
 

@@ -43,6 +43,13 @@ class Encoder:
     def encode(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
         """Return several kinds of output for images (B, 3, H, W), normalised as in `preprocessing`, in one pass."""
 
+    def encode_batch(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
+        """Return what `encode` returns, computed as one batch: the last bits may depend on the other images.
+
+        The computation is a fixed sequence of tensor operations for any number of images, so it can be exported.
+        """
+        return self.encode(images, needs)
+
     def extract(self, images: Tensor, need: Need) -> Taps:
         """Return the output that an adapter needs for images (B, 3, H, W)."""
         return self.encode(images, (need,))[need]
@@ -90,6 +97,14 @@ class Encoder:
 
     def embed(self, images: Tensor, block_weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Return embeddings (B, E) of images (B, 3, H, W) with replaced block weights, to which gradients pass."""
+        raise self._without("image tower")
+
+    def with_block_weights(self, block_weights: Sequence[Mapping[str, Tensor]]) -> Encoder:
+        """Return an encoder with a copy of the image tower in which some weights of blocks are replaced.
+
+        Args:
+            block_weights: for each block, target -> weight (out, in); see `ImageTower.targets`.
+        """
         raise self._without("image tower")
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

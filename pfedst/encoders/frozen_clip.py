@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -173,19 +174,31 @@ class FrozenCLIP(Encoder):
         Raises:
             ConfigurationError: If the images have another shape.
         """
+        of_tower = [need for need in needs if need != "images"]
+        if not of_tower or images.device.type != "cpu":
+            return self.encode_batch(images, needs)
+        self._check_shape(images)
+        parts = one_by_one(lambda image: self._encode(image, of_tower), images)
+        found: dict[Need, Taps] = {need: _joined([part[need] for part in parts]) for need in of_tower}
+        return found | self.encode_batch(images, [need for need in needs if need == "images"])
+
+    def encode_batch(self, images: Tensor, needs: Collection[Need]) -> dict[Need, Taps]:
+        """Return what `encode` returns, computed as one batch: the last bits may depend on the other images.
+
+        Raises:
+            ConfigurationError: If the images have another shape.
+        """
+        self._check_shape(images)
+        found: dict[Need, Taps] = {"images": Taps("images", (images,))} if "images" in needs else {}
+        of_tower = [need for need in needs if need != "images"]
+        return found | (self._encode(images, of_tower) if of_tower else {})
+
+    def _check_shape(self, images: Tensor) -> None:
         size = self.spec.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ConfigurationError(
                 f"encoder {self.label}: images have shape {tuple(images.shape)}, expected (B, 3, {size}, {size})"
             )
-        found: dict[Need, Taps] = {"images": Taps("images", (images,))} if "images" in needs else {}
-        of_tower = [need for need in needs if need != "images"]
-        if of_tower and images.device.type == "cpu":
-            parts = one_by_one(lambda image: self._encode(image, of_tower), images)
-            found |= {need: _joined([part[need] for part in parts]) for need in of_tower}
-        elif of_tower:
-            found |= self._encode(images, of_tower)
-        return found
 
     @torch.no_grad()
     def _encode(self, images: Tensor, needs: Sequence[Need]) -> dict[Need, Taps]:
@@ -242,6 +255,19 @@ class FrozenCLIP(Encoder):
         replaced = self.tower.with_targets(block_weights)
         embeddings: Tensor = functional_call(self.tower, replaced, (images, self.last_block == "whole"))
         return embeddings
+
+    def with_block_weights(self, block_weights: Sequence[Mapping[str, Tensor]]) -> FrozenCLIP:
+        """Return an encoder with a copy of the image tower in which some weights of blocks are replaced.
+
+        Args:
+            block_weights: for each block, target -> weight (out, in).
+        """
+        changed = copy.copy(self)
+        vars(changed).pop("weights_hash", None)  # of the tower before
+        changed.tower = copy.deepcopy(self.tower)
+        replaced = changed.tower.with_targets(block_weights)
+        changed.tower.load_state_dict({name: weight.detach() for name, weight in replaced.items()}, strict=False)
+        return changed
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

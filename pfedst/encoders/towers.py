@@ -254,7 +254,8 @@ def pooled_patches(tokens: Tensor, patches: int, grid: int) -> Tensor:
     """Average the last `patches` tokens of (B, N, D), which form a square, over a grid of grid x grid."""
     prefix, square = tokens[:, :-patches], tokens[:, -patches:]
     side = round(patches**0.5)
-    image = square.transpose(1, 2).reshape(len(tokens), -1, side, side)
+    # not len(tokens): it is a number, which an exported graph would keep
+    image = square.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
     averages = F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
     return torch.cat([prefix, averages], 1)
 

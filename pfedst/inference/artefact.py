@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from pfedst.inference.artefact_files import (
 from pfedst.inference.card import model_card, results_of
 from pfedst.inference.hub import local_folder
 from pfedst.inference.options import Options, check_confined, with_weights
-from pfedst.inference.rebuild import ANCHORS, PERSONAL, Rebuilt, load_tensors, tensors_of
+from pfedst.inference.rebuild import ANCHORS, GENERIC, PERSONAL, Rebuilt, load_tensors, tensors_of
 from pfedst.inference.run import Run, check_encoder
 from pfedst.inference.site_model import Abstention, SiteModel
 from pfedst.methods.priors import TargetPrior
@@ -87,9 +87,7 @@ def check_new(folder: Path) -> None:
 def config_of(model: SiteModel, sites: int) -> dict[str, Any]:
     """Return the content of `config.json` of a model from a run of so many sites, without hashes."""
     encoder, personal = model.encoder, model.which == PERSONAL
-    effective = model.effective
-    if not personal and effective is not None and sites < FEWEST_SITES and not _is_uniform(effective):
-        effective = None
+    effective = exportable(model, sites).effective
     prior = model.prior.of_classes(model.class_names)
     return {
         "format": FORMAT,
@@ -113,6 +111,14 @@ def config_of(model: SiteModel, sites: int) -> dict[str, Any]:
         "temperature": model.temperature,
         "abstention": None if model.abstention is None else asdict(model.abstention),
     }
+
+
+def exportable(model: SiteModel, sites: int) -> SiteModel:
+    """Return a model of a run with so many sites, a generic one of few sites without their class frequencies."""
+    effective = model.effective
+    if model.which == GENERIC and effective is not None and sites < FEWEST_SITES and not _is_uniform(effective):
+        return replace(model, effective=None)
+    return model
 
 
 def load_model(

@@ -128,7 +128,7 @@ def predict(
     targets = [model.target(prior) for model in models]
     logits: list[list[Tensor]] = [[] for _ in models]
     read: list[_Read] = []
-    progress = _Progress(len(items), console)
+    progress = Progress("predict", len(items), console)
     for batch in _batches(_reads(items, first, batch_size), batch_size):
         if strict and (errors := [found.error for found in batch if found.error]):
             raise DataError(errors[0])
@@ -188,7 +188,7 @@ def logits_of(models: Sequence[Predictor], pixels: Tensor, precision: Precision)
         lower = torch.autocast(pixels.device.type, DTYPES[precision])
     needs: list[Need] = sorted({model.adapter.needs for model in models})
     with lower:
-        found = encoder.encode(pixels, needs)
+        found = encoder.encode_batch(pixels, needs)
         return [model.logits(found[model.adapter.needs]) for model in models]
 
 
@@ -212,11 +212,11 @@ def _columns(model: Predictor, target: TargetPrior, parts: list[Tensor], read: S
     return columns | {"model": [model.id] * len(read)}
 
 
-class _Progress:
+class Progress:
     """Prints how many images are done, and the time left, at most once in some seconds."""
 
-    def __init__(self, images: int, console: Console | None) -> None:
-        self.images, self.console = images, console
+    def __init__(self, command: str, images: int, console: Console | None) -> None:
+        self.command, self.images, self.console = command, images, console
         self.started = self.printed = time.monotonic()
 
     def done(self, images: int) -> None:
@@ -227,4 +227,4 @@ class _Progress:
         self.printed = now
         left = (now - self.started) / images * (self.images - images)
         shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-        self.console.print(f"predict: {images:,} of {self.images:,} images, about {shown} left", highlight=False)
+        self.console.print(f"{self.command}: {images:,} of {self.images:,} images, about {shown} left", highlight=False)

@@ -120,16 +120,16 @@ class SiteModel:
         return target
 
     def probabilities(self, logits: Tensor, target: TargetPrior) -> Tensor:
-        """Return the probabilities (B, K), float64, of logits (B, K) at a prior.
-
-        p is proportional to exp((f - log effective + log site) / T - log site + log target): the temperature belongs
-        to the prior of the site, where it was fitted, and a change of prior is not divided by it.
-        """
+        """Return the probabilities (B, K), float64, of logits (B, K) at a prior; see `calibrated`."""
         if self.effective is None:
             return calibrated(logits, self.temperature).exp()
         # without a site there is no temperature, and so no prior that it belongs to
         site = self.effective if self.site_prior is None else self.site_prior
         return calibrated(logits, self.temperature, self.effective, site, target.at(site) if target else None).exp()
+
+    def correction(self, target: TargetPrior) -> tuple[float, Tensor]:
+        """Return scale and shift (K,), float64, with probabilities = softmax(scale * logits + shift) at a prior."""
+        return 1 / self.temperature, self.probabilities(torch.zeros(1, len(self.class_names)), target)[0].log()
 
     def threshold(self, target: TargetPrior) -> float | None:
         """Return the smallest confidence that counts at a prior; None if there is no threshold for it."""

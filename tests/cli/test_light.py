@@ -37,6 +37,8 @@ COMMANDS = [
     ("", 0, ""),  # import pfedst
     ("--help", 0, ""),
     ("compare --help", 0, ""),
+    ("explain --help", 0, ""),
+    ("explain runs/NAME picture.png --out maps", 2, ""),
     ("compare", 2, ""),
     ("compare --config none.yaml", 2, ""),
     ("compare --config plan.yaml", 2, ""),

@@ -87,8 +87,8 @@ def test_an_unreadable_image_does_not_stop_the_rest(models, pictures, tmp_path, 
 
 def test_personal_and_generic_share_one_pass(models, pictures, monkeypatch) -> None:
     encoder, seen = models[0].encoder, []
-    whole = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda images, needs: seen.append(len(images)) or whole(images, needs))
+    whole = encoder.encode_batch
+    monkeypatch.setattr(encoder, "encode_batch", lambda images, needs: seen.append(len(images)) or whole(images, needs))
     both = predict(models, pictures)
     assert sum(seen) == len(pictures)
     for model, prefix in zip(models, ("", "generic "), strict=True):
