@@ -300,7 +300,7 @@ class Client:
         # the server sends what it knows: for a loss without a prior nothing
         merged = request.priors.get(MERGED, learned if isinstance(learned, str) else NOT_SHARED)
         federation = None if self._personalises else request.priors.get(FEDERATION)
-        if method.pooled and not request.generic_only:  # the images of all sites are here: no site has to send counts
+        if method.pooled and not request.generic_only:  # the images of all sites are here: no site sends counts
             counts = self.class_counts(POOLED)
             federation = loss.prior(counts.double())
             if request.round:

@@ -93,6 +93,8 @@ class FederatedDataModule(LightningDataModule):
             half the bytes, int8 a quarter.
         cache_folder: folder of the caches; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
         cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
+        only_sites: use these sites alone: images of the others need not be on disk. Validation and drawn test images
+            are those that a site has among all sites. Default: all sites.
 
     Raises:
         ConfigurationError: an option is out of range.
@@ -124,6 +126,7 @@ class FederatedDataModule(LightningDataModule):
         cache_folder: Path | str | None = None,
         cache_max_bytes: int = 20_000_000_000,
         sampler: SamplerKind = "shuffle",
+        only_sites: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0 or cache_max_bytes < 0:
@@ -162,7 +165,7 @@ class FederatedDataModule(LightningDataModule):
         self._need: Need = "images"
         self._trained_classes: tuple[str, ...] | None = None
         self._needs_all_classes = False
-        self._chosen_sites: tuple[str, ...] | None = None
+        self._chosen_sites = None if only_sites is None else tuple(plain_names(only_sites))
         self.needed_splits: tuple[Split, ...] = NEEDED
 
     def use_classes(self, names: Sequence[str], all_of_them: bool = False) -> None:
@@ -185,7 +188,7 @@ class FederatedDataModule(LightningDataModule):
         self._trained_classes, self._needs_all_classes = tuple(plain_names(names)), all_of_them
 
     def use_sites(self, names: Sequence[str]) -> None:
-        """Use these sites alone; images of the others need not be on disk. Their splits stay as they are.
+        """Use these sites alone, as `only_sites`.
 
         Raises:
             ConfigurationError: the data are prepared with other sites.

@@ -107,10 +107,11 @@ class Request:
     def digest(self) -> str:
         """SHA-256 of values and tensors: a request with the same digest has the same reply.
 
-        The pinned fits do not enter: they change no reply. Neither do a factor of 1 and what concerns evaluations
-        alone, so that the replies of older runs are found.
+        The pinned fits do not enter: they change no reply. Neither do newer fields at their default, so that the
+        replies of older runs are found.
         """
-        left_out = {"pinned", "generic_only"} | ({"lr_factor"} if self.lr_factor == 1 else set())
+        left_out = {"pinned"} | ({"lr_factor"} if self.lr_factor == 1 else set())
+        left_out |= set() if self.generic_only else {"generic_only"}
         values = {key: value for key, value in self.values().items() if key not in left_out}
         found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for part, state in sorted(self.parts.items()):

@@ -85,8 +85,9 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         size = str(counted) if column == "weighted_mean" else ""
         table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
     if "held_out_mean" in summary["personal"]:
-        heading = "mean of sites not in the run" if new and not held_out else "mean of held out"
-        table.add_row(heading + (" or not in the run" if new and held_out else ""), "", *_cells([summary[m]["held_out_mean"] for m in models], metrics))
+        heading = "mean of sites not in the run" if new else "mean of held out"
+        heading = "mean of held out or not in the run" if new and held_out else heading
+        table.add_row(heading, "", *_cells([summary[m]["held_out_mean"] for m in models], metrics))
     return table
 
 

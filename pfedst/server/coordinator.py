@@ -16,6 +16,7 @@ from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
 from pfedst.names import plain_names
 from pfedst.reporting import RunFolder, RunSummary, chosen_round, describe, of_model
+from pfedst.reporting.join_table import joined_when
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
@@ -304,7 +305,10 @@ class FederatedCoordinator:
         return Server(method, samples, make_start, run_seed, held_out, counts, balanced)
 
     def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
-        options, init = self.options, made_of.get("init")
+        options = self.options
+        of_source = {"init": made_of["init"]} if "init" in made_of else {}
+        if joined := made_of.get("joined"):
+            of_source["when"] = joined_when(joined)
         values = {name: hello.values for name, hello in hellos.items()}
         described = describe(
             server.method,
@@ -317,7 +321,7 @@ class FederatedCoordinator:
             options.fits.keep_optimizer,
             None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
-        return described if init is None else described | {"init": init}
+        return described | of_source
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
