@@ -1,4 +1,4 @@
-"""A hospital joins a finished run: what it begins with, and the folder that it gets, which is used like that of a run."""
+"""A hospital joins a finished run: what it begins with, and the folder that it gets, which is like that of a run."""
 
 from __future__ import annotations
 

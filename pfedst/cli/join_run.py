@@ -68,7 +68,8 @@ class JoinCLI(PFedSTCLI):
         for key in ("site", "epochs"):
             config.pop(key, None)
         config["name"] = name
-        for key, value in {"rounds": ROUND, "held_out_sites": [], "lr_schedule": "constant", "warmup_rounds": 0}.items():
+        alone = {"rounds": ROUND, "held_out_sites": [], "lr_schedule": "constant", "warmup_rounds": 0}
+        for key, value in alone.items():
             config["coordinator"][key] = value
         config["data"]["init_args"]["only_sites"] = [self._site]
         if outcome is not None and outcome.joined and outcome.trained == "copy":
