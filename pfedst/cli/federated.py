@@ -19,6 +19,7 @@ from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
+from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER
 from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.configuration.yaml_text import check_configurations
@@ -297,7 +298,8 @@ class PFedSTCLI(LightningCLI):
         seed, choice, site = self._seed(), str(self._get(self.config, "round")), self._get(self.config, "site")
         given = coordinator, model, datamodule, method, self.trainer, folder, split, seed, choice
         self.summary = evaluate(*given, site)
-        file = folder / f"{'-'.join([split, *([] if choice == LAST else [choice])])}.json"
+        parts = [split, *([] if choice == LAST else [choice]), *([] if site is None else [site_folder(site)])]
+        file = folder / f"{'-'.join(parts)}.json"
         with writing(file):
             write_json(file, self.summary)
         print_summary(self.summary)

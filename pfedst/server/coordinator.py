@@ -242,7 +242,7 @@ class FederatedCoordinator:
             ConfigurationError: a site that was not in the run, and the method has no generic model.
             StateError: the state does not fit the configuration, or the run was trained with another encoder.
         """
-        transport = CheckedTransport(transport, method.has_generic)
+        transport = CheckedTransport(transport, method.has_generic, trains=False)
         hellos = transport.hello(run)
         here = identity(hellos)
         check_same_model(trained, here)
