@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from pfedst.client.joining import MOST_PASSES, Joining, Outcome, what_joins
 from pfedst.client.module import FederatedClient
@@ -82,7 +81,7 @@ class Join:
         template: the configured client, without classes.
         data: holds the images of the site; those of other sites need not be on disk.
         method: the plugin; that of the run, or another one that shares the same tensors.
-        trainer: the configured Trainer; a pass over the training images is one of its local epochs.
+        local: runs the fits; a pass over the training images is one of its local epochs.
         coordinator: gives the threads.
         run_seed: seed of the run.
         site: name of the site in the data.
@@ -98,7 +97,7 @@ class Join:
         template: FederatedClient,
         data: FederatedDataModule,
         method: FederatedMethod,
-        trainer: Trainer,
+        local: LocalTrainer,
         coordinator: FederatedCoordinator,
         run_seed: int,
         site: str,
@@ -112,7 +111,6 @@ class Join:
         data.use_classes(source.start.classes)
         data.use_sites([site])
         data.need_only("train")
-        local = LocalTrainer(trainer)
         self.source, self.site, self.run_seed = source, site, run_seed
         self.study = dict(study or {}) | ({**source.start.study, "joined": True} if study else {})
         shares = coordinator.share_class_counts

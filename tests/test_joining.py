@@ -16,6 +16,7 @@ from pfedst import simulation
 from pfedst.client.joining import FEWEST_LABELS, shared_frozen, train_personal
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import SiteState
+from pfedst.client.training import LocalTrainer
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, DataError, StateError
 from pfedst.joining import Join, Source
@@ -44,7 +45,7 @@ def joined(source, folder, method=None, site=NEW, sites=None, model=None, passes
     method = method or PFedST()
     model = model or template(method, loss=BalancedSoftmax(), optimizer=options.pop("optimizer", FAST))
     source = Source.of_run(str(source)) if not isinstance(source, Source) else source
-    given = source, model, sites or sites_of(), method, trainer(), FederatedCoordinator(threads=1)
+    given = source, model, sites or sites_of(), method, LocalTrainer(trainer()), FederatedCoordinator(threads=1)
     join = Join(*given, 0, site, {"method": type(method).__name__})
     run = RunFolder.create(folder, name, name)
     return run.path, join.run(run, passes)

@@ -13,6 +13,7 @@ from pfedst.cli.resume import resumable
 from pfedst.cli.study import study_options
 from pfedst.client.joining import MOST_PASSES, Outcome
 from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.errors import ConfigurationError
 from pfedst.joining import ROUND, Join, Source
@@ -51,7 +52,8 @@ class JoinCLI(PFedSTCLI):
         study = study_options(self._configuration(name), self.defaults())
         coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
         with resumable("nothing was written yet. Give the same command again"):
-            join = Join(source, model, datamodule, method, self.trainer, coordinator, self._seed(), site, study)
+            local = LocalTrainer(self.trainer)
+            join = Join(source, model, datamodule, method, local, coordinator, self._seed(), site, study)
         folder = RunFolder.create(self._runs_dir, name, name)
         folder.write_config(self._configuration(name))
         with resumable("the site has not joined yet. Give the same command again"):
