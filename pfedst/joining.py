@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from pfedst.client.exchange import start_maker
 from pfedst.client.joining import MOST_PASSES, Joining, Outcome, what_joins
 from pfedst.client.module import FederatedClient
+from pfedst.client.state import SITES
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.errors import ConfigurationError
@@ -30,7 +32,7 @@ from pfedst.server.replies import CheckedTransport
 from pfedst.server.saved_rounds import round_records
 from pfedst.server.server import Server
 from pfedst.server.warm_start import WarmStart, chosen_round_of
-from pfedst.simulation import SITES, make_client, start_maker
+from pfedst.simulation import make_client
 from pfedst.state.run_state import RunState, StateSaver
 from pfedst.state.snapshot import saved_table
 from pfedst.torch_threads import torch_threads

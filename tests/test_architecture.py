@@ -52,12 +52,8 @@ ROOMS = {room(name) for name in MODULES}
 FLOORS = (
     {"__main__"},
     {"cli", "testing"},
-<<<<<<< HEAD
-    {"compare", "simulation", "inference"},
-=======
     {"joining"},
-    {"compare", "simulation"},
->>>>>>> b68258f (pfedst join: a hospital trains its own part of a finished run, and keeps it where validation says so)
+    {"compare", "simulation", "inference"},
     {"server", "transport"},
     {"client"},
     {"reporting"},

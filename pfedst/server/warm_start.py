@@ -74,17 +74,10 @@ class WarmStart:
         method, frozen, anchors = (saved_table(server, key) for key in ("method", "frozen", "anchors"))
         tensors = {**saved_table(method, NET), **frozen}
         for what, state in (("tensors", tensors), ("class anchors", anchors)):
-<<<<<<< HEAD
-            check_plain({what: state}, f"--init {text}")
-            check_finite(state, f"--init {text}, {what}")
-        about = {"name": folder.resolve().name, "round": number, "sha256": hash_of({**tensors, **_keyed(anchors)})}
-        return cls(about, RunFolder(folder).identity(), tensors, anchors.get("classes"))
-=======
             check_plain({what: state}, f"{option} {text}")
             check_finite(state, f"{option} {text}, {what}")
-        about = {"name": folder.resolve().name, "round": number, "sha256": _hash({**tensors, **_keyed(anchors)})}
+        about = {"name": folder.resolve().name, "round": number, "sha256": hash_of({**tensors, **_keyed(anchors)})}
         return cls(about, RunFolder(folder).identity(), tensors, anchors.get("classes"), option)
->>>>>>> b68258f (pfedst join: a hospital trains its own part of a finished run, and keeps it where validation says so)
 
     @classmethod
     def continued(cls, identity: Mapping[str, Any]) -> WarmStart:
