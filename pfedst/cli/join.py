@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pfedst.errors import ConfigurationError
 
 USAGE = """\
-usage: pfedst join RUN --site NAME [--epochs N] [--name NEW] [OPTIONS OF FIT]
+usage: pfedst join RUN|MODEL --site NAME [--epochs N] [--name NEW] [OPTIONS OF FIT]
 
   RUN       the folder of a finished run, or RUN@best for its best round on validation
+  MODEL     a folder of pfedst export --generic, or hf://USER/NAME; options of data, coordinator and trainer are then
+            those of pfedst fit, and --model.encoder.weights names the file of the encoder
   --site    the new hospital, as the data name it
   --epochs  passes over its training images; default: up to 20, chosen on its validation images, and 3 where it has
             fewer than 50 labelled images
@@ -24,17 +26,11 @@ def run_join(arguments: Sequence[str]) -> int:
     if not arguments or {"--help", "-h"} & set(arguments):
         print(USAGE, end="")
         return 0
-    from pfedst.cli.federated import run_command
-    from pfedst.cli.join_run import JoinCLI
-    from pfedst.server.warm_start import folder_and_choice
-
     source, *rest = arguments
     if source.startswith("-"):
-        raise ConfigurationError(f"pfedst join: give the folder of a run first\n{USAGE}")
-    folder, _ = folder_and_choice(source)
-    if not (folder / "config.yaml").is_file():
-        raise ConfigurationError(
-            f"pfedst join {source}: no run, as {folder} holds no config.yaml; give a folder as runs/NAME"
-        )
-    config = f"--config={folder / 'config.yaml'}"
-    return run_command(["fit", config, "--name=null", *rest, f"--init={source}"], JoinCLI)
+        raise ConfigurationError(f"pfedst join: give the folder of a run or of a model first\n{USAGE}")
+    from pfedst.cli.federated import run_command
+    from pfedst.cli.join_run import JoinCLI, configuration_of
+
+    with configuration_of(source) as (place, config):
+        return run_command(["fit", f"--config={config}", "--name=null", *rest, f"--init={place}"], JoinCLI)

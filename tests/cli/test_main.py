@@ -5,13 +5,15 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pfedst import __version__
+from pfedst import __version__, load
 from pfedst.cli import main
 from pfedst.cli.explain import explain
 from pfedst.cli.method_pages import method_cost
 from pfedst.client.lightning_options import UNUSED
+from pfedst.client.predictions import Predictions
 from pfedst.data import SyntheticSites
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import bytes_text
@@ -305,6 +307,31 @@ def test_a_new_hospital_joins_a_run_and_its_folder_is_tested(finished, tmp_path,
     capsys.readouterr()
     assert main(["join", str(run), *options, "--site=site_c", "--name=a-site_c"]) == 2
     assert "never overwritten" in capsys.readouterr().err
+    # the models of the folder
+    images = SyntheticSites(**THREE, image_size=32).read().splits["site_c"]["test"].source
+    pictures = [images.load(row) for row in range(len(images))]
+    predictions = Predictions.load(folder / "sites" / "site_c", "test", 1)
+    of_folder = load(folder)
+    assert of_folder.sites == ["site_c"]
+    for site, model in (("site_c", "personal"), (None, "generic")):
+        found = of_folder.model(site).predict(pictures, "training")
+        expected = predictions.logits(model).double().softmax(1)
+        columns = [f"probability {name}" for name in of_folder.classes]
+        assert np.allclose(found[columns].to_numpy(float), expected.numpy(), atol=1e-5)
+
+
+def test_a_hospital_joins_an_exported_model_as_it_joins_its_run(finished, tmp_path, capsys) -> None:
+    options = [*QUICK, *AS_OPTIONS, f"--runs_dir={tmp_path}", "--site=site_c", "--epochs=1"]
+    assert main(["export", str(finished), str(tmp_path / "model"), "--generic"]) == 0
+    assert main(["join", str(tmp_path / "model"), *options, "--name=of_model"]) == 0
+    assert main(["join", str(finished), *options, "--name=of_run"]) == 0
+    one, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("of_model", "of_run"))
+    assert one["personal"] == other["personal"]
+    assert one["joined"]["rows"] == other["joined"]["rows"]
+    assert main(["export", str(finished), str(tmp_path / "personal"), "--site=site_a"]) == 0
+    capsys.readouterr()
+    assert main(["join", str(tmp_path / "personal"), *options, "--name=x"]) == 2
+    assert "this is the model of site site_a; export the generic model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -334,9 +361,9 @@ def test_join_without_a_run(tmp_path, capsys) -> None:
     assert main(["join"]) == 0
     assert "usage: pfedst join RUN" in capsys.readouterr().out
     assert main(["join", "--site=a"]) == 2
-    assert "give the folder of a run first" in capsys.readouterr().err
+    assert "give the folder of a run or of a model first" in capsys.readouterr().err
     assert main(["join", str(tmp_path), "--site=a"]) == 2
-    assert "no config.yaml" in capsys.readouterr().err
+    assert "no run and no model" in capsys.readouterr().err
 
 
 def test_print_config_round_trips_without_what_a_run_refuses(tmp_path, capsys) -> None:

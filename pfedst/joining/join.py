@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from pfedst.client.state import SITES
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.errors import ConfigurationError
+from pfedst.joining.source import COMMAND, Source
 from pfedst.messages.payload import payload_bytes
 from pfedst.messages.requests import Request
 from pfedst.methods.interface import FederatedMethod
@@ -27,11 +27,9 @@ from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.evaluations import EVALUATED, Evaluation, ask_class_metrics, evaluate_sites
 from pfedst.server.fits import Reported
 from pfedst.server.merged import Merged
-from pfedst.server.priors import FederationPriors
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.saved_rounds import round_records
 from pfedst.server.server import Server
-from pfedst.server.warm_start import WarmStart, chosen_round_of
 from pfedst.simulation import make_client
 from pfedst.state.run_state import RunState, StateSaver
 from pfedst.state.snapshot import saved_table
@@ -39,40 +37,8 @@ from pfedst.torch_threads import torch_threads
 from pfedst.tracking import peak_memory_bytes
 from pfedst.transport.in_process import InProcess
 
-COMMAND = "pfedst join"
 ROUND = 1
 """The round under which the folder of a site that joined keeps its state."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a hospital joins: the merged model of a run, and what the server knew. Nothing personal is part of it.
-
-    Attributes:
-        start: shared and frozen tensors, class anchors, and the identity of the run.
-        server: what the run saved of its server, as `Server.state_parts` returns it.
-        priors: the class priors of the run.
-        trained_sites: sites with a personal part in the run, which need not join.
-    """
-
-    start: WarmStart
-    server: Mapping[str, Any] = field(repr=False)
-    priors: FederationPriors
-    trained_sites: Collection[str] = ()
-
-    @classmethod
-    def of_run(cls, text: str) -> Source:
-        """Read the folder of a run: `RUN`, `RUN@best`, or `RUN@N`.
-
-        Raises:
-            ConfigurationError: there is no such run, or that round is not kept.
-            StateError: the saved round is damaged.
-        """
-        start = WarmStart.of_run(text, COMMAND)
-        _, _, saved = chosen_round_of(text, COMMAND)
-        priors = FederationPriors.from_about(saved.about, len(start.classes))
-        after = Merged.from_about(saved.about).after
-        return cls(start, saved.parts["server"], priors, [name for name, number in after.items() if number])
 
 
 class Join:
@@ -109,6 +75,10 @@ class Join:
             raise ConfigurationError(
                 f"{COMMAND} --site {site}: it took part in the run, whose folder holds its own part of the model; use "
                 f"pfedst test, or name the folder of the new hospital otherwise"
+            )
+        if source.pixel_range is not None and source.pixel_range != data.pixel_range:
+            raise ConfigurationError(
+                f"{source.start.name} was trained with --data.pixel_range {list(source.pixel_range)}: give the same"
             )
         data.use_classes(source.start.classes)
         data.use_sites([site])
