@@ -10,7 +10,7 @@ from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.local import Local
 from pfedst_baselines.pooled import Pooled
 from pfedst_baselines.prototypes import Prototypes
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW
 
 from pfedst import simulation
 from pfedst.client.joining import FEWEST_LABELS, shared_frozen, train_personal
@@ -22,6 +22,7 @@ from pfedst.errors import ConfigurationError, DataError, StateError
 from pfedst.joining import Join, Source
 from pfedst.methods.criteria import BalancedSoftmax, CrossEntropy
 from pfedst.methods.pfedst import PFedST
+from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder
 from pfedst.reporting.join_table import AT_SITE, GENERIC, TRAINED, join_tables, join_text
 from pfedst.server.coordinator import FederatedCoordinator
@@ -259,6 +260,20 @@ def test_a_fresh_lora_is_trained_on_the_model_of_another_method(tmp_path) -> Non
     assert summary["joined"]["trained"] == "personal"
 
 
+@pytest.mark.parametrize("name", ["SCAFFOLD", "APFL", "FedBN", "FedRep", "FACMIC", "PFedMe"])
+def test_methods_of_every_kind_join_and_their_folder_is_evaluated(tmp_path, name) -> None:
+    """State at the server, twins, norm layers, heads in turns, batch norm, a memo that predicts."""
+    make, sgd = registered_methods()[name], {"optimizer": partial(SGD, lr=0.005)} if name == "PFedMe" else {}
+    fit(tmp_path / "source", make(), sites=data(), model=template(make(), loss=BalancedSoftmax(), **sgd), rounds=1)
+    method = make()
+    folder, summary = joined(tmp_path / "source/run", tmp_path, method, passes=1, **sgd)
+    then, now = server(tmp_path / "source/run", "round-000001"), server(folder)
+    assert now["method"].keys() == then["method"].keys()
+    for part, tensors in then["method"].items():
+        assert all(torch.equal(now["method"][part][key], tensor) for key, tensor in tensors.items())
+    assert evaluated(folder, method, site=NEW)["personal"]["clients"] == summary["personal"]["clients"]
+
+
 def test_a_twin_begins_at_the_generic_model(tmp_path, monkeypatch) -> None:
     fit(tmp_path / "source", Ditto(), sites=data(), model=template(Ditto(), loss=BalancedSoftmax()))
     _, summary = joined(tmp_path / "source/run", tmp_path, Ditto(), optimizer=USELESS)
@@ -343,7 +358,10 @@ def test_a_loss_whose_priors_are_not_known_is_compared_as_it_is(tmp_path) -> Non
 
 def test_counts_that_sites_shared_give_the_prior_of_the_generic_model(tmp_path) -> None:
     model = template(PFedST(), loss=CrossEntropy())
-    fit(tmp_path / "source", PFedST(), sites=data(), model=model, share_class_counts=True)
+    fit(tmp_path / "source", PFedST(), sites=data(), model=model, share_class_counts=True, keep_states=9)
+    at_start = Source.of_run(f"{tmp_path / 'source/run'}@0").priors.merged
+    assert at_start.tolist() == pytest.approx([1 / 3] * 3)
+    assert Source.of_run(str(tmp_path / "source/run")).priors.merged.tolist() != pytest.approx([1 / 3] * 3, abs=1e-3)
     given = template(PFedST(), loss=CrossEntropy(), optimizer=FAST)
     _, summary = joined(tmp_path / "source/run", tmp_path, model=given, passes=1)
     assert summary["joined"]["prior"] is True

@@ -13,6 +13,7 @@ from pfedst.errors import ConfigurationError, StateError
 from pfedst.inference.artefact import MODEL_FILE, checked_tensors, is_model, read_config
 from pfedst.inference.rebuild import ANCHORS, GENERIC
 from pfedst.messages.payload import hash_of
+from pfedst.methods.priors import uniform
 from pfedst.server.merged import Merged
 from pfedst.server.priors import FederationPriors
 from pfedst.server.warm_start import WarmStart, chosen_round_of
@@ -54,8 +55,10 @@ class Source:
         start = WarmStart.of_run(text, COMMAND)
         _, _, saved = chosen_round_of(text, COMMAND)
         priors = FederationPriors.from_about(saved.about, len(start.classes))
-        after = Merged.from_about(saved.about).after
-        return cls(start, saved.parts["server"], priors, [name for name, number in after.items() if number])
+        merged = Merged.from_about(saved.about)
+        if not merged.any:  # the start of the run, which has learned no class frequencies
+            priors = FederationPriors(uniform(len(start.classes)), priors.federation)
+        return cls(start, saved.parts["server"], priors, [name for name, number in merged.after.items() if number])
 
     @classmethod
     def of_model(cls, folder: Path) -> Source:
