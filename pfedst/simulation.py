@@ -163,14 +163,19 @@ def evaluate(
     split: Split,
     run_seed: int,
     choice: str = LAST,
+    site: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved round of a run on one split of a data set on this machine.
+
+    The sites may be some of the run or others; images of `split` are enough. Without images of the training split the
+    class frequencies of a site are not known, and there are no metrics at its prior.
 
     Args:
         coordinator, template, data, method, trainer, run_seed: as in `Simulation`, of the run's own configuration.
         folder: the run's folder.
         split: `validation` or `test`.
         choice: the round: `last`, `best` on validation, or the number of one that is kept.
+        site: evaluate this site alone, without the images of the others; None for all.
 
     Raises:
         ConfigurationError: that round is not kept.
@@ -180,6 +185,9 @@ def evaluate(
     (number, saved), trained = RunState(folder / "state").chosen(choice), RunFolder(folder).identity()
     if classes := trained.get("classes"):
         data.use_classes(classes)
+    data.need_only(*(("test",) if split == "test" else ()))  # validation is cut from train where there is none
+    if site is not None:
+        data.use_sites([site])
     held_out = coordinator.held_out_sites
     shares = coordinator.share_class_counts
     local = LocalTrainer(trainer)

@@ -53,6 +53,7 @@ ROOMS = {room(name) for name in MODULES}
 FLOORS = (
     {"__main__"},
     {"cli", "testing"},
+    {"joining"},
     {"compare", "simulation", "inference"},
     {"server", "transport"},
     {"client"},

@@ -145,3 +145,13 @@ def test_the_sites_benchmark_compares_runs(scripts) -> None:
     lines = scripts("sites").targets([few, many | {"peak_bytes": 109}, alike]).splitlines()
     assert lines[2].endswith("| 1.090x | met |")
     assert lines[3].endswith("| 1.500x | MISSED |")
+
+
+def test_draws_of_labels_are_nested_and_stratified(scripts) -> None:
+    targets = [0] * 60 + [1] * 30 + [2] * 10
+    order = scripts("joining").nested_order(targets, seed=3)
+    assert sorted(order) == list(range(100))
+    for number in (10, 30, 50):
+        drawn = [targets[index] for index in order[:number]]
+        assert all(abs(drawn.count(of) - number * targets.count(of) / 100) <= 1 for of in range(3))
+    assert order != scripts("joining").nested_order(targets, seed=4)

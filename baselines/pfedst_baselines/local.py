@@ -14,6 +14,7 @@ class Local(FederatedMethod):
 
     source = "reference row: no communication"
     has_generic = False
+    joins = False
 
     def partition(self, client: LocalModel) -> list[Rule]:
         """Everything is personal."""

@@ -15,3 +15,4 @@ class Pooled(FederatedMethod):
     source = "reference row: centralised training"
     personalises = False
     pooled = True
+    joins = False

@@ -18,6 +18,7 @@ class ZeroShot(FederatedMethod):
 
     source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"
     personalises = False
+    joins = False
     requires_anchors: ClassVar[AnchorKind | None] = "text"
 
     def default_adapter(self, encoder: Encoder, head: AnchorHead) -> Adapter:

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedst.cli.model_options import add_model_options, models_of
+from pfedst.cli.model_options import HUB, add_model_options, models_of
 from pfedst.errors import ConfigurationError
 
 
@@ -46,7 +46,7 @@ def run_export(arguments: Sequence[str]) -> int:
     from pfedst.inference.onnx_export import ONNX_FILE, onnx_of
     from pfedst.inference.run import load
 
-    if is_model(Path(given.model)) or given.model.startswith("hf://"):
+    if is_model(Path(given.model)) or given.model.startswith(HUB):
         raise ConfigurationError(f"{given.model} is exported already; copy the folder")
     run = load(given.model)
     check_new(given.folder)

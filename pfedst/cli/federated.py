@@ -19,6 +19,7 @@ from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
+from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER
 from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.configuration.yaml_text import check_configurations
@@ -109,6 +110,12 @@ class PFedSTCLI(LightningCLI):
                 type=str,
                 default=LAST,
                 help="which saved round: last, best (on validation), or the number of one that is kept",
+            )
+            parser.add_argument(
+                "--site",
+                type=str | None,
+                default=None,
+                help="evaluate this site alone; images of the others need not be on disk",
             )
         parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
         parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
@@ -288,9 +295,11 @@ class PFedSTCLI(LightningCLI):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: give the folder of a run, such as runs/NAME")
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
-        seed, choice = self._seed(), str(self._get(self.config, "round"))
-        self.summary = evaluate(coordinator, model, datamodule, method, self.trainer, folder, split, seed, choice)
-        file = folder / (f"{split}.json" if choice == LAST else f"{split}-{choice}.json")
+        seed, choice, site = self._seed(), str(self._get(self.config, "round")), self._get(self.config, "site")
+        given = coordinator, model, datamodule, method, self.trainer, folder, split, seed, choice
+        self.summary = evaluate(*given, site)
+        parts = [split, *([] if choice == LAST else [choice]), *([] if site is None else [site_folder(site)])]
+        file = folder / f"{'-'.join(parts)}.json"
         with writing(file):
             write_json(file, self.summary)
         print_summary(self.summary)

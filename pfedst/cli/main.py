@@ -14,6 +14,7 @@ usage: pfedst COMMAND [OPTIONS]
   fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
   validate  a finished run on validation    pfedst validate runs/NAME
   test      a finished run on test          pfedst test runs/NAME
+  join      a new hospital to a run         pfedst join runs/NAME --data ... --site SITE
   compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
   calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
@@ -99,6 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.cache import run_cache
 
             return run_cache(given[1:])
+        if command == "join":
+            from pfedst.cli.join import run_join
+
+            return run_join(given[1:])
         from pfedst.cli.federated import run_command
 
         return run_command(given)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pfedst.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pfedst.inference.site_model import SiteModel
+
+HUB = "hf://"
+"""The prefix of a model on the Hugging Face hub."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -30,20 +34,24 @@ def models_of(given: argparse.Namespace) -> list[SiteModel]:
         ConfigurationError: no model of a run is chosen, or an option has no effect.
         PfedstError: the model cannot be loaded.
     """
-    from pathlib import Path
-
+    folder = Path(given.model)
+    if not given.model.startswith(HUB) and not any(
+        (folder / file).is_file() for file in ("config.yaml", "config.json")
+    ):
+        raise ConfigurationError(
+            f"{folder}: neither a run nor an exported model; give a folder such as runs/NAME, or hf://USER/NAME"
+        )
     import torch
 
     from pfedst.inference.artefact import load_model
     from pfedst.inference.artefact_files import is_model
-    from pfedst.inference.hub import PREFIX
     from pfedst.inference.run import load
 
     try:
         torch.empty(0, device=given.device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(f"--device {given.device}: {str(error).splitlines()[0]}; use cpu") from error
-    if given.model.startswith(PREFIX) or is_model(Path(given.model)):
+    if given.model.startswith(HUB) or is_model(folder):
         for option, chosen in (("--site", given.site), ("--generic", given.generic)):
             if chosen:
                 raise ConfigurationError(f"{option}: {given.model} holds one model; leave the option out")

@@ -197,9 +197,11 @@ class Client:
         return Reply({"record": record, "repeated": False}, message)
 
     def _evaluate(self, name: str, request: Request) -> Reply:
-        is_finetuned = self._restore(name, request)
+        alone = self._restore(name, request)
         models = {"personal": self.method.personal_model(self.model)}
-        if not self._personalises:
+        if request.generic_only:
+            models = {"personal": self.generic.adapter}
+        elif not self._personalises:
             self._check_is_generic(models["personal"])
         elif self.method.has_generic:
             # the generic model is the adapter itself: a personal model may use private modules, which are not trained
@@ -207,7 +209,7 @@ class Client:
         reported = ("personal", "generic") if self.method.has_generic else ("personal",)
         if not request.evaluate:  # asked only whether the state can be read; a pooled client has no images of its own
             return Reply({"evaluated": {}})
-        priors, evaluated = self._priors(name, request, models, is_finetuned), {}
+        priors, evaluated = self._priors(name, request, models, alone), {}
         for split in request.evaluate:
             found, predictions = self._evaluated(name, models, split, priors.shifts(self.module.prior))
             stated = {m: priors.stated(m, predictions.logits(m), predictions.tensors["label"]) for m in models}
@@ -250,11 +252,12 @@ class Client:
         assert self.sites is not None
         return SiteState(self.sites, name)
 
-    def _restore(self, name: str, request: Request) -> bool:
+    def _restore(self, name: str, request: Request) -> bool | None:
         """Put the model in the state after the fit that the server counts, and receive its message.
 
         Returns:
-            True if that fit was the fine-tuning after the last round.
+            True if that fit was on images of the site alone, after the last merge: fine-tuning, or joining a finished
+                run. False if the site joined, and keeps the generic model. None for the fit of a round.
 
         Raises:
             StateError: that state is not on disk, or the message does not fit what is declared shared.
@@ -267,8 +270,8 @@ class Client:
         site = self._state(name) if request.after else None
         return restore(model, self.generic, self.method, self._first, site, request)
 
-    def _priors(self, name: str, request: Request, models: Iterable[str], is_finetuned: bool) -> SitePriors:
-        """Return the class priors of the models of a site.
+    def _priors(self, name: str, request: Request, models: Iterable[str], alone: bool | None) -> SitePriors:
+        """Return the class priors of the models of a site; `alone`: as `_restore` returns it.
 
         A model that was not trained has learned no class frequencies: its prior is uniform. The personal model after
         fine-tuning, and that of a method which says so, has those of its site. A merged model has what the server says.
@@ -279,7 +282,7 @@ class Client:
         # the server sends what it knows: for a loss without a prior nothing
         merged = request.priors.get(MERGED, learned if isinstance(learned, str) else NOT_SHARED)
         federation = None if self._personalises else request.priors.get(FEDERATION)
-        if method.pooled:  # the images of all sites are here: no site has to send counts
+        if method.pooled and not request.generic_only:  # the images of all sites are here: no site sends counts
             counts = self.class_counts(POOLED)
             federation = loss.prior(counts.double())
             if request.round:
@@ -287,7 +290,9 @@ class Client:
         if not self.model.learnable:
             merged = uniform(len(natural))
         own = merged
-        if is_finetuned or (method.has_own_prior and request.after):
+        if request.generic_only or alone is False:
+            pass
+        elif alone or (method.has_own_prior and request.after):
             own = learned
         elif method.has_own_prior:
             own = uniform(len(natural))
@@ -307,7 +312,8 @@ class Client:
                 f'method {type(self.method).__name__} shows images of site "{place[0]}" to client {name}: only a site '
                 f"that is held out may give its images away; add --coordinator.held_out_sites [{place[0]}]"
             )
-        self.data.unlabelled(*place, seed=0)  # a missing site or split is reported before the first round
+        if "train" in self.data.needed_splits:  # else nothing is trained, and the images need not be here
+            self.data.unlabelled(*place, seed=0)  # a missing site or split is reported before the first round
         return [place[0]] if place[0] != name else []
 
     # -- training and evaluation -------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class ClientModel(nn.Module):
         round: the current round, from 1; 0 before the first.
         local_epoch: the epoch of the current local fit, from 0.
         finetuning: True in the local epochs after the last round.
+        joining: the local epoch, of the turns of the method, that a site repeats while it joins a finished run; only
+            personal tensors are then trained. None otherwise.
         lr_factor: the factor of the schedule on all learning rates of a local fit.
         optimizer: the optimiser of the current local fit; None outside of a fit.
         loss: the loss of logits; `criterion` calls it.
@@ -80,6 +82,7 @@ class ClientModel(nn.Module):
         self.round = 0
         self.local_epoch = 0
         self.finetuning = False
+        self.joining: int | None = None
         self.lr_factor = 1.0
         self.loss: Criterion = CrossEntropy()
         self.class_counts = torch.zeros(len(self.class_names))
@@ -111,6 +114,11 @@ class ClientModel(nn.Module):
         return self.partition.kinds[key.removeprefix(ADAPTER)] if key.startswith(ADAPTER) else "personal"
 
     @property
+    def trained_keys(self) -> list[str]:
+        """The keys of the parameters that a fit may change: while a site joins, the personal ones of `learnable`."""
+        return [key for key in self.learnable if self.joining is None or self.kind(key) == "personal"]
+
+    @property
     def has_personal_tensors(self) -> bool:
         """True if any tensor stays at the client."""
         return any(self.kind(key) == "personal" for key in self.own_keys())
@@ -128,6 +136,13 @@ class ClientModel(nn.Module):
         """Return the shared parameters themselves (no buffers), by their key in the adapter."""
         shared = set(self.partition.keys("shared"))
         return {key: parameter for key, parameter in self.adapter.named_parameters() if key in shared}
+
+    def keep_shared_statistics(self) -> None:
+        """Let norm layers with shared running statistics use these, and leave them as they are, until `train`."""
+        shared = set(self.partition.keys("shared"))
+        for name, layer in self.adapter.named_modules():
+            if any(f"{name}.{key}" in shared for key, _ in layer.named_buffers(recurse=False)):
+                layer.eval()
 
     def load_shared(self, state: State) -> None:
         """Overwrite the shared tensors.

@@ -144,7 +144,7 @@ class FederatedClient(LightningModule):
         parameters = dict(model.named_parameters())
         model.optimizer = grouped_optimizer(
             self.make_optimizer,
-            {key: parameters[key] for key in model.learnable},
+            {key: parameters[key] for key in model.trained_keys},
             norm_keys(model),
             lambda key: self.method.learning_rate_scale(key.removeprefix(ADAPTER)),
             model.lr_factor,
@@ -189,11 +189,13 @@ class FederatedClient(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set which parameters are trained in this epoch."""
         model = self.model
-        model.local_epoch = int(self.current_epoch)
-        parameters = dict(model.named_parameters())
+        model.local_epoch = int(self.current_epoch) if model.joining is None else model.joining
+        parameters, trained = dict(model.named_parameters()), set(model.trained_keys)
         for key in model.learnable:
             trains = self.method.trainable(model, key.removeprefix(ADAPTER), model.local_epoch)
-            parameters[key].requires_grad_(trains)
+            parameters[key].requires_grad_(trains and key in trained)
+        if model.joining is not None:
+            model.keep_shared_statistics()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the method edit gradients: unscaled, not yet clipped.

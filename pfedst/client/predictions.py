@@ -127,10 +127,10 @@ class Predictions:
 
     def with_priors(self, priors: SitePriors) -> Predictions:
         """Add the class frequencies that the models have learned, where they are known, and those of the site."""
-        effective = {
-            f"{EFFECTIVE}{m}": p.double().clone() for m, p in priors.effective.items() if not isinstance(p, str)
-        }
-        return replace(self, tensors=self.tensors | effective | {SITE_PRIOR: priors.targets[SITE].double().clone()})
+        effective = {f"{EFFECTIVE}{model}": prior for model, prior in priors.effective.items()}
+        found = {SITE_PRIOR: priors.targets[SITE], **effective}
+        known = {key: prior.double().clone() for key, prior in found.items() if not isinstance(prior, str)}
+        return replace(self, tensors=self.tensors | known)
 
     def effective(self, model: str) -> Tensor | None:
         """Return the class frequencies (K,) that a model has learned; None if they are not known."""

@@ -39,7 +39,7 @@ def restore(
     first: FirstState,
     site: SiteState | None,
     request: Request,
-) -> bool:
+) -> bool | None:
     """Put a model into the state after the fit that the server counts, and receive the server's message.
 
     Args:
@@ -51,7 +51,8 @@ def restore(
         request: its `after`, class anchors and message are used.
 
     Returns:
-        True if that fit was the fine-tuning after the last round.
+        True if that fit was on images of the site alone, after the last merge: fine-tuning, or joining a finished run.
+            False if the site joined, and keeps the generic model. None for the fit of a round.
 
     Raises:
         StateError: that state is not on disk, or the message does not fit what is declared shared.
@@ -71,4 +72,4 @@ def restore(
         # after fine-tuning nothing is merged: the client predicts with its own tensors
         site.load(saved, model)
         return True
-    return False
+    return None if saved is None else saved.about.get("joined")

@@ -6,6 +6,7 @@ import itertools
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +30,7 @@ from pfedst.data.datasets import (
 from pfedst.data.grey_scale import check_range
 from pfedst.data.left_out import left_out_line
 from pfedst.data.loaders import image_loader
-from pfedst.data.sites import Sites, Split
+from pfedst.data.sites import NEEDED, Sites, Split
 from pfedst.data.sources import content_digest
 from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted
 from pfedst.data.taps.place import default_folder
@@ -50,6 +51,7 @@ class FederatedDataModule(LightningDataModule):
         class_names: names of the K classes, after `prepare`.
         sites: names of the sites, after `prepare`.
         cache: options of the tap cache.
+        needed_splits: the splits of which every site must have images; all others may be empty.
         fingerprint: hash of sites, splits, classes and images, after `prepare`. Images are hashed by content if they
             were verified, else by name.
         report: findings of the audit, after `prepare`; None with audit `off`.
@@ -91,6 +93,8 @@ class FederatedDataModule(LightningDataModule):
             half the bytes, int8 a quarter.
         cache_folder: folder of the caches; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
         cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
+        only_sites: use these sites alone: images of the others need not be on disk. Validation and drawn test images
+            are those that a site has among all sites. Default: all sites.
 
     Raises:
         ConfigurationError: an option is out of range.
@@ -122,6 +126,7 @@ class FederatedDataModule(LightningDataModule):
         cache_folder: Path | str | None = None,
         cache_max_bytes: int = 20_000_000_000,
         sampler: SamplerKind = "shuffle",
+        only_sites: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0 or cache_max_bytes < 0:
@@ -160,6 +165,8 @@ class FederatedDataModule(LightningDataModule):
         self._need: Need = "images"
         self._trained_classes: tuple[str, ...] | None = None
         self._needs_all_classes = False
+        self._chosen_sites = None if only_sites is None else tuple(plain_names(only_sites))
+        self.needed_splits: tuple[Split, ...] = NEEDED
 
     def use_classes(self, names: Sequence[str], all_of_them: bool = False) -> None:
         """Give images the class indices of a trained model, whatever the order in which these data name the classes.
@@ -179,6 +186,21 @@ class FederatedDataModule(LightningDataModule):
                 f"{listed(list(names))}: make another data module"
             )
         self._trained_classes, self._needs_all_classes = tuple(plain_names(names)), all_of_them
+
+    def use_sites(self, names: Sequence[str]) -> None:
+        """Use these sites alone, as `only_sites`.
+
+        Raises:
+            ConfigurationError: the data are prepared with other sites.
+        """
+        chosen = tuple(plain_names(names))
+        if self._datasets and set(chosen) != set(self.sites):
+            raise ConfigurationError(f"these data are prepared with {listed(list(self.sites))}: make a new data module")
+        self._chosen_sites = chosen
+
+    def need_only(self, *splits: Split) -> None:
+        """Require images of these splits alone: a site that is only evaluated needs no image to train on."""
+        self.needed_splits = splits
 
     @abstractmethod
     def read(self) -> Sites:
@@ -218,7 +240,9 @@ class FederatedDataModule(LightningDataModule):
         found = self.found()
         for place, counts in found.left_out.items():
             logging.getLogger("pfedst").warning("%s", left_out_line(place, counts))
-        seen = scan(found, self.audit != "off", self.cache.folder) if self.verify_images else None
+        # an audit is about what is trained on
+        audits = self.audit != "off" and all(len(parts["train"].labels) for parts in found.splits.values())
+        seen = scan(found, audits, self.cache.folder) if self.verify_images else None
         if seen is not None:
             seen.refuse_unreadable()
             if self.pixel_range is not None and not any(of.header and of.header.deep for of in seen.facts.values()):
@@ -226,7 +250,7 @@ class FederatedDataModule(LightningDataModule):
                     f"--data.pixel_range {list(self.pixel_range)} has no effect: every image has 8 bits, which are not "
                     f"changed; leave the option out"
                 )
-        if self.audit != "off":
+        if audits:
             self.report = audit(found, self.described, seen)
             if self.audit == "strict":
                 self.report.refuse_errors()
@@ -261,8 +285,9 @@ class FederatedDataModule(LightningDataModule):
                 )
             found = found.with_classes(self._trained_classes)  # before test and validation are cut by labels
         if files:
-            found.check_files(self.outside_files)
-            found = found.with_patients()
+            used = found if self._chosen_sites is None else found.of_sites(self._chosen_sites)
+            used.check_files(self.outside_files)
+            found = replace(found, splits=found.splits | used.with_patients().splits)
         if self.folds is None or self.fold is None:
             found = found.with_test(self.split_seed)
         else:
@@ -272,8 +297,10 @@ class FederatedDataModule(LightningDataModule):
                     site, self.folds, listed(rare),
                 )  # fmt: skip
             found = found.with_fold(self.folds, self.fold, self.split_seed)
-        found.check_splits()
-        return found.with_validation(self.validation_fraction, self.split_seed)
+        if self._chosen_sites is not None:  # after the draws: a group may lie at several sites
+            found = found.with_validation(self.validation_fraction, self.split_seed).of_sites(self._chosen_sites)
+        found.check_splits(self.needed_splits)
+        return found.with_validation(self.validation_fraction, self.split_seed).with_all_splits()
 
     def cache_taps(self, encoder: Encoder, need: Need, device: torch.device, fills: bool = True) -> None:
         """Complete the tap cache; loaders then yield cached taps in place of images.

@@ -17,6 +17,8 @@ from pfedst.names import plain_name
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+NEEDED: tuple[Split, ...] = ("train", "test")
+"""The splits of which every site of a run has images."""
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -129,17 +131,40 @@ class Sites:
     def _where(self) -> str:
         return f"{self.read_from}: " if self.read_from else ""
 
-    def check_splits(self) -> None:
-        """Check that every site has training and test images.
+    def of_sites(self, names: Sequence[str]) -> Sites:
+        """Return these sites alone.
+
+        Raises:
+            DataError: there is no such site.
+        """
+        for name in names:
+            if name not in self.splits:
+                raise DataError(
+                    f'{self._where}there is no site "{name}".{nearest(name, list(self.splits))} There are: '
+                    f"{listed(list(self.splits))}"
+                )
+        return replace(self, splits={site: parts for site, parts in self.splits.items() if site in names})
+
+    def with_all_splits(self) -> Sites:
+        """Return the same sites, each with all splits; a split that a site does not have is empty."""
+        splits = {
+            site: {split: parts.get(split, next(iter(parts.values())).subset([])) for split in SPLITS}
+            for site, parts in self.splits.items()
+        }
+        return replace(self, splits=splits)
+
+    def check_splits(self, needed: Sequence[Split] = NEEDED) -> None:
+        """Check that every site has images of the splits that are needed, and any image at all.
 
         Raises:
             DataError: naming the table or folder, and the site.
         """
-        needed: tuple[Split, ...] = ("train", "test")
         for site, parts in self.splits.items():
+            if not any(len(part.labels) for part in parts.values()):
+                raise DataError(f'{self._where}site "{site}" has no image; add some, or leave the site out')
             for split in needed:
                 if split not in parts or not len(parts[split].labels):
-                    have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels)) or "nothing"
+                    have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels))
                     raise DataError(
                         f'{self._where}site "{site}" has no {split} image (it has: {have}); add some, or leave the '
                         f"site out"
@@ -306,7 +331,11 @@ class Sites:
             fraction: share of train, in [0, 1).
             split_seed: of the cut.
         """
-        whole = {site: parts["train"] for site, parts in self.splits.items() if "validation" not in parts}
+        whole = {
+            site: parts["train"]
+            for site, parts in self.splits.items()
+            if "validation" not in parts and "train" in parts  # a site that is only evaluated may have no train
+        }
         tables = {site: (train.labels, train.groups) for site, train in whole.items()}
         splits = dict(self.splits)
         for site, (kept, cut) in split_sites(tables, fraction, split_seed, "validation").items():

@@ -23,8 +23,10 @@ sites, by the weights of the merge, for a model that is the same at all sites.""
 REASON = "reason"
 NOT_SHARED = "class counts are not shared"
 NO_PRIOR = "the loss has no class prior"
-REASONS = (NOT_SHARED, NO_PRIOR)
-"""Why there are no metrics at a prior: the frequencies that the model has learned are not known."""
+NO_TRAINING_IMAGES = "the site has no training images"
+REASONS = (NOT_SHARED, NO_PRIOR, NO_TRAINING_IMAGES)
+"""Why there are no metrics at a prior: the frequencies that the model has learned, or those of the site, are not
+known."""
 Stated = dict[str, dict[str, Any]]
 """Prior -> metric -> value (None without images), or prior -> `reason` -> one of `REASONS`."""
 

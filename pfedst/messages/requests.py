@@ -54,6 +54,7 @@ class Request:
         finetune_epochs: number of epochs of the fine-tuning after the last round; 0 for the fit of a round. For
             `calibrate`: of the fine-tuning that the evaluated models have had.
         lr_factor: factor on all learning rates of the fit, > 0.
+        generic_only: evaluate the generic model in place of a personal one: the site was not in the run.
         parts: the message of the method, the class anchors, what the generic model is made of, and class priors.
     """
 
@@ -66,6 +67,7 @@ class Request:
     evaluate: tuple[SplitName, ...] = ()
     finetune_epochs: int = 0
     lr_factor: float = 1.0
+    generic_only: bool = False
     parts: Payload = field(default_factory=dict)
 
     @property
@@ -107,10 +109,11 @@ class Request:
     def digest(self) -> str:
         """SHA-256 of values and tensors: a request with the same digest has the same reply.
 
-        The pinned fits do not enter: they change no reply. Neither does a factor of 1, so that the replies of older
-        runs are found.
+        The pinned fits do not enter: they change no reply. Neither do newer fields at their default, so that the
+        replies of older runs are found.
         """
         left_out = {"pinned"} | ({"lr_factor"} if self.lr_factor == 1 else set())
+        left_out |= set() if self.generic_only else {"generic_only"}
         values = {key: value for key, value in self.values().items() if key not in left_out}
         found = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for part, state in sorted(self.parts.items()):

@@ -161,6 +161,9 @@ class FederatedMethod:
             with models of their own, however they came to them: by personal tensors, a twin, messages of their own.
         has_generic: True if the server's `net`, with personal tensors at their start, is a model that a hospital can
             use that joins: the generic model. False where nothing is merged: tables show a dash.
+        joins: True if a hospital that was not in a run can join it when it is finished: it trains the personal tensors
+            of the method alone, or where there are none a copy of the merged model. False where nothing is trained or
+            nothing is merged, or where all images must lie in one place: `pfedst join` is refused.
         extra_messages: names of the messages beside `net`. A name that is not declared here cannot leave a client. All
             clients of a round send the same keys and shapes under a name; a client that differs from most is left out.
 
@@ -186,6 +189,7 @@ class FederatedMethod:
     pooled: ClassVar[bool] = False
     personalises: ClassVar[bool] = True
     has_generic: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     extra_messages: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

@@ -46,7 +46,7 @@ class _Row:
     @property
     def reason(self) -> str:
         """Why there are no numbers; empty if there are."""
-        clients = [_stated(summary).get(BALANCED, {}).get("clients", {}) for summary in self.summaries]
+        clients = [_stated(s).get(at, {}).get("clients", {}) for s in self.summaries for at in (BALANCED, self.prior)]
         found = {str(table[REASON]) for of_run in clients for table in of_run.values() if REASON in table}
         return ", ".join(sorted(found))
 
@@ -65,7 +65,8 @@ def stated_table(rows: Sequence[tuple[str, Sequence[Summary]]]) -> ReportTable |
         The table; None if no row has such a number.
     """
     made = [row for label, summaries in rows for row in _rows_of(label, summaries)]
-    if not any(row.values(row.prior, metric) for row in made for metric in OF_A_HOSPITAL):
+    known = [row.values(row.prior, metric) for row in made for metric in OF_A_HOSPITAL]
+    if not any([*known, *(row.values(BALANCED, BALANCED_ACCURACY) for row in made)]):
         return None
     first = [mean_cell(row.values(BALANCED, BALANCED_ACCURACY), percent) for row in made]
     first = marked(first, True, [not row.derived_from and not row.is_pooled for row in made])
@@ -132,7 +133,10 @@ def _caption(rows: Sequence[_Row]) -> str:
         )
     if any(row.prior == FEDERATION and not row.values(FEDERATION, "accuracy") for row in rows):
         sentences.append("The prior of the federation is known if sites share class counts.")
-    sentences += [f"{row.label}: no numbers, as {row.reason}." for row in rows if row.reason and not row.derived_from]
+    for row in rows:
+        if row.reason and not row.derived_from:
+            which = "" if not row.values(BALANCED, BALANCED_ACCURACY) else " at the prior of some sites"
+            sentences.append(f"{row.label}: no numbers{which}, as {row.reason}.")
     return " ".join(sentences)
 
 

@@ -66,23 +66,28 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     samples = summary["protocol"]["samples"]
     sizes = {site: samples[site][summary["protocol"]["split"]] for site in summary["personal"]["clients"]}
     held_out = summary["protocol"]["held_out_sites"]
+    new = summary["protocol"].get("new_sites", [])
     transductive = summary["protocol"].get("transductive_sites", ())
     for site, size in sizes.items():
-        marks = [mark for mark, of in (("held out", held_out), ("transductive", transductive)) if site in of]
+        kinds = (("held out", held_out), ("not in the run: generic model", new), ("transductive", transductive))
+        marks = [mark for mark, of in kinds if site in of]
         name = f"{site} ({', '.join(marks)})" if marks else site
         table.add_row(name, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
     table.add_section()
+    apart = {*held_out, *new} if "held_out_mean" in summary["personal"] else set()
     for column, heading in (
         ("mean", "mean over clients"),
         ("weighted_mean", "weighted mean"),
         ("worst", "worst client"),
         ("std", "std over clients"),
     ):
-        counted = sum(size for site, size in sizes.items() if site not in held_out)
+        counted = sum(size for site, size in sizes.items() if site not in apart)
         size = str(counted) if column == "weighted_mean" else ""
         table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
     if "held_out_mean" in summary["personal"]:
-        table.add_row("mean of held out", "", *_cells([summary[m]["held_out_mean"] for m in models], metrics))
+        heading = "mean of sites not in the run" if new else "mean of held out"
+        heading = "mean of held out or not in the run" if new and held_out else heading
+        table.add_row(heading, "", *_cells([summary[m]["held_out_mean"] for m in models], metrics))
     return table
 
 
@@ -103,6 +108,8 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     for name, kinds in summary.get("left_out", {}).items():
         times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
         text.append(f"left out {name}: {times}\n", style="bold yellow")
+    if new := protocol.get("new_sites"):
+        text.append(f"sites    not in the run, evaluated with the generic model: {', '.join(new)}\n", style="bold")
     if prior := protocol.get("prior"):
         text.append(f"prior    {prior}\n", style="bold")
     best = summary.get("best_on_validation")

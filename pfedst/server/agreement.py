@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.messages.requests import Reply
+from pfedst.methods.interface import FederatedMethod
 from pfedst.options import of_the_study
+from pfedst.server.merged import Merged
 from pfedst.server.server import Server
 from pfedst.version import __version__
 
@@ -60,6 +62,21 @@ def check_same_model(trained: Mapping[str, Any], here: Mapping[str, Any]) -> Non
         if key in trained and trained[key] != here[key]:
             what = key.replace("_", " ")
             raise StateError(f"the run was trained with other {what}: {trained[key]}, here {here[key]}; {remedy}")
+
+
+def check_new_sites(sites: Collection[str], merged: Merged, method: FederatedMethod) -> list[str]:
+    """Return the sites that were not in a run, by name.
+
+    Raises:
+        ConfigurationError: the run has no model for them.
+    """
+    found = sorted(site for site in sites if site not in merged.after)
+    if found and not method.has_generic:
+        raise ConfigurationError(
+            f"{listed(found)}: not in the run, and method {type(method).__name__} merges nothing, so that there is no "
+            f"generic model; name sites of the run with --site, or test a run of another method"
+        )
+    return found
 
 
 def check_prior(server: Server, hellos: Mapping[str, Reply]) -> None:

@@ -16,11 +16,12 @@ from pfedst.messages.transport import Transport
 from pfedst.methods.interface import FederatedMethod
 from pfedst.names import plain_names
 from pfedst.reporting import RunFolder, RunSummary, chosen_round, describe, of_model
+from pfedst.reporting.join_table import joined_when
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
 from pfedst.reporting.write import write_files
-from pfedst.server.agreement import check_hellos, check_prior, check_same_model, identity
+from pfedst.server.agreement import check_hellos, check_new_sites, check_prior, check_same_model, identity
 from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_sites
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
@@ -202,7 +203,7 @@ class FederatedCoordinator:
             ConfigurationError: the clients do not agree on classes or options, or too few are drawn in a round.
         """
         hellos = transport.hello(run)
-        server = self._server(hellos, method, make_start, run_seed, study)
+        server = self._server(hellos, method, make_start, run_seed, study, self.held_out_sites)
         check_prior(server, hellos)
         self.options.check_clients(server)
         if init is not None and init.shared is not None:
@@ -225,6 +226,9 @@ class FederatedCoordinator:
     ) -> dict[str, Any]:
         """Evaluate a saved round of a run on one split; return the table that `fit` ends with, without cost.
 
+        The sites may be some of the run, and others: a site that was not in the run is evaluated with the generic
+        model (`new_sites` in the protocol), and means leave it out beside sites of the run.
+
         Args:
             transport, method, make_start, run_seed, load_frozen: as in `fit`, of the run's own configuration.
             run: the run's name.
@@ -235,27 +239,35 @@ class FederatedCoordinator:
             split: `validation` or `test`.
 
         Raises:
+            ConfigurationError: a site that was not in the run, and the method has no generic model.
             StateError: the state does not fit the configuration, or the run was trained with another encoder.
         """
-        transport = CheckedTransport(transport, method.has_generic)
+        transport = CheckedTransport(transport, method.has_generic, trains=False)
         hellos = transport.hello(run)
         here = identity(hellos)
         check_same_model(trained, here)
-        server = self._server(hellos, method, make_start, run_seed, None)
+        merged = Merged.from_about(saved.about)
+        held_out = [site for site in self.held_out_sites if site in hellos or site not in merged.after]
+        new_sites = check_new_sites(hellos, merged, method)
+        apart = {*held_out, *new_sites}
+        if apart >= hellos.keys():  # nothing to leave them out of
+            apart = set()
+        server = self._server(hellos, method, make_start, run_seed, None, [site for site in held_out if site in apart])
         load_frozen(server.load_state_parts(saved.parts))
         if saved.about.get("priors") or trained.get("data") != here["data"]:
             # of the data that the run was trained on
             server.priors = FederationPriors.from_about(saved.about, len(here["classes"]))
         check_prior(server, hellos)
-        merged = Merged.from_about(saved.about, server.members)
         requests = {
             name: Request(
                 "evaluate",
                 run,
                 number,
-                merged.after[name],
+                merged.after.get(name, 0),
                 merged.pinned(name),
                 evaluate=(split,),
+                # one model for all: its class prior is that of the run, whose images are not these
+                generic_only=name in new_sites or (method.pooled and trained.get("data") != here["data"]),
                 parts=server.parts_to_evaluate(name, merged.any),
             )
             for name in server.sites
@@ -263,14 +275,15 @@ class FederatedCoordinator:
         with transport:
             models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
         protocol = self._describe(server, hellos, trained) | {"split": split, "round": number}
+        protocol |= {"held_out_sites": held_out} | ({"new_sites": new_sites} if new_sites else {})
         if choice != LAST:
             protocol |= chosen_round(choice, method.finetune_epochs if RunState.is_finetuned(saved.name) else 0)
         sizes = {name: hellos[name].values["samples"][split] for name in server.sites}
         return {
             "name": run,
             "protocol": protocol,
-            "at_priors": {"last": {"round": number, split: of_stated(models, server.held_out)}},
-            **{model: of_model(clients, sizes, server.held_out) for model, clients in models.items()},
+            "at_priors": {"last": {"round": number, split: of_stated(models, apart)}},
+            **{model: of_model(clients, sizes, apart) for model, clients in models.items()},
         }
 
     def _server(
@@ -280,6 +293,7 @@ class FederatedCoordinator:
         make_start: MakeStart,
         run_seed: int,
         study: Mapping[str, Any] | None,
+        held_out: Sequence[str],
     ) -> Server:
         """Check that the clients agree, and make the server."""
         check_hellos(hellos, study)
@@ -288,10 +302,13 @@ class FederatedCoordinator:
             name: hello.values["class_counts"] for name, hello in hellos.items() if "class_counts" in hello.values
         }
         balanced = [name for name, hello in hellos.items() if hello.values.get("balanced_sampling")]
-        return Server(method, samples, make_start, run_seed, self.held_out_sites, counts, balanced)
+        return Server(method, samples, make_start, run_seed, held_out, counts, balanced)
 
     def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
-        options, init = self.options, made_of.get("init")
+        options = self.options
+        of_source = {"init": made_of["init"]} if "init" in made_of else {}
+        if joined := made_of.get("joined"):
+            of_source["when"] = joined_when(joined)
         values = {name: hello.values for name, hello in hellos.items()}
         described = describe(
             server.method,
@@ -304,7 +321,7 @@ class FederatedCoordinator:
             options.fits.keep_optimizer,
             None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
-        return described if init is None else described | {"init": init}
+        return described | of_source
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:

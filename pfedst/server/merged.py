@@ -45,8 +45,12 @@ class Merged:
         return {"after": self.after, "best": {"round": self.best_round, "after": self.best_after}, "kept": self.kept}
 
     @classmethod
-    def from_about(cls, about: Mapping[str, Any], names: Sequence[str]) -> Merged:
+    def from_about(cls, about: Mapping[str, Any], names: Sequence[str] | None = None) -> Merged:
         """The inverse of `about`.
+
+        Args:
+            about: as it was saved.
+            names: of the clients that it must be of; None for any.
 
         Raises:
             StateError: the saved values are not what a server saves.
@@ -56,7 +60,7 @@ class Merged:
             tables = [after, best["after"], *kept]
             number = best["round"]
             whole = all(isinstance(n, int) and n >= 0 for table in tables for n in table.values())
-            if others := sorted(set(after) ^ set(names)):
+            if names is not None and (others := sorted(set(after) ^ set(names))):
                 raise StateError(f"the saved round is of other clients than this run: they differ in {listed(others)}")
             if whole and (number is None or isinstance(number, int)):
                 return cls(dict(after), number, dict(best["after"]), [dict(table) for table in kept])

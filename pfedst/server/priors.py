@@ -53,6 +53,8 @@ class FederationPriors:
             balanced: the sites whose sampler shows all classes equally often, which say so without their counts.
         """
         merged = federation = None
+        if not sum(weights.values()):  # no site with images to train on: these sites say nothing of the run
+            return cls()
         sampled = {site: torch.ones(classes) for site in balanced}
         sampled |= {site: torch.tensor(of_site["sampled"]) for site, of_site in counts.items()}
         if loss.is_balanced:

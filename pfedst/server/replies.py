@@ -58,10 +58,12 @@ class CheckedTransport:
     Args:
         transport: the way to the clients.
         has_generic: whether the method has a generic model, whose metrics must be in an evaluation.
+        trains: sites train, so that each must have training images.
     """
 
-    def __init__(self, transport: Transport, has_generic: bool = True) -> None:
+    def __init__(self, transport: Transport, has_generic: bool = True, trains: bool = True) -> None:
         self.transport = transport
+        self.fewest_images = int(trains)
         self.models = ("personal", "generic") if has_generic else ("personal",)
         self._hellos: dict[str, dict[str, Any]] = {}
 
@@ -85,7 +87,8 @@ class CheckedTransport:
         if not replies:
             raise NoAnswerError("no client can be reached: start the clients first")
         for name, reply in replies.items():
-            self._hellos[name] = _hello(_values(name, reply), f"the first reply from client {name}")
+            what = f"the first reply from client {name}"
+            self._hellos[name] = _hello(_values(name, reply), what, self.fewest_images)
         return {name: Reply(values) for name, values in self._hellos.items()}
 
     def ask(self, requests: Mapping[str, Request], started: Started) -> Iterator[tuple[str, Reply | Fault]]:
@@ -212,8 +215,8 @@ def _values(name: str, reply: Any) -> dict[str, Any]:
     raise StateError(f"client {name} sent something that is no reply")
 
 
-def _hello(values: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return the known keys of a reply to `hello`.
+def _hello(values: dict[str, Any], what: str, fewest_images: int) -> dict[str, Any]:
+    """Return the known keys of a reply to `hello`, of a site with so many training images or more.
 
     Raises:
         StateError: a key is missing or of another kind.
@@ -223,7 +226,7 @@ def _hello(values: dict[str, Any], what: str) -> dict[str, Any]:
         "samples": isinstance(samples, dict)
         and set(samples) == set(SPLITS)
         and all(is_count(number) for number in samples.values())
-        and samples["train"] > 0,
+        and samples["train"] >= fewest_images,
         "classes": _is_names(classes),
         "ordinal": isinstance(values.get("ordinal"), bool),
         "study": isinstance(values.get("study"), dict) and _is_json(values["study"]),

@@ -14,8 +14,9 @@ from pfedst.messages.payload import NET, State, check_finite, check_plain, hash_
 from pfedst.methods.interface import Start
 from pfedst.reporting import RunFolder
 from pfedst.state.run_state import LAST, RunState
-from pfedst.state.snapshot import saved_table
+from pfedst.state.snapshot import Snapshot, saved_table
 
+INIT = "--init"
 HASH_DIGITS = 16
 """Digits of the hash in the options of the study, which stand in labels of tables."""
 
@@ -47,36 +48,36 @@ class WarmStart:
         tensors: shared and frozen tensors by their key in the adapter; None if the run that began with them has saved
             a round, and so needs them no longer.
         anchors: class prototypes (K, E); None if the source has none.
+        option: the option or command that names the source, for errors.
     """
 
     about: Mapping[str, Any]
     identity: Mapping[str, Any]
     tensors: State | None = field(repr=False)
     anchors: Tensor | None = field(default=None, repr=False)
+    option: str = INIT
 
     @classmethod
-    def of_run(cls, text: str) -> WarmStart:
-        """Read the source that `--init` names: the folder of a run, `RUN`, `RUN@best`, or `RUN@N`.
+    def of_run(cls, text: str, option: str = INIT) -> WarmStart:
+        """Read a source: the folder of a run, `RUN`, `RUN@best`, or `RUN@N`.
+
+        Args:
+            text: the source.
+            option: the option or command that names it, for errors.
 
         Raises:
             ConfigurationError: there is no such run, or that round is not kept.
             StateError: the saved round is damaged.
         """
-        path, _, choice = text.rpartition("@") if "@" in text and not Path(text).is_dir() else (text, "", LAST)
-        folder = Path(path)
-        if not (folder / "identity.json").is_file():
-            raise ConfigurationError(
-                f"--init {text}: no run in {folder}; give a folder such as runs/NAME, or NAME@best"
-            )
-        number, saved = RunState(folder / "state").chosen(choice)
+        folder, number, saved = chosen_round_of(text, option)
         server = saved_table(saved.parts, "server")
         method, frozen, anchors = (saved_table(server, key) for key in ("method", "frozen", "anchors"))
         tensors = {**saved_table(method, NET), **frozen}
         for what, state in (("tensors", tensors), ("class anchors", anchors)):
-            check_plain({what: state}, f"--init {text}")
-            check_finite(state, f"--init {text}, {what}")
+            check_plain({what: state}, f"{option} {text}")
+            check_finite(state, f"{option} {text}, {what}")
         about = {"name": folder.resolve().name, "round": number, "sha256": hash_of({**tensors, **_keyed(anchors)})}
-        return cls(about, RunFolder(folder).identity(), tensors, anchors.get("classes"))
+        return cls(about, RunFolder(folder).identity(), tensors, anchors.get("classes"), option)
 
     @classmethod
     def continued(cls, identity: Mapping[str, Any]) -> WarmStart:
@@ -86,7 +87,12 @@ class WarmStart:
     @property
     def name(self) -> str:
         """The source in errors."""
-        return f"--init {self.about['name']}"
+        return f"{self.option} {self.about['name']}"
+
+    @property
+    def _or_none(self) -> str:
+        """The end of a remedy: to do without a source, where that is possible."""
+        return ", or leave --init out" if self.option == INIT else ""
 
     @property
     def study(self) -> dict[str, str]:
@@ -108,7 +114,7 @@ class WarmStart:
         if theirs != encoder_weights:
             raise StateError(
                 f"{self.name} was trained with another encoder: its weights have the hash {theirs}, here "
-                f"{encoder_weights}; give --model.encoder as there, or leave --init out"
+                f"{encoder_weights}; give --model.encoder as there{self._or_none}"
             )
 
     def for_run(self, start: Start, adapter: Mapping[str, Tensor]) -> tuple[Initial, State]:
@@ -136,7 +142,7 @@ class WarmStart:
         if faults:
             raise StateError(
                 f"{self.name} has another adapter: {listed(faults, '; ', 8)}; give --model.adapter and --method as "
-                f"there, or leave --init out"
+                f"there{self._or_none}"
             )
         if missing := [key for key in (*start.state, *start.frozen) if key not in self.tensors]:
             raise StateError(
@@ -150,9 +156,32 @@ class WarmStart:
                 f"--model.anchors as there"
             )
         if not start.state and self.anchors is None:
-            raise ConfigurationError(f"{self.name} has no effect, as this method shares no tensor; leave it out")
+            raise ConfigurationError(f"{self.name} has no effect, as this method shares no tensor{self._or_none}")
         shared = {key: self.tensors[key] for key in start.state}
         return Initial(self.about, shared, self.anchors), {key: self.tensors[key] for key in start.frozen}
+
+
+def chosen_round_of(text: str, option: str = INIT) -> tuple[Path, int, Snapshot]:
+    """Return the folder of a run, and the number and the saved state of the round that a text names.
+
+    Args:
+        text: `RUN`, `RUN@best`, or `RUN@N`.
+        option: the option or command that names it, for errors.
+
+    Raises:
+        ConfigurationError: there is no such run, or that round is not kept.
+        StateError: the saved round is damaged.
+    """
+    folder, choice = folder_and_choice(text)
+    if not (folder / "identity.json").is_file():
+        raise ConfigurationError(f"{option} {text}: no run in {folder}; give a folder such as runs/NAME, or NAME@best")
+    return folder, *RunState(folder / "state").chosen(choice)
+
+
+def folder_and_choice(text: str) -> tuple[Path, str]:
+    """Return the folder and the choice of a round that a text names."""
+    path, _, choice = text.rpartition("@") if "@" in text and not Path(text).is_dir() else (text, "", LAST)
+    return Path(path), choice
 
 
 def _keyed(anchors: State) -> State:

@@ -13,6 +13,7 @@ Each check raises an AssertionError that says what is broken. In the tests of a 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import tempfile
@@ -27,16 +28,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import SGD, AdamW
 
+from pfedst.client.exchange import receive_message
+from pfedst.client.joining import start_at_generic, train_personal, what_joins
 from pfedst.client.model import ClientModel
 from pfedst.client.state import CLIENT, client_part, load_client_part
 from pfedst.data import FederatedDataModule
+from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, State, same_tensors
 from pfedst.methods.criteria import CrossEntropy
 from pfedst.methods.interface import Batch, FederatedMethod
 from pfedst.seeds import seeded
 from pfedst.state.snapshot import name_snapshot, read_snapshot, write_snapshot
 from pfedst.testing.federation import Federation
-from pfedst.testing.small import data, federation, fit, prepared, template, train
+from pfedst.testing.small import data, federation, fit, local, prepared, template, train
 
 
 @dataclass(frozen=True)
@@ -408,6 +412,38 @@ def the_schedule_scales_every_step(subject: Subject) -> None:
     assert same_tensors(predicting(), before), f"{method} takes steps of its own: multiply them by client.lr_factor"
 
 
+def joining_changes_no_shared_tensor(subject: Subject) -> None:
+    """A site that joins a finished run trains personal tensors alone; without any it trains a copy, or is refused."""
+    made = subject.after_a_round()
+    method, name = made.method, type(made.method).__name__
+    site = next(iter(made.clients))
+    model = copy.deepcopy(made.client.model)
+    module = made.modules[site].around(model, method)
+    if made.server.anchors is not None:
+        model.set_anchors(made.server.anchors)
+    model.name, model.class_counts = site, made.clients[site].class_counts
+    refused = not made.trains or not method.has_generic or method.pooled
+    if refused or not method.joins:
+        assert not method.joins, f"{name} declares joins = True, and there is nothing that a site could join"
+        with contextlib.suppress(ConfigurationError):
+            what_joins(method, model)
+            raise AssertionError(f"{name} declares joins = False, and a site can join")
+        return
+    receive_message(model, method, made.server.message_to(site))
+    start_at_generic(model)
+    server = copy.deepcopy(made.state)
+    if what_joins(method, model) == "personal":
+        shared, frozen, personal = model.shared_state(), model.frozen_state(), _personal(model)
+        train_personal(local(1), module, made.client.data.train_loader([site], 1))
+        assert same_tensors(model.shared_state(), shared), "a shared tensor changed while a site joined"
+        assert same_tensors(model.frozen_state(), frozen), "a frozen tensor changed while a site joined"
+        assert not same_tensors(_personal(model), personal), "a site joined, and no personal tensor was trained"
+        assert model.joining is None, "the model is still joining"
+    else:
+        assert not any(model.kind(key) == "personal" for key in model.learnable), "a personal tensor is not trained"
+    assert _same(made.state, server), "the server changed while a site joined"
+
+
 CONTRACT: dict[str, Callable[[Subject], None]] = {
     check.__name__: check
     for check in (
@@ -432,6 +468,7 @@ CONTRACT: dict[str, Callable[[Subject], None]] = {
         it_learns,
         zero_learning_rate_changes_nothing,
         the_schedule_scales_every_step,
+        joining_changes_no_shared_tensor,
     )
 }
 CHECKS = tuple(CONTRACT)

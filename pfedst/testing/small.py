@@ -89,7 +89,7 @@ def federation(
     """Server and clients with their prototypes, ready for the first round."""
     sites = sites or data()
     client = make_client(
-        template(method, **options), sites, method, seed, _local(method.fewest_local_epochs), sites=None
+        template(method, **options), sites, method, seed, local(method.fewest_local_epochs), sites=None
     )
     made = Federation(client, seed)
     made.begin()
@@ -103,7 +103,7 @@ def trainer(**options: Any) -> Trainer:
 
 
 @functools.cache
-def _local(epochs: int) -> LocalTrainer:
+def local(epochs: int) -> LocalTrainer:
     """One for all fits of so many epochs, as in a run."""
     return LocalTrainer(trainer(max_epochs=epochs))
 
@@ -115,8 +115,8 @@ def train(made: Federation, name: str, sites: FederatedDataModule | None = None,
     """
     if made.trains:
         sites = sites or made.client.data
-        local = _local(made.method.fewest_local_epochs)
-        local.fit(made.modules[name], sites.train_loader(made.sites_of(name), 1), epochs)
+        trainer_of_fits = local(made.method.fewest_local_epochs)
+        trainer_of_fits.fit(made.modules[name], sites.train_loader(made.sites_of(name), 1), epochs)
 
 
 def fit(

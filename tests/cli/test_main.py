@@ -5,13 +5,16 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pfedst import __version__
+from pfedst import __version__, load
 from pfedst.cli import main
 from pfedst.cli.explain import explain
 from pfedst.cli.method_pages import method_cost
 from pfedst.client.lightning_options import UNUSED
+from pfedst.client.predictions import Predictions
+from pfedst.data import SyntheticSites
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import bytes_text
 
@@ -243,8 +246,124 @@ def test_a_state_of_another_configuration_is_refused(finished, tmp_path, capsys)
     capsys.readouterr()
     assert main(["test", *QUICK, "--method.rank=4", f"--ckpt_path={tmp_path / 'a'}"]) == 5
     assert "lora_A" in capsys.readouterr().err
-    assert main(["test", *QUICK, "--data.sites=1", "--data.samples_per_site=[12]", "--data.test_samples_per_site=[8]", f"--ckpt_path={tmp_path / 'a'}"]) == 5  # fmt: skip
-    assert "they differ in site_b" in capsys.readouterr().err
+
+
+def numbers(folder, name="test.json"):
+    """The metrics of the generic model by site."""
+    return json.loads((folder / name).read_text())["generic"]["clients"]
+
+
+def write_test_images(folder, site, sites):
+    """Write the test images of a synthetic site as SITE/test/CLASS/*.png, and nothing to train on."""
+    found = SyntheticSites(**sites).read()
+    images = found.splits[site]["test"]
+    for row, label in enumerate(images.labels):
+        place = folder / "clinic" / "test" / found.class_names[label]
+        place.mkdir(parents=True, exist_ok=True)
+        images.source.load(row).save(place / f"{row}.png")
+
+
+THREE = {"sites": 3, "samples_per_site": [12, 10, 14], "test_samples_per_site": [8, 8, 8]}
+AS_OPTIONS = [f"--data.{key}={value}" for key, value in THREE.items()]
+
+
+def test_a_run_is_tested_on_the_folders_of_a_new_hospital_whose_classes_come_in_another_order(
+    finished, tmp_path, capsys
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "a"))
+    write_test_images(tmp_path / "images", "site_c", THREE | {"image_size": 32})
+    assert main(["test", str(run), "--data=FolderSites", f"--data.root={tmp_path / 'images'}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not in the run, evaluated with the generic model: clinic" in printed
+    assert "no numbers at the prior of some sites, as the site has no training images" in printed
+    of_folders = numbers(run)["clinic"]
+    assert main(["test", str(run), *AS_OPTIONS]) == 0
+    assert numbers(run)["site_c"] == pytest.approx(of_folders, nan_ok=True)
+    assert main(["test", str(run), *AS_OPTIONS, "--site=site_c"]) == 0
+    assert numbers(run, "test-site_c.json") == {"site_c": numbers(run)["site_c"]}
+    capsys.readouterr()
+    assert main(["test", str(run), "--site=site_x"]) == 3
+    assert 'there is no site "site_x"' in capsys.readouterr().err
+
+
+def test_a_new_hospital_joins_a_run_and_its_folder_is_tested(finished, tmp_path, capsys) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "a"))
+    options = [*AS_OPTIONS, f"--runs_dir={tmp_path}"]
+    assert main(["join", str(run), *options, "--site=site_c", "--epochs=1"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "site_c on test, 8 images",
+        "generic + prior of the site",
+        "has joined: its personal tensors, 1 passes",
+    ):
+        assert words in printed
+    folder = tmp_path / "a-site_c"
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert main(["test", str(folder)]) == 0
+    tested = json.loads((folder / "test.json").read_text())
+    assert tested["personal"] == summary["personal"]
+    assert tested["protocol"]["when"] == summary["protocol"]["when"]
+    capsys.readouterr()
+    assert main(["join", str(run), *options, "--site=site_c", "--name=a-site_c"]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    # the models of the folder
+    images = SyntheticSites(**THREE, image_size=32).read().splits["site_c"]["test"].source
+    pictures = [images.load(row) for row in range(len(images))]
+    predictions = Predictions.load(folder / "sites" / "site_c", "test", 1)
+    of_folder = load(folder)
+    assert of_folder.sites == ["site_c"]
+    for site, model in (("site_c", "personal"), (None, "generic")):
+        found = of_folder.model(site).predict(pictures, "training")
+        expected = predictions.logits(model).double().softmax(1)
+        columns = [f"probability {name}" for name in of_folder.classes]
+        assert np.allclose(found[columns].to_numpy(float), expected.numpy(), atol=1e-5)
+
+
+def test_a_hospital_joins_an_exported_model_as_it_joins_its_run(finished, tmp_path, capsys) -> None:
+    options = [*QUICK, *AS_OPTIONS, f"--runs_dir={tmp_path}", "--site=site_c", "--epochs=1"]
+    assert main(["export", str(finished), str(tmp_path / "model"), "--generic"]) == 0
+    assert main(["join", str(tmp_path / "model"), *options, "--name=of_model"]) == 0
+    assert main(["join", str(finished), *options, "--name=of_run"]) == 0
+    one, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("of_model", "of_run"))
+    assert one["personal"] == other["personal"]
+    assert one["joined"]["rows"] == other["joined"]["rows"]
+    assert main(["export", str(finished), str(tmp_path / "personal"), "--site=site_a"]) == 0
+    capsys.readouterr()
+    assert main(["join", str(tmp_path / "personal"), *options, "--name=x"]) == 2
+    assert "this is the model of site site_a; export the generic model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, ["give --site"]),
+        (["--site=site_b"], 2, ["site_b: it took part in the run"]),
+        (["--site=site_x"], 3, ['no site "site_x"']),
+        (["--site=site_c", "--epochs=0"], 2, ["--epochs 0: must be 1 or more"]),
+        (["--site=site_c", "--resume"], 2, ["pfedst join --resume"]),
+        (["--site=site_c", "--dry_run"], 2, ["pfedst join --dry_run"]),
+        (["--site=site_c", "--init=x"], 2, ["pfedst join --init"]),
+        (["--site=site_c", "--method=Local"], 2, ["no site can join a run of method Local"]),
+        (["--site=site_c", "--data.classes=5"], 3, ["trained without the class carcinoma"]),
+    ],
+)
+def test_a_join_that_cannot_be_is_refused_and_leaves_nothing(
+    finished, tmp_path, capsys, arguments, code, words
+) -> None:
+    assert main(["join", str(finished), *AS_OPTIONS, f"--runs_dir={tmp_path}", *arguments]) == code
+    message = capsys.readouterr().err
+    assert [word for word in words if word not in message] == [], message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_join_without_a_run(tmp_path, capsys) -> None:
+    assert main(["join"]) == 0
+    assert "usage: pfedst join RUN" in capsys.readouterr().out
+    assert main(["join", "--site=a"]) == 2
+    assert "give the folder of a run or of a model first" in capsys.readouterr().err
+    assert main(["join", str(tmp_path), "--site=a"]) == 2
+    assert "no run and no model" in capsys.readouterr().err
 
 
 def test_print_config_round_trips_without_what_a_run_refuses(tmp_path, capsys) -> None:

@@ -93,6 +93,7 @@ CHANGES = {
     "a part more": {"parts": REQUEST.parts | {"x": {"a": torch.ones(2)}}},
     "parts that changed places": {"parts": {"net": REQUEST.parts["control"], "control": REQUEST.parts["net"]}},
     "no parts": {"parts": {}},
+    "generic only": {"generic_only": True},
 }
 
 

@@ -6,12 +6,15 @@ import pytest
 import torch
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedper import FedPer
+from pfedst_baselines.local import Local
+from pfedst_baselines.pooled import Pooled
 
 from pfedst import simulation
 from pfedst.client.module import FederatedClient
 from pfedst.data import SyntheticSites
 from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, DataError, StateError
+from pfedst.methods.criteria import BalancedSoftmax, CrossEntropy
 from pfedst.methods.pfedst import PFedST
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, fit, template, trainer
@@ -125,3 +128,125 @@ def test_fine_tuning_is_one_more_candidate_for_the_best_round(tmp_path, monkeypa
     assert summary["best_on_validation"]["finetuned"] is (best == "finetuned")
     assert ("fine-tuning" in found["protocol"]["when"]) is (best == "finetuned")
     assert (found["personal"] == summary["personal"]) is (best == "finetuned")
+
+
+# -- other sites than those of the run -----------------------------------------------------------------------------
+
+FOUR = {"sites": 4, "samples_per_site": [24, 18, 15, 20], "test_samples_per_site": [12, 12, 12, 12]}
+
+
+class TestAlone(SyntheticSites):
+    """The same images without those to train on."""
+
+    __test__ = False
+
+    def read(self):
+        found = super().read()
+        return replace(found, splits={site: {"test": parts["test"]} for site, parts in found.splits.items()})
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory):
+    """A run whose merged model has a known prior."""
+    folder = tmp_path_factory.mktemp("balanced")
+    return folder, fit(folder, PFedST(), model=template(loss=BalancedSoftmax()))
+
+
+def sites_at(model, sites, folder, **options):
+    return evaluated(folder, sites, template(options.get("method"), loss=model), **options)
+
+
+def test_a_site_that_was_not_in_the_run_is_evaluated_with_the_generic_model(balanced) -> None:
+    folder, summary = balanced
+    found = sites_at(BalancedSoftmax(), data(**FOUR), folder)
+    assert found["protocol"]["new_sites"] == ["site_d"]
+    assert found["personal"]["clients"]["site_d"] == found["generic"]["clients"]["site_d"]
+    for model in ("personal", "generic"):
+        assert {site: found[model]["clients"][site] for site in ["site_a", "site_b", "site_c"]} == summary[model][
+            "clients"
+        ]
+        assert found[model]["mean"] == summary[model]["mean"]
+        assert found[model]["held_out_mean"]["accuracy"] == found[model]["clients"]["site_d"]["accuracy"]
+    means = found["at_priors"]["last"]["test"]["personal"]["site"]["mean"]
+    assert means == summary["at_priors"]["last"]["test"]["personal"]["site"]["mean"]
+
+
+def test_new_sites_alone_have_a_mean_of_their_own(balanced) -> None:
+    folder, _ = balanced
+    whole = sites_at(BalancedSoftmax(), data(**FOUR), folder)
+    found = sites_at(BalancedSoftmax(), data(**FOUR, only_sites=["site_d"]), folder)
+    assert found["personal"]["clients"] == {"site_d": whole["personal"]["clients"]["site_d"]}
+    assert found["personal"]["mean"]["auroc"] == found["personal"]["clients"]["site_d"]["auroc"]
+    assert "held_out_mean" not in found["personal"]
+
+
+def test_test_images_alone_are_enough(balanced) -> None:
+    """What needs the class frequencies of the training split is missing with a reason; all else is the same."""
+    folder, _ = balanced
+    whole = sites_at(BalancedSoftmax(), data(**FOUR), folder)
+    found = sites_at(BalancedSoftmax(), made(TestAlone, **FOUR), folder)
+    assert found["personal"] == whole["personal"]
+    at_priors, with_train = (of["at_priors"]["last"]["test"] for of in (found, whole))
+    assert at_priors["generic"]["balanced"] == with_train["generic"]["balanced"]
+    reasons = at_priors["generic"]["site"]["clients"].values()
+    assert [table["reason"] for table in reasons] == ["the site has no training images"] * 4
+
+
+def test_the_prior_of_a_site_without_training_images_is_refused(balanced) -> None:
+    given = template(loss=BalancedSoftmax(), prior="site")
+    with pytest.raises(ConfigurationError, match="--model.prior site: the site has no training images"):
+        evaluated(balanced[0], made(TestAlone, **FOUR), given)
+    at_balanced = template(loss=BalancedSoftmax(), prior="balanced")
+    plain = sites_at(BalancedSoftmax(), made(TestAlone, **FOUR), balanced[0])
+    assert (
+        evaluated(balanced[0], made(TestAlone, **FOUR), at_balanced)["personal"]["clients"].keys()
+        == plain["personal"]["clients"].keys()
+    )
+
+
+def test_the_own_prior_of_a_site_without_training_images_is_not_known(tmp_path) -> None:
+    """A head that was trained on images that are not here."""
+    fit(tmp_path, FedPer(), rounds=1)
+    found = evaluated(tmp_path, made(TestAlone), method=FedPer())["at_priors"]["last"]["test"]["personal"]
+    assert {of["reason"] for of in found["balanced"]["clients"].values()} == {"the site has no training images"}
+
+
+def test_one_site_of_a_run_is_evaluated_without_the_others(balanced) -> None:
+    folder, summary = balanced
+    given = FederatedCoordinator(), template(loss=BalancedSoftmax()), data(), PFedST(), trainer(), folder / "run"
+    found = simulation.evaluate(*given, "test", 0, site="site_b")
+    for model in ("personal", "generic"):
+        assert found[model]["clients"] == {"site_b": summary[model]["clients"]["site_b"]}
+    stated = found["at_priors"]["last"]["test"]["personal"]["site"]["clients"]
+    assert stated == {"site_b": summary["at_priors"]["last"]["test"]["personal"]["site"]["clients"]["site_b"]}
+    assert "new_sites" not in found["protocol"]
+
+
+def test_held_out_sites_need_not_be_there(tmp_path) -> None:
+    fit(tmp_path, PFedST(), rounds=1, held_out_sites=["site_c"])
+    for only, held_out in ((["site_a"], []), (["site_c"], ["site_c"])):
+        sites = data(only_sites=only)
+        rounds = FederatedCoordinator(held_out_sites=["site_c"])
+        found = simulation.evaluate(rounds, template(), sites, PFedST(), trainer(), tmp_path / "run", "test", 0)
+        assert found["protocol"]["held_out_sites"] == held_out
+        assert found["personal"]["mean"]["accuracy"] is not None
+    rounds = FederatedCoordinator(held_out_sites=["site_x"])
+    with pytest.raises(ConfigurationError, match='there is no site "site_x"'):
+        simulation.evaluate(rounds, template(), data(), PFedST(), trainer(), tmp_path / "run", "test", 0)
+
+
+def test_a_new_site_of_a_method_that_merges_nothing_is_refused(tmp_path) -> None:
+    fit(tmp_path, Local(), rounds=1)
+    with pytest.raises(ConfigurationError, match="site_d: not in the run, and method Local merges nothing"):
+        evaluated(tmp_path, data(**FOUR), method=Local())
+
+
+@pytest.mark.parametrize(("loss", "known"), [(BalancedSoftmax(), True), (CrossEntropy(), False)])
+def test_the_prior_of_a_pooled_model_is_that_of_its_run_and_not_of_other_images(tmp_path, loss, known) -> None:
+    fit(tmp_path, Pooled(), rounds=1, model=template(Pooled(), loss=loss))
+    whole = sites_at(loss, data(), tmp_path, method=Pooled())
+    found = sites_at(loss, data(only_sites=["site_a"]), tmp_path, method=Pooled())
+    assert found["personal"]["clients"]["site_a"] == whole["personal"]["clients"]["site_a"]
+    at_balanced = found["at_priors"]["last"]["test"]["personal"]["balanced"]["clients"]["site_a"]
+    expected = whole["at_priors"]["last"]["test"]["personal"]["balanced"]["clients"]["site_a"]
+    assert at_balanced == (expected if known else {"reason": "class counts are not shared"})

@@ -55,7 +55,7 @@ class FolderSites(FederatedDataModule):
         for site in self.site_names or found:
             if site not in found:
                 raise DataError(f'{root}: no site "{site}".{nearest(site, found)} Found: {", ".join(found)}')
-            tree[site] = _splits(found[site])
+            tree[site] = _splits(found[site], self.needed_splits)
         classes = self.wanted_classes or class_order(
             name for parts in tree.values() for part in parts.values() for name in part
         )
@@ -71,8 +71,8 @@ class FolderSites(FederatedDataModule):
         )
 
 
-def _splits(site_folders: Sequence[Path]) -> dict[Split, Classes]:
-    """Return the class folders of every split of a site."""
+def _splits(site_folders: Sequence[Path], needed: Sequence[Split]) -> dict[Split, Classes]:
+    """Return the class folders of every split of a site; the needed ones must be there."""
     found: dict[Split, Classes] = {}
     for site_folder in site_folders:
         for name, split_folders in named_folders(site_folder).items():
@@ -81,8 +81,7 @@ def _splits(site_folders: Sequence[Path]) -> dict[Split, Classes]:
                 for folder in split_folders:
                     for label, class_folders in named_folders(folder).items():
                         part.setdefault(label, []).extend(class_folders)
-    needed: tuple[Split, ...] = ("train", "test")
-    for split in needed:
+    for split in needed or (() if found else ("test",)):
         if split not in found:
             first = site_folders[0]
             have = ", ".join(folders(first)) or "no folder"

@@ -1,0 +1,36 @@
+"""`pfedst join`: a hospital that was not in a run trains its own part of the model, and keeps it where it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pfedst.errors import ConfigurationError
+
+USAGE = """\
+usage: pfedst join RUN|MODEL --site NAME [--epochs N] [--name NEW] [OPTIONS OF FIT]
+
+  RUN       the folder of a finished run, or RUN@best for its best round on validation
+  MODEL     a folder of pfedst export --generic, or hf://USER/NAME; options of data, coordinator and trainer are then
+            those of pfedst fit, and --model.encoder.weights names the file of the encoder
+  --site    the new hospital, as the data name it
+  --epochs  passes over its training images; default: up to 20, chosen on its validation images, and 3 where it has
+            fewer than 50 labelled images
+  --name    the name of the new folder; default: that of the run and the site
+
+Options are those of pfedst fit, at the values of the run: give --data and its options for the new images.
+"""
+
+
+def run_join(arguments: Sequence[str]) -> int:
+    """Join a run. Return the exit code."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(USAGE, end="")
+        return 0
+    source, *rest = arguments
+    if source.startswith("-"):
+        raise ConfigurationError(f"pfedst join: give the folder of a run or of a model first\n{USAGE}")
+    from pfedst.cli.federated import run_command
+    from pfedst.cli.join_run import JoinCLI, configuration_of
+
+    with configuration_of(source) as (place, config):
+        return run_command(["fit", f"--config={config}", "--name=null", *rest, f"--init={place}"], JoinCLI)
