@@ -32,6 +32,7 @@ SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("Balanced accuracy by time on real images", "four_sites", ("time",)),
     ("Recipe: which defaults, on folds within the training part", "recipe", ("inner",)),
     ("Recipe: the shipped defaults against no training", "recipe", ("defaults",)),
+    ("A temperature from few validation images", "calibration", ()),
     ("Claims over folds without and with a difference", "false_claims", ()),
     ("The data audit", "audit", ()),
     ("Damaged and malicious files", "fuzz", ()),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pfedst.client.predictions import Predictions
 from pfedst.methods.registry import registered_methods
 from pfedst.testing import small
 from tests import programs
@@ -84,6 +85,21 @@ def test_the_simulator_benchmark_compares_a_run_with_the_bare_loop(scripts, tmp_
     assert name == simulator.IN_PROCESS
     assert row["digest"] == row["bare_digest"]
     assert len(row["rounds_seconds"]) == 4
+
+
+def test_the_redraw_study_finds_an_overconfident_model_and_no_harm_without_a_temperature(scripts) -> None:
+    calibration = scripts("calibration")
+    source = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (200,), generator=source)
+    logits = 3 * (torch.randn(200, 3, generator=source) + torch.nn.functional.one_hot(labels, 3))
+    pool = calibration.Pool([Predictions("a", ("x", "y", "z"), {"label": labels, "logits.personal": logits})])
+    found = pool.redraw(40, seed=1, draws=5)
+    assert found == pool.redraw(40, seed=1, draws=5)
+    assert found["none"] | {"nll": 0, "ece": 0} == {"temperature": 1, "nll": 0, "ece": 0, "worse": 0, "harm": 0}
+    for variant in ("grid", "prior", "prior and floor"):
+        assert found[variant]["temperature"] > 1.5
+        assert found[variant]["nll"] < found["none"]["nll"]
+        assert (found[variant]["worse"], found[variant]["harm"] < 0) == (0, True)
 
 
 def test_the_wire_benchmark_counts_messages(scripts) -> None:
