@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from pfedst.cli import main
+from pfedst.client.calibration_file import Calibration
 from pfedst.client.client import Client
 from pfedst.client.model import ClientModel
 from pfedst.client.module import FederatedClient
@@ -33,7 +34,7 @@ from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
 from tests.server.reachable import Way, in_words, reachable
 
-OF_A_CLIENT = (Client, LocalTrainer, SiteState, Predictions)
+OF_A_CLIENT = (Client, LocalTrainer, SiteState, Predictions, Calibration)
 OF_IMAGES = (FederatedDataModule, Dataset, DataLoader, Image.Image)
 IMAGE_SIZE = 32
 PROCESSES = {"transport": "processes", "workers": 2, "threads": 1}
