@@ -379,6 +379,9 @@ def test_the_records_and_the_identity_say_what_the_folder_is(after, run) -> None
         (1, NEW, True),
     ]
     assert records[1]["upload_bytes"] == 0
+    client = read_snapshot(folder / "sites" / NEW / "after-000001", "client").parts["client"]["model"]
+    assert summary["cost"]["parameters_trained"] == sum(tensor.numel() for tensor in client.values())
+    assert summary["cost"]["parameters_sent"] == 0
     assert {path.name for path in (folder / "sites" / NEW / "predictions").iterdir()} == {
         "validation.safetensors",
         "test.safetensors",

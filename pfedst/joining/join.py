@@ -185,6 +185,9 @@ class Join:
         made_of, client = identity(self.hellos), self.client
         values = {name: hello.values for name, hello in self.hellos.items()}
         protocol = describe(client.method, self.server.start, values, self.run_seed, (), ROUND, 1.0, True)
+        sizes = {key: parameter.numel() for key, parameter in client.model.named_parameters()}
+        trains = [k for k in client.model.learnable if self.trained == "copy" or client.model.kind(k) == "personal"]
+        protocol |= {"parameters_trained": sum(sizes[key] for key in trains), "parameters_sent": 0}
         content = {key: made_of[key] for key in ("data", "encoder_weights")}
         summary = RunSummary(protocol, self.study, content)
         received = payload_bytes(self.server.parts_for(self.site))

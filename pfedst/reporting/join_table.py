@@ -82,9 +82,7 @@ def join_text(summary: Mapping[str, Any]) -> str:
             f"holds the generic model; use it with the prior of the site"
         )
         decision = f"{joined['site']} {verdict}. Gain in mean loss on validation, {at}: {gain}."
-    note = (
-        "All numbers but balanced accuracy and AUROC are at the prior of the site, those of the first row as trained."
-    )
+    note = "Accuracy, macro F1 and NLL are at the prior of the site; those of the first row are of logits as they are."
     return "\n".join([decision, *(f"warning: {line}" for line in joined["warnings"]), note])
 
 
