@@ -10,7 +10,7 @@ from torch import nn
 from pfedst.adapters import Adapter, SideNetwork, WholeModel, lora_layers
 from pfedst.encoders import AnchorHead, FrozenCLIP
 from pfedst.inference.site_model import SiteModel
-from pfedst.seeds import generator
+from pfedst.seeds import generator, seeded
 
 CLASSES = ("nevus", "melanoma", "keratosis")
 
@@ -33,9 +33,10 @@ def moved(adapter: Adapter, seed: int = 5) -> Adapter:
 
 
 def side_network(encoder, seed: int = 5, **options) -> SideNetwork:
-    adapter = SideNetwork(encoder, head_of(encoder), **options)
-    for _, layer in lora_layers(adapter):
-        layer.attach_lora(2, 4.0)
+    with seeded(seed):
+        adapter = SideNetwork(encoder, head_of(encoder), **options)
+        for _, layer in lora_layers(adapter):
+            layer.attach_lora(2, 4.0)
     return moved(adapter, seed)
 
 
@@ -57,8 +58,9 @@ def pictures(folder: Path, count: int = 8, size: tuple[int, int] = (50, 41)) -> 
 class SmallCNN(WholeModel):
     def __init__(self, encoder, head) -> None:
         super().__init__(encoder, head)
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-        self.fc = nn.Linear(4, len(head.class_names))
+        with seeded(4):
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            self.fc = nn.Linear(4, len(head.class_names))
 
     def forward(self, taps):
         return self.fc(self.layers(taps.tensors[0]).flatten(1))
