@@ -14,7 +14,17 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
+import pandas as pd
 import pytest
+import torch
+from open_clip import OPENAI_DATASET_MEAN as CLIP_MEAN
+from open_clip import OPENAI_DATASET_STD as CLIP_STD
+from PIL import Image
+
+from pfedst.data.datasets import evaluation_transform
+from pfedst.encoders import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"pfedst": "pfedst", "baselines/pfedst_baselines": "pfedst_baselines"}
@@ -157,6 +167,45 @@ def test_the_installed_wheel_lists_every_method_and_trains(source, installed) ->
     assert origin.is_relative_to(installed.site)
     assert "WARNING" not in warned
     assert json.loads((installed.empty / "runs" / "first" / "summary.json").read_text())["protocol"]["rounds"] == 1
+
+
+def test_a_model_leaves_the_environment_that_trained_it(installed) -> None:
+    """Train, export, move the folder, predict, ONNX, and join a hospital that was not there."""
+    folder, draws = installed.empty, np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for number in range(9):
+        pixels = draws.integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    three = ["--data.sites=3", "--data.samples_per_site=[16,16,16]", "--data.test_samples_per_site=[4,4,4]"]
+    four = ["--data.sites=4", "--data.samples_per_site=[16,16,16,60]", "--data.test_samples_per_site=[4,4,4,8]"]
+    installed.commands(
+        ["fit", "--method=PFedST", *SHORT, *three, "--name=way_out"],
+        ["export", "runs/way_out", "personal", "--site=site_a", "--licence=mit"],
+        ["export", "runs/way_out", "generic", "--generic", "--onnx", "images"],
+        ["predict", "runs/way_out", "images", "--site=site_a", "--out=run.csv"],
+    )
+    (folder / "elsewhere").mkdir()
+    for name in ("personal", "generic"):
+        shutil.move(folder / name, folder / "elsewhere" / name)
+    shutil.move(folder / "runs" / "way_out", folder / "elsewhere" / "way_out")
+    installed.commands(
+        ["predict", "elsewhere/personal", "images", "--out=moved.csv"],
+        ["predict", "elsewhere/generic", "images", "--out=generic.csv"],
+        ["join", "elsewhere/way_out", *four, "--site=site_d", "--name=joined"],
+        ["predict", "runs/joined", "images", "--site=site_d", "--out=joined.csv"],
+        ["export", "runs/joined", "of_site_d", "--site=site_d"],
+        ["calibrate", "runs/joined", "--site=site_d", "--coverage=0.5"],
+    )
+    before, after, generic = (pd.read_csv(folder / f"{name}.csv") for name in ("run", "moved", "generic"))
+    columns = [name for name in before if name.startswith("probability ")]
+    assert abs(before[columns] - after[columns]).to_numpy().max() <= 1e-5
+    assert not before["abstained"].isna().all()
+    assert len(pd.read_csv(folder / "joined.csv")) == 9
+    session = onnxruntime.InferenceSession(folder / "elsewhere" / "generic" / "model.onnx")
+    transform = evaluation_transform(Preprocessing(32, CLIP_MEAN, CLIP_STD))
+    images = torch.stack([transform(Image.open(path)) for path in generic["image"].map(lambda name: folder / name)])
+    found = session.run(["probabilities"], {"images": images.numpy()})[0]
+    assert abs(found - generic[columns].to_numpy()).max() < 1e-4
 
 
 def test_an_editable_install_lists_every_method_and_trains(source, tmp_path) -> None:
