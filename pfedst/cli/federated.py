@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pfedst.cli.dry_run import DryRun
 from pfedst.cli.parser import Parser
 from pfedst.cli.quiet import quieten
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
+from pfedst.cli.source_configuration import configuration_of
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
@@ -25,6 +27,8 @@ from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_argument
 from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.inference.artefact_files import is_model
+from pfedst.joining import evaluate_model
 from pfedst.methods.interface import FederatedMethod
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
@@ -296,10 +300,17 @@ class PFedSTCLI(LightningCLI):
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
         seed, choice, site = self._seed(), str(self._get(self.config, "round")), self._get(self.config, "site")
-        given = coordinator, model, datamodule, method, self.trainer, folder, split, seed, choice
-        self.summary = evaluate(*given, site)
+        given = coordinator, model, datamodule, method, self.trainer, folder, split, seed
         parts = [split, *([] if choice == LAST else [choice]), *([] if site is None else [site_folder(site)])]
-        file = folder / f"{'-'.join(parts)}.json"
+        if is_model(folder):
+            if choice != LAST:
+                raise ConfigurationError(f"--round {choice}: {folder} is an exported model; leave the option out")
+            self.summary = evaluate_model(*given, site)
+            # here: the folder of a model is what was exported
+            file = Path(f"{folder.resolve().name}-{'-'.join(parts)}.json")
+        else:
+            self.summary = evaluate(*given, choice, site)
+            file = folder / f"{'-'.join(parts)}.json"
         with writing(file):
             write_json(file, self.summary)
         print_summary(self.summary)
@@ -320,29 +331,29 @@ class PFedSTCLI(LightningCLI):
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
     quieten()
-    arguments = of_the_run(present_arguments(arguments))
-    check_configurations(arguments, ENVIRONMENT)
-    save_dir_may_be_left_out()
-    registered_methods()  # imports them, so that their class names can be used as short names
-    Parser.arguments = arguments
-    try:
-        interface(arguments)
-    except SystemExit as end:  # --help and --print_config end this way
-        return int(end.code or 0)
+    with of_the_source(present_arguments(arguments)) as arguments:
+        check_configurations(arguments, ENVIRONMENT)
+        save_dir_may_be_left_out()
+        registered_methods()  # imports them, so that their class names can be used as short names
+        Parser.arguments = arguments
+        try:
+            interface(arguments)
+        except SystemExit as end:  # --help and --print_config end this way
+            return int(end.code or 0)
     return 0
 
 
-def of_the_run(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of `test RUN` or `validate RUN` with the configuration and the path of the run."""
+@contextmanager
+def of_the_source(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Return the arguments of `test RUN|MODEL` or `validate RUN|MODEL` with the configuration and the path of it."""
     command, *rest = arguments
     if command != "fit" and not rest:
         raise ConfigurationError(f"{command}: give the folder of a run: pfedst {command} runs/NAME")
-    if command == "fit" or not rest or rest[0].startswith("-"):
-        return [*arguments]
-    folder = Path(rest[0])
-    if not (folder / "config.yaml").is_file():
-        raise ConfigurationError(f"{command} {folder}: no run, as it holds no config.yaml; give a folder as runs/NAME")
-    return [command, f"--config={folder / 'config.yaml'}", *rest[1:], f"--ckpt_path={folder}"]
+    if command == "fit" or rest[0].startswith("-"):
+        yield [*arguments]
+        return
+    with configuration_of(rest[0], f"pfedst {command}") as (place, configuration):
+        yield [command, f"--config={configuration}", *rest[1:], f"--ckpt_path={place}"]
 
 
 class _ParseCLI(PFedSTCLI):

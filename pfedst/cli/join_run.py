@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -21,39 +16,13 @@ from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.errors import ConfigurationError
-from pfedst.inference.artefact_files import is_model, read_config
-from pfedst.inference.hub import local_folder
 from pfedst.joining import ROUND, Join, Source
 from pfedst.reporting import RunFolder
 from pfedst.reporting.formats import rich_table
 from pfedst.reporting.join_table import join_tables, join_text
 from pfedst.reporting.tables import console_of
-from pfedst.server.warm_start import folder_and_choice
 
 REFUSED = ("--resume", "--dry_run", "--init", "--ckpt_path")
-
-
-@contextmanager
-def configuration_of(source: str) -> Iterator[tuple[str, Path]]:
-    """Return the source as a local folder, and its configuration: of a model a file that exists within the block.
-
-    Raises:
-        ConfigurationError: neither a run nor a model.
-    """
-    place = str(local_folder(source)) if source.startswith("hf://") else source
-    if is_model(Path(place)):
-        with tempfile.TemporaryDirectory(prefix="pfedst-join-") as folder:
-            file = Path(folder) / "config.yaml"
-            file.write_text(json.dumps(read_config(Path(place))["options"]))
-            yield place, file
-        return
-    folder_of_run, _ = folder_and_choice(place)
-    if not (folder_of_run / "config.yaml").is_file():
-        raise ConfigurationError(
-            f"pfedst join {source}: no run and no model, as {folder_of_run} holds neither config.yaml nor config.json; "
-            f"give a folder as runs/NAME"
-        )
-    yield place, folder_of_run / "config.yaml"
 
 
 class JoinCLI(PFedSTCLI):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from pfedst.inference.artefact_files import (
     config_hash,
 )
 from pfedst.inference.predict import PROBABILITY
-from tests.inference.runs import fitted
+from tests.inference.runs import OPTIONS, fitted
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +252,27 @@ def test_prior_files_travel_as_numbers(tmp_path, pictures) -> None:
     assert config_of(folder)["prior"]["frequencies"] == [0.5, 0.3, 0.2]
     with pytest.raises(ConfigurationError, match="no such file"):
         run.model().predict(pictures)
+
+
+def test_an_exported_model_is_tested_on_sites_that_were_not_in_its_run(
+    folders, run_folder, tmp_path, monkeypatch, capsys
+) -> None:
+    """The numbers are those of the generic model in the folder of the run."""
+    monkeypatch.chdir(tmp_path)
+    four = ["--data.sites=4", "--data.samples_per_site=[24,18,15,9]", "--data.test_samples_per_site=[12,12,12,12]"]
+    assert main(["test", str(run_folder), *four, "--site=site_d"]) == 0
+    of_data = [option for option in OPTIONS if option.startswith(("--data", "--trainer"))]
+    assert main(["test", str(folders / "generic"), *of_data, *four, "--site=site_d"]) == 0
+    found = [
+        json.loads(file.read_text()) for file in (run_folder / "test-site_d.json", Path("generic-test-site_d.json"))
+    ]
+    assert found[0]["personal"]["clients"] == found[1]["personal"]["clients"]
+    assert found[0]["at_priors"]["last"]["test"] == found[1]["at_priors"]["last"]["test"]
+    assert [one["protocol"]["new_sites"] for one in found] == [["site_d"], ["site_d"]]
+    for arguments, message in (
+        ([str(folders / "personal")], "the model of site site_a"),
+        ([str(folders / "generic"), "--round=best"], "is an exported model; leave the option out"),
+        ([str(tmp_path)], "no run and no model"),
+    ):
+        assert main(["test", *arguments, *(of_data if len(arguments) > 1 or "personal" in arguments[0] else [])]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""The evaluation of an exported model: as a run is evaluated whose sites are all elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from pfedst.client.exchange import start_maker
+from pfedst.client.module import FederatedClient
+from pfedst.client.training import LocalTrainer
+from pfedst.data import FederatedDataModule, Split
+from pfedst.joining.source import Source
+from pfedst.methods.interface import FederatedMethod
+from pfedst.server.coordinator import FederatedCoordinator
+from pfedst.server.merged import Merged
+from pfedst.server.server import Server
+from pfedst.simulation import make_client
+from pfedst.state.run_state import LAST, RunState
+from pfedst.state.snapshot import Snapshot
+from pfedst.transport.in_process import InProcess
+
+ELSEWHERE = ""
+"""In place of the names of the sites that trained the model: no site has this name, so that all sites are new."""
+
+
+def evaluate_model(
+    coordinator: FederatedCoordinator,
+    template: FederatedClient,
+    data: FederatedDataModule,
+    method: FederatedMethod,
+    trainer: Trainer,
+    folder: Path,
+    split: Split,
+    run_seed: int,
+    site: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate the generic model in a folder of `pfedst export` on one split of a data set on this machine.
+
+    Args:
+        coordinator, template, data, method, trainer, run_seed: as in `Simulation`.
+        folder: of the model.
+        split: `validation` or `test`.
+        site: evaluate this site alone; None for all.
+
+    Raises:
+        ConfigurationError: it is the personal model of a site.
+        StateError: the folder is damaged, does not fit the configuration, or the encoder is another one.
+        DataError: images of a class that the model does not have.
+    """
+    source = Source.of_model(folder)
+    data.use_classes(source.start.classes)
+    data.need_only(*(("test",) if split == "test" else ()))
+    if site is not None:
+        data.use_sites([site])
+    client = make_client(template, data, method, run_seed, LocalTrainer(trainer), None)
+    source.start.check_encoder(client.module.encoder.compute_hash())
+    init, frozen = source.start.for_run(client.model.start(), client.model.adapter.state_dict())
+    assert init.shared is not None
+    server = Server(method, {ELSEWHERE: 1}, start_maker(client.model), run_seed)
+    client.load_frozen(frozen)
+    server.warm_start(init.shared, init.anchors)
+    server.begin()
+    after = {ELSEWHERE: 1}
+    about = Merged(after, None, {}, [after]).about() | source.priors.about()
+    number = int(source.start.about["round"])
+    return coordinator.evaluate(
+        InProcess(client, coordinator.threads),
+        method,
+        start_maker(client.model),
+        str(source.start.about["name"]),
+        Snapshot(RunState.round_name(number), about, server.state_parts()),
+        number,
+        LAST,
+        source.start.identity,
+        split,
+        run_seed,
+        client.load_frozen,
+    )
