@@ -42,8 +42,8 @@ def run_export(arguments: Sequence[str]) -> int:
         raise ConfigurationError("--site and --generic: export one model at a time")
     (model,) = models_of(given)
     from pfedst.inference.artefact import check_new, export, exportable
-    from pfedst.inference.artefact_files import is_model
-    from pfedst.inference.onnx_export import ONNX_FILE, onnx_of
+    from pfedst.inference.artefact_files import ONNX_FILE, is_model
+    from pfedst.inference.onnx_export import onnx_of
     from pfedst.inference.run import load
 
     if is_model(Path(given.model)) or given.model.startswith(HUB):
@@ -52,9 +52,8 @@ def run_export(arguments: Sequence[str]) -> int:
     check_new(given.folder)
     # before the folder is written: a model that cannot be exported to ONNX leaves nothing
     made = None if given.onnx is None else onnx_of(exportable(model, len(run.sites)), given.onnx, given.prior)
-    export(run, model, given.folder, given.licence)
+    export(run, model, given.folder, given.licence, made)
     if made is not None:
-        made.write(given.folder / ONNX_FILE)
         print(
             f"{given.folder / ONNX_FILE}: {len(made.content) / 1e6:.1f} MB, checked on {made.images} images: "
             f"probabilities differ by {made.worst_difference:.0e} at most. It holds the encoder, whose licence applies "

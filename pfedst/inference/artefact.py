@@ -25,6 +25,7 @@ from pfedst.inference.artefact_files import (
     FORMAT,
     METRICS_FILE,
     MODEL_FILE,
+    ONNX_FILE,
     OWN_HASH,
     config_hash,
     preprocessing_of,
@@ -33,6 +34,7 @@ from pfedst.inference.artefact_files import (
 )
 from pfedst.inference.card import model_card, results_of
 from pfedst.inference.hub import local_folder
+from pfedst.inference.onnx import OnnxModel
 from pfedst.inference.options import Options, check_confined, with_weights
 from pfedst.inference.rebuild import ANCHORS, GENERIC, PERSONAL, Rebuilt, load_tensors, tensors_of
 from pfedst.inference.run import Run, check_encoder
@@ -47,7 +49,7 @@ FEWEST_SITES = 3
 """From so many sites on a generic model carries the mean of their class frequencies: of two, each knows the other's."""
 
 
-def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None) -> Path:
+def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None, onnx: OnnxModel | None = None) -> Path:
     """Write a model of a run into a new folder.
 
     Args:
@@ -55,6 +57,7 @@ def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None)
         model: one of its models.
         folder: to write; must be absent or empty.
         licence: name of the licence, as the hub knows it (`cc-by-nc-4.0`); None leaves it open.
+        onnx: the same model with its encoder, for other software; None for none.
 
     Raises:
         ConfigurationError: the folder holds something.
@@ -68,8 +71,12 @@ def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / METRICS_FILE, json_bytes(results))
-        write_atomically(folder / CARD_FILE, model_card(config, results, folder.name, licence).encode())
+        write_atomically(
+            folder / CARD_FILE, model_card(config, results, folder.name, licence, onnx is not None).encode()
+        )
         write_atomically(folder / MODEL_FILE, weights)
+        if onnx is not None:
+            onnx.write(folder / ONNX_FILE)
         write_atomically(folder / CONFIG_FILE, json_bytes(config))
     return folder
 

@@ -21,6 +21,8 @@ from pfedst.version import __version__
 
 FORMAT = 1
 MODEL_FILE, CONFIG_FILE, CARD_FILE, METRICS_FILE = "model.safetensors", "config.json", "README.md", "metrics.json"
+ONNX_FILE = "model.onnx"
+"""Encoder and adapter for other software; only where it was asked for."""
 FILES = (MODEL_FILE, CONFIG_FILE, CARD_FILE, METRICS_FILE)
 MOST_CONFIG_BYTES = 2**22
 OWN_HASH = "config_sha256"

@@ -16,6 +16,7 @@ METRICS = {"balanced_accuracy": "Balanced accuracy", "auroc": "AUROC", "macro_f1
 """Metrics of a card, by their key in `summary.json`."""
 NOT_A_DEVICE = "Research software, not a medical device. Do not use this model for diagnosis or treatment."
 RANDOM = " The encoder has RANDOM WEIGHTS: this model shows that the software works, and no more."
+ENCODER_INSIDE = "\n`model.onnx` holds the encoder, too: the licence of the encoder applies to that file.\n"
 USE = """```python
 from pfedst import load_model
 
@@ -48,7 +49,9 @@ def results_of(run: Run, model: SiteModel) -> dict[str, Any]:
     }
 
 
-def model_card(config: Mapping[str, Any], results: Mapping[str, Any], name: str, licence: str | None) -> str:
+def model_card(
+    config: Mapping[str, Any], results: Mapping[str, Any], name: str, licence: str | None, with_encoder: bool = False
+) -> str:
     """Return the card of a model: front matter for the hub, then text.
 
     Args:
@@ -56,8 +59,10 @@ def model_card(config: Mapping[str, Any], results: Mapping[str, Any], name: str,
         results: content of `metrics.json`.
         name: of the model.
         licence: as the hub knows it; None if none was named.
+        with_encoder: the folder holds `model.onnx`, in which the encoder is.
     """
-    return f"---\n{_front_matter(config, results, name, licence)}\n---\n\n{_text(config, results, name, licence)}"
+    text = _text(config, results, name, licence) + ENCODER_INSIDE * with_encoder
+    return f"---\n{_front_matter(config, results, name, licence)}\n---\n\n{text}"
 
 
 def _front_matter(config: Mapping[str, Any], results: Mapping[str, Any], name: str, licence: str | None) -> str:

@@ -16,7 +16,6 @@ from pfedst.inference.onnx import OnnxModel, build_onnx, require_extra
 from pfedst.inference.site_model import SiteModel
 from pfedst.methods.priors import BALANCED, SITE, TRAINING, TargetPrior
 
-ONNX_FILE = "model.onnx"
 CHECK_IMAGES = 32
 """At most so many images are used for the check."""
 PRIORS = {
