@@ -248,7 +248,7 @@ def test_a_file_in_the_place_of_a_snapshot_is_told_and_gives_way(interrupted, wh
     assert sum("after-000003" not in name or "fitted again" in text for text in warnings) == len(warnings) > 0
     kept = ["best", "fit-of-someone", "round-000002", "round-000003"]
     assert sorted(path.name for path in (run / "state").iterdir()) == kept
-    kept = ["after-000002", "after-000003", "fit-of-someone", "predictions"]
+    kept = ["after-000002", "after-000003", "calibration.json", "fit-of-someone", "predictions"]
     assert sorted(path.name for path in (run / "sites/site_a").iterdir() if path.name != "after-000001") == kept
 
 
