@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.errors import ConfigurationError, nearest
-from pfedst.evaluation.stated import SITE
+from pfedst.evaluation.stated import SITE, STATED
 from pfedst.reporting.claims import OWN_PRIOR, PRIORS, Claim, source_row
 from pfedst.reporting.tables import WORDS
 
@@ -279,6 +279,11 @@ def _claims(tree: Any, rows: Mapping[str, Row], file: Path) -> tuple[Claim, ...]
             )
         if prior is not None and prior not in PRIORS:
             raise ConfigurationError(f"{file}: {what}: prior: give one of {', '.join(PRIORS)}, not {prior}")
+        if prior is not None and measure not in STATED[prior]:
+            raise ConfigurationError(
+                f"{file}: {what}: measure: {measure} is not computed at the prior {prior}, where there are "
+                f"{', '.join(STATED[prior])}"
+            )
         claim = Claim(given["row"], given["against"], measure, prior)
         if any(label.endswith(OWN_PRIOR) for label in (claim.row, claim.against)) and prior != SITE:
             raise ConfigurationError(

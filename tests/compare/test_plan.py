@@ -146,6 +146,7 @@ def test_seeds_that_share_a_partition(tmp_path) -> None:
         ({**FOLDS, "claims": [{**CLAIM, "row": "C"}]}, "claims: number 1: row: there is no row C"),
         ({**FOLDS, "claims": [{**CLAIM, "measure": "acuracy"}]}, 'Did you mean "accuracy"'),
         ({**FOLDS, "claims": [{**CLAIM, "prior": "own"}]}, "prior: give one of balanced, site, federation"),
+        ({**FOLDS, "claims": [{**CLAIM, "measure": "accuracy", "prior": "balanced"}]}, "is not computed at the prior"),
         ({**FOLDS, "claims": [{**CLAIM, "row": "A + own prior"}]}, "give prior: site"),
         ({**FOLDS, "claims": [CLAIM, CLAIM]}, "named twice"),
         ({**FOLDS, "claims": [{**CLAIM, "against": "A"}]}, "compares a row with itself"),
