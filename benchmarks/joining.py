@@ -259,24 +259,45 @@ def table() -> None:
     )
 
 
+DRAWN: dict[str, tuple[str, str]] = {
+    "pFedST, generic + prior of the site": ("pFedST's generic model, prior of the site", "-"),
+    "FedAvg, generic + prior of the site": ("FedAvg's model, prior of the site", "-"),
+    "pFedST joined, as shipped": ("pFedST joined", "-"),
+    "fresh LoRA on FedAvg's model": ("a fresh LoRA on FedAvg's model", "-"),
+    "FedAvg's model fine-tuned whole": ("FedAvg's model, all of it trained", "-"),
+    "linear probe": ("linear probe", "--"),
+    "from scratch": ("trained from scratch", "--"),
+}
+"""Rows of the figure, with their names in it and the style of their lines."""
+
+
 def figure(file: Path) -> None:
-    """Draw balanced accuracy and accuracy by the number of labels."""
+    """Draw the three metrics by the number of labels; a line is a mean over centres and seeds, a dot is a seed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     found = results()
-    drawn, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, metric, title in zip(axes, METRICS, ("balanced accuracy", "accuracy at the site's prior"), strict=False):
-        for row in ROWS:
-            points = [(i, by_seed(found, row, labels, metric)) for i, labels in enumerate(LABELS)]
-            places = [(i, statistics.fmean(of.values())) for i, of in points if of]
-            axis.plot(*zip(*places, strict=True), marker="o", label=row) if places else None
+    titles = ("balanced accuracy, balanced prior", "accuracy, prior of the site", "AUROC")
+    drawn, axes = plt.subplots(1, 3, figsize=(12, 4.6), layout="constrained")
+    for axis, metric, title in zip(axes, METRICS, titles, strict=True):
+        for number, (row, (name, style)) in enumerate(DRAWN.items()):
+            points = [(place, by_seed(found, row, labels, metric)) for place, labels in enumerate(LABELS)]
+            means = [(place, statistics.fmean(of.values())) for place, of in points if of]
+            if means:
+                axis.plot(*zip(*means, strict=True), style, color=f"C{number}", marker="o", markersize=4, label=name)
+            seeds = [(place, value) for place, of in points for value in of.values()]
+            axis.scatter(*zip(*seeds, strict=True), s=6, color=f"C{number}", alpha=0.35) if seeds else None
+        generic = by_seed(found, "pFedST, generic", "0", metric), by_seed(found, "FedAvg, generic", "0", metric)
+        for number, of in enumerate(generic):
+            if of and metric != "accuracy":  # without labels there is no prior of the site
+                axis.plot([0], [statistics.fmean(of.values())], "D", color=f"C{number}", markersize=6)
         axis.set_xticks(range(len(LABELS)), LABELS)
-        axis.set(xlabel="labels at the new hospital", ylabel=f"{title}, %")
-    axes[0].legend(fontsize="xx-small")
-    drawn.savefig(file, dpi=150)
+        axis.set(xlabel="labelled images of the new hospital", ylabel="%", title=title)
+        axis.grid(alpha=0.3)
+    drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    drawn.savefig(file, dpi=120)
 
 
 def main() -> None:
