@@ -31,6 +31,7 @@ import pandas as pd
 from environment import environment
 
 from pfedst.cli import main as pfedst
+from pfedst.reporting.figures.style import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/joining"
@@ -259,6 +260,7 @@ def table() -> None:
     )
 
 
+COLOURS = (*COLORS, "#000000")
 DRAWN: dict[str, tuple[str, str]] = {
     "pFedST, generic + prior of the site": ("pFedST's generic model, prior of the site", "-"),
     "FedAvg, generic + prior of the site": ("FedAvg's model, prior of the site", "-"),
@@ -286,13 +288,13 @@ def figure(file: Path) -> None:
             points = [(place, by_seed(found, row, labels, metric)) for place, labels in enumerate(LABELS)]
             means = [(place, statistics.fmean(of.values())) for place, of in points if of]
             if means:
-                axis.plot(*zip(*means, strict=True), style, color=f"C{number}", marker="o", markersize=4, label=name)
+                axis.plot(*zip(*means, strict=True), style, color=COLOURS[number], marker="o", markersize=4, label=name)
             seeds = [(place, value) for place, of in points for value in of.values()]
-            axis.scatter(*zip(*seeds, strict=True), s=6, color=f"C{number}", alpha=0.35) if seeds else None
+            axis.scatter(*zip(*seeds, strict=True), s=6, color=COLOURS[number], alpha=0.35) if seeds else None
         generic = by_seed(found, "pFedST, generic", "0", metric), by_seed(found, "FedAvg, generic", "0", metric)
         for number, of in enumerate(generic):
             if of and metric != "accuracy":  # without labels there is no prior of the site
-                axis.plot([0], [statistics.fmean(of.values())], "D", color=f"C{number}", markersize=6)
+                axis.plot([0], [statistics.fmean(of.values())], "D", color=COLOURS[number], markersize=6)
         axis.set_xticks(range(len(LABELS)), LABELS)
         axis.set(xlabel="labelled images of the new hospital", ylabel="%", title=title)
         axis.grid(alpha=0.3)
