@@ -89,7 +89,7 @@ def metrics_of(
         seed: of the bootstrap.
     """
     read = predictions["error"] == ""
-    probabilities = predictions.loc[read, [PROBABILITY + name for name in class_names]].to_numpy(np.float64)
+    probabilities = predictions.loc[read, [PROBABILITY + name for name in class_names]].to_numpy(np.float64, copy=True)
     indices = np.array([class_names.index(label) for label, kept in zip(labels, read, strict=True) if kept], np.int64)
     tensors = torch.from_numpy(probabilities), torch.from_numpy(indices)
     by_class = class_metrics({"model": probabilities}, indices, np.arange(len(indices)), seed)
