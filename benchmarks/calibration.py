@@ -12,6 +12,10 @@ validation and test of each site, fits a temperature on them, and measures it on
 * prior: the same with the normal prior on log T
 * prior and floor: the same with T >= 1
 
+The last one is measured in two forms, also at the balanced prior, where T was not fitted: T divides the logits (the
+form of the package), or T divides the logits at the prior of the site, of which other priors are then made:
+p proportional to exp((f - log pi_effective + log pi_site) / T - log pi_site + log pi_target).
+
 The result is benchmarks/results/calibration.json. The constants `DEVIATION` and `FLOOR` of
 `pfedst/evaluation/calibration.py` are chosen by it. Validation and test of a site come from one pool, so that no shift
 over time is in it.
@@ -51,6 +55,9 @@ VARIANTS: dict[str, tuple[float, bool]] = {
     BOTH: (DEVIATION, True),
 }
 """Standard deviation of the prior on log T, and whether T is at least 1."""
+LOGITS, AT_SITE = "T divides the logits", "T divides at the prior of the site"
+FORMS = (NONE, LOGITS, AT_SITE)
+"""Forms of the temperature, as fitted with prior and floor."""
 
 
 def make_runs(root: Path, weights: Path, folder: Path) -> None:
@@ -81,7 +88,8 @@ def study(folder: Path) -> Iterator[dict[str, Any]]:
                     if size <= pool.images // 2:
                         about = {"method": method, "seed": seed, "site": site, "images": pool.images}
                         found = pool.redraw(size, derive_seed(0, "redraw", site, size), DRAWS)
-                        yield about | {"errors": pool.errors, "drawn": size, "variants": found}
+                        forms = pool.forms(size, derive_seed(0, "redraw", site, size), DRAWS)
+                        yield about | {"errors": pool.errors, "drawn": size, "variants": found, "forms": forms}
 
 
 class Pool:
@@ -95,15 +103,57 @@ class Pool:
         logits = torch.cat([part.logits("personal") for part in parts])
         labels = torch.cat([part.tensors["label"] for part in parts])
         effective, site = parts[0].effective("personal"), parts[0].site_prior
-        target = None if effective is None else site
+        assert effective is not None
+        assert site is not None
         self.images = len(labels)
-        self.losses = image_losses(logits, labels, effective, site, floor=False)
+        self.labels = labels
         self.grid = temperatures(floor=False)
-        self.right = calibrated(logits, 1.0, effective, site, target).argmax(1) == labels
+        self.losses = image_losses(logits, labels, effective, site, floor=False)
+        self.right = calibrated(logits, 1.0, effective, site).argmax(1) == labels
         self.errors = int((~self.right).sum())
         self.confidence = torch.stack(
-            [calibrated(logits, t, effective, site, target).exp().max(1).values for t in self.grid.tolist()]
+            [calibrated(logits, t, effective, site).exp().max(1).values for t in self.grid.tolist()]
         )
+        even = torch.full_like(effective, 1 / len(effective))
+        at_site = logits.double() - effective.log() + site.log()
+        self.at = {
+            LOGITS: [[calibrated(logits, t, effective, prior) for t in self.grid.tolist()] for prior in (site, even)],
+            AT_SITE: [
+                [(at_site / t - site.log() + prior.log()).log_softmax(1) for t in self.grid.tolist()]
+                for prior in (site, even)
+            ],
+        }
+        """Log-probabilities of each form: at the prior of the site and at the balanced one, by temperature."""
+
+    def forms(self, size: int, seed: int, draws: int) -> dict[str, dict[str, float]]:
+        """Return for each form means over draws: NLL at the prior of the site, and at the balanced prior."""
+        source, found = generator(seed), {form: list[tuple[float, float, float]]() for form in FORMS}
+        losses = {
+            form: torch.stack([-one.gather(1, self.labels[:, None])[:, 0] for one in of[0]])
+            for form, of in self.at.items()
+        }
+        for _ in range(draws):
+            order = torch.randperm(self.images, generator=source)
+            drawn, rest = order[:size], order[size:]
+            for form in FORMS:
+                of, t = (LOGITS, 1.0) if form == NONE else (form, self.best(losses[form], drawn))
+                at = int((self.grid - t).abs().argmin())
+                site, even = (self.at[of][prior][at][rest] for prior in (0, 1))
+                labels = self.labels[rest]
+                nll = float(-site.gather(1, labels[:, None]).mean())
+                found[form].append((nll, *balanced(even, labels)))
+        names = ("nll", "balanced_nll", "balanced_accuracy")
+        return {
+            form: {
+                name: round(statistics.fmean(column), 5)
+                for name, column in zip(names, zip(*values, strict=True), strict=True)
+            }
+            for form, values in found.items()
+        }
+
+    def best(self, losses: Tensor, drawn: Tensor) -> float:
+        """Return the temperature that is fitted on some images with prior and floor, of losses (G, N)."""
+        return best_temperature(losses[-len(temperatures(True)) :, drawn].sum(1), DEVIATION, True)
 
     def redraw(self, size: int, seed: int, draws: int) -> dict[str, dict[str, float]]:
         """Return for each variant means over draws, the share of draws with more loss than T = 1, and the worst harm.
@@ -141,6 +191,13 @@ class Pool:
         return float(self.losses[at, rest].mean()), calibration_error(self.confidence[at, rest], self.right[rest])
 
 
+def balanced(logarithms: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return NLL and accuracy, each a mean over the classes that are present, of log-probabilities (N, K)."""
+    of_images = -logarithms.gather(1, labels[:, None])[:, 0], (logarithms.argmax(1) == labels).double()
+    nll, right = (statistics.fmean(float(of[labels == c].mean()) for c in labels.unique()) for of in of_images)
+    return nll, right
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +221,19 @@ def table() -> None:
                     f"| {method} | {size} | {variant} | {mean['temperature']:.2f} | {mean['nll']:.3f} | "
                     f"{100 * mean['ece']:.1f} | {worse} | {harm} | {at} |"
                 )
-    print(f"\n{_text(result)}")
+    print(f"\n{_text(result)}\n")
+    heads = ("form of T", "NLL, prior of the site", "NLL, balanced prior", "balanced accuracy, %, balanced prior")
+    print(f"| {' | '.join(('images drawn', *heads))} |\n|{'---|' * (len(heads) + 1)}")
+    for size in SIZES:
+        for form in FORMS:
+            of = [row["forms"][form] for row in rows if row["drawn"] == size]
+            nll, even, right = (statistics.fmean(one[key] for one in of) for key in of[0])
+            print(f"| {size} | {form} | {nll:.3f} | {even:.3f} | {100 * right:.1f} |")
+    print(
+        "\nThe same draws, means over methods, sites and runs; NLL and accuracy at the balanced prior are means over "
+        "the classes that are present. A temperature that divides at the prior of the site moves predictions at the "
+        "balanced prior towards classes that are rare at the site; one that divides the logits leaves them."
+    )
 
 
 def _text(result: dict[str, Any]) -> str:

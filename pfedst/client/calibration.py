@@ -81,7 +81,7 @@ class _Probabilities:
         return self._at(temperature, None if self.effective is None else self.predictions.site_prior)
 
     def _at(self, temperature: float, target: Tensor | None) -> Tensor:
-        return calibrated(self.logits, temperature, self.effective, self.predictions.site_prior, target)
+        return calibrated(self.logits, temperature, self.effective, target)
 
     def thresholds(self, temperature: float, coverage: float) -> dict[str, float]:
         """Return the threshold of a coverage at each prior that predictions can be for."""

@@ -2,10 +2,11 @@
 
 A model has learned class frequencies pi_effective. Its probabilities at a target prior, with a temperature T, are
 
-    p proportional to exp((f - log pi_effective + log pi_site) / T - log pi_site + log pi_target).
+    p proportional to exp(f / T - log pi_effective + log pi_target).
 
 T is fitted at the prior of the site, which its validation images have. A change of prior is not divided by T: the
-frequencies of a hospital are no matter of confidence. Shapes: N images, K classes, G temperatures.
+frequencies of a hospital are no matter of confidence. At the prior that a model has learned T changes no prediction.
+Shapes: N images, K classes, G temperatures.
 """
 
 from __future__ import annotations
@@ -52,36 +53,25 @@ class Fitted:
 
 
 def calibrated(
-    logits: Tensor,
-    temperature: float,
-    effective: Tensor | None = None,
-    site: Tensor | None = None,
-    target: Tensor | None = None,
+    logits: Tensor, temperature: float, effective: Tensor | None = None, target: Tensor | None = None
 ) -> Tensor:
     """Return log-probabilities (N, K) of float64 with a temperature, at a class prior.
 
     Args:
         logits: (N, K), as the model predicts them.
         temperature: T, > 0.
-        effective: class frequencies (K,) that the model has learned; None if they are not known: then the logits are
-            divided by T.
-        site: class frequencies (K,) of the site; needed if `effective` is given.
+        effective: class frequencies (K,) that the model has learned; None if they are not known.
         target: class frequencies (K,) of the probabilities; None: those that the model has learned.
 
     Raises:
-        ValueError: a target, and the learned frequencies are not known; or learned frequencies without those of the
-            site.
+        ValueError: a target, and the learned frequencies are not known.
     """
-    values = logits.double()
+    scaled = logits.double() / temperature
+    if target is None:
+        return scaled.log_softmax(1)
     if effective is None:
-        if target is not None:
-            raise ValueError("without the learned class frequencies there is no change of prior")
-        return (values / temperature).log_softmax(1)
-    if site is None:
-        raise ValueError("a temperature is at the class frequencies of a site")
-    learned, own = effective.double().log(), site.double().log()
-    wanted = learned if target is None else target.double().log()
-    return ((values - learned + own) / temperature - own + wanted).log_softmax(1)
+        raise ValueError("without the learned class frequencies there is no change of prior")
+    return (scaled - effective.double().log() + target.double().log()).log_softmax(1)
 
 
 def temperatures(floor: bool = FLOOR) -> Tensor:
@@ -98,12 +88,12 @@ def image_losses(
         logits: (N, K).
         targets: (N,) class indices.
         effective: see `calibrated`.
-        site: see `calibrated`; the target, too, where `effective` is known.
+        site: class frequencies (K,) of the site; not used if `effective` is None.
         floor: leave out temperatures below 1.
     """
     target = None if effective is None else site
     losses = [
-        -calibrated(logits, temperature, effective, site, target).gather(1, targets[:, None])[:, 0]
+        -calibrated(logits, temperature, effective, target).gather(1, targets[:, None])[:, 0]
         for temperature in temperatures(floor).tolist()
     ]
     return torch.stack(losses)
@@ -130,12 +120,12 @@ def fit_temperature(logits: Tensor, targets: Tensor, effective: Tensor | None, s
         logits: (N, K).
         targets: (N,) class indices.
         effective: see `calibrated`.
-        site: see `calibrated`.
+        site: see `image_losses`.
     """
     images = len(targets)
     if not images:
         return Fitted(1.0, 0, 0, TOO_FEW)
-    predicted = calibrated(logits, 1.0, effective, site, None if effective is None else site).argmax(1)
+    predicted = calibrated(logits, 1.0, effective, None if effective is None else site).argmax(1)
     errors = int((predicted != targets).sum())
     if not logits.isfinite().all():
         return Fitted(1.0, images, errors, NOT_FINITE)

@@ -121,11 +121,11 @@ class SiteModel:
 
     def probabilities(self, logits: Tensor, target: TargetPrior) -> Tensor:
         """Return the probabilities (B, K), float64, of logits (B, K) at a prior; see `calibrated`."""
-        if self.effective is None:
+        if not target or self.effective is None:
             return calibrated(logits, self.temperature).exp()
-        # without a site there is no temperature, and so no prior that it belongs to
+        # without a site the target is none of a site: only the number of classes counts
         site = self.effective if self.site_prior is None else self.site_prior
-        return calibrated(logits, self.temperature, self.effective, site, target.at(site) if target else None).exp()
+        return calibrated(logits, self.temperature, self.effective, target.at(site)).exp()
 
     def correction(self, target: TargetPrior) -> tuple[float, Tensor]:
         """Return scale and shift (K,), float64, with probabilities = softmax(scale * logits + shift) at a prior."""

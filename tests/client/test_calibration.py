@@ -49,14 +49,12 @@ def test_it_is_fitted_on_validation_and_measured_on_test_at_the_prior_of_the_sit
     fitted = fit_temperature(validation.logits("personal"), validation.tensors["label"], LEARNED, NATURAL)
     assert fitted.temperature > 1.2
     assert (made.calibration.temperature, made.calibration.errors) == (fitted.temperature, fitted.errors)
-    confidence = (
-        calibrated(validation.logits("personal"), fitted.temperature, LEARNED, NATURAL, NATURAL).exp().max(1).values
-    )
+    confidence = calibrated(validation.logits("personal"), fitted.temperature, LEARNED, NATURAL).exp().max(1).values
     assert made.calibration.threshold == threshold_for(confidence, COVERAGE)
     assert int((confidence >= made.calibration.threshold).sum()) == 32
     found = made.reported["test"]
     for moment, temperature in (("before", 1.0), ("after", fitted.temperature)):
-        shifted = (test.logits("personal").double() - LEARNED.log() + NATURAL.log()) / temperature
+        shifted = test.logits("personal").double() / temperature - LEARNED.log() + NATURAL.log()
         expected = stated_metrics(shifted, test.tensors["label"], "site")
         assert {key: found[moment][key] for key in ("ece", "nll", "brier")} == pytest.approx(
             {key: expected[key] for key in ("ece", "nll", "brier")}

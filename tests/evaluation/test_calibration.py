@@ -38,8 +38,8 @@ def images(prior, number, seed):
 
 
 def wrong_by(temperature, likelihood):
-    """Logits of a model that learned EFFECTIVE and is too confident by a factor at the prior of the site."""
-    return temperature * (likelihood + SITE.log()) + EFFECTIVE.log() - SITE.log()
+    """Logits of a model that learned EFFECTIVE and is too confident by a factor."""
+    return temperature * (likelihood + EFFECTIVE.log())
 
 
 def nll(logarithms, labels):
@@ -54,31 +54,29 @@ def test_temperature_and_change_of_prior_are_recovered(true) -> None:
     assert found == pytest.approx(true, rel=0.05)
     # at another hospital: the posterior is that of Bayes, and a prior that is divided by T is another one
     elsewhere, likelihood = images(TARGET, 20_000, 2)
-    made = calibrated(wrong_by(true, likelihood), true, EFFECTIVE, SITE, TARGET)
+    made = calibrated(wrong_by(true, likelihood), true, EFFECTIVE, TARGET)
     assert torch.allclose(made, (likelihood + TARGET.log()).log_softmax(1))
-    fitted = nll(calibrated(wrong_by(true, likelihood), found, EFFECTIVE, SITE, TARGET), elsewhere)
+    fitted = nll(calibrated(wrong_by(true, likelihood), found, EFFECTIVE, TARGET), elsewhere)
     divided = ((wrong_by(true, likelihood) - EFFECTIVE.log() + TARGET.log()) / found).log_softmax(1)
     assert fitted < nll(divided, elsewhere) - (0.002 if true != 1 else -1e-3)
 
 
 def test_by_hand() -> None:
-    """Two classes: logit difference 2, learned odds 1, odds at the site 3, odds of the target 1/3, T = 2."""
-    effective, site, target = (torch.tensor(p) for p in ((0.5, 0.5), (0.75, 0.25), (0.25, 0.75)))
-    found = calibrated(torch.tensor([[2.0, 0.0]]), 2.0, effective, site, target)
-    odds = (2 + math.log(3)) / 2 - math.log(3) - math.log(3)
+    """Two classes: logit difference 2, learned odds 3, odds of the target 1/3, T = 2."""
+    effective, target = (torch.tensor(p) for p in ((0.75, 0.25), (0.25, 0.75)))
+    found = calibrated(torch.tensor([[2.0, 0.0]]), 2.0, effective, target)
     assert found.dtype == torch.float64
-    assert float(found[0, 0] - found[0, 1]) == pytest.approx(odds, abs=1e-6)
+    assert float(found[0, 0] - found[0, 1]) == pytest.approx(2 / 2 - math.log(3) - math.log(3), abs=1e-6)
     assert float(found.exp().sum()) == pytest.approx(1)
 
 
 def test_of_one_temperature_the_prior_of_training_leaves_the_logits() -> None:
     logits = torch.randn(5, 3, generator=generator(0))
-    assert torch.allclose(calibrated(logits, 1.0, EFFECTIVE, SITE), logits.double().log_softmax(1))
+    assert torch.allclose(calibrated(logits, 1.0, EFFECTIVE), logits.double().log_softmax(1))
+    assert torch.allclose(calibrated(logits, 1.0, EFFECTIVE, EFFECTIVE), logits.double().log_softmax(1))
     assert torch.allclose(calibrated(logits, 3.0), (logits.double() / 3).log_softmax(1))
     with pytest.raises(ValueError, match="no change of prior"):
-        calibrated(logits, 1.0, None, SITE, TARGET)
-    with pytest.raises(ValueError, match="frequencies of a site"):
-        calibrated(logits, 1.0, EFFECTIVE)
+        calibrated(logits, 1.0, None, TARGET)
 
 
 frequencies = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(
@@ -91,20 +89,18 @@ three_logits = st.lists(st.floats(-30, 30), min_size=3, max_size=3).map(lambda v
 def test_they_are_probabilities_and_a_change_of_prior_is_not_divided(
     logits, temperature, effective, site, target
 ) -> None:
-    at_site = calibrated(logits, temperature, effective, site, site)
+    at_site = calibrated(logits, temperature, effective, site)
     assert float(at_site.exp().sum()) == pytest.approx(1)
-    changed = calibrated(logits, temperature, effective, site, target)
+    changed = calibrated(logits, temperature, effective, target)
     assert torch.allclose(changed, (at_site - site.log() + target.log()).log_softmax(1))
-    # at its own site a temperature changes no prediction
-    one = calibrated(logits, 1.0, effective, site, site)
-    assert one.max() - one[0, at_site.argmax()] < 1e-9
+    # at the prior that the model has learned a temperature changes no prediction
+    for learned in (calibrated(logits, temperature, effective), calibrated(logits, temperature, effective, effective)):
+        assert logits.max() - logits[0, learned.argmax()] < 1e-6
 
 
 @given(three_logits, st.floats(-20, 20), st.floats(0.1, 10))
 def test_a_constant_added_to_the_logits_changes_nothing(logits, constant, temperature) -> None:
-    one, other = (
-        calibrated(found, temperature, EFFECTIVE, SITE, TARGET) for found in (logits, logits.double() + constant)
-    )
+    one, other = (calibrated(found, temperature, EFFECTIVE, TARGET) for found in (logits, logits.double() + constant))
     assert torch.allclose(one, other, atol=1e-6)
 
 
@@ -114,7 +110,7 @@ def test_the_grid_holds_one_and_its_minimum_is_that_of_scipy() -> None:
     logits = wrong_by(2.0, likelihood)
 
     def objective(log_t: float) -> float:
-        scaled = (logits - EFFECTIVE.log() + SITE.log()).numpy() / math.exp(log_t)
+        scaled = logits.numpy() / math.exp(log_t) + (SITE.log() - EFFECTIVE.log()).numpy()
         losses = np.log(np.exp(scaled).sum(1)) - scaled[np.arange(60), labels.numpy()]
         return float(losses.sum() + log_t**2 / (2 * DEVIATION**2))
 

@@ -102,11 +102,10 @@ def stub(effective, site, temperature, **more):
 
 
 def test_a_change_of_prior_is_not_divided_by_the_temperature() -> None:
-    model = stub([0.2, 0.3, 0.5], [0.6, 0.3, 0.1], 2.0)
+    model = stub(*PRIORS, 2.0)
     f = [1.0, 0.5, -1.0]
-    at_site = [math.exp((x - math.log(e) + math.log(s)) / 2) for x, e, s in zip(f, *PRIORS, strict=True)]
     for option, target in (("site", PRIORS[1]), ("training", PRIORS[0]), ("balanced", [1 / 3] * 3)):
-        weights = [p / s * t for p, s, t in zip(at_site, PRIORS[1], target, strict=True)]
+        weights = [math.exp(x / 2) / e * t for x, e, t in zip(f, PRIORS[0], target, strict=True)]
         found = model.probabilities(torch.tensor([f]), model.target(option))
         assert torch.allclose(found, torch.tensor([[w / sum(weights) for w in weights]], dtype=torch.float64))
 
