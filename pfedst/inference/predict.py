@@ -178,7 +178,7 @@ def _batches(reads: Iterator[_Read], batch_size: int) -> Iterator[list[_Read]]:
         yield batch
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def logits_of(models: Sequence[Predictor], pixels: Tensor, precision: Precision) -> list[Tensor]:
     """Return the logits (B, K) of each model for images (B, 3, S, S)."""
     encoder = models[0].encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pfedst.adapters import Adapter
+from pfedst.adapters import Adapter, lora_layers
 from pfedst.data.grey_scale import PixelRange
 from pfedst.encoders import Encoder, Taps
 from pfedst.errors import ConfigurationError
@@ -89,12 +90,24 @@ class SiteModel:
         """Move encoder and adapter to a device."""
         self.encoder.to(device)
         self.adapter.to(device)
+        vars(self).pop("_plain", None)  # on the device of before
         return self
 
-    @torch.no_grad()
+    @cached_property
+    def _plain(self) -> Adapter:
+        """The adapter with LoRA merged into its weights, once and not for each batch."""
+        layers = lora_layers(self.adapter)
+        if not layers:
+            return self.adapter
+        plain = copy.deepcopy(self.adapter)
+        for _, layer in lora_layers(plain):
+            layer.merge()
+        return plain
+
+    @torch.inference_mode()
     def logits(self, taps: Taps) -> Tensor:
         """Return the logits (B, K) of what the encoder says of B images, on the CPU."""
-        logits: Tensor = self.adapter(taps)
+        logits: Tensor = self._plain(taps)
         return logits.float().cpu()
 
     def target(self, prior: str | None) -> TargetPrior:
