@@ -30,7 +30,7 @@ from pfedst.inference.site_model import SiteModel
 
 RESULT = Path(__file__).resolve().parent / "results" / "predict.json"
 MODEL = "ViT-B-16-quickgelu"
-TURNS = 9
+TURNS = 5
 SETTINGS = [(112, 2, 1), (112, 2, 16), (224, None, 1), (224, None, 16)]
 """Image size, side of the grid of averaged patches, images a batch."""
 
