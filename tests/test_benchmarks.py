@@ -92,7 +92,9 @@ def test_the_redraw_study_finds_an_overconfident_model_and_no_harm_without_a_tem
     source = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (200,), generator=source)
     logits = 3 * (torch.randn(200, 3, generator=source) + torch.nn.functional.one_hot(labels, 3))
-    pool = calibration.Pool([Predictions("a", ("x", "y", "z"), {"label": labels, "logits.personal": logits})])
+    even = torch.full((3,), 1 / 3, dtype=torch.float64)
+    tensors = {"label": labels, "logits.personal": logits, "effective.personal": even, "site_prior": even}
+    pool = calibration.Pool([Predictions("a", ("x", "y", "z"), tensors)])
     found = pool.redraw(40, seed=1, draws=5)
     assert found == pool.redraw(40, seed=1, draws=5)
     assert found["none"] | {"nll": 0, "ece": 0} == {"temperature": 1, "nll": 0, "ece": 0, "worse": 0, "harm": 0}
@@ -100,6 +102,10 @@ def test_the_redraw_study_finds_an_overconfident_model_and_no_harm_without_a_tem
         assert found[variant]["temperature"] > 1.5
         assert found[variant]["nll"] < found["none"]["nll"]
         assert (found[variant]["worse"], found[variant]["harm"] < 0) == (0, True)
+    forms = pool.forms(40, seed=1, draws=5)
+    # where no prior differs from another both forms are one
+    assert forms[calibration.LOGITS] == pytest.approx(forms[calibration.AT_SITE], abs=1e-5)
+    assert forms[calibration.LOGITS]["balanced_nll"] < forms[calibration.NONE]["balanced_nll"]
 
 
 def test_the_wire_benchmark_counts_messages(scripts) -> None:

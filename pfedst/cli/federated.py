@@ -22,7 +22,7 @@ from pfedst.cli.study import results_depend_on, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
-from pfedst.client.training import LEAN_TRAINER
+from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
 from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
@@ -300,15 +300,16 @@ class PFedSTCLI(LightningCLI):
         coordinator: FederatedCoordinator = self._get(self.config_init, "coordinator")
         method, folder = self._get(self.config_init, "method"), Path(str(ckpt_path))
         seed, choice, site = self._seed(), str(self._get(self.config, "round")), self._get(self.config, "site")
-        given = coordinator, model, datamodule, method, self.trainer, folder, split, seed
         parts = [split, *([] if choice == LAST else [choice]), *([] if site is None else [site_folder(site)])]
         if is_model(folder):
             if choice != LAST:
                 raise ConfigurationError(f"--round {choice}: {folder} is an exported model; leave the option out")
-            self.summary = evaluate_model(*given, site)
+            local = LocalTrainer(self.trainer)
+            self.summary = evaluate_model(coordinator, model, datamodule, method, local, folder, split, seed, site)
             # here: the folder of a model is what was exported
             file = Path(f"{folder.resolve().name}-{'-'.join(parts)}.json")
         else:
+            given = coordinator, model, datamodule, method, self.trainer, folder, split, seed
             self.summary = evaluate(*given, choice, site)
             file = folder / f"{'-'.join(parts)}.json"
         with writing(file):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-
 from pfedst.client.exchange import start_maker
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
@@ -30,7 +28,7 @@ def evaluate_model(
     template: FederatedClient,
     data: FederatedDataModule,
     method: FederatedMethod,
-    trainer: Trainer,
+    local: LocalTrainer,
     folder: Path,
     split: Split,
     run_seed: int,
@@ -39,7 +37,8 @@ def evaluate_model(
     """Evaluate the generic model in a folder of `pfedst export` on one split of a data set on this machine.
 
     Args:
-        coordinator, template, data, method, trainer, run_seed: as in `Simulation`.
+        coordinator, template, data, method, run_seed: as in `Simulation`.
+        local: gives the device and the precision.
         folder: of the model.
         split: `validation` or `test`.
         site: evaluate this site alone; None for all.
@@ -54,7 +53,7 @@ def evaluate_model(
     data.need_only(*(("test",) if split == "test" else ()))
     if site is not None:
         data.use_sites([site])
-    client = make_client(template, data, method, run_seed, LocalTrainer(trainer), None)
+    client = make_client(template, data, method, run_seed, local, None)
     source.start.check_encoder(client.module.encoder.compute_hash())
     init, frozen = source.start.for_run(client.model.start(), client.model.adapter.state_dict())
     assert init.shared is not None
