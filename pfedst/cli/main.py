@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return (run_export if command == "export" else run_push)(given[1:])
         if command == "explain":
-            from pfedst.cli.explain_images import run_explain
+            from pfedst.cli.explain import run_explain
 
             return run_explain(given[1:])
         if command == "data":

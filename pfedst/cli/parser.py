@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torchvision.transforms.v2 import Transform
 
 from pfedst.adapters import Adapter
-from pfedst.cli.explain import explain
+from pfedst.cli.parser_errors import explain
 from pfedst.client.lightning_options import UNUSED
 from pfedst.client.module import FederatedClient
 from pfedst.configuration.yaml_text import CHECKED_YAML

@@ -10,8 +10,8 @@ import pytest
 
 from pfedst import __version__, load
 from pfedst.cli import main
-from pfedst.cli.explain import explain
 from pfedst.cli.method_pages import method_cost
+from pfedst.cli.parser_errors import explain
 from pfedst.client.lightning_options import UNUSED
 from pfedst.client.predictions import Predictions
 from pfedst.data import SyntheticSites
