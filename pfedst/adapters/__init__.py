@@ -2,7 +2,7 @@
 
 from pfedst.adapters.adapter import Adapter, AdapterFactory, WholeModel
 from pfedst.adapters.embedding import AttentionAdapter, LinearHead
-from pfedst.adapters.lora import LoRALinear, lora_layers, switches_open
+from pfedst.adapters.lora import LoRALinear, lora_layers, switches_open, with_lora_merged
 from pfedst.adapters.lora_tower import LoRATower
 from pfedst.adapters.prompts import PromptLearner, TransportPrompts
 from pfedst.adapters.side_network import SideNetwork
@@ -20,4 +20,5 @@ __all__ = [
     "WholeModel",
     "lora_layers",
     "switches_open",
+    "with_lora_merged",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pfedst.adapters.lora import lora_layers
+from pfedst.adapters.lora import with_lora_merged
 from pfedst.encoders import AnchorHead, Encoder, Need, Taps, computes_in_float32
 from pfedst.errors import ConfigurationError
 
@@ -79,10 +78,7 @@ class Adapter(nn.Module):
         Raises:
             ConfigurationError: If the logits are not a fixed sequence of tensor operations.
         """
-        copied = copy.deepcopy(self)
-        for _, layer in lora_layers(copied):
-            layer.merge()
-        return copied.eval()
+        return with_lora_merged(self).eval()
 
     def learn_head(self) -> None:
         """Make the classifier trainable, starting from the class anchors. A trainable classifier is unchanged."""

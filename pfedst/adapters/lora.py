@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfedst.errors import ConfigurationError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class LoRALinear(nn.Linear):
@@ -72,6 +76,14 @@ class LoRALinear(nn.Linear):
 def lora_layers(module: nn.Module) -> list[tuple[str, LoRALinear]]:
     """Return the name and layer of every `LoRALinear` in `module`."""
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, LoRALinear)]
+
+
+def with_lora_merged(module: M) -> M:
+    """Return a copy of a module in which every `LoRALinear` has its update merged into its weight."""
+    copied = copy.deepcopy(module)
+    for _, layer in lora_layers(copied):
+        layer.merge()
+    return copied
 
 
 @contextmanager

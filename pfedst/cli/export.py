@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedst.cli.model_options import HUB, add_model_options, models_of
+from pfedst.cli.model_options import add_model_options, models_of
 from pfedst.errors import ConfigurationError
+from pfedst.options import HUB_MODEL
 
 
 def run_export(arguments: Sequence[str]) -> int:
@@ -40,16 +41,16 @@ def run_export(arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"--prior {given.prior}: is for --onnx; a prediction chooses its own prior")
     if given.site is not None and given.generic:
         raise ConfigurationError("--site and --generic: export one model at a time")
-    (model,) = models_of(given)
     from pfedst.inference.artefact import check_new, export, exportable
     from pfedst.inference.artefact_files import ONNX_FILE, is_model
     from pfedst.inference.onnx_export import onnx_of
     from pfedst.inference.run import load
 
-    if is_model(Path(given.model)) or given.model.startswith(HUB):
+    if is_model(Path(given.model)) or given.model.startswith(HUB_MODEL):
         raise ConfigurationError(f"{given.model} is exported already; copy the folder")
-    run = load(given.model)
     check_new(given.folder)
+    (model,) = models_of(given)
+    run = load(given.model)
     # before the folder is written: a model that cannot be exported to ONNX leaves nothing
     made = None if given.onnx is None else onnx_of(exportable(model, len(run.sites)), given.onnx, given.prior)
     export(run, model, given.folder, given.licence, made)

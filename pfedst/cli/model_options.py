@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pfedst.errors import ConfigurationError
+from pfedst.options import HUB_MODEL
 
 if TYPE_CHECKING:
     from pfedst.inference.site_model import SiteModel
-
-HUB = "hf://"
-"""The prefix of a model on the Hugging Face hub."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +33,7 @@ def models_of(given: argparse.Namespace) -> list[SiteModel]:
         PfedstError: the model cannot be loaded.
     """
     folder = Path(given.model)
-    if not given.model.startswith(HUB) and not any(
+    if not given.model.startswith(HUB_MODEL) and not any(
         (folder / file).is_file() for file in ("config.yaml", "config.json")
     ):
         raise ConfigurationError(
@@ -51,7 +49,7 @@ def models_of(given: argparse.Namespace) -> list[SiteModel]:
         torch.empty(0, device=given.device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(f"--device {given.device}: {str(error).splitlines()[0]}; use cpu") from error
-    if given.model.startswith(HUB) or is_model(folder):
+    if given.model.startswith(HUB_MODEL) or is_model(folder):
         for option, chosen in (("--site", given.site), ("--generic", given.generic)):
             if chosen:
                 raise ConfigurationError(f"{option}: {given.model} holds one model; leave the option out")

@@ -31,8 +31,13 @@ def run_predict(arguments: Sequence[str]) -> int:
     models = models_of(given)
     from rich.console import Console
 
+    from pfedst.inference.images import items_of
+    from pfedst.inference.labels import labels_of
     from pfedst.inference.predict import predict
 
+    class_names, labels = models[0].class_names, None
+    if given.labels is not None:  # before hours of work
+        labels = labels_of([item.name for item in items_of(given.images)], given.labels, class_names)
     console = Console(stderr=True)
     table = predict(models, given.images, given.prior, given.batch_size, given.strict, given.precision, console)
     _write(table, given.out)
@@ -40,8 +45,8 @@ def run_predict(arguments: Sequence[str]) -> int:
     if models[0].abstention is not None and models[0].threshold(target) is None:
         console.print(f"abstained is empty: there is no threshold for the prior {target.option}", highlight=False)
     print(f"{given.out}: {len(table):,} images, {models[0].name}, at the prior {target.label or target.option}")
-    if given.labels is not None:
-        _report(table, given, models[0].class_names)
+    if labels is not None:
+        _report(table, labels, given.out, class_names)
     failed = table.loc[table["error"] != ""]
     for error in failed["error"].head(5):
         print(f"not read: {error}", file=sys.stderr)
@@ -107,17 +112,17 @@ def _write(table: pd.DataFrame, file: Path) -> None:
         raise StateError(f"--out {file} cannot be written ({error.strerror or error}); name another file") from error
 
 
-def _report(table: pd.DataFrame, given: argparse.Namespace, class_names: tuple[str, ...]) -> None:
+def _report(table: pd.DataFrame, labels: list[str], out: Path, class_names: tuple[str, ...]) -> None:
     """Print metrics and the confusion matrix, and write them beside the table."""
-    from pfedst.inference.labels import labels_of, metrics_of
+    from pfedst.inference.labels import metrics_of
     from pfedst.reporting import console_of
     from pfedst.state import write_json
 
-    found = metrics_of(table, labels_of(list(table["image"]), given.labels, class_names), class_names)
+    found = metrics_of(table, labels, class_names)
     console = console_of(150)
     for printed in _tables(found):
         console.print(printed, highlight=False)
-    file = given.out.with_suffix(".metrics.json")
+    file = out.with_suffix(".metrics.json")
     write_json(file, found)
     print(file)
 

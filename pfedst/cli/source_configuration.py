@@ -11,6 +11,7 @@ from pathlib import Path
 from pfedst.errors import ConfigurationError
 from pfedst.inference.artefact_files import is_model, read_config
 from pfedst.inference.hub import local_folder
+from pfedst.options import HUB_MODEL
 from pfedst.server.warm_start import folder_and_choice
 
 
@@ -25,7 +26,7 @@ def configuration_of(source: str, command: str) -> Iterator[tuple[str, Path]]:
     Raises:
         ConfigurationError: neither a run nor a model.
     """
-    place = str(local_folder(source)) if source.startswith("hf://") else source
+    place = str(local_folder(source)) if source.startswith(HUB_MODEL) else source
     if is_model(Path(place)):
         with tempfile.TemporaryDirectory(prefix="pfedst-") as folder:
             file = Path(folder) / "config.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -65,7 +66,7 @@ class Encoder:
     @property
     def identity(self) -> dict[str, str | int | None]:
         """Everything that the output for an image depends on, except the image and the device: the key of a cache."""
-        return {"label": self.label, "weights": self.compute_hash()}
+        return {"label": self.label, "weights": self.weights_hash}
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Encoder:
@@ -74,6 +75,11 @@ class Encoder:
     @abstractmethod
     def compute_hash(self) -> str:
         """Return the SHA-256 over name, dtype, shape and bytes of every current tensor of the image tower."""
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the image tower, computed once."""
+        return self.compute_hash()
 
     @property
     def nbytes(self) -> int:

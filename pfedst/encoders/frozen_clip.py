@@ -308,11 +308,6 @@ class FrozenCLIP(Encoder):
 
     # -- identity ----------------------------------------------------------------------------------------------
 
-    @cached_property
-    def weights_hash(self) -> str:
-        """SHA-256 of the image tower, computed once."""
-        return self.compute_hash()
-
     @property
     def nbytes(self) -> int:
         """Size of the image tower in bytes."""

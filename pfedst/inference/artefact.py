@@ -106,7 +106,7 @@ def config_of(model: SiteModel, sites: int) -> dict[str, Any]:
         "options": _portable(fixed_options(model)),
         "encoder": {
             "label": encoder.label,
-            "sha256": encoder.compute_hash(),
+            "sha256": encoder.weights_hash,
             "random_weights": encoder.random_weights,
             "logit_scale": encoder.logit_scale,
             "preprocessing": asdict(encoder.preprocessing),

@@ -5,7 +5,7 @@ A map says where blurring an image lowers the probability of a class. It does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 from rich.console import Console
 from torch import Tensor
 
-from pfedst.data.datasets import evaluation_transform
-from pfedst.data.grey_scale import GreyScale
-from pfedst.encoders import Need, Preprocessing
+from pfedst.encoders import Preprocessing
 from pfedst.errors import ConfigurationError, nearest
-from pfedst.inference.images import Item, items_of
+from pfedst.inference.images import items_of, reader
 from pfedst.inference.occlusion import Curves, Grid, Probabilities, centre_map, curves_of, occlusion_maps
-from pfedst.inference.predict import Progress
+from pfedst.inference.predict import Progress, logits_of
 from pfedst.inference.site_model import SiteModel
 from pfedst.methods.priors import TargetPrior
 from pfedst.seeds import derive_seed, generator
@@ -139,40 +136,27 @@ def explain(
     preprocessing = first.encoder.preprocessing
     grid = Grid.of(preprocessing.image_size, window, stride)
     probabilities = probabilities_of(models, [model.target(prior) for model in models])
-    transform, grey_scale = evaluation_transform(preprocessing), GreyScale(first.pixel_range)
+    read = reader(preprocessing, first.pixel_range)
     items = items_of(images)
     # all images are read first, since the maps of an image take seconds
-    loaded = [_loaded(item, grey_scale, transform) for item in items]
+    loaded = [read(item) for item in items]
     progress = Progress("explain", len(items), console)
     explained = []
     for number, (item, (pixels, sha256)) in enumerate(zip(items, loaded, strict=True)):
-        maps, index = _maps(models, pixels, grid, probabilities, class_name, number)
+        maps, index = _maps(models, pixels[None], grid, probabilities, class_name, number)
         explained.append(
-            ExplainedImage(item.name, sha256, _shown(pixels[0], preprocessing), first.class_names[index], maps)
+            ExplainedImage(item.name, sha256, _shown(pixels, preprocessing), first.class_names[index], maps)
         )
         progress.done(number + 1)
     return explained
 
 
-def _loaded(item: Item, grey_scale: GreyScale, transform: Callable[[Image], Tensor]) -> tuple[Tensor, str]:
-    """Return the preprocessed image (1, 3, S, S) and the SHA-256 of its file."""
-    image, sha256 = item.load(grey_scale)
-    return transform(image)[None], sha256
-
-
 def probabilities_of(models: Sequence[SiteModel], targets: Sequence[TargetPrior]) -> Probabilities:
     """Return a function from images to the probabilities of each model, in one pass of the encoder."""
-    encoder = models[0].encoder
-    needs: list[Need] = sorted({model.adapter.needs for model in models})
 
-    @torch.no_grad()
     def computed(images: Tensor) -> list[Tensor]:
-        device = next(models[0].adapter.parameters(), images).device
-        found = encoder.encode(images.to(device), needs)
-        return [
-            model.probabilities(model.logits(found[model.adapter.needs]), target)
-            for model, target in zip(models, targets, strict=True)
-        ]
+        logits = logits_of(models, images, "32")
+        return [model.probabilities(of, target) for model, of, target in zip(models, logits, targets, strict=True)]
 
     return computed
 

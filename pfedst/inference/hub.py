@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pfedst.errors import ConfigurationError, WeightsError
 from pfedst.inference.artefact_files import FILES, read_config
-
-PREFIX = "hf://"
+from pfedst.options import HUB_MODEL
 
 
 def local_folder(place: str | Path) -> Path:
@@ -17,9 +16,9 @@ def local_folder(place: str | Path) -> Path:
         ConfigurationError: the name is not of the form `hf://USER/NAME`.
         WeightsError: there is no such model, or the hub cannot be reached.
     """
-    if not str(place).startswith(PREFIX):
+    if not str(place).startswith(HUB_MODEL):
         return Path(place)
-    name = str(place).removeprefix(PREFIX)
+    name = str(place).removeprefix(HUB_MODEL)
     _check_name(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from pfedst.data.datasets import evaluation_transform
 from pfedst.data.folders import is_hidden, is_image
-from pfedst.data.grey_scale import GreyScale
+from pfedst.data.grey_scale import GreyScale, PixelRange
 from pfedst.data.sources import FileSource
+from pfedst.encoders import Preprocessing
 from pfedst.errors import DataError
 
 
@@ -60,6 +63,22 @@ class Item:
         if not array.size:
             raise DataError(f"{self.name}: an empty array of shape {array.shape}")
         return Image.fromarray(array).convert("RGB")
+
+
+def reader(preprocessing: Preprocessing, pixel_range: PixelRange | None) -> Callable[[Item], tuple[Tensor, str]]:
+    """Return the function that reads an image for an encoder: (3, S, S), normalised, and its SHA-256 (see `Item.load`).
+
+    Args:
+        preprocessing: of the encoder.
+        pixel_range: grey values that become black and white; None if each file decides.
+    """
+    transform, grey_scale = evaluation_transform(preprocessing), GreyScale(pixel_range)
+
+    def read(item: Item) -> tuple[Tensor, str]:
+        image, sha256 = item.load(grey_scale)
+        return transform(image), sha256
+
+    return read
 
 
 def items_of(images: Any) -> list[Item]:

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from pfedst.data.datasets import evaluation_transform
-from pfedst.data.grey_scale import GreyScale
 from pfedst.errors import ConfigurationError
-from pfedst.inference.images import items_of
+from pfedst.inference.images import items_of, reader
 from pfedst.inference.onnx import OnnxModel, build_onnx, require_extra
 from pfedst.inference.site_model import SiteModel
 from pfedst.methods.priors import BALANCED, SITE, TRAINING, TargetPrior
@@ -47,8 +45,8 @@ def onnx_of(model: SiteModel, images: Any, prior: str | None = None) -> OnnxMode
             f"ONNX: at the prior {target.option} a class of {model.name} has no probability at all; choose another "
             f"--prior"
         )
-    transform, grey_scale = evaluation_transform(model.encoder.preprocessing), GreyScale(model.pixel_range)
-    pixels = [transform(item.load(grey_scale)[0]) for item in islice(items_of(images), CHECK_IMAGES)]
+    read = reader(model.encoder.preprocessing, model.pixel_range)
+    pixels = [read(item)[0] for item in islice(items_of(images), CHECK_IMAGES)]
     return build_onnx(
         model.encoder,
         model.adapter,

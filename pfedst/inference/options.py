@@ -75,7 +75,7 @@ def with_weights(options: Options, weights: str | Path | None) -> Options:
     arguments = dict(encoder.get("init_args") or {})
     if str(arguments.get("model", "")).startswith(FOLDER) and Path(weights).is_dir():
         arguments["model"] = f"{FOLDER}{weights}"
-    elif "weights" in arguments or "FrozenCLIP" in str(encoder["class_path"]):
+    elif "weights" in arguments:
         arguments["weights"] = str(weights)
     else:
         raise ConfigurationError(f"--encoder-weights {weights}: the encoder {encoder['class_path']} has no weights")

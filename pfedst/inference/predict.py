@@ -15,11 +15,10 @@ from rich.console import Console
 from torch import Tensor
 
 from pfedst.adapters import Adapter
-from pfedst.data.datasets import evaluation_transform
-from pfedst.data.grey_scale import GreyScale, PixelRange
+from pfedst.data.grey_scale import PixelRange
 from pfedst.encoders import Encoder, Need, Taps
 from pfedst.errors import ConfigurationError, DataError
-from pfedst.inference.images import Item, items_of
+from pfedst.inference.images import Item, items_of, reader
 from pfedst.methods.priors import TargetPrior
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -136,9 +135,7 @@ def predict(
         if pixels:
             for table, found in zip(logits, logits_of(models, torch.stack(pixels), precision), strict=True):
                 table.append(found)
-        read += [
-            found._replace(pixels=None) if found.error else found._replace(pixels=torch.empty(0)) for found in batch
-        ]
+        read += [found._replace(pixels=None) for found in batch]
         progress.done(len(read))
     columns: dict[str, Any] = {"image": [item.name for item in items], "sha256": [found.sha256 for found in read]}
     for model, target, parts in zip(models, targets, logits, strict=True):
@@ -150,15 +147,13 @@ def predict(
 
 def _reads(items: Sequence[Item], model: Predictor, batch_size: int) -> Iterator[_Read]:
     """Read images in their order, some ahead of the encoder."""
-    transform, grey_scale = evaluation_transform(model.encoder.preprocessing), GreyScale(model.pixel_range)
+    read_image = reader(model.encoder.preprocessing, model.pixel_range)
 
     def read(item: Item) -> _Read:
         try:
-            image, sha256 = item.load(grey_scale)
+            return _Read(*read_image(item), "")
         except DataError as error:
             return _Read(None, "", str(error))
-        pixels: Tensor = transform(image)
-        return _Read(pixels, sha256, "")
 
     ahead: list[Future[_Read]] = []
     waiting = iter(items)

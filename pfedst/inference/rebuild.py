@@ -15,7 +15,6 @@ from pfedst.encoders import AnchorHead, Encoder
 from pfedst.errors import ConfigurationError, WeightsError
 from pfedst.inference.options import Options, instantiate
 from pfedst.messages.payload import NET, State, check_tensors
-from pfedst.methods.criteria import Criterion
 from pfedst.methods.interface import FederatedMethod
 
 PERSONAL, GENERIC = "personal", "generic"
@@ -32,7 +31,6 @@ class Rebuilt:
         model: of a client; tensors are loaded into it.
         generic: the model whose personal tensors stay at their start.
         method: the plugin.
-        loss: the loss of logits.
         first: the state in which every client begins.
     """
 
@@ -40,7 +38,6 @@ class Rebuilt:
     model: ClientModel
     generic: ClientModel
     method: FederatedMethod
-    loss: Criterion
     first: FirstState
 
     @classmethod
@@ -74,7 +71,7 @@ class Rebuilt:
         # a method may build its personal model from the last message
         model.received = {NET: model.shared_state()}
         generic = copy.deepcopy(model)
-        return cls(section.encoder, model, generic, method, section.loss, FirstState.of(model))
+        return cls(section.encoder, model, generic, method, FirstState.of(model))
 
     def adapter(self, which: str) -> Adapter:
         """Return the personal or the generic model as an adapter in evaluation mode.

@@ -18,6 +18,7 @@ from pfedst.client.predictions import Predictions
 from pfedst.client.restore import restore
 from pfedst.client.state import SITES, SiteState
 from pfedst.configuration.yaml_text import read_yaml
+from pfedst.data.grey_scale import PixelRange
 from pfedst.encoders import Encoder
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.inference.options import Options, options_of, with_weights
@@ -41,6 +42,7 @@ class Run:
         config: its resolved configuration.
         classes: names of the K classes, in the order of the logits.
         encoder_weights: hash of the encoder that it was trained with.
+        pixel_range: grey values that become black and white; None if each file decides.
 
     Args:
         folder: of the run.
@@ -58,7 +60,8 @@ class Run:
         try:
             self.config: dict[str, Any] = read_yaml(self.folder / "config.yaml")
             data = self.config["data"].get("init_args") or {}
-            self._pixel_range = None if (given := data.get("pixel_range")) is None else (given[0], given[1])
+            given = data.get("pixel_range")
+            self.pixel_range: PixelRange | None = None if given is None else (given[0], given[1])
             self._seed = int(self.config["seed_everything"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise StateError(f"{self.folder / 'config.yaml'} is damaged ({error!r}): put back a copy of it") from error
@@ -128,11 +131,6 @@ class Run:
         return [saved_model.site_model(site).to(device) for site in sites]
 
     @property
-    def pixel_range(self) -> tuple[float, float] | None:
-        """Grey values that become black and white; None if each file decides."""
-        return self._pixel_range
-
-    @property
     def prior(self) -> TargetPrior:
         """The prior of the run's predictions."""
         return TargetPrior(str(self.config["model"].get("prior") or TRAINING))
@@ -154,7 +152,7 @@ def check_encoder(encoder: Encoder, expected: str, what: str) -> None:
     Raises:
         StateError: its weights have another hash.
     """
-    found = encoder.compute_hash()
+    found = encoder.weights_hash
     if found != expected:
         raise StateError(
             f"{what} was trained with another encoder: its weights have the hash {expected[:16]}..., those of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pfedst.adapters import Adapter, lora_layers
+from pfedst.adapters import Adapter, lora_layers, with_lora_merged
 from pfedst.data.grey_scale import PixelRange
 from pfedst.encoders import Encoder, Taps
 from pfedst.errors import ConfigurationError
@@ -58,7 +57,7 @@ class SiteModel:
         prior: the prior of the run, at which a prediction is if no other is named.
         pixel_range: grey values that become black and white; None if each file decides.
         options: what the model is rebuilt from.
-        source: where it comes from: `name` and `round` of the run, `warnings` and the like, for cards and protocols.
+        source: where it comes from: the name (`run`) and the `round` of its run.
     """
 
     encoder: Encoder
@@ -78,7 +77,7 @@ class SiteModel:
     @cached_property
     def id(self) -> str:
         """A hash of all numbers of the model, those of its encoder included."""
-        parts = f"{hash_of(tensors_of(self.adapter))} {self.encoder.compute_hash()} {self.class_names}"
+        parts = f"{hash_of(tensors_of(self.adapter))} {self.encoder.weights_hash} {self.class_names}"
         return hashlib.sha256(parts.encode()).hexdigest()[:ID_DIGITS]
 
     @property
@@ -96,13 +95,7 @@ class SiteModel:
     @cached_property
     def _plain(self) -> Adapter:
         """The adapter with LoRA merged into its weights, once and not for each batch."""
-        layers = lora_layers(self.adapter)
-        if not layers:
-            return self.adapter
-        plain = copy.deepcopy(self.adapter)
-        for _, layer in lora_layers(plain):
-            layer.merge()
-        return plain
+        return with_lora_merged(self.adapter) if lora_layers(self.adapter) else self.adapter
 
     @torch.inference_mode()
     def logits(self, taps: Taps) -> Tensor:

@@ -13,7 +13,6 @@ from pfedst.joining.source import Source
 from pfedst.methods.interface import FederatedMethod
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.merged import Merged
-from pfedst.server.server import Server
 from pfedst.simulation import make_client
 from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
@@ -54,15 +53,9 @@ def evaluate_model(
     if site is not None:
         data.use_sites([site])
     client = make_client(template, data, method, run_seed, local, None)
-    source.start.check_encoder(client.module.encoder.compute_hash())
-    init, frozen = source.start.for_run(client.model.start(), client.model.adapter.state_dict())
-    assert init.shared is not None
-    server = Server(method, {ELSEWHERE: 1}, start_maker(client.model), run_seed)
-    client.load_frozen(frozen)
-    server.warm_start(init.shared, init.anchors)
-    server.begin()
+    server = source.server_for(client, [ELSEWHERE])
     after = {ELSEWHERE: 1}
-    about = Merged(after, None, {}, [after]).about() | source.priors.about()
+    about = Merged(after, None, {}, [after]).about() | server.priors.about()
     number = int(source.start.about["round"])
     return coordinator.evaluate(
         InProcess(client, coordinator.threads),

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from pfedst.client.exchange import start_maker
 from pfedst.client.joining import MOST_PASSES, Joining, Outcome, what_joins
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import SITES
@@ -29,10 +28,8 @@ from pfedst.server.fits import Reported
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.saved_rounds import round_records
-from pfedst.server.server import Server
 from pfedst.simulation import make_client
 from pfedst.state.run_state import RunState, StateSaver
-from pfedst.state.snapshot import saved_table
 from pfedst.torch_threads import torch_threads
 from pfedst.tracking import peak_memory_bytes
 from pfedst.transport.in_process import InProcess
@@ -93,28 +90,11 @@ class Join:
         self.client.threads = coordinator.threads or torch.get_num_threads()
         self.trained = what_joins(method, self.client.model)
         self.client.module.check_optimizer()
-        self.server = self._server()
+        self.server = source.server_for(self.client, [site])
         self.transport = CheckedTransport(InProcess(self.client, coordinator.threads))
         self.hellos = self.transport.hello("")
         check_hellos(self.hellos, None)
         check_prior(self.server, self.hellos)
-
-    def _server(self) -> Server:
-        """Return a server that holds the model of the source, bit for bit."""
-        client, source = self.client, self.source
-        source.start.check_encoder(client.module.encoder.compute_hash())
-        init, frozen = source.start.for_run(client.model.start(), client.model.adapter.state_dict())
-        client.load_frozen(frozen)
-        samples = {self.site: client.data.samples(self.site, "train")}
-        server = Server(client.method, samples, start_maker(client.model), self.run_seed)
-        assert init.shared is not None
-        server.warm_start(init.shared, init.anchors)
-        server.begin()
-        if saved_table(source.server, "method").keys() == server.state.keys():
-            # a method of another kind, and what a server keeps of single clients, begin anew
-            server.load_state_parts({"server": source.server})
-        server.priors = source.priors
-        return server
 
     def run(
         self, folder: RunFolder, passes: int = MOST_PASSES, configure: Callable[[Outcome], str] | None = None

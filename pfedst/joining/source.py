@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pfedst.client.client import Client
+from pfedst.client.exchange import start_maker
 from pfedst.errors import ConfigurationError
 from pfedst.inference.artefact_files import MODEL_FILE, is_model, read_config, read_tensors
 from pfedst.inference.rebuild import ANCHORS, GENERIC
@@ -16,7 +18,9 @@ from pfedst.messages.payload import hash_of
 from pfedst.methods.priors import uniform
 from pfedst.server.merged import Merged
 from pfedst.server.priors import FederationPriors
+from pfedst.server.server import Server
 from pfedst.server.warm_start import WarmStart, chosen_round_of
+from pfedst.state.snapshot import saved_table
 
 COMMAND = "pfedst join"
 
@@ -87,3 +91,27 @@ class Source:
             FederationPriors(None if effective is None else torch.tensor(effective, dtype=torch.float64)),
             pixel_range=None if pixels is None else (pixels[0], pixels[1]),
         )
+
+    def server_for(self, client: Client, names: Sequence[str]) -> Server:
+        """Return a server that holds the model of the source, bit for bit; its frozen tensors go to the client.
+
+        Args:
+            client: built for the classes of the source.
+            names: of the sites that the server knows.
+
+        Raises:
+            StateError: the client has another encoder, another adapter or other class anchors.
+        """
+        model = client.model
+        self.start.check_encoder(client.module.encoder.compute_hash())
+        init, frozen = self.start.for_run(model.start(), model.adapter.state_dict())
+        client.load_frozen(frozen)
+        server = Server(client.method, dict.fromkeys(names, 1), start_maker(model), client.run_seed)
+        assert init.shared is not None
+        server.warm_start(init.shared, init.anchors)
+        server.begin()
+        if saved_table(self.server, "method").keys() == server.state.keys():
+            # a method of another kind, and what a server keeps of single clients, begin anew
+            server.load_state_parts({"server": self.server})
+        server.priors = self.priors
+        return server
