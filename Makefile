@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test coverage lint types check check-kernels check-wheel bench docs clean
+.PHONY: demo test coverage lint types check check-faults check-kernels check-wheel bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -14,9 +14,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
-# the tests once more: to follow every line costs three quarters of their time again
+# all tests once more: to follow every line costs three quarters of their time again
 coverage: $(READY)
-	$(BIN)/pytest --cov --cov-report=term --cov-fail-under=97
+	$(BIN)/pytest -m "not wheel" --cov --cov-report=term --cov-fail-under=97
+
+# whole runs with forged replies, hostile or dying clients, damaged files, odd images and sites
+check-faults: $(READY)
+	$(BIN)/pytest -m faults tests/faults
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -29,7 +33,7 @@ types: $(READY)
 check-wheel: $(READY)
 	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
 
-check: test lint types coverage check-kernels check-wheel
+check: test lint types coverage check-faults check-kernels check-wheel
 
 # The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
 # differ between them, and no test may depend on those. Tests that start processes are left out.

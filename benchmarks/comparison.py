@@ -1,8 +1,11 @@
 """Comparisons of methods: `python benchmarks/comparison.py run fed_isic_ham4 [--jobs 2] [OPTIONS OF pfedst compare]`.
 
-Runs `pfedst compare --config configs/compare/NAME.yaml` (the same command continues it) and keeps its report.json in
-benchmarks/results/comparison/. `demo` needs no files. The others need images (--data.root) and weights
-(--model.encoder.weights); their configurations name them.
+Runs `pfedst compare --config configs/compare/NAME.yaml` and keeps its report.json in benchmarks/results/comparison/.
+`demo` needs no files. The others need images (--data.root) and weights (--model.encoder.weights); their configurations
+name them.
+
+Long comparisons go on after they were ended, also on another machine: `keep NAME` copies the summary of every finished
+run into benchmarks/results/comparison/runs/NAME/, and `run` starts from these.
 """
 
 from __future__ import annotations
@@ -33,20 +36,45 @@ README = (
 
 
 def run(name: str, options: list[str]) -> None:
-    runs = ROOT / "runs"
+    restore_runs(name)
     code = pfedst(
-        ["compare", "--config", str(ROOT / f"configs/compare/{name}.yaml"), "--runs_dir", str(runs), *options]
+        ["compare", "--config", str(ROOT / f"configs/compare/{name}.yaml"), "--runs_dir", str(ROOT / "runs"), *options]
     )
+    keep_runs(name)
     if code:
         raise SystemExit(f"pfedst compare ended with exit code {code}; the same command continues")
-    keep(name, runs / f"compare-{name}" / "report")
+    keep_report(name, folder_of(name) / "report")
 
 
-def keep(name: str, report: Path) -> None:
+def folder_of(name: str) -> Path:
+    return ROOT / "runs" / f"compare-{name}"
+
+
+def keep_report(name: str, report: Path) -> None:
     """Copy a report into the results."""
     content = {"environment": environment()} | json.loads((report / "report.json").read_text())
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def keep_runs(name: str) -> None:
+    """Copy the summaries of finished runs into the results; those of a demo take a minute to make again."""
+    if name == "demo":
+        return
+    for made in sorted(folder_of(name).glob("*/*/summary.json")):  # */: `runs` or `tuning`
+        kept = RESULTS / "runs" / name / made.parent.parent.name / f"{made.parent.name}.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(json.loads(made.read_text())) + "\n")
+
+
+def restore_runs(name: str) -> None:
+    """Make a finished run of every summary that was kept: a comparison needs nothing else of it."""
+    for kept in sorted((RESULTS / "runs" / name).glob("*/*.json")):
+        made = folder_of(name) / kept.parent.name / kept.stem / "summary.json"
+        if not made.exists():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text(kept.read_text())
 
 
 def table(name: str) -> None:
@@ -88,13 +116,13 @@ def tables(report: dict[str, Any]) -> list[ReportTable]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (commands.add_parser("run"), commands.add_parser("table")):
+    for command in map(commands.add_parser, ("run", "keep", "table")):
         command.add_argument("name", choices=sorted(file.stem for file in (ROOT / "configs/compare").glob("*.yaml")))
     given, options = parser.parse_known_args()
-    if given.command == "table":
-        table(given.name)
-    else:
+    if given.command == "run":
         run(given.name, options)
+    else:
+        {"keep": keep_runs, "table": table}[given.command](given.name)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rate 1e-3": {"model.optimizer.lr": 1e-3},
     "cosine": {"coordinator.lr_schedule": "cosine"},
     "cosine, rate 1e-3": {"coordinator.lr_schedule": "cosine", "model.optimizer.lr": 1e-3},
+    "LoRA of rank 4": {"method.rank": 4, "method.alpha": 4},
     "LoRA of rank 2": {"method.rank": 2, "method.alpha": 2},
+    "LoRA of rank 1": {"method.rank": 1, "method.alpha": 1},
     "LoRA at a tenth of the rate": {"method.lora_learning_rate_scale": 0.1},
     "LoRA at half strength": {"method.strength": 0.5},
     "LoRA at a quarter of its strength": {"method.strength": 0.25},
@@ -121,6 +123,8 @@ def write_inner_splits(split_file: Path, folder: Path) -> list[Path]:
 
 NAMED = ("PFedST", "FedAvg", "Local", "FedProx", "Ditto")
 OTHERS = "Pooled FedBN SCAFFOLD FedDyn FedPer FedRep APFL FedCLIP FACMIC FedSALoRA"
+WITHIN_THE_TOWER = "FedLoRA FFALoRA FedDPA"
+"""Their steps cross the whole tower: 3 rounds on 377 of the images."""
 PARTITIONS = {
     "FLamby's split": [],
     "second partition": ["--data.folds=5", "--data.fold=0", "--data.split_seed=1"],
@@ -133,6 +137,10 @@ def default_runs(root: Path, folder: Path) -> Iterator[Run]:
             for method in NAMED if seed else (*NAMED, *OTHERS.split()):
                 more = (f"--method={method}", *options, f"--seed_everything={seed}")
                 yield Run(f"{method}, {partition}", f"seed {seed}", more)
+    small = [f"--data.split_file={root / 'train_test_split_tiny'}", "--model.encoder.token_grid=null"]
+    small += ["--coordinator.rounds=3", "--coordinator.evaluate_every=3", "--seed_everything=0"]
+    for method in WITHIN_THE_TOWER.split():
+        yield Run(f"{method}, small split", "seed 0", (f"--method={method}", *small))
 
 
 STUDIES = {"inner": inner_runs, "defaults": default_runs}
