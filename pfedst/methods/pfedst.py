@@ -33,7 +33,7 @@ class PFedST(FederatedMethod):
         options, with our own defaults.
 
     Args:
-        rank: rank of every personal LoRA, >= 1.
+        rank: rank of every personal LoRA, >= 1. A higher rank fits small sites too closely: see benchmarks/recipe.py.
         alpha: scale of the LoRA; the update is alpha / rank * B A.
         schedule: `joint` trains both parts together. `alternate` trains the shared part with the LoRA switched
             off in the first `shared_epochs` local epochs of a round, then the LoRA alone.
@@ -48,8 +48,8 @@ class PFedST(FederatedMethod):
 
     def __init__(
         self,
-        rank: int = 8,
-        alpha: float = 8.0,
+        rank: int = 2,
+        alpha: float = 2.0,
         schedule: Schedule = "joint",
         shared_epochs: int = 1,
         lora_learning_rate_scale: float = 1.0,

@@ -196,7 +196,7 @@ FITS = {
     "a part for the server": parts_with(lambda parts: parts | {PROTOTYPES: {"sums": torch.ones(3, 32)}}),
     "the model elsewhere": parts_with(lambda parts: {"x": parts[NET]}),
     "a model within": parts_with(lambda parts: {NET: {NET: parts[NET]}}),
-    "a personal key": parts_with(lambda p: {NET: p[NET] | {"side.up.lora_A": torch.ones(8, 64)}}),
+    "a personal key": parts_with(lambda p: {NET: p[NET] | {"side.up.lora_A": torch.ones(2, 64)}}),
     "a key less": parts_with(lambda parts: {NET: dict(list(parts[NET].items())[1:])}),
     "a key of a number": parts_with(lambda parts: {NET: parts[NET] | {3: torch.ones(1)}}),
     "text for a tensor": net_with(lambda tensor: "4711"),

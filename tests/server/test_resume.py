@@ -344,7 +344,7 @@ def test_the_command_starts_goes_on_and_says_when_there_is_nothing_to_do(tmp_pat
     [
         (["--coordinator.rounds=1"], 2, ["--coordinator.rounds was 2, is 1", "new --name"]),
         (["--data.batch_size=3"], 2, ["--data.init_args.batch_size was 32, is 3"]),
-        (["--method.rank=2", "--seed_everything=4"], 2, ["rank was 8, is 2", "seed_everything was 0, is 4"]),
+        (["--method.rank=4", "--seed_everything=4"], 2, ["rank was 2, is 4", "seed_everything was 0, is 4"]),
         (["--data.seed=1"], 2, ["--data.init_args.seed was 0, is 1"]),
     ],
 )
