@@ -27,7 +27,7 @@ from pfedst.data.datasets import evaluation_transform
 from pfedst.encoders import Preprocessing
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"pfedst": "pfedst", "baselines/pfedst_baselines": "pfedst_baselines"}
+PACKAGES = {"pfedst": "pfedst", "baselines/pfedst_baselines": "pfedst_baselines", "configs": "pfedst/configs"}
 """Folder of a package in the clone -> folder of the package in the wheel."""
 SHORT = [
     "--model.encoder.model=vit-nano",
@@ -104,7 +104,7 @@ def source(tmp_path_factory):
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("the list of the package's files comes from git, and this is no clone")
     folder = tmp_path_factory.mktemp("source")
-    parts = ("pyproject.toml", "README.md", "LICENSE", *PACKAGES)
+    parts = ("pyproject.toml", "setup.py", "README.md", "LICENSE", *PACKAGES)
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *parts]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.split("\0")[:-1]:
@@ -143,12 +143,12 @@ def test_the_wheel_holds_the_packages_and_no_other_file(source, wheel) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         (points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         text = archive.read(points).decode()
+    expected = set()
     for folder, package in PACKAGES.items():
         files = [path for path in (source / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        expected = {f"{package}/{path.relative_to(source / folder).as_posix()}" for path in files}
-        assert {name for name in names if name.startswith(f"{package}/")} == expected
-        assert f"{package}/py.typed" in names
-    assert {name.split("/")[0] for name in names} == set(PACKAGES.values())
+        expected |= {f"{package}/{path.relative_to(source / folder).as_posix()}" for path in files}
+    assert set(names) == expected
+    assert {"pfedst/py.typed", "pfedst_baselines/py.typed", "pfedst/configs/compare/demo.yaml"} <= expected
     assert any(name.startswith("pfedst/encoders/models/") and name.endswith(".json") for name in names)
     assert "pfedst = pfedst.cli:main" in text
     assert len(methods_of(source)) == 24

@@ -17,6 +17,7 @@ from pfedst.cli.resume import resumable
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
 from pfedst.compare.run import Resolve
+from pfedst.configuration.shipped import COMPARE, configuration_file
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, PfedstError, listed
 from pfedst.reporting.best_round import ROUND_CHOICES
@@ -34,7 +35,9 @@ def run_compare(arguments: Sequence[str]) -> int:
         description="Methods x seeds on one data set. The same command continues a comparison; finished runs are kept.",
         epilog="Any other option is one of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
     )
-    parser.add_argument("--config", type=Path, required=True, help="rows, seeds and a base: see configs/compare/")
+    parser.add_argument(
+        "--config", required=True, help="file of rows, seeds and a base, or the name of a shipped one: pfedst configs list"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where the folder is created")
     parser.add_argument("--name", help="name of the folder; default: compare- and the name of the file")
@@ -50,8 +53,9 @@ def run_compare(arguments: Sequence[str]) -> int:
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
-    plan = _plan(given.config, given.seeds, given.only)
-    folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
+    file = configuration_file(given.config, COMPARE)
+    plan = _plan(file, given.seeds, given.only)
+    folder = given.runs_dir / (given.name or f"compare-{file.stem}")
     overrides = _checked(overrides)
     # at once: torch is not imported yet, which takes seconds
     print(f"{plan.description}\n{folder}: runs and report; {given.jobs} at a time; finished runs are kept", flush=True)

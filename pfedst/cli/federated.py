@@ -24,6 +24,7 @@ from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
+from pfedst.configuration.shipped import with_files
 from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError, PfedstError
@@ -332,7 +333,7 @@ class PFedSTCLI(LightningCLI):
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
     quieten()
-    with of_the_source(present_arguments(arguments)) as arguments:
+    with of_the_source(with_files(present_arguments(arguments))) as arguments:
         check_configurations(arguments, ENVIRONMENT)
         save_dir_may_be_left_out()
         registered_methods()  # imports them, so that their class names can be used as short names

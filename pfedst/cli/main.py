@@ -11,11 +11,11 @@ from pfedst.version import __version__
 USAGE = """\
 usage: pfedst COMMAND [OPTIONS]
 
-  fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
+  fit       train a method across sites     pfedst fit --config demo [--name NAME] [--resume]
   validate  a finished run on validation    pfedst validate runs/NAME
   test      a finished run on test          pfedst test runs/NAME
   join      a new hospital to a run         pfedst join runs/NAME --data ... --site SITE
-  compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
+  compare   methods x seeds, and a report   pfedst compare --config demo [--jobs 2]
   calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
   predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
@@ -25,6 +25,7 @@ usage: pfedst COMMAND [OPTIONS]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
   methods   the installed methods
+  configs   shipped configurations          pfedst configs list | show NAME | copy NAME
   env       versions and hardware, for bug reports
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
@@ -64,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.methods import list_methods
 
             return list_methods(given[1:])
+        if command == "configs":
+            from pfedst.cli.configs import run_configs
+
+            return run_configs(given[1:])
         if command == "env":
             from pfedst.cli.environment import print_environment
 
