@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(USAGE, end="", file=sys.stderr)
             return 2
         if command == "methods":
-            from pfedst.cli.methods import list_methods
+            from pfedst.cli.methods import run_methods
 
-            return list_methods(given[1:])
+            return run_methods(given[1:])
         if command == "configs":
             from pfedst.cli.configs import run_configs
 

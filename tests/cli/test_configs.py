@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pfedst.cli import main
-from pfedst.compare.plan import make_plan
+from pfedst.comparison.plan import make_plan
 from pfedst.configuration.shipped import shipped
 from pfedst.configuration.yaml_text import read_yaml
 
