@@ -18,6 +18,7 @@ usage: pfedst COMMAND [OPTIONS]
   compare   methods x seeds, and a report   pfedst compare --config demo [--jobs 2]
   calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
+  card      facts of a run on one page      pfedst card runs/NAME [--data_card FILE]
   predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
   export    a model into a folder           pfedst export runs/NAME FOLDER --site NAME | --generic
   push      that folder to the hub          pfedst push FOLDER USER/NAME [--private]
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.methods import run_methods
 
             return run_methods(given[1:])
+        if command == "card":
+            from pfedst.cli.card import run_card
+
+            return run_card(given[1:])
         if command == "configs":
             from pfedst.cli.configs import run_configs
 

@@ -10,6 +10,7 @@ from pfedst.cli.report import report
 from pfedst.data.sites import Split
 from pfedst.inference.run import Run as SavedRun
 from pfedst.reporting.report import FigureFormat, Report
+from pfedst.reporting.run_card import RunCard, card
 from pfedst.reporting.summary import SELECTION_METRIC
 
 if TYPE_CHECKING:
@@ -69,6 +70,18 @@ class Run(SavedRun):
     ) -> Report:
         """Write tables and figures of the run, by default into its folder `report/`; see `pfedst.report`."""
         return report(self.folder, to=to, metric=metric, figures=figures)
+
+    def card(self, data_card: str | Path | None = None) -> RunCard:
+        """Return the card of the run (`markdown`, `to_json()`, `write(folder)`), as `pfedst card` writes it.
+
+        Args:
+            data_card: YAML of what people know of the images; default: `data_card.yaml` in the run, if it is there.
+
+        Raises:
+            StateError: the run is not finished.
+            ConfigurationError: the data card cannot be read.
+        """
+        return card(self.folder, data_card)
 
 
 def load(folder: str | Path) -> Run:
