@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test coverage lint types check check-kernels check-wheel bench docs clean
+.PHONY: demo test coverage lint types check check-kernels check-wheel check-docs bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -29,7 +29,11 @@ types: $(READY)
 check-wheel: $(READY)
 	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
 
-check: test lint types coverage check-kernels check-wheel
+# the site without a warning, its HTML, and every page that can run
+check-docs: $(READY)
+	$(BIN)/pytest -n 0 -m docs tests/docs
+
+check: test lint types coverage check-kernels check-wheel check-docs
 
 # The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
 # differ between them, and no test may depend on those. Tests that start processes are left out.

@@ -239,7 +239,7 @@ def _classes(summary: Mapping[str, Any]) -> list[str]:
     headings = ("hospital", "class", "images", "patients or lesions", "sensitivity, %", "specificity, %")
     note = (
         "Personal model. In brackets the 95 % bootstrap interval within the hospital, over patients or lesions where "
-        "they are known and over images elsewhere; none where there are too few. Confusion counts are in `summary.json`."
+        "they are known and over images elsewhere; none if there are too few. Confusion counts are in `summary.json`."
     )
     return [_table(headings, rows), note]
 
