@@ -217,6 +217,40 @@ def test_an_editable_install_lists_every_method_and_trains(source, tmp_path) -> 
     assert (environment.empty / "runs" / "first" / "summary.json").is_file()
 
 
+QUICK = (
+    "--model.encoder.model vit-demo --model.encoder.weights random --model.anchors prototypes --coordinator.rounds 1"
+)
+IN_THE_README = {
+    "pfedst fit --config demo ": "pfedst fit --config demo --coordinator.rounds 2 --name demo ",
+    "/data/lesions": "../lesions",
+    " --name mine\n": f" {QUICK} --name mine\n",  # the weights of CLIP come from a hub
+}
+"""What the test changes in the commands of the README: fewer rounds, a folder that is there, no network."""
+
+
+def test_readme_and_tutorials_run_in_an_empty_folder_with_the_wheel_alone(installed) -> None:
+    pytest.importorskip("sybil", reason="the extra dev has it")
+    folder, draws = installed.empty, np.random.default_rng(0)
+    for site in ("north", "south"):
+        for shade, label in enumerate(("nevus", "melanoma")):
+            (folder / "lesions" / site / label).mkdir(parents=True)
+            for number in range(12):
+                pixels = draws.integers(80 * shade, 160 + 80 * shade, (64, 64, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / "lesions" / site / label / f"{number}.png")
+    text = (ROOT / "README.md").read_text()
+    for given, small in IN_THE_README.items():
+        assert given in text
+        text = text.replace(given, small)
+    (folder / "README.md").write_text(text)
+    pages = [folder / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+    assert len(pages) == 4  # a method of one's own is a wheel of its own: tests/test_tutorial.py
+    output, _ = run(installed.bin / "python", ROOT / "tests" / "docs" / "pages.py", *pages, folder=folder)
+    for page in pages:
+        assert re.search(rf"^{re.escape(str(page))} \d+$", output, re.MULTILINE), page
+    assert (folder / "README" / "runs" / "mine" / "summary.json").is_file()
+    assert "not a medical device" in (folder / "README" / "runs" / "first" / "card.md").read_text()
+
+
 # the last test of the module, as it takes the baselines away
 def test_without_the_baselines_pfedst_runs_and_tells_once_what_is_left_out(source, installed) -> None:
     shutil.rmtree(installed.site / "pfedst_baselines")
