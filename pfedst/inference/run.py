@@ -148,7 +148,8 @@ class Run:
             if which in summary
             for site, metrics in summary[which]["clients"].items()
         ]
-        return pd.DataFrame(rows)
+        found: pd.DataFrame = pd.DataFrame(rows)
+        return found
 
     def model(
         self,

@@ -50,7 +50,7 @@ def test_the_api_page_has_every_public_name(site) -> None:
 
 def test_titled_fences_are_rendered(site) -> None:
     text = (site / "add-a-method" / "index.html").read_text()
-    assert text.count("<pre") == 5
+    assert text.count("<pre") == 6
     assert "fedmine.py" in text
 
 
