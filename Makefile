@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test coverage lint types check check-faults check-kernels check-wheel bench docs clean
+.PHONY: demo test coverage lint types check check-faults check-kernels check-wheel check-docs bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
@@ -16,7 +16,7 @@ test: $(READY)
 
 # all tests once more: to follow every line costs three quarters of their time again
 coverage: $(READY)
-	$(BIN)/pytest -m "not wheel" --cov --cov-report=term --cov-fail-under=97
+	$(BIN)/pytest -m "not wheel and not docs" --cov --cov-report=term --cov-fail-under=97
 
 # whole runs with forged replies, hostile or dying clients, damaged files, odd images and sites
 check-faults: $(READY)
@@ -33,7 +33,11 @@ types: $(READY)
 check-wheel: $(READY)
 	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
 
-check: test lint types coverage check-faults check-kernels check-wheel
+# the site without a warning, its HTML, and every page that can run
+check-docs: $(READY)
+	$(BIN)/pytest -n 0 -m docs tests/docs
+
+check: test lint types coverage check-faults check-kernels check-wheel check-docs
 
 # The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
 # differ between them, and no test may depend on those. Tests that start processes are left out.

@@ -54,7 +54,7 @@ FLOORS = (
     {"__main__"},
     {"cli", "testing"},
     {"joining"},
-    {"compare", "simulation", "inference"},
+    {"comparison", "simulation", "inference"},
     {"server", "transport"},
     {"client"},
     {"reporting"},
@@ -73,7 +73,7 @@ FORBIDDEN = {
     "reporting": {"data", "tracking", "adapters"},
     "methods": {"state", "data", "tracking", "evaluation"},
     "messages": {"state", "encoders"},
-    "compare": {"server", "transport", "client", "methods", "data", "simulation"},
+    "comparison": {"server", "transport", "client", "methods", "data", "simulation"},
 }
 """What floors do not say."""
 

@@ -27,7 +27,7 @@ from pfedst.data.datasets import evaluation_transform
 from pfedst.encoders import Preprocessing
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"pfedst": "pfedst", "baselines/pfedst_baselines": "pfedst_baselines"}
+PACKAGES = {"pfedst": "pfedst", "baselines/pfedst_baselines": "pfedst_baselines", "configs": "pfedst/configs"}
 """Folder of a package in the clone -> folder of the package in the wheel."""
 SHORT = [
     "--model.encoder.model=vit-nano",
@@ -104,7 +104,7 @@ def source(tmp_path_factory):
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("the list of the package's files comes from git, and this is no clone")
     folder = tmp_path_factory.mktemp("source")
-    parts = ("pyproject.toml", "README.md", "LICENSE", *PACKAGES)
+    parts = ("pyproject.toml", "setup.py", "README.md", "LICENSE", *PACKAGES)
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *parts]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.split("\0")[:-1]:
@@ -143,12 +143,12 @@ def test_the_wheel_holds_the_packages_and_no_other_file(source, wheel) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         (points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         text = archive.read(points).decode()
+    expected = set()
     for folder, package in PACKAGES.items():
         files = [path for path in (source / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        expected = {f"{package}/{path.relative_to(source / folder).as_posix()}" for path in files}
-        assert {name for name in names if name.startswith(f"{package}/")} == expected
-        assert f"{package}/py.typed" in names
-    assert {name.split("/")[0] for name in names} == set(PACKAGES.values())
+        expected |= {f"{package}/{path.relative_to(source / folder).as_posix()}" for path in files}
+    assert set(names) == expected
+    assert {"pfedst/py.typed", "pfedst_baselines/py.typed", "pfedst/configs/compare/demo.yaml"} <= expected
     assert any(name.startswith("pfedst/encoders/models/") and name.endswith(".json") for name in names)
     assert "pfedst = pfedst.cli:main" in text
     assert len(methods_of(source)) == 24
@@ -215,6 +215,40 @@ def test_an_editable_install_lists_every_method_and_trains(source, tmp_path) -> 
     assert listed_in(printed, methods_of(source)) == methods_of(source)
     assert "WARNING" not in "".join(warned)
     assert (environment.empty / "runs" / "first" / "summary.json").is_file()
+
+
+QUICK = (
+    "--model.encoder.model vit-demo --model.encoder.weights random --model.anchors prototypes --coordinator.rounds 1"
+)
+IN_THE_README = {
+    "pfedst fit --config demo ": "pfedst fit --config demo --coordinator.rounds 2 --name demo ",
+    "/data/lesions": "../lesions",
+    " --name mine\n": f" {QUICK} --name mine\n",  # the weights of CLIP come from a hub
+}
+"""What the test changes in the commands of the README: fewer rounds, a folder that is there, no network."""
+
+
+def test_readme_and_tutorials_run_in_an_empty_folder_with_the_wheel_alone(installed) -> None:
+    pytest.importorskip("sybil", reason="the extra dev has it")
+    folder, draws = installed.empty, np.random.default_rng(0)
+    for site in ("north", "south"):
+        for shade, label in enumerate(("nevus", "melanoma")):
+            (folder / "lesions" / site / label).mkdir(parents=True)
+            for number in range(12):
+                pixels = draws.integers(80 * shade, 160 + 80 * shade, (64, 64, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / "lesions" / site / label / f"{number}.png")
+    text = (ROOT / "README.md").read_text()
+    for given, small in IN_THE_README.items():
+        assert given in text
+        text = text.replace(given, small)
+    (folder / "README.md").write_text(text)
+    pages = [folder / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+    assert len(pages) == 4  # a method of one's own is a wheel of its own: tests/test_tutorial.py
+    output, _ = run(installed.bin / "python", ROOT / "tests" / "docs" / "pages.py", *pages, folder=folder)
+    for page in pages:
+        assert re.search(rf"^{re.escape(str(page))} \d+$", output, re.MULTILINE), page
+    assert (folder / "README" / "runs" / "mine" / "summary.json").is_file()
+    assert "not a medical device" in (folder / "README" / "runs" / "first" / "card.md").read_text()
 
 
 # the last test of the module, as it takes the baselines away

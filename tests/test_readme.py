@@ -1,39 +1,70 @@
-"""What the README promises runs: its method, and the test command of the gate."""
+"""What the README promises: its first screen, its length, its links, the table of the results.
+
+Its commands and its Python run in an empty folder with the wheel: tests/test_packaging.py.
+"""
 
 import importlib
 import re
 from pathlib import Path
 
-from pfedst.testing import CHECKS, check_method, fit
+import pytest
+
+from pfedst.configuration.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
 
 
-def test_the_method_of_the_readme_keeps_the_contract_and_trains(tmp_path) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    scope: dict = {}
-    exec(code, scope)
-    method = scope["FedMine"](mu=0.1)
-    for check in CHECKS:
-        check_method(lambda: scope["FedMine"](mu=0.1), check)
-    pulled, free = fit(tmp_path / "a", method), fit(tmp_path / "b", scope["FedMine"](mu=0.0))
-    lines = [(tmp_path / name / "run" / "rounds.jsonl").read_text() for name in "ab"]
-    assert pulled["cost"]["parameters_sent"] == free["cost"]["parameters_sent"]
-    assert lines[0].split("trained")[1] != lines[1].split("trained")[1]
+def test_it_has_at_most_900_words() -> None:
+    text = re.sub(r"\]\([^)]*\)", "]", README)
+    assert len(text.split()) <= 900
+
+
+def test_its_first_60_lines_say_what_a_stranger_needs() -> None:
+    first = "\n".join(README.splitlines()[:60])
+    places = [
+        first.index(words)
+        for words in (
+            "is for researchers",
+            "**simulated**",
+            "not a medical device",
+            "docs/images/schematic.svg",
+            "$ make demo",
+            "$ make test",
+            "$ pip install",
+            "$ pfedst fit --config demo",
+            "RANDOM WEIGHTS",
+            "```python",
+            "$ pfedst data init",
+        )
+    ]
+    assert places == sorted(places)
 
 
 def test_the_gate_runs_the_test_command() -> None:
-    assert "$ make test" in README
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_table_of_the_readme_is_that_of_the_results(monkeypatch) -> None:
+def test_the_table_of_the_page_of_results_is_that_of_the_results(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     comparison = importlib.import_module("comparison")
-    assert comparison.readme_table("fed_isic_ham4") in README
+    assert comparison.readme_table("fed_isic_ham4") in RESULTS
 
 
-def test_files_that_the_readme_links_exist() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"configs/[\w.]+yaml", README):
-        assert (ROOT / link).exists(), link
+def test_the_short_table_is_a_part_of_the_page_of_results() -> None:
+    rows = re.findall(r"^\| (Local|FedAvg|FedProx|Ditto|PFedST) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M)
+    assert len(rows) == 5
+    for method, validation, test, accuracy in rows:
+        assert re.search(rf"\| {method} \| [\d.]+ → {validation} \| [\d.]+ → {test} \| {accuracy} \|", RESULTS), method
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_it_links_exist(name) -> None:
+    text = (ROOT / name).read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"configs/[\w.]+yaml", text):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_configurations_that_it_names_are_shipped() -> None:
+    assert set(re.findall(r"--config (\w+)", README)) <= set(shipped())

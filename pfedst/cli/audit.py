@@ -9,16 +9,20 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+import pfedst.data
 from pfedst.cli.audit_options import AuditOptions
 from pfedst.cli.federated import PFedSTCLI
 from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
-from pfedst.data.audit import AuditReport, audit, scan
-from pfedst.data.audit.html import page
+from pfedst.data.audit import AuditReport, scan
+from pfedst.data.audit import audit as all_checks
+from pfedst.data.audit.html import page as html_page
 from pfedst.data.audit.terminal import rendered
+from pfedst.data.sets.recognise import recognise
+from pfedst.encoders import Encoder
 from pfedst.errors import DataError, WeightsError
 from pfedst.reporting import console_of
-from pfedst.state import write_atomically, write_json
+from pfedst.state import write_atomically, write_json, writing
 
 
 class AuditCLI(PFedSTCLI):
@@ -54,21 +58,62 @@ class AuditCLI(PFedSTCLI):
         """Audit the data, print the report and write it."""
         self.refuse_dry_run()
         options: AuditOptions = self._get(self.config_init, "audit")
-        found = datamodule.found(files=options.images)
-        seen = scan(found, True, datamodule.cache.folder) if options.images else None
         encoder = model.encoder if self.encoder_is_there else None
-        report = audit(found, datamodule.described, seen, encoder, options.images_per_site)
+        report = audit(datamodule, images=options.images, encoder=encoder, images_per_site=options.images_per_site)
         console_of(160).print(rendered(report), highlight=False)
         _write(report, options.folder)
         if datamodule.audit == "strict":
             report.refuse_errors()
 
 
+def audit(
+    source: str | Path | FederatedDataModule,
+    *,
+    page: str | Path | None = None,
+    images: bool = True,
+    encoder: Encoder | None = None,
+    images_per_site: int = 64,
+) -> AuditReport:
+    """Audit images: leaks between splits, duplicates, absent classes, damaged files, differences between sites.
+
+    Args:
+        source: a folder or a manifest, whose layout is recognised, or a data module.
+        page: file to write as an HTML page with thumbnails; None for none.
+        images: open every image; without, only the tables are read and no image needs to exist.
+        encoder: measures how differently sites look; None leaves this check out.
+        images_per_site: number of images of each site that the encoder sees.
+
+    Returns:
+        The findings, the most severe first (`findings`, `headline()`, `to_json()`).
+
+    Raises:
+        DataError: the images cannot be read, or their layout is not known.
+        StateError: the page cannot be written.
+    """
+    if isinstance(source, str | Path):
+        name, options = recognise(Path(source))
+        module: FederatedDataModule = getattr(pfedst.data, name)(**options)
+    else:
+        module = source
+    found = module.found(files=images)
+    seen = scan(found, True, module.cache.folder) if images else None
+    report = all_checks(found, module.described, seen, encoder, images_per_site)
+    if page is not None:
+        with writing(Path(page)):
+            Path(page).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(page), _html(report))
+    return report
+
+
+def _html(report: AuditReport) -> bytes:
+    return html_page(report).encode("utf-8", "backslashreplace")
+
+
 def _write(report: AuditReport, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", report.to_json())
-        write_atomically(folder / "audit.html", page(report).encode("utf-8", "backslashreplace"))
+        write_atomically(folder / "audit.html", _html(report))
     except OSError as error:
         raise DataError(f"--audit.folder {folder} cannot be written ({error.strerror}); give another") from error
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")

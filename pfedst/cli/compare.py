@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.child import run_fit
-from pfedst.cli.report import write_report
+from pfedst.cli.report import print_report, report
 from pfedst.cli.resume import resumable
-from pfedst.compare import Comparison, Grid, Plan
-from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
-from pfedst.compare.run import Resolve
+from pfedst.comparison import Comparison, Grid, Plan
+from pfedst.comparison.plan import OF_THE_COMPARISON, as_arguments, make_plan
+from pfedst.comparison.run import Resolve
+from pfedst.configuration.shipped import COMPARE, configuration_file
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, PfedstError, listed
-from pfedst.reporting.best_round import ROUND_CHOICES
+from pfedst.reporting.best_round import ROUND_CHOICES, RoundChoice
 
 
 class FailedRunsError(PfedstError):
@@ -34,7 +37,11 @@ def run_compare(arguments: Sequence[str]) -> int:
         description="Methods x seeds on one data set. The same command continues a comparison; finished runs are kept.",
         epilog="Any other option is one of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
     )
-    parser.add_argument("--config", type=Path, required=True, help="rows, seeds and a base: see configs/compare/")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="file of rows, seeds and a base, or the name of a shipped one: pfedst configs list",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where the folder is created")
     parser.add_argument("--name", help="name of the folder; default: compare- and the name of the file")
@@ -50,27 +57,99 @@ def run_compare(arguments: Sequence[str]) -> int:
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
-    plan = _plan(given.config, given.seeds, given.only)
-    folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
-    overrides = _checked(overrides)
+    asked = _Asked.of(given.config, given.seeds, given.only, given.runs_dir, given.name, overrides)
     # at once: torch is not imported yet, which takes seconds
-    print(f"{plan.description}\n{folder}: runs and report; {given.jobs} at a time; finished runs are kept", flush=True)
-    grid = partial(Grid, jobs=given.jobs, target=run_fit)
-    comparison = Comparison(plan, folder, overrides, resolver(), grid, given.round)
-    if plan.folds is not None:
+    print(
+        f"{asked.plan.description}\n{asked.folder}: runs and report; {given.jobs} at a time; finished runs are kept",
+        flush=True,
+    )
+    comparison = asked.comparison(given.jobs, given.round)
+    if asked.plan.folds is not None:
         print(comparison.detectable(), flush=True)
+    _run(comparison, print_report)
+    return 0
+
+
+def compare(
+    config: str | Path,
+    *,
+    jobs: int = 1,
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    round: RoundChoice = "last",  # as the option of the command line is called
+) -> Path:
+    """Run a comparison, or the runs of it that are not finished, and write its report, as `pfedst compare` does.
+
+    Args:
+        config: file of rows, seeds and a base, or the name of a shipped one.
+        jobs: runs at a time, >= 1.
+        seeds: in place of those of the file.
+        only: run these rows and the reference alone.
+        overrides: options of `pfedst fit` for every run, by dotted key.
+        name: of the folder; default: `compare-` and the name of the file.
+        runs_dir: where the folder is made.
+        round: of each run that is reported and that tuning compares: `last`, or `best` on validation.
+
+    Returns:
+        The folder of the comparison; `report/` in it holds the report, and `pfedst.report` reads it.
+
+    Raises:
+        ConfigurationError: an option is wrong.
+        FailedRunsError: some runs failed; the others are finished and reported.
+    """
+    if jobs < 1:
+        raise ConfigurationError(f"jobs {jobs}: must be 1 or more")
+    asked = _Asked.of(config, seeds, only, Path(runs_dir), name, as_arguments(overrides or {}))
+    _run(asked.comparison(jobs, round), report)
+    return asked.folder
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A comparison that was asked for: its plan, its folder, and options for every run. Nothing has run yet."""
+
+    plan: Plan
+    folder: Path
+    overrides: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        config: str | Path,
+        seeds: Sequence[int] | None,
+        only: Sequence[str] | None,
+        runs_dir: Path,
+        name: str | None,
+        overrides: Sequence[str],
+    ) -> _Asked:
+        file = configuration_file(config, COMPARE)
+        return cls(_plan(file, seeds, only), runs_dir / (name or f"compare-{file.stem}"), _checked(overrides))
+
+    def comparison(self, jobs: int, choice: RoundChoice) -> Comparison:
+        grid = partial(Grid, jobs=jobs, target=run_fit)
+        return Comparison(self.plan, self.folder, self.overrides, resolver(), grid, choice)
+
+
+def _run(comparison: Comparison, write: Callable[[Sequence[Path]], object]) -> None:
+    """Run a comparison and write its report.
+
+    Raises:
+        FailedRunsError: some runs failed.
+    """
     start_fork_server()
     with resumable("finished runs are kept; run the same command to continue"):
         failed = comparison.run()
     if comparison.has_finished:
-        write_report([folder])
+        write([comparison.folder])
     if failed:
         failures = listed([f"{name}: {words}" for name, words in sorted(failed.items())], "\n  ")
         raise FailedRunsError(
             f"{len(failed)} runs failed; finished runs are kept and reported. Run the same command to try again:\n"
             f"  {failures}"
         )
-    return 0
 
 
 def resolver() -> Resolve:

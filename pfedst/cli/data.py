@@ -128,7 +128,7 @@ def _init(arguments: Sequence[str]) -> int:
     root = "" if given.manifest is None else f" --data.root {shlex.quote(str(given.folder))}"
     manifest = shlex.quote(str(target))
     print(f"Check it, then:\n  pfedst data audit {manifest}{root}")
-    print(f"  pfedst fit --config configs/manifest.yaml --data.manifest {manifest}{root}")
+    print(f"  pfedst fit --config manifest --data.manifest {manifest}{root}")
     return 0
 
 
@@ -204,7 +204,7 @@ def _partition(arguments: Sequence[str]) -> int:
     print(given.target / "partition.png")
     manifest, images = (shlex.quote(str(path)) for path in (given.target / "manifest.csv", root))
     where = f"--data.manifest {manifest} --data.root {images}"
-    print(f"pfedst fit --config configs/manifest.yaml {where}")
+    print(f"pfedst fit --config manifest {where}")
     return 0
 
 

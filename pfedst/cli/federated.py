@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.dry_run import DryRun
 from pfedst.cli.parser import Parser
-from pfedst.cli.quiet import quieten
+from pfedst.cli.quiet import quieten, show_messages
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.source_configuration import configuration_of
 from pfedst.cli.study import results_depend_on, study_options
@@ -24,6 +24,7 @@ from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
+from pfedst.configuration.shipped import with_files
 from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
 from pfedst.errors import ConfigurationError, PfedstError
@@ -42,6 +43,7 @@ from pfedst.version import __version__
 
 ENVIRONMENT = "PFEDST"
 """Prefix of environment variables that set options."""
+Interface = TypeVar("Interface", bound="PFedSTCLI")
 KNOWN_CAUSES = (PfedstError, ModuleNotFoundError, MisconfigurationException)
 """Errors of a class of the configuration that name their remedy."""
 
@@ -51,10 +53,15 @@ class PFedSTCLI(LightningCLI):
 
     Lightning calls this class's `fit`, `validate` and `test` in place of the Trainer's. The Trainer runs the local
     fits; `trainer.max_epochs` is the number of local epochs a round.
+
+    Attributes:
+        summary: what the command has computed.
+        folder: of the run that `fit` wrote; None without one.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.summary: dict[str, Any] = {}
+        self.folder: Path | None = None
         self.command = arguments[0]
         # Lightning would write the whole configuration once more, for hyper-parameters that nothing here reads
         self.config_dump: dict[str, Any] = {}
@@ -192,6 +199,14 @@ class PFedSTCLI(LightningCLI):
         """Return the Trainer's options if nothing is said of it."""
         return {key.removeprefix("trainer."): value for key, value in self.defaults().items()}
 
+    def say(self, text: str) -> None:
+        """Tell the user a line."""
+        print(text)
+
+    def show(self, summary: Mapping[str, Any]) -> None:
+        """Show the table of a run."""
+        print_summary(summary)
+
     # -- commands ----------------------------------------------------------------------------------------------
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
@@ -207,8 +222,9 @@ class PFedSTCLI(LightningCLI):
             RunFolder.check_new(self._runs_dir, self._get(self.config, "name"))
         if run is not None and finished is not None and self._has_all_rounds(finished):
             self.summary = finished
-            print_summary(finished)
-            print(f"{run.path} is finished; with more --coordinator.rounds it would continue")
+            self.folder = run.path
+            self.show(finished)
+            self.say(f"{run.path} is finished; with more --coordinator.rounds it would continue")
             return
         with resumable("nothing was trained yet, and what is cached is kept. Give the same command again"):
             simulation = self._checked(model, datamodule, text, self._warm_start(run))
@@ -218,13 +234,14 @@ class PFedSTCLI(LightningCLI):
         # made when all is checked, so that a mistake leaves no folder behind
         continued = run is not None
         run = run or RunFolder.create(self._runs_dir, self._get(self.config, "name"), self._default_name(datamodule))
+        self.folder = run.path
         run.write_config(text)
         with resumable(
             f"what had ended is saved. To continue, give the same command with --name {run.path.name} --resume true"
         ):
             self.summary = simulation.fit(run, continued)
-        print_summary(self.summary)
-        print(f"{run.path / 'summary.json'}")
+        self.show(self.summary)
+        self.say(f"{run.path / 'summary.json'}")
 
     def _warm_start(self, run: RunFolder | None) -> WarmStart | None:
         """Return the run that `--init` names; a run that has saved a round reads it no more."""
@@ -243,7 +260,7 @@ class PFedSTCLI(LightningCLI):
             datamodule.use_classes(warm_start.classes, all_of_them=True)
         datamodule.prepare(model.encoder.preprocessing)
         if datamodule.report is not None:
-            print(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")
+            self.say(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")
         coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
         study, fills_cache = study_options(text, self.defaults()), not self._get(self.config, "dry_run")
         given = coordinator, model, datamodule, method, self.trainer, self._seed()
@@ -314,8 +331,8 @@ class PFedSTCLI(LightningCLI):
             file = folder / f"{'-'.join(parts)}.json"
         with writing(file):
             write_json(file, self.summary)
-        print_summary(self.summary)
-        print(file)
+        self.show(self.summary)
+        self.say(str(file))
 
     def refuse_dry_run(self) -> None:
         """Refuse the option where it would have no effect."""
@@ -331,17 +348,23 @@ class PFedSTCLI(LightningCLI):
 
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
+    show_messages()
+    try:
+        run_interface(arguments, interface)
+    except SystemExit as end:  # --help and --print_config end this way
+        return int(end.code or 0)
+    return 0
+
+
+def run_interface(arguments: Sequence[str], interface: Callable[[Sequence[str]], Interface]) -> Interface:
+    """Parse and run `fit`, `validate` or `test`; return the interface with what it has done."""
     quieten()
-    with of_the_source(present_arguments(arguments)) as arguments:
+    with of_the_source(with_files(present_arguments(arguments))) as arguments:
         check_configurations(arguments, ENVIRONMENT)
         save_dir_may_be_left_out()
         registered_methods()  # imports them, so that their class names can be used as short names
         Parser.arguments = arguments
-        try:
-            interface(arguments)
-        except SystemExit as end:  # --help and --print_config end this way
-            return int(end.code or 0)
-    return 0
+        return interface(arguments)
 
 
 @contextmanager

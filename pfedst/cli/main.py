@@ -11,13 +11,14 @@ from pfedst.version import __version__
 USAGE = """\
 usage: pfedst COMMAND [OPTIONS]
 
-  fit       train a method across sites     pfedst fit --config configs/demo.yaml [--name NAME] [--resume]
+  fit       train a method across sites     pfedst fit --config demo [--name NAME] [--resume]
   validate  a finished run on validation    pfedst validate runs/NAME
   test      a finished run on test          pfedst test runs/NAME
   join      a new hospital to a run         pfedst join runs/NAME --data ... --site SITE
-  compare   methods x seeds, and a report   pfedst compare --config configs/compare/demo.yaml [--jobs 2]
+  compare   methods x seeds, and a report   pfedst compare --config demo [--jobs 2]
   calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
+  card      facts of a run on one page      pfedst card runs/NAME [--data_card FILE]
   predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
   export    a model into a folder           pfedst export runs/NAME FOLDER --site NAME | --generic
   push      that folder to the hub          pfedst push FOLDER USER/NAME [--private]
@@ -25,6 +26,7 @@ usage: pfedst COMMAND [OPTIONS]
   data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
   cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
   methods   the installed methods
+  configs   shipped configurations          pfedst configs list | show NAME | copy NAME
   env       versions and hardware, for bug reports
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
@@ -61,9 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(USAGE, end="", file=sys.stderr)
             return 2
         if command == "methods":
-            from pfedst.cli.methods import list_methods
+            from pfedst.cli.methods import run_methods
 
-            return list_methods(given[1:])
+            return run_methods(given[1:])
+        if command == "card":
+            from pfedst.cli.card import run_card
+
+            return run_card(given[1:])
+        if command == "configs":
+            from pfedst.cli.configs import run_configs
+
+            return run_configs(given[1:])
         if command == "env":
             from pfedst.cli.environment import print_environment
 

@@ -102,7 +102,7 @@ def page(name: str, method: type[FederatedMethod]) -> str:
         lines += [f"Cannot be counted: {error}"]
     lines += ["", "## Options", "", "| option | default | meaning |", "|---|---|---|"]
     lines += [f"| `{option}` | `{default}` | {meaning} |" for option, default, meaning in _options(method)]
-    command = f"pfedst fit --config configs/demo.yaml --method {name}"
+    command = f"pfedst fit --config demo --method {name}"
     if method.requires_anchors not in (None, "prototypes"):  # as in the demo
         command += f" --model.anchors {method.requires_anchors}"
     if (epochs := method().fewest_local_epochs) > 1:

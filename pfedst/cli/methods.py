@@ -13,18 +13,17 @@ from pathlib import Path
 from rich.markdown import Markdown
 from rich.table import Table
 
-from pfedst.errors import ConfigurationError, nearest
 from pfedst.reporting import console_of
 
 
-def list_methods(arguments: Sequence[str]) -> int:
+def run_methods(arguments: Sequence[str]) -> int:
     """Print a table of all methods or the pages of some, or write all pages. Return the exit code."""
     parser = argparse.ArgumentParser(prog="pfedst methods", description="List and explain the installed methods.")
     parser.add_argument("name", nargs="*", help="print the page of each of these methods in place of the table")
     parser.add_argument("--docs", type=Path, help="write a page for every method, and README.md with the table, here")
     given = parser.parse_args(arguments)
     from pfedst.cli.method_pages import HEADINGS, PROTOCOL, cells, page, pages
-    from pfedst.methods.registry import registered_methods
+    from pfedst.methods.registry import get_method, registered_methods
 
     methods, console = registered_methods(), console_of(200)
     if given.docs:
@@ -34,9 +33,7 @@ def list_methods(arguments: Sequence[str]) -> int:
         print(given.docs)
     elif given.name:
         for name in given.name:
-            if name not in methods:
-                raise ConfigurationError(f'there is no method "{name}".{nearest(name, methods)}')
-            console.print(Markdown(page(name, methods[name])))
+            console.print(Markdown(page(name, get_method(name))))
     else:
         table = Table(title=f"Methods, with {PROTOCOL}")
         for heading in HEADINGS:

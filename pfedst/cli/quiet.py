@@ -22,6 +22,10 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
+
+
+def show_messages() -> None:
+    """Print the messages of pfedst to standard error; a program that uses pfedst decides on its own messages."""
     handler = StandardError()
     handler.setFormatter(logging.Formatter("%(name)s: %(levelname)s: %(message)s"))
     # at the root and not at `pfedst` alone: a library that finds no handler there adds one, and lines would be doubled

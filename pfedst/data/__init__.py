@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from pfedst.data.sets.folder import FolderSites
     from pfedst.data.sets.hugging_face import HuggingFaceSites
     from pfedst.data.sets.manifest import ManifestSites
+    from pfedst.data.sets.objects import DatasetSites
     from pfedst.data.sets.synthetic import SyntheticSites
     from pfedst.data.sites import Split
 else:
     MODULES = {
+        "DatasetSites": "sets.objects",
         "FedDRG": "sets.fed_drg",
         "FedISIC2019": "sets.fed_isic",
         "FederatedDataModule": "datamodule",
@@ -38,6 +40,7 @@ else:
 
 
 __all__ = [
+    "DatasetSites",
     "FedDRG",
     "FedISIC2019",
     "FederatedDataModule",

@@ -1,4 +1,4 @@
-"""Model cards: the README.md of an exported model. This is the only module that writes cards."""
+"""Model cards: the README.md of an exported model. The card of a run is that of `pfedst.reporting.run_card`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pfedst.errors import StateError
 from pfedst.inference.rebuild import PERSONAL
 from pfedst.inference.run import Run
 from pfedst.inference.site_model import SiteModel
+from pfedst.reporting.run_card import NO_CLINICAL_USE
 
 METRICS = {"balanced_accuracy": "Balanced accuracy", "auroc": "AUROC", "macro_f1": "Macro F1", "accuracy": "Accuracy"}
 """Metrics of a card, by their key in `summary.json`."""
-NOT_A_DEVICE = "Research software, not a medical device. Do not use this model for diagnosis or treatment."
 RANDOM = " The encoder has RANDOM WEIGHTS: this model shows that the software works, and no more."
 ENCODER_INSIDE = "\n`model.onnx` holds the encoder, too: the licence of the encoder applies to that file.\n"
 USE = """```python
@@ -102,7 +102,7 @@ def _text(config: Mapping[str, Any], results: Mapping[str, Any], name: str, lice
     method = results.get("protocol", {}).get("method") or config["options"]["method"]["class_path"].rpartition(".")[2]
     parts = [
         f"# {name}",
-        f"**{NOT_A_DEVICE}**{RANDOM * bool(encoder['random_weights'])}",
+        f"**{NO_CLINICAL_USE}**{RANDOM * bool(encoder['random_weights'])}",
         f"This is {whose} of run `{source.get('run')}` after round {source.get('round')}, trained with {method} by "
         f"pfedst across hospitals. It classifies an image as one of: "
         f"{', '.join(config['classes'])}.",

@@ -85,8 +85,8 @@ def items_of(images: Any) -> list[Item]:
     """Return the images that a caller names.
 
     Args:
-        images: a path, a folder (with all folders in it), an image of Pillow, an array (H, W, 3) or (H, W) of uint8,
-            or an iterable of these.
+        images: a path, a folder (with all folders in it), an image of Pillow, an array (H, W, 3), (H, W) or of
+            several images (B, H, W, 3) of uint8, or an iterable of these.
 
     Raises:
         DataError: nothing is named, or a folder holds no image.
@@ -98,8 +98,9 @@ def items_of(images: Any) -> list[Item]:
 
 
 def _items(images: Any) -> Iterator[Item]:
+    several = isinstance(images, np.ndarray) and images.ndim == 4
     alone = isinstance(images, str | Path | Image.Image | np.ndarray) or not isinstance(images, Iterable)
-    for number, content in enumerate([images] if alone else images):
+    for number, content in enumerate([images] if alone and not several else images):
         if not isinstance(content, str | Path):
             yield Item(str(number), content, None)
         elif Path(content).is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from pfedst.inference.options import Options, instantiate
 from pfedst.messages.payload import NET, State, check_tensors
 from pfedst.methods.interface import FederatedMethod
 
-PERSONAL, GENERIC = "personal", "generic"
+PERSONAL: Final = "personal"
+GENERIC: Final = "generic"
 ANCHORS = "anchors"
 """The key of the class anchors (K, E) among the tensors of a model."""
 

@@ -6,8 +6,9 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 import yaml
 from torch import Tensor
@@ -33,6 +34,8 @@ from pfedst.server.server import Server
 from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
 
+Which = Literal["personal", "generic"]
+
 
 class Run:
     """A run that `pfedst fit` or `pfedst join` has written.
@@ -40,8 +43,6 @@ class Run:
     Attributes:
         folder: of the run.
         config: its resolved configuration.
-        classes: names of the K classes, in the order of the logits.
-        encoder_weights: hash of the encoder that it was trained with.
         pixel_range: grey values that become black and white; None if each file decides.
 
     Args:
@@ -65,16 +66,30 @@ class Run:
             self._seed = int(self.config["seed_everything"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise StateError(f"{self.folder / 'config.yaml'} is damaged ({error!r}): put back a copy of it") from error
-        identity = self._files.identity()
-        if "classes" not in identity or "encoder_weights" not in identity:
-            raise StateError(f"{folder}: a run of an older version, whose state cannot be read; train it again")
-        self.classes: tuple[str, ...] = tuple(identity["classes"])
-        self.encoder_weights = str(identity["encoder_weights"])
+        self._identity = self._files.identity()
 
     @property
     def name(self) -> str:
         """Name of the run."""
         return self.folder.resolve().name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the logits."""
+        return tuple(self._of_identity("classes"))
+
+    @property
+    def encoder_weights(self) -> str:
+        """Hash of the encoder that it was trained with."""
+        return str(self._of_identity("encoder_weights"))
+
+    def _of_identity(self, key: str) -> Any:
+        if "classes" not in self._identity or "encoder_weights" not in self._identity:
+            raise StateError(
+                f"{self.folder}: a run of an older version, whose state cannot be read; its configuration, summary and "
+                f"tables can. To use its models, train it again with --config {self.folder / 'config.yaml'}"
+            )
+        return self._identity[key]
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -92,11 +107,54 @@ class Run:
         Raises:
             StateError: no round is saved, or the saved rounds are damaged.
         """
+        if "classes" not in self._identity and (summary := self.summary) is not None:  # an older version's
+            return sorted(summary["protocol"]["samples"])
         return _sites(RunState(self._files.state).last_round())
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the numbers of the summary were obtained.
+
+        Raises:
+            StateError: the run is not finished, or the file is damaged.
+        """
+        found: dict[str, Any] = self._finished()["protocol"]
+        return found
+
+    def _finished(self) -> dict[str, Any]:
+        summary = self.summary
+        if summary is None:
+            raise StateError(
+                f"{self.folder} holds no summary.json: the run is not finished; continue it with --name {self.name} "
+                f"--resume"
+            )
+        return summary
+
+    def table(self) -> pd.DataFrame:
+        """Return the metrics of the summary: one row a site and model.
+
+        Returns:
+            Columns `site`, `model` (`personal`, `generic`), `images` of the split, and the metrics, from 0 to 1 where
+                they are shares; None where a metric is not defined.
+
+        Raises:
+            StateError: the run is not finished, or the file is damaged.
+        """
+        summary = self._finished()
+        samples, split = summary["protocol"]["samples"], summary["protocol"]["split"]
+        rows = [
+            {"site": site, "model": which, "images": samples[site][split], **metrics}
+            for which in (PERSONAL, GENERIC)
+            if which in summary
+            for site, metrics in summary[which]["clients"].items()
+        ]
+        found: pd.DataFrame = pd.DataFrame(rows)
+        return found
 
     def model(
         self,
         site: str | None = None,
+        which: Which = PERSONAL,
         round: str = LAST,  # as the option of the command line is called
         encoder_weights: str | Path | None = None,
         device: str | torch.device = "cpu",
@@ -105,6 +163,7 @@ class Run:
 
         Args:
             site: name of the site.
+            which: `personal`, the site's own model, or `generic`, the one that all sites share.
             round: `last`, `best` on validation, or the number of a round that is kept.
             encoder_weights: file or tag of the encoder's weights; default: those of the run.
             device: where to compute.
@@ -113,7 +172,7 @@ class Run:
             ConfigurationError: an unknown site, a round that is not kept, or no generic model.
             StateError: the state is damaged or not here, or the encoder is another one.
         """
-        return self.models([site], round, encoder_weights, device)[0]
+        return self.models([site if which == PERSONAL else None], round, encoder_weights, device)[0]
 
     def models(
         self,

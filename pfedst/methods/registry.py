@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.metadata import EntryPoint, entry_points
 
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, nearest
 from pfedst.methods.interface import FederatedMethod
 
 GROUP = "pfedst.methods"
@@ -43,6 +43,25 @@ def registered_methods() -> dict[str, type[FederatedMethod]]:
         reasons = (f"{', '.join(names)} ({error})" for error, names in left_out.items())
         logging.getLogger("pfedst").warning("methods that cannot be imported are left out: %s", "; ".join(reasons))
     return methods
+
+
+def list_methods() -> list[str]:
+    """Return the names of all installed methods, sorted."""
+    return list(registered_methods())
+
+
+def get_method(name: str) -> type[FederatedMethod]:
+    """Return the class of an installed method.
+
+    Raises:
+        ConfigurationError: there is no such method.
+    """
+    methods = registered_methods()
+    if name not in methods:
+        raise ConfigurationError(
+            f'there is no method "{name}".{nearest(name, methods)} There are: {", ".join(methods)}'
+        )
+    return methods[name]
 
 
 def _checked(point: EntryPoint, found: object) -> type[FederatedMethod]:

@@ -27,6 +27,8 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1.2rem; overflow-wrap: an
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .4rem; line-height: 1.3; overflow-wrap: anywhere; }
 p, li { max-width: 50rem; overflow-wrap: anywhere; } p, ul { margin: .4rem 0; } ul { padding-left: 1.3rem; }
 a { color: var(--link); }
+.skip { position: absolute; left: -100vw; background: var(--page); padding: .5rem 1rem; z-index: 2; }
+.skip:focus { left: .5rem; top: .5rem; } main:focus { outline: none; }
 .caption, .legend, figcaption { color: var(--soft); font-size: .92rem; }
 .notes { background: var(--note); border: 1px solid var(--edge); border-left-width: .45rem; border-radius: .3rem;
   padding: .7rem 1.1rem; margin: 0 0 1.5rem; }
@@ -127,14 +129,15 @@ def html_page(report: Report, figures: Sequence[tuple[str, str, str]] = ()) -> s
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(report.title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        '<a class="skip" href="#main">Skip to the content</a>\n<main id="main" tabindex="-1">\n'
         + "\n".join(part for part in parts if part)
-        + f"\n<script>{SCRIPT}</script>\n</body></html>\n"
+        + f"\n</main>\n<script>{SCRIPT}</script>\n</body></html>\n"
     )
 
 
 def anchors(names: Sequence[str]) -> list[str]:
     """Return an id for each table, made of its name, that no other part of the page has."""
-    taken = {"notes", "protocol", "contents", "legend"}
+    taken = {"main", "notes", "protocol", "contents", "legend"}
     ids = []
     for name in names:
         stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "table"
@@ -233,6 +236,7 @@ def _figure(index: int, title: str, caption: str, svg: str) -> str:
     data = base64.b64encode(svg.encode(errors="replace")).decode()
     return (
         f'<section><h2 id="figure-{index}">Figure {index}: {_text(title)}</h2>\n'
-        f'<figure><img alt="{_text(f"{title}. {caption}")}" src="data:image/svg+xml;base64,{data}">\n'
-        f"<figcaption>{_text(caption)}</figcaption></figure></section>"
+        f'<figure><img alt="{_text(title)}" aria-describedby="figure-{index}-caption" '
+        f'src="data:image/svg+xml;base64,{data}">\n'
+        f'<figcaption id="figure-{index}-caption">{_text(caption)}</figcaption></figure></section>'
     )

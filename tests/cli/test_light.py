@@ -68,6 +68,9 @@ COMMANDS = [
     ("export --help", 0, ""),
     ("push --help", 0, ""),
     ("methods --help", 0, ""),
+    ("card none", 5, ""),
+    ("card run", 0, ""),
+    ("configs list", 0, ""),
     ("env", 0, ""),
 ]
 """Arguments, exit code, heavy modules."""

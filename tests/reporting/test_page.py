@@ -86,7 +86,7 @@ def test_the_page_reads_from_its_notes_to_its_figures() -> None:
     places = [page.index(part) for part in order]
     assert places == sorted(places)
     links = re.findall(r'href="#([^"]+)"', page)
-    assert links == ["protocol", "results", "figure-1"]
+    assert links == ["main", "protocol", "results", "figure-1"]
     assert set(links) <= set(Reader(page).values("id"))
 
 
@@ -107,7 +107,9 @@ def test_figures_cannot_reach_each_other() -> None:
     )
     reader = Reader(page)
     images = [held for tag, held in reader.elements if tag == "img"]
-    assert [held["alt"] for held in images] == ['A & B. say "x"', "C."]
+    assert [held["alt"] for held in images] == ["A & B", "C"]
+    captions = {held["id"] for tag, held in reader.elements if tag == "figcaption"}
+    assert {held["aria-describedby"] for held in images} == captions == {"figure-1-caption", "figure-2-caption"}
     drawn = [b64decode(held["src"].removeprefix("data:image/svg+xml;base64,")).decode() for held in images]
     assert drawn == [SVG, SVG]  # an image needs its namespace, which is added where it lacks
     identities = reader.values("id")
@@ -127,7 +129,7 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
     reader = Reader(html_page(Report(text, (text,), (text,), (table,)), [(text, text, "<svg></svg>")]))
     plainly = plain(text)
     tags = [tag for tag, _ in reader.elements]
-    assert [tags.count(tag) for tag in ("script", "style", "table", "tr", "td", "img", "a")] == [1, 1, 1, 2, 1, 1, 3]
+    assert [tags.count(tag) for tag in ("script", "style", "table", "tr", "td", "img", "a")] == [1, 1, 1, 2, 1, 1, 4]
     if plainly:
         # title twice, note, protocol, contents, title, caption, heading, cells, caption of the figure
         assert reader.texts.count(plainly) >= 10

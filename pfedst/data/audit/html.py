@@ -41,14 +41,14 @@ def page(report: AuditReport) -> str:
     opened = "every image was opened" if report.opened else "tables alone: no image was opened"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Data audit</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>Data audit</h1>\n"
+        f"<style>{STYLE}</style></head>\n<body><main><h1>Data audit</h1>\n"
         f"<p>{escape(report.label)}; {opened}.</p>\n<p><strong>{escape(report.headline())}</strong></p>\n"
-        f"<h2>Findings</h2>\n{findings}\n<h2>Figures</h2>\n{figures}</body></html>\n"
+        f"<h2>Findings</h2>\n{findings}\n<h2>Figures</h2>\n{figures}</main></body></html>\n"
     )
 
 
 def _table(plain: PlainTable) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in plain.headings)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in plain.headings)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" if cell else '<td class="none">-</td>' for cell in row) + "</tr>\n"
         for row in plain.rows
@@ -71,7 +71,9 @@ def _together(report: AuditReport, places: Sequence[Place]) -> str:
 
 def _figure(report: AuditReport, place: Place) -> str:
     shown = report.describe(place)
-    caption = escape(f"{shown['site']}, {shown['split']}, {shown['class']}: {str(shown['image']).rsplit('/', 1)[-1]}")
+    # the name of a file may identify a patient: it is in the caption for whoever looks, and no text of the image
+    what = escape(f"{shown['site']}, {shown['split']}, {shown['class']}", quote=True)
+    caption = f"<figcaption>{what}: {escape(str(shown['image']).rsplit('/', 1)[-1])}</figcaption>"
     if not report.opened:
         return f"<figure>{caption}</figure>"
     try:
@@ -82,5 +84,4 @@ def _figure(report: AuditReport, place: Place) -> str:
     encoded = BytesIO()
     image.save(encoded, "JPEG", quality=80)
     data = base64.b64encode(encoded.getvalue()).decode()
-    name = escape(str(shown["image"]), quote=True)
-    return f'<figure><img alt="{name}" title="{name}" src="data:image/jpeg;base64,{data}">{caption}</figure>'
+    return f'<figure><img alt="{what}" src="data:image/jpeg;base64,{data}">{caption}</figure>'

@@ -162,7 +162,7 @@ PUBLIC_DATA = {
             "put the metadata and train_test_split into ROOT",
             "optional, once: pfedst data preprocess ROOT/ISIC_2019_Training_Input "
             "ROOT/ISIC_2019_Training_Input_preprocessed --shorter_side 224",
-            "pfedst fit --config configs/fed_isic2019.yaml --data.root ROOT",
+            "pfedst fit --config fed_isic2019 --data.root ROOT",
         ],
         check_fed_isic,
     ),
@@ -200,7 +200,7 @@ PUBLIC_DATA = {
             "put the images into ROOT/images/<DOMAIN>/<nodr|mild_npdr|moderate_npdr|severe_npdr|pdr>/ "
             "(EYEPACS: ROOT/images/EYEPACS/Images/)",
             "put the text files into ROOT/splits/",
-            "pfedst fit --config configs/fed_drg.yaml --data.root ROOT",
+            "pfedst fit --config fed_drg --data.root ROOT",
         ],
         check_fed_drg,
     ),

@@ -32,8 +32,11 @@ LINE = 0.145
 """Line spacing in inches."""
 WARNING = "#B22200"
 GUIDE, PALE = "#808080", "#D9D9D9"
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-"""Colours of Okabe and Ito without black, which is used for the reference, and yellow, which is invisible on white."""
+COLORS = ("#0072B2", "#BF8000", "#009E73", "#CC79A7", "#3A97D4", "#D55E00")
+"""Colours of Okabe and Ito without black, which is used for the reference, and yellow, which is invisible on white.
+
+Orange and sky blue are darker than theirs, so that a line in any of them has a contrast of 3 : 1 on white (WCAG).
+"""
 MARKERS = ("s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "d", "h")
 LINES: tuple[Any, ...] = ((0, (5, 1.5)), (0, (1, 1)), "solid", (0, (5, 1, 1, 1)), (0, (9, 2)))
 RC: dict[Any, Any] = {

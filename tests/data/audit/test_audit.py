@@ -214,15 +214,15 @@ class Read(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.sources, self.titles, self.text = set(), [], [], ""
+        self.tags, self.sources, self.names, self.text = set(), [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
         attributes = dict(attributes)
-        assert set(attributes) <= {"lang", "charset", "class", "alt", "title", "src"}
+        assert set(attributes) <= {"lang", "charset", "class", "alt", "scope", "src"}
         self.sources += [attributes["src"]] if "src" in attributes else []
-        self.titles += [attributes["title"]] if "title" in attributes else []
+        self.names += [attributes["alt"]] if "alt" in attributes else []
 
     def handle_data(self, data):
         self.text += data
@@ -252,13 +252,16 @@ def test_page_of_hostile_names(tmp_path, name) -> None:
     report = hostile(tmp_path, name)
     text = page(report)
     seen = Read(text)
-    known = "html head meta title style body h1 h2 p strong div b br span table caption tr th td figure img"
+    known = (
+        "html head meta title style body h1 h2 p strong div b br span table caption tr th td figure img figcaption main"
+    )
     assert seen.tags <= {*known.split()}
     assert not re.search(r"https?://|<script|javascript:", text)
     for what in ("data", "site", "class", "encoder"):
         assert f"{what} {name}" in seen.text, what
     assert f"file {name.replace('/', '|')}.png" in seen.text
-    assert any(title.endswith(f"/file {name.replace('/', '|')}.png") for title in seen.titles)
+    assert any(f"site {name}" in of for of in seen.names)
+    assert not any(of.endswith(".png") for of in seen.names)  # the name of a file may be that of a patient
     assert len(seen.sources) == sum(len(together) for finding in report.findings for together in finding.images)
     for source in seen.sources:
         kind, data = source.split(",")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pfedst.compare.grid_edges import beyond, edges_of, extended
+from pfedst.comparison.grid_edges import beyond, edges_of, extended
 
 OPEN = (None, None)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pfedst.configuration.shipped import shipped
 from pfedst.errors import ConfigurationError, nearest
 from pfedst.evaluation.stated import SITE, STATED
 from pfedst.reporting.claims import OWN_PRIOR, PRIORS, Claim, source_row
@@ -148,9 +149,7 @@ def make_plan(content: Any, file: Path) -> Plan:
         ConfigurationError: If a key is unknown or missing, or a value is invalid.
     """
     tree = _mapping(content, str(file), KEYS, file)
-    base = file.parent / _text(tree.get("base"), "base", file)
-    if not base.is_file():
-        raise ConfigurationError(f"{file}: base: no file {base}; it is looked for beside {file.name}")
+    base = _base(_text(tree.get("base"), "base", file), file)
     folds = _folds(tree, file)
     repetitions = _repetitions(tree.get("seeds"), folds, file)
     seeds = tuple(seed for of in repetitions for seed in of)
@@ -330,6 +329,19 @@ def _seeds(value: Any, what: str, file: Path) -> tuple[int, ...]:
     if not numbers or len(set(value)) < len(value):
         raise ConfigurationError(f"{file}: {what}: give a list of different numbers, such as [0, 1, 2], not {value}")
     return tuple(value)
+
+
+def _base(text: str, file: Path) -> Path:
+    """Return the configuration that a plan starts from: a file beside the plan, or a shipped one by its name."""
+    beside = file.parent / text
+    if beside.is_file():
+        return beside
+    if text in (names := shipped()):
+        return names[text]
+    raise ConfigurationError(
+        f"{file}: base: no file {beside}; it is looked for beside {file.name}, and no shipped configuration has this "
+        f"name.{nearest(text, names)}"
+    )
 
 
 def _mapping(tree: Any, what: str, known: tuple[str, ...] | None, file: Path) -> dict[Any, Any]:

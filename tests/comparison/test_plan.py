@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pfedst.compare import make_plan
-from pfedst.compare.plan import as_arguments
+from pfedst.comparison import make_plan
+from pfedst.comparison.plan import as_arguments
 from pfedst.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]

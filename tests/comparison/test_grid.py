@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from pfedst.compare import Grid, GridRun
-from pfedst.compare.grid import last_words
+from pfedst.comparison import Grid, GridRun
+from pfedst.comparison.grid import last_words
 from pfedst.errors import StateError
 
 
@@ -45,7 +45,7 @@ def stand_in(parent, arguments, log) -> None:
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    monkeypatch.setattr("pfedst.compare.grid.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("pfedst.comparison.grid.POLL_SECONDS", 0.01)
 
     def make(jobs):
         return Grid(tmp_path, jobs, stand_in, Console(file=StringIO(), width=300))
@@ -120,7 +120,7 @@ def test_an_interruption_ends_the_runs(grid, tmp_path, monkeypatch) -> None:
             raise KeyboardInterrupt
 
     clock = SimpleNamespace(sleep=interrupt, monotonic=time.monotonic)  # of the grid alone: subprocess sleeps too
-    monkeypatch.setattr("pfedst.compare.grid.time", clock)
+    monkeypatch.setattr("pfedst.comparison.grid.time", clock)
     with pytest.raises(KeyboardInterrupt):
         grid(1).run(runs(tmp_path, "forever"), "testing")
     pid = int((tmp_path / "run0.started").read_text().split()[0])

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pfedst.compare.grid import Grid, GridRun
-from pfedst.compare.grid_edges import Edges, edges_of, extended
-from pfedst.compare.plan import Options, Part, Plan, Row, as_arguments
+from pfedst.comparison.grid import Grid, GridRun
+from pfedst.comparison.grid_edges import Edges, edges_of, extended
+from pfedst.comparison.plan import Options, Part, Plan, Row, as_arguments
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation.resampled import POWER, smallest_detectable
 from pfedst.evaluation.statistics import LEVEL

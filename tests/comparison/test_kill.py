@@ -9,8 +9,8 @@ import yaml
 from pfedst.cli import main
 from pfedst.cli.compare import resolver
 from tests import programs
-from tests.compare.in_process import InProcessGrid
-from tests.compare.test_run import BASE
+from tests.comparison.in_process import InProcessGrid
+from tests.comparison.test_run import BASE
 
 PLAN = {
     "base": "base.yaml",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from pfedst.compare.plan import Bounds, Options, is_number
+from pfedst.comparison.plan import Bounds, Options, is_number
 
 Side = Literal["low", "high"]
 SIDES: tuple[Side, ...] = get_args(Side)

@@ -1,7 +1,7 @@
 """A grid whose runs are done in this process: what a comparison asks for, without seconds of imports a run."""
 
 from pfedst.cli import main
-from pfedst.compare import Grid
+from pfedst.comparison import Grid
 
 
 class InProcessGrid(Grid):

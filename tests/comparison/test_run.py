@@ -11,9 +11,9 @@ import yaml
 
 from pfedst.cli import main
 from pfedst.cli.compare import resolver
-from pfedst.compare import make_plan
-from pfedst.compare.plan import as_arguments
-from tests.compare.in_process import InProcessGrid
+from pfedst.comparison import make_plan
+from pfedst.comparison.plan import as_arguments
+from tests.comparison.in_process import InProcessGrid
 
 ROOT = Path(__file__).parents[2]
 BASE = {

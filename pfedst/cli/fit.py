@@ -1,0 +1,78 @@
+"""`pfedst fit` as a function. It goes through the parser of the command line."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pfedst.adapters import Adapter
+from pfedst.cli.federated import run_interface
+from pfedst.cli.python_interface import PythonCLI
+from pfedst.cli.run import Run
+from pfedst.comparison.plan import as_arguments
+from pfedst.data.sets.objects import DatasetSites
+from pfedst.errors import ConfigurationError
+from pfedst.methods.interface import FederatedMethod
+
+
+def fit(
+    config: str | Path | Mapping[str, Any] = "demo",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    method: type[FederatedMethod] | str | None = None,
+    adapter: type[Adapter] | str | None = None,
+    data: DatasetSites | None = None,
+    name: str | None = None,
+    runs_dir: str | Path = "runs",
+    resume: bool = False,
+) -> Run:
+    """Train a method across sites, as `pfedst fit` does, and return the run.
+
+    Args:
+        config: file of a configuration, the name of a shipped one, or its content.
+        overrides: options by dotted key, such as `{"coordinator.rounds": 5, "method.mu": 0.1}`.
+        method: class or name of the method in place of that of the configuration.
+        adapter: class or name of the adapter in place of that of the method.
+        data: torch Datasets in place of the data of the configuration.
+        name: of the run's folder, which must be new; default: made of method, data and seed.
+        runs_dir: where run folders are made.
+        resume: continue the run of that name, if it exists.
+
+    Raises:
+        PfedstError: an error with a remedy: of options, data, encoder weights or saved state.
+    """
+    arguments = [f"--runs_dir={runs_dir}", f"--resume={json.dumps(resume)}"]
+    arguments += [] if name is None else [f"--name={name}"]
+    for option, found in (("method", method), ("model.adapter", adapter)):
+        arguments += [] if found is None else [f"--{option}={_class_path(found)}"]
+    if data is not None:
+        arguments += [
+            f"--data={_class_path(type(data))}",
+            *as_arguments({f"data.{k}": v for k, v in data.options.items()}),
+        ]
+    with _file_of(config) as file:
+        given = ["fit", f"--config={file}", *arguments, *as_arguments(overrides or {})]
+        done = run_interface(given, lambda arguments: PythonCLI(arguments, data))
+    if done.folder is None:
+        raise ConfigurationError("dry_run: pfedst.fit returns a run; use the command pfedst fit --dry_run")
+    return Run(done.folder)
+
+
+def _class_path(found: type | str) -> str:
+    return found if isinstance(found, str) else f"{found.__module__}.{found.__qualname__}"
+
+
+@contextmanager
+def _file_of(config: str | Path | Mapping[str, Any]) -> Iterator[str]:
+    """Return the file or name of a configuration; its content is written into a file for this block."""
+    if not isinstance(config, Mapping):
+        yield str(config)
+        return
+    with tempfile.TemporaryDirectory(prefix="pfedst-") as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(json.dumps(config))
+        yield str(file)
