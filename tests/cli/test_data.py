@@ -145,7 +145,7 @@ def test_init_writes_a_manifest_and_its_own_words_go_on(tmp_path, capsys) -> Non
     assert code == 0
     assert (tmp_path / "b.csv").read_bytes() == before
     assert f"--data.manifest {tmp_path / 'b.csv'} --data.root '{root}'" in out
-    assert "pfedst fit --config configs/manifest.yaml" in out
+    assert "pfedst fit --config manifest" in out
 
 
 def test_the_command_that_init_prints_can_be_pasted(tmp_path, capsys) -> None:
