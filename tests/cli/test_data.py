@@ -215,7 +215,7 @@ def test_partition_and_preprocess_lead_to_a_run(tmp_path, capsys) -> None:
     assert "is not overwritten; give another folder" in err
     program, command, option, config, *rest = shlex.split(out.splitlines()[-1])
     assert (program, command, option) == ("pfedst", "fit", "--config")
-    code, _, err = called(capsys, "fit", option, CONFIGS.parent / config, *rest, *RUN[1:], f"--runs_dir={tmp_path}")
+    code, _, err = called(capsys, "fit", option, config, *rest, *RUN[1:], f"--runs_dir={tmp_path}")
     assert code == 0, err
     assert set(json.loads((tmp_path / "run/summary.json").read_text())["personal"]["clients"]) == {"site_a", "site_b"}
 
