@@ -4,7 +4,6 @@ import json
 import logging
 import shlex
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -27,7 +26,6 @@ RUN += [
     "--coordinator.rounds=1",
 ]
 RUN += ["--trainer.accelerator=cpu", "--name=run", "--data.audit=off"]
-CONFIGS = Path(__file__).parents[2] / "configs"
 ISIC = "ISIC_2019_Training_Input"
 
 
