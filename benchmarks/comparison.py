@@ -32,7 +32,7 @@ README = (
     ("metrics", "accuracy, mean"),
     ("cost", "bytes in all"),
 )
-"""Columns of the table in the README."""
+"""Columns of the table in docs/results.md."""
 
 
 def run(name: str, options: list[str]) -> None:
@@ -89,7 +89,7 @@ def table(name: str) -> None:
 
 
 def readme_table(name: str) -> str:
-    """Return the table of the README."""
+    """Return the table of docs/results.md."""
     found = {part.name: part for part in tables(kept(name))}
     headings = ("method", *(heading.removesuffix(", mean") for _, heading in README))
     columns = [(found[part].rows, found[part].headings.index(heading)) for part, heading in README]

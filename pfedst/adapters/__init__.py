@@ -6,6 +6,7 @@ from pfedst.adapters.lora import LoRALinear, lora_layers, switches_open, with_lo
 from pfedst.adapters.lora_tower import LoRATower
 from pfedst.adapters.prompts import PromptLearner, TransportPrompts
 from pfedst.adapters.side_network import SideNetwork
+from pfedst.adapters.torch_module import TorchModule
 
 __all__ = [
     "Adapter",
@@ -16,6 +17,7 @@ __all__ = [
     "LoRATower",
     "PromptLearner",
     "SideNetwork",
+    "TorchModule",
     "TransportPrompts",
     "WholeModel",
     "lora_layers",

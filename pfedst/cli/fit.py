@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pfedst.adapters import Adapter
+from torch import nn
+
+from pfedst.adapters import Adapter, TorchModule
 from pfedst.cli.federated import run_interface
 from pfedst.cli.python_interface import PythonCLI
 from pfedst.cli.run import Run
@@ -24,7 +26,7 @@ def fit(
     *,
     overrides: Mapping[str, Any] | None = None,
     method: type[FederatedMethod] | str | None = None,
-    adapter: type[Adapter] | str | None = None,
+    adapter: type[nn.Module] | str | None = None,
     data: DatasetSites | None = None,
     name: str | None = None,
     runs_dir: str | Path = "runs",
@@ -36,7 +38,8 @@ def fit(
         config: file of a configuration, the name of a shipped one, or its content.
         overrides: options by dotted key, such as `{"coordinator.rounds": 5, "method.mu": 0.1}`.
         method: class or name of the method in place of that of the configuration.
-        adapter: class or name of the adapter in place of that of the method.
+        adapter: class or name of the adapter in place of that of the method; or a class of torch modules from images
+            (B, 3, S, S) to logits (B, K) that is called with the number of classes K, see `TorchModule`.
         data: torch Datasets in place of the data of the configuration.
         name: of the run's folder, which must be new; default: made of method, data and seed.
         runs_dir: where run folders are made.
@@ -47,8 +50,8 @@ def fit(
     """
     arguments = [f"--runs_dir={runs_dir}", f"--resume={json.dumps(resume)}"]
     arguments += [] if name is None else [f"--name={name}"]
-    for option, found in (("method", method), ("model.adapter", adapter)):
-        arguments += [] if found is None else [f"--{option}={_class_path(found)}"]
+    arguments += [] if method is None else [f"--method={_class_path(method)}"]
+    arguments += [] if adapter is None else _adapter(adapter)
     if data is not None:
         arguments += [
             f"--data={_class_path(type(data))}",
@@ -60,6 +63,14 @@ def fit(
     if done.folder is None:
         raise ConfigurationError("dry_run: pfedst.fit returns a run; use the command pfedst fit --dry_run")
     return Run(done.folder)
+
+
+def _adapter(adapter: type[nn.Module] | str) -> list[str]:
+    """Return the arguments for an adapter; a plain torch module is wrapped."""
+    if isinstance(adapter, str) or issubclass(adapter, Adapter):
+        return [f"--model.adapter={_class_path(adapter)}"]
+    wrapper = _class_path(TorchModule)
+    return [f"--model.adapter={wrapper}", f"--model.adapter.module={_class_path(adapter)}"]
 
 
 def _class_path(found: type | str) -> str:

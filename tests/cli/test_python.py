@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import pfedst
 from pfedst.cli import main
@@ -33,6 +34,14 @@ class Mine(FederatedMethod):
     """FedAvg of this file."""
 
     source = "this test"
+
+
+class Small(nn.Sequential):
+    """A torch module that knows nothing of pfedst."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(nn.Conv2d(3, 4, 5, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4, classes)
 
 
 class Pictures:
@@ -134,6 +143,20 @@ def test_a_run_of_torch_datasets_and_of_a_class_of_this_file(run_of_datasets) ->
     assert run.config["data"]["init_args"]["batch_size"] == 4
     assert run.evaluate(data=pictures())["personal"] == run.summary["personal"]
     assert set(run.model("a").predict(Pictures(2, 5).images)["prediction"]) <= {"light", "dark"}
+
+
+def test_a_torch_module_is_an_adapter_as_it_is(folder, capsys) -> None:
+    pixels = {"model": {"encoder": {"class_path": "Pixels", "init_args": {"image_size": 32}}}, "data": "SyntheticSites"}
+    small = {key: value for key, value in SMALL.items() if key not in MODEL}
+    run = pfedst.fit(pixels, method="FedBN", adapter=Small, overrides=small, name="module", runs_dir=folder)
+    assert run.protocol["adapter"] == "TorchModule"
+    assert run.config["model"]["adapter"]["init_args"]["module"]["class_path"] == f"{__name__}.Small"
+    model = run.model("site_a")
+    assert "module.1.running_mean" in model.adapter.state_dict()
+    assert model.predict(Pictures(1, 5).images[0])["error"].eq("").all()
+    # the command line makes the same of the same options
+    assert main(["fit", "--config", str(run.folder / "config.yaml"), f"--runs_dir={folder}", "--name=again"]) == 0
+    assert pfedst.load(folder / "again").summary["personal"] == run.summary["personal"]
 
 
 def test_the_command_line_says_what_it_cannot_rebuild(run_of_datasets, tmp_path, capsys) -> None:
