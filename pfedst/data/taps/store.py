@@ -1,6 +1,6 @@
-"""A store of taps on disk: rows of equal size in memory-mapped files, which are appended and never overwritten.
+"""A store on disk: rows of equal size in memory-mapped files, which are appended and never overwritten.
 
-A folder holds `manifest.json` (encoder, preprocessing and layout of the rows), one `.bin` file per field, and
+A folder holds `manifest.json` (what the rows depend on, and their layout), one `.bin` file per field, and
 `index.txt` with one line per row: the key of its image, and the CRC-32 of its bytes and the key. Rows are written and
 synced before their lines, so every row in the index is complete. A build that was killed continues where it stopped. A
 truncated file loses only the rows behind the cut.
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pfedst.data.tables import read_json
-from pfedst.data.taps.layout import Layout
+from pfedst.data.taps.layout import ImageLayout, Layout, TapLayout
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
@@ -38,8 +38,8 @@ CHECKED_ON_OPENING = 8
 one of them is wrong, all rows are checked."""
 
 
-class TapStore:
-    """A store of taps. Opening it reads and checks the index; incomplete rows are ignored.
+class Store:
+    """A store of rows. Opening it reads and checks the index; incomplete rows are ignored.
 
     Attributes:
         folder: folder of the store.
@@ -49,8 +49,8 @@ class TapStore:
     Args:
         folder: folder of the store, created when the first row is written.
         layout: fields of a row.
-        identity: encoder and preprocessing, which identify the store. A folder with another or no identity is not read,
-            and is emptied before the first row is written.
+        identity: what the rows depend on beside the image, such as encoder and preprocessing. A folder with another or
+            no identity is not read, and is emptied before the first row is written.
     """
 
     def __init__(self, folder: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
@@ -84,19 +84,6 @@ class TapStore:
         self._take(lines[:whole])
         if self._damaged_from(len(self) - CHECKED_ON_OPENING):
             self._take(lines[: self.damaged()[0]])
-
-    def read(self, rows: Tensor, need: Need) -> StoredTaps:
-        """Return rows for an adapter that needs `pooled` or the kind of this store."""
-        if need == "pooled":
-            return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
-        values = self._field("values")
-        tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
-        scales: tuple[Tensor, ...] = ()
-        if self.layout.dtype == "int8":
-            kept = self._field("scales")
-            scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
-        correction = self._field("correction").index_select(0, rows) if self.layout.corrected else None
-        return StoredTaps(self.layout.kind, tensors, scales, correction)
 
     def damaged(self) -> list[int]:
         """Return the rows whose bytes differ from those written. Reads the whole store."""
@@ -211,7 +198,7 @@ class TapStore:
             raise
         except OSError as error:
             raise DataError(
-                f"{self.folder}: cannot write the tap cache ({error}); free some space, choose another "
+                f"{self.folder}: cannot write the cache ({error}); free some space, choose another "
                 f"--data.cache_folder, or --data.cache none. What was written before is kept"
             ) from error
 
@@ -224,6 +211,35 @@ class TapStore:
         for name, size in self.layout.field_bytes.items():
             _cut(self._file(name), len(self) * size)
         _cut(self.folder / "index.txt", len(self) * LINE_LENGTH)
+
+
+class ImageStore(Store):
+    """A store of decoded images, cut to squares."""
+
+    layout: ImageLayout
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the pixels (B, 3, S, S), uint8, of some rows."""
+        return self._field("pixels").index_select(0, rows)
+
+
+class TapStore(Store):
+    """A store of the output of an encoder."""
+
+    layout: TapLayout
+
+    def read(self, rows: Tensor, need: Need) -> StoredTaps:
+        """Return rows for an adapter that needs `pooled` or the kind of this store."""
+        if need == "pooled":
+            return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
+        values = self._field("values")
+        tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        scales: tuple[Tensor, ...] = ()
+        if self.layout.dtype == "int8":
+            kept = self._field("scales")
+            scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        correction = self._field("correction").index_select(0, rows) if self.layout.corrected else None
+        return StoredTaps(self.layout.kind, tensors, scales, correction)
 
 
 def _crc(fields: Sequence[Tensor], key: str) -> int:
