@@ -36,6 +36,8 @@ from pfedst.names import plain_names
 from pfedst.seeds import derive_seed, generator
 
 AuditLevel = Literal["off", "warn", "strict"]
+IMAGES_A_STEP = 64
+"""Images of an evaluation step where nothing is known of the layers that they pass."""
 
 
 class FederatedDataModule(LightningDataModule):
@@ -56,7 +58,11 @@ class FederatedDataModule(LightningDataModule):
 
     Args:
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
-        evaluation_batch_size: images of one evaluation step, >= 1.
+        evaluation_batch_size: images of one evaluation step, >= 1. Default: as many as `evaluation_batch_bytes` allows,
+            and 64 for an adapter that needs images, of whose layers nothing is known.
+        evaluation_batch_bytes: most bytes of one evaluation step, >= 1: the pixels of its images, and what the adapter
+            needs of the encoder or the widest layer of the encoder, in float32. The number of images follows from
+            shapes alone, whether they are cached or not.
         validation_fraction: share of train that becomes validation, in [0, 1), at sites without a validation split.
         split_seed: seed of that cut and of folds; apart from the run's seed, so that all runs share their splits.
         folds: number of folds, 2 or more, over which all images of each site are dealt, whatever their split: by
@@ -90,6 +96,9 @@ class FederatedDataModule(LightningDataModule):
             half the bytes, int8 a quarter.
         cache_folder: folder of the caches; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
         cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
+        cache_device_bytes: rows of the cache that this run uses are copied once to the memory of the device where it
+            trains (on a CPU: out of the mapped files), if they take so many bytes at most; 0: they are read from the
+            mapped files. Each process of `--coordinator.transport processes` has its own copy on a GPU.
         only_sites: use these sites alone: images of the others need not be on disk. Validation and drawn test images
             are those that a site has among all sites. Default: all sites.
 
@@ -105,7 +114,8 @@ class FederatedDataModule(LightningDataModule):
     def __init__(
         self,
         batch_size: int = 32,
-        evaluation_batch_size: int = 64,
+        evaluation_batch_size: int | None = None,
+        evaluation_batch_bytes: int = 256 * 2**20,
         validation_fraction: float = 0.1,
         split_seed: int = 0,
         folds: int | None = None,
@@ -122,12 +132,17 @@ class FederatedDataModule(LightningDataModule):
         cache_dtype: TapDtype = "float32",
         cache_folder: Path | str | None = None,
         cache_max_bytes: int = 20_000_000_000,
+        cache_device_bytes: int = 0,
         sampler: SamplerKind = "shuffle",
         only_sites: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0 or cache_max_bytes < 0:
-            raise ConfigurationError("--data: batch sizes must be 1 or more, num_workers and cache_max_bytes 0 or more")
+        if min(batch_size, evaluation_batch_size or 1, evaluation_batch_bytes) < 1 or evaluation_batch_size == 0:
+            raise ConfigurationError("--data: batch_size, evaluation_batch_size and _bytes must be 1 or more")
+        if min(num_workers, cache_max_bytes, cache_device_bytes) < 0:
+            raise ConfigurationError("--data: num_workers, cache_max_bytes and cache_device_bytes must be 0 or more")
+        if cache_device_bytes and cache == "none":
+            raise ConfigurationError("--data.cache_device_bytes has no effect with --data.cache none; choose a cache")
         if views < 0 or (views and augmentation == "none"):
             raise ConfigurationError(
                 f"--data.views {views}: must be 0 or more, and 0 without --data.augmentation: there is one view then"
@@ -137,7 +152,9 @@ class FederatedDataModule(LightningDataModule):
             raise ConfigurationError(f"--data.validation_fraction {validation_fraction}: must be in [0, 1)")
         _check_folds(folds, fold)
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
+        self.evaluation_batch_size = evaluation_batch_size or IMAGES_A_STEP
+        self._fixed_evaluation_batch = evaluation_batch_size is not None
+        self.evaluation_batch_bytes = evaluation_batch_bytes
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
         self.folds = folds
@@ -152,7 +169,9 @@ class FederatedDataModule(LightningDataModule):
         self.pixel_range = None if pixel_range is None else (pixel_range[0], pixel_range[1])
         self.ordinal = ordinal
         self.views = views
-        self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
+        folder = Path(cache_folder or default_folder())
+        self.cache = CacheOptions(cache, cache_dtype, folder, cache_max_bytes, cache_device_bytes)
+        self._device = torch.device("cpu")
         self._preprocessing: Preprocessing | None = None
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
         self._identities: dict[tuple[str, Split], tuple[list[str], list[str | None]]] = {}
@@ -304,14 +323,19 @@ class FederatedDataModule(LightningDataModule):
         Args:
             encoder: the encoder whose preprocessing `prepare` was given.
             need: what the adapter needs of the encoder.
-            device: where the encoder runs for missing images.
+            device: where the encoder runs, and the adapter trains.
             fills: compute missing rows; without, loaders yield images of files unless the cache is complete.
 
         Raises:
             ConfigurationError: the cache cannot serve this adapter, or would be too large.
             DataError: an image or the cache's folder cannot be used.
         """
-        self.store, self._need, self.missing = None, need, ("images", 0, 0)
+        self.store, self._need, self.missing, self._device = None, need, ("images", 0, 0), device
+        if not self._fixed_evaluation_batch:
+            fitting = (
+                IMAGES_A_STEP if need == "images" else self.evaluation_batch_bytes // encoder.spec.step_bytes(need)
+            )
+            self.evaluation_batch_size = max(1, fitting)
         for dataset in self._datasets.values():
             dataset.stored = None
         if self.cache.kind == "none":
@@ -329,9 +353,23 @@ class FederatedDataModule(LightningDataModule):
             place: torch.tensor([[row_of[item.key] for item in of_image[:held]] for of_image in of_place])
             for place, of_place in keys.items()
         }
+        self._hold_rows(self.store)
         if isinstance(self.store, ImageStore):
             for place, rows in self._rows.items():
                 self._datasets[place].stored = StoredSquares(self.store, rows.flatten())
+
+    def _hold_rows(self, store: Store) -> None:
+        """Copy the rows of this run to the device, if they fit."""
+        rows = torch.cat([rows.flatten() for rows in self._rows.values()])
+        rows = torch.tensor(sorted(set(rows.tolist())))
+        if 0 < len(rows) * store.layout.row_bytes <= self.cache.device_bytes:
+            self.store = store.held(rows, self._device)
+            self._rows = {place: torch.searchsorted(rows, of_place) for place, of_place in self._rows.items()}
+        elif self.cache.device_bytes:
+            logging.getLogger("pfedst").warning(
+                "--data.cache_device_bytes %d: the cached images of this run take %d bytes, and are read from files",
+                self.cache.device_bytes, len(rows) * store.layout.row_bytes,
+            )  # fmt: skip
 
     def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
         """Return the cache keys of each image: of the plain image, and for training of the augmented views."""
@@ -363,9 +401,15 @@ class FederatedDataModule(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             collate_fn=_unchanged,
+            pin_memory=self._device.type == "cuda" and not self.holds_rows,
             # without its own generator the loader would draw from the global one
             generator=generator(seed),
         )
+
+    @property
+    def holds_rows(self) -> bool:
+        """True if the cached rows are in the memory of the device."""
+        return self.store is not None and self.store.is_held
 
     @property
     def augmentation_text(self) -> str:

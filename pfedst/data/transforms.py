@@ -65,7 +65,7 @@ class ImageTransform:
     def __init__(self, preprocessing: Preprocessing, augmentation: Preset | v2.Transform = "none") -> None:
         size, mode = preprocessing.image_size, v2.InterpolationMode(preprocessing.interpolation)
         self._square = v2.Compose([*_to_square(preprocessing), v2.ToImage()])
-        self._normalise = v2.Compose(_normalise(preprocessing))
+        self._mean, self._std = (torch.tensor(of)[:, None, None] for of in (preprocessing.mean, preprocessing.std))
         self._cut: v2.Compose | None = None
         self._change: CheckedTransform | None = None
         self.augments = augmentation != "none"
@@ -102,7 +102,9 @@ class ImageTransform:
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return pixels (B, 3, S, S), uint8, as input of the encoder, float32."""
-        return cast(Tensor, self._normalise(pixels))
+        # torchvision's operations in their order, for the same bits, without the tests around them
+        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return pixels.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
 
 
 def _flipped(squares: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -48,6 +48,7 @@ class CacheOptions:
     dtype: TapDtype
     folder: Path
     max_bytes: int
+    device_bytes: int = 0
 
 
 class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):

@@ -8,6 +8,7 @@ truncated file loses only the rows behind the cut.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,6 +29,8 @@ from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
 from pfedst.messages.payload import raw_bytes
 from pfedst.state import write_json
+
+Kind = TypeVar("Kind", bound="Store")
 
 FORMAT = 1
 KEY = re.compile("[0-9a-f]{32}")
@@ -60,6 +63,7 @@ class Store:
         self.row_of: dict[str, int] = {}
         self._crc: list[int] = []
         self._mapped: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
         self.refresh()
 
     def __len__(self) -> int:
@@ -84,6 +88,22 @@ class Store:
         self._take(lines[:whole])
         if self._damaged_from(len(self) - CHECKED_ON_OPENING):
             self._take(lines[: self.damaged()[0]])
+
+    def held(self: Kind, rows: Tensor, device: torch.device) -> Kind:
+        """Return some rows in the memory of a device, to be read: row i is `rows[i]` of this store."""
+        held = copy.copy(self)
+        held._held = {name: self._field(name).index_select(0, rows).to(device) for name in self.layout.fields}
+        return held
+
+    @property
+    def is_held(self) -> bool:
+        """True if the rows are in the memory of a device."""
+        return bool(self._held)
+
+    def _select(self, name: str, rows: Tensor) -> Tensor:
+        """Return a field of some rows."""
+        field = self._field(name)
+        return field.index_select(0, rows.to(field.device))
 
     def damaged(self) -> list[int]:
         """Return the rows whose bytes differ from those written. Reads the whole store."""
@@ -125,6 +145,8 @@ class Store:
 
     def _field(self, name: str) -> Tensor:
         """Return a field of all rows, memory-mapped: only used rows are read."""
+        if self._held:
+            return self._held[name]
         if name not in self._mapped:
             shape, dtype = self.layout.fields[name]
             size = len(self) * math.prod(shape)
@@ -220,7 +242,7 @@ class ImageStore(Store):
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the pixels (B, 3, S, S), uint8, of some rows."""
-        return self._field("pixels").index_select(0, rows)
+        return self._select("pixels", rows)
 
 
 class TapStore(Store):
@@ -231,14 +253,15 @@ class TapStore(Store):
     def read(self, rows: Tensor, need: Need) -> StoredTaps:
         """Return rows for an adapter that needs `pooled` or the kind of this store."""
         if need == "pooled":
-            return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
+            return StoredTaps("pooled", (self._select("pooled", rows),))
         values = self._field("values")
+        rows = rows.to(values.device)
         tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
         scales: tuple[Tensor, ...] = ()
         if self.layout.dtype == "int8":
             kept = self._field("scales")
             scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
-        correction = self._field("correction").index_select(0, rows) if self.layout.corrected else None
+        correction = self._select("correction", rows) if self.layout.corrected else None
         return StoredTaps(self.layout.kind, tensors, scales, correction)
 
 

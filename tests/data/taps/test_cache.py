@@ -234,7 +234,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(tmp_path, mo
 
     def disk_usage(path):
         asked.append(Path(path))
-        return usage(10**9, 10**9, bytes_of("taps") - 1)
+        return usage(10**9, 10**9, IMAGES * 3 * 32 * 32 - 1)  # too few for images, and so for taps
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     folder = tmp_path / "not" / "yet"

@@ -1,6 +1,7 @@
 """The store of decoded images: the bits of the files, whatever the source and the augmentation."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pfedst.data.sets.hugging_face import HuggingFaceSites
 from pfedst.data.taps.cache import stores_in
 from pfedst.encoders import Pixels
 from pfedst.encoders.spec import Preprocessing
+from pfedst.errors import ConfigurationError
 from pfedst.testing.small import encoder
 from tests.data.taps.test_cache import IMAGES, SPLITS, bytes_of, cached, uncached
 from tests.data.taps.test_cache import data as synthetic
@@ -143,3 +145,50 @@ def test_a_store_of_images_serves_no_adapter_in_place_of_taps(tmp_path) -> None:
     cached(tmp_path, "images")
     assert cached(tmp_path, "taps").store.layout.kind == "taps"
     assert encoder().preprocessing.image_size == 32
+
+
+# -- rows in the memory of the device ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("need", "dtype"), [("images", "float32"), ("taps", "float32"), ("taps", "int8")])
+def test_rows_that_fit_are_held_with_the_same_bits(tmp_path, caplog, need, dtype) -> None:
+    options = {"augmentation": "flips", "views": 2, "cache_dtype": dtype}
+    mapped = cached(tmp_path, need, **options)
+    rows = IMAGES if need == "images" else len(mapped.store)
+    cached(tmp_path, need, seed=1, **options)  # rows of other images, which this run does not hold
+    size = rows * mapped.store.layout.row_bytes
+    held = cached(tmp_path, need, cache_device_bytes=size, **options)
+    assert (held.holds_rows, mapped.holds_rows, caplog.text) == (True, False, "")
+    for one, other in zip(batches(held), batches(mapped), strict=True):
+        for a, b in zip(*(getattr(of, "tensors", (of,)) for of in (one, other)), strict=True):
+            assert torch.equal(a, b)
+    shutil.rmtree(tmp_path / mapped.store.folder.name)
+    assert len(batches(held)) > 8  # no file is read any more
+    with caplog.at_level(logging.WARNING, "pfedst"):
+        assert not cached(tmp_path, need, cache_device_bytes=size - 1, **options).holds_rows
+    assert f"take {size} bytes, and are read from files" in caplog.text
+
+
+def test_device_bytes_without_a_cache_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"cache_device_bytes has no effect with --data\.cache none"):
+        uncached(cache_device_bytes=1, cache="none")
+
+
+# -- the batch of an evaluation ----------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_batch_follows_from_shapes_and_bytes_whatever_is_cached(tmp_path) -> None:
+    spec = encoder().spec
+    pixels, layer = 3 * 32 * 32, spec.tokens * spec.width
+    taps = 4 * (pixels + max(spec.layers, 4) * layer)
+    for cache in ("auto", "none"):
+        sites = cached(tmp_path, "taps", cache, evaluation_batch_bytes=5 * taps - 1)
+        assert [len(labels) for _, labels in sites.evaluation_loader("site_a", "test")] == [4, 4, 4]
+        assert cached(tmp_path, "taps", cache, evaluation_batch_bytes=1).evaluation_batch_size == 1
+        pooled = cached(tmp_path, "pooled", cache, evaluation_batch_bytes=3 * 4 * (pixels + 4 * layer))
+        assert pooled.evaluation_batch_size == 3
+        assert cached(tmp_path, "images", cache, evaluation_batch_bytes=1).evaluation_batch_size == 64
+        assert cached(tmp_path, "taps", cache, evaluation_batch_size=7).evaluation_batch_size == 7
+    for options in ({"evaluation_batch_size": 0}, {"evaluation_batch_bytes": 0}):
+        with pytest.raises(ConfigurationError, match="must be 1 or more"):
+            uncached(**options)
