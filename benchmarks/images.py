@@ -40,6 +40,7 @@ from pfedst.simulation import make_client, start_maker
 
 RESULT = Path(__file__).resolve().parent / "results" / "images.json"
 IMAGE_SIZE = 64
+MODELS = ("small CNN", "LoRA in ViT-B/16")
 AUGMENTATIONS = ("none", "flips", "crops")
 MEBI = 2**20
 
@@ -67,8 +68,8 @@ def templates(weights: Path) -> dict[str, tuple[str, FederatedClient]]:
     """Return method and template of each model."""
     tower = FrozenCLIP(weights=str(weights), image_size=IMAGE_SIZE)
     return {
-        "small CNN": ("FedAvg", FederatedClient(Pixels(IMAGE_SIZE), SmallCNN, "learned", loss=None)),
-        "LoRA in ViT-B/16": ("FedLoRA", FederatedClient(tower, anchors="learned", loss=None)),
+        MODELS[0]: ("FedAvg", FederatedClient(Pixels(IMAGE_SIZE), SmallCNN, "learned", loss=None)),
+        MODELS[1]: ("FedLoRA", FederatedClient(tower, anchors="learned", loss=None)),
     }
 
 
@@ -151,13 +152,13 @@ def resident() -> dict[str, int | None]:
     return {"anonymous_bytes": found["RssAnon"], "mapped_bytes": found["RssFile"]}
 
 
-def run(root: Path, weights: Path, batches: int, repeats: int) -> None:
-    """Measure all rows; the file is complete after each of them."""
+def run(root: Path, weights: Path, models: list[str], batches: int, repeats: int) -> None:
+    """Measure all rows of some models; the file is complete after each of them."""
     torch.set_num_threads(1)
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as cache_folder:
         for name, (method, template) in templates(weights).items():
-            for augmentation in AUGMENTATIONS:
+            for augmentation in AUGMENTATIONS if name in models else ():
                 row = measure(root, template, method, augmentation, batches, repeats, Path(cache_folder))
                 rows[f"{method}, {name}, {augmentation}"] = row
                 result = {"environment": environment(), "rows": rows, "repeats": repeats}
@@ -195,12 +196,13 @@ def main() -> None:
     runs = commands.add_parser("run")
     runs.add_argument("--root", type=Path, required=True)
     runs.add_argument("--weights", type=Path, required=True)
-    runs.add_argument("--batches", type=int, default=4)
+    runs.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    runs.add_argument("--batches", type=int, default=4, help="of each site")
     runs.add_argument("--repeats", type=int, default=3)
     commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
-        run(given.root, given.weights, given.batches, given.repeats)
+        run(given.root, given.weights, given.models, given.batches, given.repeats)
     table()
 
 

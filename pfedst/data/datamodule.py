@@ -350,7 +350,9 @@ class FederatedDataModule(LightningDataModule):
             return
         row_of, held = self.store.row_of, 1 if isinstance(self.store, ImageStore) else None
         self._rows = {
-            place: torch.tensor([[row_of[item.key] for item in of_image[:held]] for of_image in of_place])
+            place: torch.tensor(
+                [[row_of[item.key] for item in of_image[:held]] for of_image in of_place], dtype=torch.long
+            )
             for place, of_place in keys.items()
         }
         self._hold_rows(self.store)

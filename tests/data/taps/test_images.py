@@ -162,6 +162,7 @@ def test_rows_that_fit_are_held_with_the_same_bits(tmp_path, caplog, need, dtype
     for one, other in zip(batches(held), batches(mapped), strict=True):
         for a, b in zip(*(getattr(of, "tensors", (of,)) for of in (one, other)), strict=True):
             assert torch.equal(a, b)
+    assert cached(tmp_path, need, cache_device_bytes=2 * size, validation_fraction=0.0, **options).holds_rows
     shutil.rmtree(tmp_path / mapped.store.folder.name)
     assert len(batches(held)) > 8  # no file is read any more
     with caplog.at_level(logging.WARNING, "pfedst"):
