@@ -146,7 +146,9 @@ def test_the_gpu_benchmark_runs_on_a_cpu(scripts) -> None:
     mapped, held = rows["epoch, taps in mapped files"], rows["epoch, taps on the device"]
     assert (mapped["held"], held["held"]) == (False, True)
     assert mapped["train_losses"] == held["train_losses"]
-    assert len(gpu._lines("encoder", rows["encoder"], 1.0)) == 2
+    # the small encoder is one of open_clip's, once a test has made it
+    assert {"taps", "embeddings"} <= set(rows["encoder"]["images_per_second"])
+    assert all(gpu._lines(name, row, 1.0) for name, row in rows.items())
     late = gpu.measure(("vit-nano",), torch.device("cpu"), 32, 4, 8, limit=-1)
     assert (late["rows"], len(late["left_out"])) == ({}, 5)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from pfedst.data import FolderSites
@@ -16,7 +17,8 @@ from pfedst.data.taps.cache import stores_in
 from pfedst.encoders import Pixels
 from pfedst.encoders.spec import Preprocessing
 from pfedst.errors import ConfigurationError
-from pfedst.testing.small import encoder
+from pfedst.methods.pfedst import PFedST
+from pfedst.testing.small import encoder, fit
 from tests.data.taps.test_cache import IMAGES, SPLITS, bytes_of, cached, uncached
 from tests.data.taps.test_cache import data as synthetic
 from tests.fake_data.dicom.data import make as make_dicom
@@ -193,3 +195,14 @@ def test_an_evaluation_batch_follows_from_shapes_and_bytes_whatever_is_cached(tm
     for options in ({"evaluation_batch_size": 0}, {"evaluation_batch_bytes": 0}):
         with pytest.raises(ConfigurationError, match="must be 1 or more"):
             uncached(**options)
+
+
+def test_another_evaluation_batch_moves_logits_by_rounding_alone(tmp_path) -> None:
+    """And changes nothing of what is trained."""
+    states, logits = [], []
+    for name, options in {"whole": {}, "four": {"evaluation_batch_size": 4}}.items():
+        fit(tmp_path / name, PFedST(), sites=synthetic(cache_folder=tmp_path / "cache", **options), rounds=1)
+        states.append((tmp_path / name / "run/state/round-000001/server.safetensors").read_bytes())
+        logits.append(load_file(tmp_path / name / "run/sites/site_a/predictions/test.safetensors")["logits.personal"])
+    assert states[0] == states[1]
+    assert (logits[0] - logits[1]).abs().max() <= 1e-5 * logits[0].abs().max()
