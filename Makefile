@@ -58,7 +58,7 @@ $(addprefix kernels-,default avx2 own): kernels-%: $(READY)
 
 # benchmarks that need images and weights (audit, epoch, four_sites): see benchmarks/README.md
 bench: $(READY)
-	for name in step round cache clients sites wire fuzz simulator false_claims; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
+	for name in step round cache pixels clients sites scale wire fuzz simulator false_claims; do $(BIN)/python benchmarks/$$name.py run || exit 1; done
 	for name in kills mutations drops attackers memory; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py run $$name || exit 1; done
 	$(BIN)/python benchmarks/comparison.py run demo

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from environment import environment
 
 from pfedst.data import FederatedDataModule, FedISIC2019, SyntheticSites
-from pfedst.data.taps.layout import Layout
+from pfedst.data.taps.layout import TapLayout
 from pfedst.data.taps.store import TapStore
 from pfedst.encoders import FrozenCLIP, TapDtype
 from pfedst.encoders.spec import Taps
@@ -55,7 +55,7 @@ def measure(encoder: FrozenCLIP, images: torch.Tensor, folder: Path) -> list[dic
     exact = answers["taps"]
     rows = []
     for dtype in DTYPES:
-        layout = Layout.of(encoder.spec, "taps", dtype, encoder.token_grid is not None)
+        layout = TapLayout.of(encoder.spec, "taps", dtype, encoder.token_grid is not None)
         store = TapStore(folder / f"{encoder.spec.image_size} {encoder.token_grid} {dtype}", layout, {})
         started = time.perf_counter()
         with store.writing():

@@ -119,14 +119,16 @@ class TimedRounds(RoundHooks):
 # -- one process -------------------------------------------------------------------------------------------------------
 
 
-def one_run(sites: int, participants: int, rounds: int) -> dict[str, Any]:
+def one_run(
+    sites: int, participants: int, rounds: int, train_images: int = TRAIN_IMAGES, test_images: int = TEST_IMAGES
+) -> dict[str, Any]:
     """Make one run; return its peak memory, the times of its rounds, and the size of its folder."""
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     encoder = FrozenCLIP("vit-nano", weights="random")
     built_bytes = peak_memory_bytes(CPU)
     started = time.perf_counter()
-    data = RandomSites(sites)
+    data = RandomSites(sites, IMAGE_SIZE, train_images, test_images)
     coordinator = FederatedCoordinator(rounds=rounds, participation=participants / sites, evaluate_every=rounds)
     trainer = Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
     template, method = FederatedClient(encoder, anchors="prototypes"), PFedST()

@@ -53,9 +53,11 @@ EFFECTS: dict[str, Effect] = {
     "trainer.accelerator": Effect.LAST_DIGITS,
     "trainer.devices": Effect.LAST_DIGITS,
     "data.init_args.cache": Effect.LAST_DIGITS,
+    "data.init_args.cache_device_bytes": Effect.LAST_DIGITS,
 }
 """Effects by the dotted key of an option, or of a group of options."""
 FIRST_DEFAULTS: dict[str, Any] = {
+    "data.init_args.evaluation_batch_size": 64,
     "coordinator.optimizer_state": "reset",
     "pfedst.methods.interface.FederatedMethod.weighting": "samples",
 }

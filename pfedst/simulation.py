@@ -214,7 +214,7 @@ def make_client(
 ) -> Client:
     """Check the data, then build the client that answers for all sites of a data set, at the start of a run.
 
-    With `fills_cache`, missing entries of the tap cache are computed here, on the device and with the precision of
+    With `fills_cache`, missing rows of the cache are computed here, on the device and with the precision of
     `local`.
 
     Raises:
@@ -224,7 +224,7 @@ def make_client(
     module = template.build(data.class_names, method, run_seed)
     client = Client(module, data, local, run_seed, sites, held_out, study, shares_class_counts)
     with local.evaluating():
-        data.cache_taps(module.encoder, module.model.adapter.needs, local.device, fills_cache)
+        data.complete_cache(module.encoder, module.model.adapter.needs, local.device, fills_cache)
     return client
 
 

@@ -138,6 +138,34 @@ def test_the_rows_of_the_step_benchmark_train(scripts) -> None:
             assert any(not torch.equal(a, b) for a, b in zip(before, row.parameters, strict=True)), name
 
 
+def test_the_gpu_benchmark_runs_on_a_cpu(scripts) -> None:
+    gpu = scripts("gpu")
+    found = gpu.measure(("vit-nano",), torch.device("cpu"), 32, 4, 8, limit=600)
+    assert found["left_out"] == []
+    rows = found["rows"]["vit-nano"]
+    mapped, held = rows["epoch, taps in mapped files"], rows["epoch, taps on the device"]
+    assert (mapped["held"], held["held"]) == (False, True)
+    assert mapped["train_losses"] == held["train_losses"]
+    # the small encoder is one of open_clip's, once a test has made it
+    assert {"taps", "embeddings"} <= set(rows["encoder"]["images_per_second"])
+    assert all(gpu._lines(name, row, 1.0) for name, row in rows.items())
+    late = gpu.measure(("vit-nano",), torch.device("cpu"), 32, 4, 8, limit=-1)
+    assert (late["rows"], len(late["left_out"])) == ({}, 5)
+
+
+def test_the_pixels_benchmark_takes_the_steps_of_every_method(scripts, tmp_path, one_thread) -> None:
+    pixels = scripts("pixels")
+    pixels.SIZES = {"train": (20, 12), "test": (6, 5)}
+    for name in pixels.METHODS:
+        ours, bare = pixels.sides_of(name, None, tmp_path / name)
+        for number in (1, 2):
+            ours.round(number)
+            bare.round(number)
+        ours.wait()
+        weights = {key: value for key, value in ours.shared().items() if value.is_floating_point()}
+        assert max(float((value - bare.shared()[key]).abs().max()) for key, value in weights.items()) < 1e-5, name
+
+
 def one_run(folder: Path, script: str, *arguments: object) -> dict:
     """Run one row in a process of its own, as the benchmark does."""
     output = folder / "output"
@@ -158,6 +186,15 @@ def test_the_sites_benchmark_makes_a_run(tmp_path) -> None:
     assert measured["peak_bytes"] >= measured["encoder_built_bytes"] > 0
     assert measured["evaluated_sites"] == 8
     assert len(measured["seconds"]) == len(measured["processor_seconds"]) == measured["rounds"] == 3
+
+
+def test_the_scale_benchmark_makes_a_run(scripts, tmp_path) -> None:
+    row = one_run(tmp_path, "scale", 10, 3)
+    assert (row["sites"], row["participants"], row["evaluated_sites"]) == (10, 1, 10)
+    few, many = (
+        row | {"sites": sites, "peak_bytes": row["image_bytes"] + of} for sites, of in ((100, 100), (1000, 111))
+    )
+    assert scripts("scale").targets([few, many]).endswith("| peak memory without images: 1.110x | MISSED |")
 
 
 def test_the_sites_benchmark_compares_runs(scripts) -> None:

@@ -17,6 +17,8 @@ from pfedst.options import EFFECTS, PATHS, SEED, WEIGHTS, Effect, effect_of, of_
         ("data.init_args.num_workers", Effect.LOCAL),
         ("trainer.devices", Effect.LAST_DIGITS),
         ("data.init_args.cache", Effect.LAST_DIGITS),
+        ("data.init_args.cache_device_bytes", Effect.LAST_DIGITS),
+        ("data.init_args.evaluation_batch_bytes", Effect.STUDY),
         ("data.init_args.cache_folder", Effect.LOCAL),  # begins like `cache`, and is another option
         ("data.init_args.cache_dtype", Effect.STUDY),
         ("data.init_args.pixel_range", Effect.STUDY),  # other pixels are another study

@@ -23,7 +23,7 @@ from open_clip import OPENAI_DATASET_MEAN as CLIP_MEAN
 from open_clip import OPENAI_DATASET_STD as CLIP_STD
 from PIL import Image
 
-from pfedst.data.datasets import evaluation_transform
+from pfedst.data.transforms import evaluation_transform
 from pfedst.encoders import Preprocessing
 
 ROOT = Path(__file__).parents[1]

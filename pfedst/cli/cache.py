@@ -1,4 +1,4 @@
-"""`pfedst cache build | info | clear`: fill the tap cache before a run, list its content, remove it.
+"""`pfedst cache build | info | clear`: fill the cache before a run, list its content, remove it.
 
 What needs torch is imported after the options are parsed.
 """
@@ -50,14 +50,14 @@ def _build(arguments: Sequence[str]) -> int:
 
 
 def _info(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="pfedst cache info", description="List the content of the tap cache.")
+    parser = argparse.ArgumentParser(prog="pfedst cache info", description="List the content of the cache.")
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
     given = parser.parse_args(arguments)
     from pfedst.data.taps.cache import stores_in
 
     stores, console = stores_in(given.folder), console_of(200)
-    table = Table(title=f"Tap cache in {given.folder}")
+    table = Table(title=f"Cache in {given.folder}")
     for heading in ("name", "images", "a row", "total", *(("damaged rows",) if given.verify else ())):
         table.add_column(heading, justify="left" if heading == "name" else "right", overflow="fold")
     damaged = {name: store.damaged() for name, store in stores.items()} if given.verify else {}
@@ -71,7 +71,7 @@ def _info(arguments: Sequence[str]) -> int:
 
 
 def _clear(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the tap cache.")
+    parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the cache.")
     parser.add_argument("name", nargs="*", help="as listed by pfedst cache info")
     parser.add_argument(
         "--all", action="store_true", help="every store in the folder, and the saved results of image scans"

@@ -22,11 +22,11 @@ class BuildCLI(PFedSTCLI):
         if datamodule.cache.kind == "none":
             raise ConfigurationError("--data.cache none: nothing to build; give --data.cache auto")
         method = self._get(self.config_init, "method")
-        client = make_client(model, datamodule, method, self._seed(), LocalTrainer(self.trainer), sites=None)
+        make_client(model, datamodule, method, self._seed(), LocalTrainer(self.trainer), sites=None)
         if datamodule.store is None:
             raise ConfigurationError(
-                f"nothing was cached: method {type(method).__name__} needs {client.model.adapter.needs} of the "
-                f"encoder, or the cache would pass --data.cache_max_bytes {datamodule.cache.max_bytes}"
+                f"nothing was cached for method {type(method).__name__}: the cache would pass --data.cache_max_bytes "
+                f"{datamodule.cache.max_bytes}, or fill the disk"
             )
         store = datamodule.store
         print(f"{store.folder}: {len(store):,} images, {bytes_text(store.bytes)}")

@@ -43,6 +43,7 @@ class Trial:
         fit_seconds: of an image in a local fit.
         evaluation_seconds: of an image in an evaluation.
         encoder_seconds: of an image in the encoder.
+        cache_seconds: of an image that the cache lacks; 0 if it lacks none.
     """
 
     client: str
@@ -52,6 +53,7 @@ class Trial:
     fit_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     encoder_seconds: float = 0.0
+    cache_seconds: float = 0.0
 
 
 class DryRun:
@@ -132,7 +134,7 @@ class DryRun:
         predictions = evaluated * (IDENTITY_BYTES + 8 * len(self.client.data.class_names))
         shared = payload_bytes({"": self.server.start.state | self.server.start.frozen})
         states = self.trial.state_bytes * kept * len(self.server.drawable) + shared * (self.options.keep_states + 2)
-        images, cache_bytes = self.client.data.missing_taps
+        _, images, cache_bytes = self.client.data.missing
         there = next(path for path in (self.runs_dir.absolute(), *self.runs_dir.absolute().parents) if path.exists())
         cache = f"; {bytes_text(cache_bytes)} for {images:,} images in the cache" if images else ""
         free = bytes_text(shutil.disk_usage(there).free)
@@ -149,9 +151,10 @@ class DryRun:
             "local fits": fitted * trial.fit_seconds / self.workers,
             "evaluations": seen * trial.evaluation_seconds / self.workers,
         }
-        if self.client.data.missing_taps[0]:
-            parts["the cache"] = self.client.data.missing_taps[0] * trial.encoder_seconds
-        elif self.gathers_prototypes:
+        kind, missing, _ = self.client.data.missing
+        if missing:
+            parts["the cache"] = missing * trial.cache_seconds
+        if self.gathers_prototypes and not (missing and kind != "images"):
             images = sum(int(self.samples[site]["train"]) for site in self.server.prototype_sites)
             parts["class prototypes"] = images * trial.encoder_seconds
         told = ", ".join(f"{_minutes(seconds)} of {what}" for what, seconds in parts.items())
@@ -164,7 +167,7 @@ class DryRun:
 def try_client(client: Client, server: Server, name: str, keep_optimizer: bool) -> Trial:
     """Run two short fits and a short evaluation of a client in a temporary folder; what they took.
 
-    The time of the encoder is subtracted where its output would be cached in the run.
+    The time of the encoder, or of reading an image, is subtracted where its result would be cached in the run.
     """
     site = client.sites_of(name)[0]
     upload, state_bytes, fit_seconds = 0, 0, 0.0
@@ -181,8 +184,9 @@ def try_client(client: Client, server: Server, name: str, keep_optimizer: bool) 
     if server.anchors is not None:
         for model in (client.model, client.generic):
             model.set_anchors(server.anchors)
-    encoder_seconds, evaluation_seconds = _image_seconds(client, site)
-    cached = encoder_seconds if client.data.missing_taps[0] else 0.0
+    reading_seconds, encoder_seconds, evaluation_seconds = _image_seconds(client, site)
+    kind, missing, _ = client.data.missing
+    cached = 0.0 if not missing else reading_seconds if kind == "images" else encoder_seconds
     return Trial(
         name,
         upload,
@@ -191,11 +195,12 @@ def try_client(client: Client, server: Server, name: str, keep_optimizer: bool) 
         max(fit_seconds - cached, 0.0),
         max(evaluation_seconds - cached, 0.0),
         encoder_seconds,
+        cached,
     )
 
 
-def _image_seconds(client: Client, site: str) -> tuple[float, float]:
-    """Return the seconds of an image in the encoder, and in an evaluation of both models."""
+def _image_seconds(client: Client, site: str) -> tuple[float, float, float]:
+    """Return the seconds that an image takes to be read, in the encoder, and in an evaluation of both models."""
     model, device = client.model.move_to(client.local.device), client.local.device
     client.module.encoder.to(device)
     models = {"personal": client.method.personal_model(model), "generic": client.generic.move_to(device).adapter}
@@ -208,10 +213,12 @@ def _image_seconds(client: Client, site: str) -> tuple[float, float]:
         batches = itertools.islice(client.data.evaluation_loader(site, split), BATCHES)
         _, _, targets = evaluate(models, model.taps_of, batches, device, client.data.ordinal)
         evaluation = (time.perf_counter() - started) / max(1, len(targets))
-        inputs, labels = next(iter(client.data.evaluation_loader(site, split)))
         started = time.perf_counter()
+        inputs, labels = next(iter(client.data.evaluation_loader(site, split)))
+        read = time.perf_counter()
         model.taps_of(inputs.to(device))
-        return (time.perf_counter() - started) / len(labels), evaluation
+        encoded = time.perf_counter()
+        return (read - started) / len(labels), (encoded - read) / len(labels), evaluation
 
 
 def _minutes(seconds: float) -> str:

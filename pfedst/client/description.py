@@ -45,6 +45,7 @@ def describe_process(
             "local_epochs": local.epochs,
             "local_batches": "all" if most == 1.0 and isinstance(most, float) else most,
             "batch_size": data.batch_size,
+            "evaluation_batch_size": data.evaluation_batch_size,
             "augmentation": data.augmentation_text,
             **({} if data.sampler == "shuffle" else {"sampler": data.sampler}),
             "transductive_sites": list(transductive_sites),

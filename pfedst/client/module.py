@@ -198,22 +198,20 @@ class FederatedClient(LightningModule):
             model.keep_shared_statistics()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let the method edit gradients: unscaled, not yet clipped.
-
-        Raises:
-            NotFiniteError: the loss is not finite, and `non_finite` is `stop`.
-        """
-        # checking all gradients costs a twentieth of a short step: if no step is skipped, NaN in them is found in the
-        # next loss or in the weights, and the fit fails in any case
-        skips = self.non_finite == "skip" or self.scaler is not None
-        if skips and not self._gradients_are_finite():
+        """Let the method edit gradients: unscaled, not yet clipped."""
+        # only a step that may be skipped is checked at once, since a check waits for the device: otherwise NaN is found
+        # in the losses or in the weights when the fit ends, and fails it in any case
+        if self._skips and not self._gradients_are_finite():
             self.skipped_steps += 1
             # an optimiser does not move a parameter without a gradient, and a method may not sum up such gradients
             self.zero_grad(set_to_none=True)
             return
-        if not skips and not self._losses[-1].isfinite():
-            raise self._not_finite("the loss is NaN or infinite")
         self.method.edit_gradients(self.model)
+
+    @property
+    def _skips(self) -> bool:
+        """True if a step that is not finite is left out, and the fit goes on."""
+        return self.non_finite == "skip" or self.scaler is not None
 
     def _gradients_are_finite(self) -> bool:
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
@@ -227,8 +225,16 @@ class FederatedClient(LightningModule):
         )
 
     def on_train_end(self) -> None:
-        """Make all learnable parameters trainable again and drop gradients and optimiser."""
+        """Make all learnable parameters trainable again and drop gradients and optimiser.
+
+        Raises:
+            NotFiniteError: a loss is not finite, and `non_finite` is `stop`.
+        """
         self.reset()
+        if self._skips or not self._losses:
+            return
+        if not bool(torch.stack(self._losses).isfinite().all()):
+            raise self._not_finite("the loss is NaN or infinite")
 
     def reset(self) -> None:
         """Forget what a fit, also a failed one, left in the module beside tensors."""

@@ -51,6 +51,8 @@ def augmentation_key(augmentation: Preset | v2.Transform) -> str:
     Raises:
         ConfigurationError: the transform holds something that no configuration can name, such as a lambda.
     """
+    if augmentation == "flips":
+        return "flips of the square"  # views of `flips` were once resized after they were flipped
     return augmentation if isinstance(augmentation, str) else json.dumps(_plain(augmentation), sort_keys=True)
 
 

@@ -13,34 +13,31 @@ from typing import Any, Literal, TypeVar
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import v2
 
 from pfedst.data.audit import AuditReport, audit, fingerprint, image_digests, scan
 from pfedst.data.augmentation import Augmentation, Preset, as_one, augmentation_key, augmentation_text
-from pfedst.data.datasets import (
-    Draw,
-    SamplerKind,
-    SeededSampler,
-    SiteDataset,
-    evaluation_transform,
-    shown_counts,
-    training_transform,
-)
+from pfedst.data.datasets import SiteDataset, StoredSquares
 from pfedst.data.grey_scale import check_range
 from pfedst.data.left_out import left_out_line
 from pfedst.data.loaders import image_loader
+from pfedst.data.sampling import Draws, InOrder, SamplerKind, SeededSampler, shown_counts
 from pfedst.data.sites import NEEDED, Sites, Split
 from pfedst.data.sources import content_digest
-from pfedst.data.taps.cache import CachedDataset, CacheKind, CacheOptions, TapCache, Wanted
+from pfedst.data.taps.cache import Cache, CachedDataset, CacheKind, CacheOptions
+from pfedst.data.taps.contents import Wanted
 from pfedst.data.taps.place import default_folder
-from pfedst.data.taps.store import TapStore
+from pfedst.data.taps.store import ImageStore, Store, TapStore
+from pfedst.data.transforms import ImageTransform
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError, listed
 from pfedst.names import plain_names
 from pfedst.seeds import derive_seed, generator
 
 AuditLevel = Literal["off", "warn", "strict"]
+IMAGES_A_STEP = 64
+"""Images of an evaluation step where nothing is known of the layers that they pass."""
 
 
 class FederatedDataModule(LightningDataModule):
@@ -50,18 +47,22 @@ class FederatedDataModule(LightningDataModule):
         label: a description of the data, for the protocol.
         class_names: names of the K classes, after `prepare`.
         sites: names of the sites, after `prepare`.
-        cache: options of the tap cache.
+        cache: options of the cache.
         needed_splits: the splits of which every site must have images; all others may be empty.
         fingerprint: hash of sites, splits, classes and images, after `prepare`. Images are hashed by content if they
             were verified, else by name.
         report: findings of the audit, after `prepare`; None with audit `off`.
         ordinal: as given.
-        store: the tap cache in use, after `cache_taps`; None without.
-        missing_taps: number and bytes of the images that `cache_taps` found missing in the cache.
+        store: the store in use, after `complete_cache`; None without.
+        missing: kind, number and bytes of the rows that `complete_cache` found missing in the cache.
 
     Args:
         batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
-        evaluation_batch_size: images of one evaluation step, >= 1.
+        evaluation_batch_size: images of one evaluation step, >= 1. Default: as many as `evaluation_batch_bytes` allows,
+            and 64 for an adapter that needs images, of whose layers nothing is known.
+        evaluation_batch_bytes: most bytes of one evaluation step, >= 1: the pixels of its images, and what the adapter
+            needs of the encoder or the widest layer of the encoder, in float32. The number of images follows from
+            shapes alone, whether they are cached or not.
         validation_fraction: share of train that becomes validation, in [0, 1), at sites without a validation split.
         split_seed: seed of that cut and of folds; apart from the run's seed, so that all runs share their splits.
         folds: number of folds, 2 or more, over which all images of each site are dealt, whatever their split: by
@@ -87,12 +88,17 @@ class FederatedDataModule(LightningDataModule):
             Default: what each file declares (its bits, its DICOM window), otherwise its smallest and its largest
             value, with a warning.
         ordinal: the classes are grades in their order, so that the quadratic weighted kappa is defined.
-        cache: activations of the encoder to cache on disk, so that each image passes the encoder once: `pooled`,
-            `tokens` or `taps`; `auto` for what the adapter needs, if it fits the budget; or `none`.
+        cache: what to cache on disk. `images`: decoded images, cut to the square of the encoder, so that each file is
+            read once. `pooled`, `tokens` or `taps`: activations of the encoder, so that each image passes the encoder
+            once. `auto`: what the adapter needs, if it fits the budget, and `images` for an adapter that needs images,
+            or where each epoch draws new augmented images. `none`: nothing.
         cache_dtype: dtype of cached values. float32 gives the bits of a run without cache; bfloat16 and float16 take
             half the bytes, int8 a quarter.
         cache_folder: folder of the caches; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
         cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
+        cache_device_bytes: rows of the cache that this run uses are copied once to the memory of the device where it
+            trains (on a CPU: out of the mapped files), if they take so many bytes at most; 0: they are read from the
+            mapped files. Each process of `--coordinator.transport processes` has its own copy on a GPU.
         only_sites: use these sites alone: images of the others need not be on disk. Validation and drawn test images
             are those that a site has among all sites. Default: all sites.
 
@@ -108,7 +114,8 @@ class FederatedDataModule(LightningDataModule):
     def __init__(
         self,
         batch_size: int = 32,
-        evaluation_batch_size: int = 64,
+        evaluation_batch_size: int | None = None,
+        evaluation_batch_bytes: int = 256 * 2**20,
         validation_fraction: float = 0.1,
         split_seed: int = 0,
         folds: int | None = None,
@@ -125,12 +132,17 @@ class FederatedDataModule(LightningDataModule):
         cache_dtype: TapDtype = "float32",
         cache_folder: Path | str | None = None,
         cache_max_bytes: int = 20_000_000_000,
+        cache_device_bytes: int = 0,
         sampler: SamplerKind = "shuffle",
         only_sites: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or evaluation_batch_size < 1 or num_workers < 0 or cache_max_bytes < 0:
-            raise ConfigurationError("--data: batch sizes must be 1 or more, num_workers and cache_max_bytes 0 or more")
+        if min(batch_size, evaluation_batch_size or 1, evaluation_batch_bytes) < 1 or evaluation_batch_size == 0:
+            raise ConfigurationError("--data: batch_size, evaluation_batch_size and _bytes must be 1 or more")
+        if min(num_workers, cache_max_bytes, cache_device_bytes) < 0:
+            raise ConfigurationError("--data: num_workers, cache_max_bytes and cache_device_bytes must be 0 or more")
+        if cache_device_bytes and cache == "none":
+            raise ConfigurationError("--data.cache_device_bytes has no effect with --data.cache none; choose a cache")
         if views < 0 or (views and augmentation == "none"):
             raise ConfigurationError(
                 f"--data.views {views}: must be 0 or more, and 0 without --data.augmentation: there is one view then"
@@ -140,7 +152,9 @@ class FederatedDataModule(LightningDataModule):
             raise ConfigurationError(f"--data.validation_fraction {validation_fraction}: must be in [0, 1)")
         _check_folds(folds, fold)
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
+        self.evaluation_batch_size = evaluation_batch_size or IMAGES_A_STEP
+        self._fixed_evaluation_batch = evaluation_batch_size is not None
+        self.evaluation_batch_bytes = evaluation_batch_bytes
         self.validation_fraction = validation_fraction
         self.split_seed = split_seed
         self.folds = folds
@@ -155,12 +169,14 @@ class FederatedDataModule(LightningDataModule):
         self.pixel_range = None if pixel_range is None else (pixel_range[0], pixel_range[1])
         self.ordinal = ordinal
         self.views = views
-        self.cache = CacheOptions(cache, cache_dtype, Path(cache_folder or default_folder()), cache_max_bytes)
+        folder = Path(cache_folder or default_folder())
+        self.cache = CacheOptions(cache, cache_dtype, folder, cache_max_bytes, cache_device_bytes)
+        self._device = torch.device("cpu")
         self._preprocessing: Preprocessing | None = None
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
         self._identities: dict[tuple[str, Split], tuple[list[str], list[str | None]]] = {}
-        self.store: TapStore | None = None
-        self.missing_taps = (0, 0)
+        self.store: Store | None = None
+        self.missing: tuple[Need, int, int] = ("images", 0, 0)
         self._rows: dict[tuple[str, Split], Tensor] = {}
         self._need: Need = "images"
         self._trained_classes: tuple[str, ...] | None = None
@@ -256,13 +272,12 @@ class FederatedDataModule(LightningDataModule):
                 self.report.refuse_errors()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
         self.fingerprint = fingerprint(found, seen)
-        plain = evaluation_transform(preprocessing)
-        augmented = training_transform(preprocessing, self.augmentation)
+        plain, augmented = ImageTransform(preprocessing), ImageTransform(preprocessing, self.augmentation)
         for site, split, part in found.parts():
             self._identities[site, split] = image_digests(site, split, part, seen), list(part.groups)
             train = split == "train"
             self._datasets[site, split] = SiteDataset(
-                part.source, part.labels, plain, augmented if train else plain, self.views if train else 0
+                part.source, part.labels, augmented if train else plain, self.views if train else 0
             )
 
     def found(self, files: bool = True) -> Sites:
@@ -302,41 +317,61 @@ class FederatedDataModule(LightningDataModule):
         found.check_splits(self.needed_splits)
         return found.with_validation(self.validation_fraction, self.split_seed).with_all_splits()
 
-    def cache_taps(self, encoder: Encoder, need: Need, device: torch.device, fills: bool = True) -> None:
-        """Complete the tap cache; loaders then yield cached taps in place of images.
+    def complete_cache(self, encoder: Encoder, need: Need, device: torch.device, fills: bool = True) -> None:
+        """Complete the cache; loaders then read from it.
 
         Args:
             encoder: the encoder whose preprocessing `prepare` was given.
             need: what the adapter needs of the encoder.
-            device: where the encoder runs for missing images.
-            fills: compute missing images; without, loaders yield images unless the cache is complete.
+            device: where the encoder runs, and the adapter trains.
+            fills: compute missing rows; without, loaders yield images of files unless the cache is complete.
 
         Raises:
             ConfigurationError: the cache cannot serve this adapter, or would be too large.
             DataError: an image or the cache's folder cannot be used.
         """
-        self.store, self._need, self.missing_taps = None, need, (0, 0)
+        self.store, self._need, self.missing, self._device = None, need, ("images", 0, 0), device
+        if not self._fixed_evaluation_batch:
+            fitting = (
+                IMAGES_A_STEP if need == "images" else self.evaluation_batch_bytes // encoder.spec.step_bytes(need)
+            )
+            self.evaluation_batch_size = max(1, fitting)
+        for dataset in self._datasets.values():
+            dataset.stored = None
         if self.cache.kind == "none":
             return
-        cache = TapCache(self.cache, encoder, need)
-        if need == "images":
-            return
-        if self.augmentation != "none" and not self.views:
-            raise ConfigurationError(
-                f"--data.cache {self.cache.kind} with --data.augmentation {self.augmentation_text}: each epoch draws "
-                f"new images, so that nothing could be read back; set --data.views 4 (so many fixed views an image), "
-                f"--data.augmentation none, or --data.cache none"
-            )
+        redraws = self.augmentation != "none" and not self.views
+        cache = Cache(self.cache, encoder, need, self.augmentation_text if redraws else "")
         keys = {place: self._keys(*place) for place in self._datasets}
         wanted = [item for of_place in keys.values() for of_image in of_place for item in of_image]
         self.store = cache.complete(wanted, device, self.num_workers, fills)
-        self.missing_taps = cache.missing
-        if self.store is not None:
-            row_of = self.store.row_of
-            self._rows = {
-                place: torch.tensor([[row_of[item.key] for item in of_image] for of_image in of_place])
-                for place, of_place in keys.items()
-            }
+        self.missing = cache.missing
+        if self.store is None:
+            return
+        row_of, held = self.store.row_of, 1 if isinstance(self.store, ImageStore) else None
+        self._rows = {
+            place: torch.tensor(
+                [[row_of[item.key] for item in of_image[:held]] for of_image in of_place], dtype=torch.long
+            )
+            for place, of_place in keys.items()
+        }
+        self._hold_rows(self.store)
+        if isinstance(self.store, ImageStore):
+            for place, rows in self._rows.items():
+                self._datasets[place].stored = StoredSquares(self.store, rows.flatten())
+
+    def _hold_rows(self, store: Store) -> None:
+        """Copy the rows of this run to the device, if they fit."""
+        rows = torch.cat([rows.flatten() for rows in self._rows.values()])
+        rows = torch.tensor(sorted(set(rows.tolist())))
+        if 0 < len(rows) * store.layout.row_bytes <= self.cache.device_bytes:
+            self.store = store.held(rows, self._device)
+            self._rows = {place: torch.searchsorted(rows, of_place) for place, of_place in self._rows.items()}
+        elif self.cache.device_bytes:
+            logging.getLogger("pfedst").warning(
+                "--data.cache_device_bytes %d: the cached images of this run take %d bytes, and are read from files",
+                self.cache.device_bytes, len(rows) * store.layout.row_bytes,
+            )  # fmt: skip
 
     def _keys(self, site: str, split: Split) -> list[list[Wanted]]:
         """Return the cache keys of each image: of the plain image, and for training of the augmented views."""
@@ -346,22 +381,37 @@ class FederatedDataModule(LightningDataModule):
             digest = dataset.source.digest(index)
             names = ["plain", *(f"{augmentation} {view}" for view in range(dataset.views))]
             keys = [content_digest(f"{digest} {name}".encode()) for name in names]
-            # a view is identified by its number: the remainder of the seed of a draw
-            found.append([Wanted(key, dataset, Draw(index, i - 1) if i else index) for i, key in enumerate(keys)])
+            found.append([Wanted(key, dataset, index, i - 1 if i else None) for i, key in enumerate(keys)])
         return found
 
     def _dataset(self, sites: Sequence[str], split: Split, need: Need | None = None) -> SiteDataset | CachedDataset:
         parts = [self._datasets[site, split] for site in sites]
         dataset = parts[0] if len(parts) == 1 else SiteDataset.joined(parts)
-        if self.store is None:
+        if not isinstance(self.store, TapStore):
             return dataset
         rows = torch.cat([self._rows[site, split] for site in sites])
         return CachedDataset(self.store, need or self._need, rows, dataset.labels)
 
-    def _loader(self, dataset: SiteDataset | CachedDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
-        if isinstance(dataset, CachedDataset):  # a batch comes whole, and there is nothing for other processes to do
-            return DataLoader(dataset, batch_size, collate_fn=_unchanged, **options)
-        return image_loader(dataset, batch_size, self.num_workers, **options)
+    def _loader(self, dataset: SiteDataset | CachedDataset, sampler: Sampler[Draws], seed: int) -> DataLoader[Any]:
+        """Return a loader whose batches the data set makes whole."""
+        # there is nothing for other processes to do where a batch is copied from a store
+        reads = isinstance(dataset, CachedDataset) or (dataset.stored is not None and not dataset.transform.by_image)
+        workers = 0 if reads else self.num_workers
+        return image_loader(
+            dataset,
+            workers,
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=_unchanged,
+            pin_memory=self._device.type == "cuda" and not self.holds_rows,
+            # without its own generator the loader would draw from the global one
+            generator=generator(seed),
+        )
+
+    @property
+    def holds_rows(self) -> bool:
+        """True if the cached rows are in the memory of the device."""
+        return self.store is not None and self.store.is_held
 
     @property
     def augmentation_text(self) -> str:
@@ -399,9 +449,7 @@ class FederatedDataModule(LightningDataModule):
         """
         dataset = self._dataset([sites] if isinstance(sites, str) else sites, "train")
         classes = [int(label) for label in dataset.labels] if self.sampler == "class_balanced" else None
-        sampler = SeededSampler(len(dataset), seed, classes)
-        # without its own generator the loader would draw from the global one
-        return self._loader(dataset, self.batch_size, sampler=sampler, generator=generator(seed))
+        return self._loader(dataset, SeededSampler(len(dataset), self.batch_size, seed, classes), seed)
 
     def unlabelled(self, site: str, split: Split, seed: int) -> Iterator[Inputs]:
         """Return endless batches of images (B, 3, S, S), or cached taps, without labels; never of `test`.
@@ -417,15 +465,16 @@ class FederatedDataModule(LightningDataModule):
 
         def batches() -> Iterator[Inputs]:
             for cycle in itertools.count():
-                order = SeededSampler(len(dataset), derive_seed(seed, "cycle", cycle))
-                for inputs, _ in self._loader(dataset, self.batch_size, sampler=order, generator=generator(seed)):
+                order = SeededSampler(len(dataset), self.batch_size, derive_seed(seed, "cycle", cycle))
+                for inputs, _ in self._loader(dataset, order, seed):
                     yield inputs
 
         return batches()
 
     def evaluation_loader(self, site: str, split: Split, need: Need | None = None) -> DataLoader[Any]:
         """Return batches in a fixed order, never augmented; from a cache what the adapter needs, or else `need`."""
-        return self._loader(self._dataset([site], split, need), self.evaluation_batch_size, generator=generator(0))
+        dataset = self._dataset([site], split, need)
+        return self._loader(dataset, InOrder(len(dataset), self.evaluation_batch_size), 0)
 
 
 def _check_folds(folds: int | None, fold: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 
-def image_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, **options: Any) -> DataLoader[Any]:
+def image_loader(dataset: Dataset[Any], num_workers: int, **options: Any) -> DataLoader[Any]:
     """Return a loader whose processes are forked, on Linux.
 
     A spawned process imports torch again, and each round makes several loaders for each site. Spawning is the default
@@ -16,9 +16,8 @@ def image_loader(dataset: Dataset[Any], batch_size: int, num_workers: int, **opt
 
     Args:
         dataset: the images.
-        batch_size: images a batch.
         num_workers: number of processes; 0: the images are loaded in this process.
         options: further options of torch's `DataLoader`.
     """
     forked = "fork" if num_workers and sys.platform == "linux" else None
-    return DataLoader(dataset, batch_size, num_workers=num_workers, multiprocessing_context=forked, **options)
+    return DataLoader(dataset, num_workers=num_workers, multiprocessing_context=forked, **options)

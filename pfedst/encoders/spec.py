@@ -63,6 +63,17 @@ class EncoderSpec:
     image_size: int
     has_text: bool
 
+    def step_bytes(self, need: Need) -> int:
+        """Return the bytes of an image, float32, on its way to an adapter: pixels, and its output or a wide layer.
+
+        Args:
+            need: what the adapter needs, not `images`.
+        """
+        tokens = self.tokens * self.width
+        output = {"pooled": self.embedding, "tokens": tokens, "taps": self.layers * tokens}[need]
+        hidden = 4 * tokens  # of the MLP of a block
+        return 4 * (3 * self.image_size**2 + max(output, hidden))
+
 
 @dataclass(frozen=True)
 class Preprocessing:

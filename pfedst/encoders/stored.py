@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,13 +56,26 @@ class StoredTaps:
         """Return the number of images."""
         return len(self.tensors[0])
 
-    def to(self, device: torch.device | str) -> StoredTaps:
-        """Return the batch on another device, still in the stored form: a quarter of the bytes with int8."""
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> StoredTaps:
+        """Return the batch on another device, still in the stored form: a quarter of the bytes with int8.
+
+        Args:
+            device: the device.
+            non_blocking: do not wait for a copy from pinned memory to a GPU. Other copies are complete on return.
+        """
+        waits = not non_blocking or torch.device(device).type == "cpu"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=not waits))
+
+    def pin_memory(self) -> StoredTaps:
+        """Return the batch in page-locked memory, from which a GPU copies by itself; torch's loaders call this."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> StoredTaps:
         return replace(
             self,
-            tensors=tuple(tensor.to(device) for tensor in self.tensors),
-            scales=tuple(scale.to(device) for scale in self.scales),
-            correction=None if self.correction is None else self.correction.to(device),
+            tensors=tuple(change(tensor) for tensor in self.tensors),
+            scales=tuple(change(scale) for scale in self.scales),
+            correction=None if self.correction is None else change(self.correction),
         )
 
     def decode(self) -> Taps:

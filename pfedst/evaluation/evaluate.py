@@ -58,7 +58,7 @@ def evaluate(
     logits: dict[str, list[Tensor]] = {name: [] for name in models}
     targets = []
     for inputs, labels in batches:
-        taps = taps_of(inputs.to(device))
+        taps = taps_of(inputs.to(device, non_blocking=device.type != "cpu"))
         for name, predict in models.items():
             logits[name].append(predict(taps).float())
         targets.append(labels)

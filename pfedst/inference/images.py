@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pfedst.data.datasets import evaluation_transform
 from pfedst.data.folders import is_hidden, is_image
 from pfedst.data.grey_scale import GreyScale, PixelRange
 from pfedst.data.sources import FileSource
+from pfedst.data.transforms import evaluation_transform
 from pfedst.encoders import Preprocessing
 from pfedst.errors import DataError
 

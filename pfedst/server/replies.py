@@ -31,6 +31,7 @@ PROTOCOL = {
     "local_epochs",
     "local_batches",
     "batch_size",
+    "evaluation_batch_size",
     "augmentation",
     "transductive_sites",
     "optimizer",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pfedst.cli import main
-from pfedst.data.datasets import evaluation_transform
+from pfedst.data.transforms import evaluation_transform
 from pfedst.inference.artefact import load_model
 from tests.inference.models import pictures
 

@@ -12,8 +12,12 @@ from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ProgressB
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pfedst_baselines.apfl import APFL
+from pfedst_baselines.ditto import Ditto
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedprox import FedProx
+from pfedst_baselines.fedrep import FedRep
+from pfedst_baselines.scaffold import SCAFFOLD
 from torch.optim import SGD
 
 from pfedst.client.module import FederatedClient
@@ -393,3 +397,30 @@ def test_callbacks_hear_of_an_error(tmp_path) -> None:
     with pytest.raises(StateError, match="the end"):
         fit(tmp_path, Fails(), trainer_options={"callbacks": [callback]})
     assert heard == ["the end"]
+
+
+WAITS = ("item", "__bool__", "__float__", "__int__", "__index__", "cpu", "tolist", "numpy", "nonzero")
+"""Methods of a tensor that wait for its device."""
+
+
+@pytest.mark.parametrize("method", [FedAvg, FedProx, Ditto, SCAFFOLD, FedRep, APFL, PFedST])
+def test_a_fit_waits_for_the_device_once(monkeypatch, method) -> None:
+    """At its end, for the losses; SGD, since AdamW reads its step counters, which lie on the CPU."""
+    made = federation(method(), optimizer=partial(torch.optim.SGD, lr=0.01))
+    module, sites = made.modules["site_a"], made.client.data
+    made.deliver("site_a")
+    trained, waits = [], []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda *of, **named: (trained.append(len(waits)), step(*of, **named))[1]
+    )
+    with monkeypatch.context() as patched:
+        for name in WAITS:
+            own = getattr(torch.Tensor, name)
+            patched.setattr(torch.Tensor, name, lambda *of, own=own, name=name: (waits.append(name), own(*of))[1])
+        local = LocalTrainer(trainer(max_epochs=method().fewest_local_epochs))
+        local.fit(module, sites.train_loader(made.sites_of("site_a"), 1))
+    assert len(trained) >= 3
+    of_loader = ["item", "tolist"]  # seed and order of an epoch, which are made on the CPU
+    assert waits[trained[0] : trained[-1]] == of_loader * (method().fewest_local_epochs - 1)
+    assert waits[trained[-1] :].count("__bool__") == 1

@@ -10,14 +10,14 @@ from torchvision.transforms import v2
 
 from pfedst.cli import main
 from pfedst.data.augmentation import as_one, augmentation_key, augmentation_text
-from pfedst.data.datasets import evaluation_transform, training_transform
+from pfedst.data.transforms import ImageTransform, evaluation_transform
 from pfedst.encoders.spec import Preprocessing
 from pfedst.errors import ConfigurationError
 from pfedst.seeds import derive_seed, seeded
 from pfedst.testing.small import data, fit, prepared
 from tests.cli.test_cache import SMALL
 from tests.data.taps.test_cache import cached, counted, encoder, same_batches, uncached
-from tests.data.test_datasets import MEAN, STD, picture
+from tests.data.test_datasets import MEAN, STD, picture, trained_on
 
 assert counted  # a fixture
 PREPROCESSING = Preprocessing(32, MEAN, STD, "bicubic", "shortest")
@@ -47,7 +47,7 @@ def test_it_gets_the_square_image_before_it_is_normalised() -> None:
     """By hand: resized, cut, then the transform on 8 bits, then scaled and normalised."""
     image = picture(40, 60)
     plain = evaluation_transform(PREPROCESSING)(image)
-    found = training_transform(PREPROCESSING, v2.RandomInvert(p=1.0))(image)
+    found = trained_on(image, PREPROCESSING, v2.RandomInvert(p=1.0))
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     assert torch.allclose(found * std + mean, 1 - (plain * std + mean), atol=1e-6)
 
@@ -68,9 +68,8 @@ def test_an_image_is_a_function_of_seed_image_and_epoch(make) -> None:
         found.append(epochs)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert not torch.equal(*found[0])
-    position, dataset = next(iter(loader.sampler)).position, loader.dataset
-    with seeded(derive_seed(3, "augmentation", 1, position)):
-        assert torch.equal(dataset.augmented(dataset.source.load(position)), found[1][1][0])
+    position, dataset = next(iter(loader.sampler)).positions[0], loader.dataset
+    assert torch.equal(dataset.images([position], [derive_seed(3, "augmentation", 1, position)])[0], found[1][1][0])
 
 
 def test_presets_are_what_they_were() -> None:
@@ -80,24 +79,23 @@ def test_presets_are_what_they_were() -> None:
     crop = v2.RandomResizedCrop(32, scale=(0.7, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     expected = {
         "none": v2.Compose([resize, v2.CenterCrop(32), *rest]),
-        "flips": v2.Compose([*FLIPS, resize, v2.CenterCrop(32), *rest]),
+        "flips": v2.Compose([resize, v2.CenterCrop(32), *FLIPS, *rest]),
         "crops": v2.Compose([crop, *FLIPS, *rest]),
     }
     for name, composed in expected.items():
         for seed in range(5):
-            with seeded(seed):
-                one = training_transform(PREPROCESSING, name)(picture(40, 60))
+            one = trained_on(picture(40, 60), PREPROCESSING, name, seed)
             with seeded(seed):
                 assert torch.equal(one, composed(picture(40, 60))), name
-        assert augmentation_key(name) == augmentation_text(name) == name
+        assert augmentation_text(name) == name
+    assert len({augmentation_key(name) for name in expected}) == 3
 
 
 def test_a_list_is_a_compose() -> None:
     for seed in range(4):
         found = []
         for augmentation in (FLIPS, v2.Compose(FLIPS)):
-            with seeded(seed):
-                found.append(training_transform(PREPROCESSING, as_one(augmentation))(picture(40, 60)))
+            found.append(trained_on(picture(40, 60), PREPROCESSING, as_one(augmentation), seed))
         assert torch.equal(*found)
     with pytest.raises(ConfigurationError, match="the list is empty"):
         data(augmentation=[])
@@ -124,10 +122,11 @@ def test_what_cannot_be_used_is_refused_before_a_run(transform, words) -> None:
 
 
 def test_a_size_that_changes_now_and_then_is_told_in_a_fit() -> None:
-    transform = training_transform(PREPROCESSING, v2.RandomApply([v2.RandomResizedCrop(24)], p=0.0))
-    transform.transforms[3].transform.p = 1.0
+    now_and_then = v2.RandomApply([v2.RandomResizedCrop(24)], p=0.0)
+    transform = ImageTransform(PREPROCESSING, now_and_then)
+    now_and_then.p = 1.0
     with pytest.raises(ConfigurationError, match=r"it makes \(3, 24, 24\)"):
-        transform(picture(40, 60))
+        transform.augmented(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_views_and_a_cache_of_a_transform(tmp_path, counted) -> None:
             loader.sampler.set_epoch(epoch)
         same_batches(encoder(), "pooled", one, other)
     with pytest.raises(ConfigurationError, match=r"--data.augmentation RandAugment\(\): each epoch draws new"):
-        cached(tmp_path, "pooled", **options | {"views": 0})
+        cached(tmp_path, "pooled", "pooled", **options | {"views": 0})
 
 
 def test_a_run_in_workers_is_the_run_in_one_process(tmp_path) -> None:

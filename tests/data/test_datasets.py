@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torchvision.transforms import v2
 
-from pfedst.data.datasets import evaluation_transform, training_transform
+from pfedst.data.datasets import SiteDataset
+from pfedst.data.transforms import ImageTransform, evaluation_transform
 from pfedst.encoders.spec import Interpolation, Preprocessing, ResizeMode
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -45,12 +47,36 @@ def test_a_wide_image_shows_its_ends_by_mode() -> None:
     assert found["longest"][:5].max() == found["longest"][-5:].max() == 0
 
 
+class Pictures:
+    """Images in memory."""
+
+    def __init__(self, *images):
+        self.images = images
+
+    def load(self, index):
+        return self.images[index]
+
+
+def trained_on(image, preprocessing, augmentation, seed=0):
+    """What a training step sees of an image (3, S, S)."""
+    dataset = SiteDataset(Pictures(image), [0], ImageTransform(preprocessing, augmentation))
+    return dataset.images([0], [seed])[0]
+
+
 @pytest.mark.parametrize("mode", get_args(ResizeMode))
 def test_flips_keep_the_resize_mode(mode) -> None:
-    preprocessing, image = Preprocessing(16, MEAN, STD, "bicubic", mode), picture(20, 40)
-    flipped = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]
-    flipped += [image, image.transpose(Image.Transpose.ROTATE_180)]
-    expected = [evaluation_transform(preprocessing)(one) for one in flipped]
-    for _ in range(8):
-        found = training_transform(preprocessing, "flips")(image)
-        assert any(torch.equal(found, one) for one in expected)
+    preprocessing, image = Preprocessing(16, MEAN, STD, "bicubic", mode), picture(21, 40)
+    plain = evaluation_transform(preprocessing)(image)
+    expected = [plain, plain.flip(-1), plain.flip(-2), plain.flip(-1, -2)]
+    found = [trained_on(image, preprocessing, "flips", seed) for seed in range(16)]
+    assert {[torch.equal(one, other) for other in expected].index(True) for one in found} == {0, 1, 2, 3}
+
+
+def test_an_image_is_augmented_alike_in_any_batch() -> None:
+    preprocessing = Preprocessing(16, MEAN, STD)
+    images = [picture(20 + index, 40) for index in range(6)]
+    for augmentation in ("flips", "crops", v2.RandAugment()):
+        dataset = SiteDataset(Pictures(*images), [0] * 6, ImageTransform(preprocessing, augmentation))
+        whole = dataset.images(range(6), range(6))
+        for index, image in enumerate(images):
+            assert torch.equal(whole[index], trained_on(image, preprocessing, augmentation, index)), augmentation

@@ -243,8 +243,8 @@ def test_joined_images_know_their_files(tmp_path) -> None:
 def test_all_folds_share_the_tap_cache(tmp_path) -> None:
     for fold, missing in ((0, 93), (1, 0), (2, 0)):
         data = small.prepared(folds=3, fold=fold, cache_folder=tmp_path)
-        data.cache_taps(small.encoder(), "taps", torch.device("cpu"))
-        assert data.missing_taps[0] == missing
+        data.complete_cache(small.encoder(), "taps", torch.device("cpu"))
+        assert data.missing[1] == missing
 
 
 def test_a_client_reports_its_folds_only_with_folds(tmp_path) -> None:

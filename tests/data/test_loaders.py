@@ -16,7 +16,7 @@ IMAGES = TensorDataset(torch.arange(6.0))
 def test_processes_of_loaders_are_forked_in_a_spawned_process_too(monkeypatch) -> None:
     """Where the default is to spawn, each of them would import torch again: 145 s instead of 54 s in one run."""
     monkeypatch.setattr("multiprocessing.get_start_method", lambda *arguments: "spawn")
-    loader = image_loader(IMAGES, 4, num_workers=1)
+    loader = image_loader(IMAGES, 1, batch_size=4)
     assert loader.multiprocessing_context.get_start_method() == "fork"
     of_data = prepared(cache="none", num_workers=1).train_loader("site_a", 0)
     assert of_data.multiprocessing_context.get_start_method() == "fork"
@@ -24,6 +24,6 @@ def test_processes_of_loaders_are_forked_in_a_spawned_process_too(monkeypatch) -
 
 
 def test_without_processes_there_is_nothing_to_fork() -> None:
-    loader = image_loader(IMAGES, 4, num_workers=0)
+    loader = image_loader(IMAGES, 0, batch_size=4)
     assert loader.multiprocessing_context is None
     assert [batch.tolist() for (batch,) in loader] == [[0, 1, 2, 3], [4, 5]]

@@ -287,8 +287,14 @@ def test_exif_rotation_is_honoured(tmp_path) -> None:
 @settings(max_examples=10)
 @given(st.integers(1, 40), st.integers(0, 5))
 def test_a_sampler_gives_every_sample_once(size, epoch) -> None:
-    from pfedst.data.datasets import SeededSampler
+    from pfedst.data.sampling import InOrder, SeededSampler
 
-    sampler = SeededSampler(size, 1)
-    sampler.set_epoch(epoch)
-    assert sorted(draw.position for draw in sampler) == list(range(size)) == list(range(len(sampler)))
+    shuffled, ordered = SeededSampler(size, 7, 1), InOrder(size, 7)
+    shuffled.set_epoch(epoch)
+    for sampler in (shuffled, ordered):
+        batches = [draws.positions for draws in sampler]
+        assert [len(batch) for batch in batches] == [7] * (size // 7) + [size % 7] * (size % 7 > 0)
+        positions = [position for batch in batches for position in batch]
+        assert sorted(positions) == list(range(size))
+        assert len(sampler) == len(batches)
+    assert positions == list(range(size))

@@ -1,6 +1,7 @@
 """The sampler that shows all classes equally often: counts by hand, its bits, and the counts that the loss sees."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.pooled import Pooled
 from safetensors.torch import load_file
 
-from pfedst.data.datasets import SeededSampler, shown_counts
+from pfedst.data.sampling import SeededSampler, shown_counts
 from pfedst.methods.criteria import CrossEntropy
 from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import data, federation, fit, prepared, template
@@ -18,11 +19,22 @@ from tests.server.runs import go_on, left, same, without_times
 from tests.server.test_resume import interrupted
 
 
+class Draw(NamedTuple):
+    position: int
+    seed: int
+
+
 def draws(labels, seed=1, epoch=0):
-    sampler = SeededSampler(len(labels), seed, labels)
+    return draws_of(SeededSampler(len(labels), 4, seed, labels), epoch)
+
+
+def draws_of(sampler, epoch=0):
+    """One draw a sample, of all batches."""
     sampler.set_epoch(epoch)
-    assert len(sampler) == len(labels)
-    return list(sampler)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert {len(batch.positions) for batch in batches[:-1]} <= {sampler.batch_size}
+    return [Draw(*pair) for batch in batches for pair in zip(batch.positions, batch.seeds, strict=True)]
 
 
 def test_an_epoch_by_hand() -> None:
@@ -70,7 +82,7 @@ def test_it_is_a_function_of_seed_and_epoch_and_augments_a_repeated_image_anew()
     assert one != draws(labels, 5, 3)
     seeds = [draw.seed for draw in one if draw.position == 9]
     assert len(set(seeds)) == len(seeds) == 5
-    first = {draw.position: draw.seed for draw in SeededSampler(10, 5)}
+    first = {draw.position: draw.seed for draw in draws_of(SeededSampler(10, 4, 5))}
     own = draws(labels, 5, 0)
     # an image that is shown once is augmented as without the option
     assert next(draw.seed for draw in own if draw.position == 9) == first[9]

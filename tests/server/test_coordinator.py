@@ -12,7 +12,7 @@ from pfedst_baselines.prototypes import Prototypes
 from pfedst_baselines.zero_shot import ZeroShot
 from rich.console import Console
 
-from pfedst.data.datasets import Draw, SiteDataset
+from pfedst.data.datasets import SiteDataset
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
 from pfedst.messages.payload import NET
 from pfedst.messages.requests import POOLED
@@ -310,9 +310,9 @@ def test_the_training_images_of_a_held_out_site_are_never_trained_on(tmp_path, m
     loaded = []
     load = SiteDataset.__getitem__
 
-    def remembered(self, item):
-        loaded.extend([self.source.digest(item.position)] if isinstance(item, Draw) else [])
-        return load(self, item)
+    def remembered(self, draws):
+        loaded.extend(self.source.digest(position) for position in draws.positions if draws.seed is not None)
+        return load(self, draws)
 
     monkeypatch.setattr(SiteDataset, "__getitem__", remembered)
     summary = fit(tmp_path, method(), sites=sites, held_out_sites=["site_b "], rounds=1)

@@ -13,15 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pfedst.data.audit.findings import Checked, Finding
-from pfedst.data.datasets import SiteDataset, evaluation_transform
+from pfedst.data.datasets import SiteDataset
+from pfedst.data.sampling import InOrder
 from pfedst.data.sites import LabelledImages, Place, Sites
 from pfedst.data.threads import track
+from pfedst.data.transforms import ImageTransform
 from pfedst.encoders import Encoder
 from pfedst.seeds import derive_seed, generator
 
 FOLDS = 4
 RIDGE = 1.0
 FEWEST = 8
+IMAGES_A_STEP = 16
 
 
 def site_shift(
@@ -66,11 +69,11 @@ def site_shift(
 
 def _embedded(sample: LabelledImages, encoder: Encoder) -> Tensor:
     """Return unit embeddings (n, E)."""
-    transform = evaluation_transform(encoder.preprocessing)
-    dataset = SiteDataset(sample.source, sample.labels, transform, transform)
+    dataset = SiteDataset(sample.source, sample.labels, ImageTransform(encoder.preprocessing))
     rows = []
     with torch.no_grad():
-        for images, _ in DataLoader(dataset, batch_size=16, generator=generator(0)):
+        batches = InOrder(len(dataset), IMAGES_A_STEP)
+        for images, _ in DataLoader(dataset, None, sampler=batches, generator=generator(0)):
             rows.append(encoder.extract(images, "pooled").tensors[0].float())
     return torch.nn.functional.normalize(torch.cat(rows), dim=1)
 

@@ -1,1 +1,1 @@
-"""The tap cache: stores the output of a frozen encoder for each image, computed once."""
+"""Stores on disk: decoded images, or the output of a frozen encoder for each image, computed once."""

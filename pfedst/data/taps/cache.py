@@ -1,18 +1,14 @@
-"""Cache the output of a frozen encoder for each image, shared by clients, methods and later runs."""
+"""Cache decoded images, or the output of a frozen encoder for them, for all clients, methods and later runs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -20,15 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pfedst.data.datasets import Draw, SiteDataset
 from pfedst.data.loaders import image_loader
+from pfedst.data.sampling import Draws
 from pfedst.data.tables import read_json
-from pfedst.data.taps.layout import Layout
-from pfedst.data.taps.store import TapStore
+from pfedst.data.taps.contents import IMAGES_A_STEP, Content, ImageContent, TapContent, Wanted
+from pfedst.data.taps.layout import layout_of
+from pfedst.data.taps.store import Store, TapStore
 from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
 from pfedst.errors import ConfigurationError, DataError
 
-CacheKind = Literal["none", "pooled", "tokens", "taps", "auto"]
+CacheKind = Literal["none", "images", "pooled", "tokens", "taps", "auto"]
 
 SERVES: Mapping[Need, tuple[Need, ...]] = {
     "pooled": ("pooled", "tokens", "taps"),
@@ -38,7 +35,6 @@ SERVES: Mapping[Need, tuple[Need, ...]] = {
 }
 """Encoder output that an adapter needs -> kinds of store that hold it, the smallest first."""
 
-IMAGES_A_STEP = 32
 REPORT_SECONDS = 30.0
 """Time between two lines on the progress, in a log file."""
 GIGABYTE = 1e9
@@ -52,18 +48,11 @@ class CacheOptions:
     dtype: TapDtype
     folder: Path
     max_bytes: int
-
-
-class Wanted(NamedTuple):
-    """An image as it enters the encoder: its key, and where to load it."""
-
-    key: str
-    dataset: SiteDataset
-    item: Draw | int
+    device_bytes: int = 0
 
 
 class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
-    """A split of a site, read from a store in batches.
+    """A split of a site, read from a store of taps in batches.
 
     Args:
         store: store with the rows.
@@ -82,62 +71,57 @@ class CachedDataset(Dataset[tuple[StoredTaps, Tensor]]):
         """Return the number of images."""
         return len(self.labels)
 
-    def __getitems__(self, items: Sequence[Draw | int]) -> tuple[StoredTaps, Tensor]:
+    def __getitem__(self, draws: Draws) -> tuple[StoredTaps, Tensor]:
         """Return a batch and its class indices (B,)."""
-        positions = torch.tensor([item.position if isinstance(item, Draw) else item for item in items])
-        views = self.rows.shape[1] - 1
-        columns = [1 + item.seed % views if isinstance(item, Draw) and views else 0 for item in items]
-        return self.store.read(self.rows[positions, torch.tensor(columns)], self.need), self.labels[positions]
+        positions, views = torch.tensor(draws.positions), self.rows.shape[1] - 1
+        rows = self.rows[positions, 0]
+        if views and draws.seed is not None:
+            rows = self.rows[positions, torch.tensor([1 + seed % views for seed in draws.seeds])]
+        return self.store.read(rows, self.need), self.labels[positions]
 
 
-class TapCache:
+class Cache:
     """The cache of one run. It is completed before the first round.
 
     Attributes:
-        missing: number and bytes of the images that `complete` found missing.
+        missing: kind, number and bytes of the rows that `complete` found missing.
 
     Args:
         options: options of the cache.
-        encoder: encoder whose output is cached.
+        encoder: encoder whose input or output is cached.
         need: encoder output that the adapter needs.
+        redraws: the augmentation of training images, in words, if each epoch draws new images; otherwise empty.
 
     Raises:
-        ConfigurationError: If the kind of cache does not serve the adapter.
+        ConfigurationError: If the kind of cache does not serve the adapter or the augmentation.
     """
 
-    def __init__(self, options: CacheOptions, encoder: Encoder, need: Need) -> None:
-        self.kinds: tuple[Need, ...] = tuple(kind for kind in SERVES[need] if kind in encoder.offers)
-        if options.kind != "auto" and options.kind not in self.kinds:
-            fitting = " or ".join((*self.kinds, "auto", "none"))
+    def __init__(self, options: CacheOptions, encoder: Encoder, need: Need, redraws: str = "") -> None:
+        self.options = options
+        self.missing: tuple[Need, int, int] = ("images", 0, 0)
+        served = [kind for kind in SERVES[need] if kind in encoder.offers]
+        if options.kind not in ("auto", "images", *served):
+            fitting = " or ".join((*served, "images", "auto", "none"))
             reason = f", and {encoder.limits}" if encoder.limits and options.kind in SERVES[need] else ""
             raise ConfigurationError(
                 f"--data.cache {options.kind}: this adapter needs {need} of the encoder{reason}; use {fitting}"
             )
-        self.options = options
-        self.encoder = encoder
-        self.need = need
-        self.missing = (0, 0)
-
-    @cached_property
-    def identity(self) -> dict[str, dict[str, Any]]:
-        """Encoder and preprocessing, which identify a store. Computed on first use, since it reads all weights."""
-        # lists, as a manifest gives them
-        preprocessing = dict(json.loads(json.dumps(asdict(self.encoder.preprocessing))))
-        return {"encoder": self.encoder.identity, "preprocessing": preprocessing}
-
-    def store(self, kind: Need, dtype: TapDtype | None = None) -> TapStore:
-        """Return the store of a kind. Equal encoder, preprocessing, kind and dtype give the same folder."""
-        corrected = self.identity["encoder"].get("token_grid") is not None
-        layout = Layout.of(self.encoder.spec, kind, dtype or self.options.dtype, corrected)
-        text = json.dumps([self.identity, vars(layout)], sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        model = re.sub(r"[^\w.-]+", "_", str(self.identity["encoder"].get("model", "encoder")))
-        name = f"{model}-{self.encoder.spec.image_size}px-{kind}-{layout.dtype}-{digest}"
-        return TapStore(self.options.folder / name, layout, self.identity)
+        if redraws and options.kind not in ("auto", "images"):
+            raise ConfigurationError(
+                f"--data.cache {options.kind} with --data.augmentation {redraws}: each epoch draws new images, so that "
+                f"nothing could be read back; set --data.views 4 (so many fixed views an image), --data.cache images, "
+                f"--data.augmentation none, or --data.cache none"
+            )
+        self._images = [ImageContent(options.folder, encoder.preprocessing)]
+        self._taps = [
+            TapContent(options.folder, encoder, kind, options.dtype)
+            for kind in served
+            if options.kind in ("auto", kind) and not redraws
+        ]
 
     def complete(
         self, wanted: Iterable[Wanted], device: torch.device, num_workers: int, fills: bool = True
-    ) -> TapStore | None:
+    ) -> Store | None:
         """Return a store that holds every wanted image, or None if `auto` finds that it would not fit.
 
         Without `fills` nothing is computed, and None is also returned if an image is missing.
@@ -146,33 +130,39 @@ class TapCache:
             ConfigurationError: If the store would exceed the byte limit or the free disk space.
             DataError: If an image cannot be read, the folder cannot be written, or values are not finite.
         """
-        by_key = {item.key: item for item in wanted}
-        kinds = self.kinds
-        if self.options.kind != "auto":
-            kinds = tuple(kind for kind in kinds if kind == self.options.kind)
-        for kind in kinds:
-            store = self.store(kind)
-            if all(key in store.row_of for key in by_key):
-                return store
-        store = self.store(kinds[0])
-        if refusal := self._refusal(store, by_key):
-            if self.options.kind == "auto":
-                logging.getLogger("pfedst").warning("--data.cache auto caches nothing: %s", refusal)
-                return None
-            raise ConfigurationError(refusal)
-        missing = sum(key not in store.row_of for key in by_key)
-        self.missing = missing, missing * store.layout.row_bytes
-        if not fills:
+        found, log = list(wanted), logging.getLogger("pfedst")
+        contents: Sequence[Content] = self._images if self.options.kind == "images" else self._taps or self._images
+        for content in contents:
+            if not _missing(content, found):
+                return content.store
+        content = contents[0]
+        refusal = self._refusal(content, found)
+        if refusal and self.options.kind == "auto" and self._taps:
+            (content,) = self._images
+            taps, refusal = refusal, self._refusal(content, found)
+            if not refusal:
+                log.warning("--data.cache auto caches decoded images, no taps: %s", taps)
+        if refusal and self.options.kind == "auto":
+            log.warning("--data.cache auto caches nothing: %s", refusal)
             return None
-        self._fill(store, by_key, device, num_workers)
-        return store
+        if refusal:
+            raise ConfigurationError(refusal)
+        missing = _missing(content, found)
+        self.missing = content.kind, len(missing), len(missing) * content.store.layout.row_bytes
+        if missing and not fills:
+            return None
+        if missing:
+            self._fill(content, missing, device, num_workers)
+        return content.store
 
-    def _refusal(self, store: TapStore, by_key: Mapping[str, Wanted]) -> str:
+    def _refusal(self, content: Content, wanted: Sequence[Wanted]) -> str:
         """Return the reason why the missing images must not be written, or an empty text."""
-        missing = sum(key not in store.row_of for key in by_key)
+        missing, store = len(_missing(content, wanted)), content.store
         needed = missing * store.layout.row_bytes
         total = store.bytes + needed
-        smaller = "choose a smaller --data.cache_dtype or --model.encoder.token_grid, or --data.cache none"
+        smaller = "choose --data.cache none"
+        if content.kind != "images":
+            smaller = "choose a smaller --data.cache_dtype or --model.encoder.token_grid, or --data.cache none"
         if total > self.options.max_bytes:
             return (
                 f"the cache would hold {total / GIGABYTE:.2f} GB ({missing:,} more images of "
@@ -187,81 +177,77 @@ class TapCache:
             )
         return ""
 
-    def _fill(self, store: TapStore, by_key: Mapping[str, Wanted], device: torch.device, num_workers: int) -> None:
+    def _fill(self, content: Content, wanted: Sequence[Wanted], device: torch.device, num_workers: int) -> None:
         console = Console(stderr=True)
         try:
-            with store.writing(wait_seconds=0):
-                self._compute(store, by_key, device, num_workers, console)
+            with content.store.writing(wait_seconds=0):
+                _compute(content, wanted, device, num_workers, console)
                 return
         except TimeoutError:
-            console.print(f"another process fills {store.folder}; waiting for it", soft_wrap=True)
-        with store.writing():
-            self._compute(store, by_key, device, num_workers, console)
+            console.print(f"another process fills {content.store.folder}; waiting for it", soft_wrap=True)
+        with content.store.writing():
+            _compute(content, wanted, device, num_workers, console)
 
-    def _compute(
-        self, store: TapStore, by_key: Mapping[str, Wanted], device: torch.device, num_workers: int, console: Console
-    ) -> None:
-        if store.layout.dtype != "float32":
-            self._convert([key for key in by_key if key not in store.row_of], store)
-        missing = [item for key, item in by_key.items() if key not in store.row_of]
-        if not missing:
-            return
-        answers: tuple[Need, ...] = ("pooled",) if store.layout.kind == "pooled" else ("pooled", store.layout.kind)
-        self.encoder.to(device)
-        needed = len(missing) * store.layout.row_bytes
-        console.print(
-            f"cache: {len(missing):,} images, {needed / GIGABYTE:.2f} GB of {store.layout.kind} in {store.folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        # without its own generator a loader would draw from the global one
-        loader = image_loader(_Images(missing), IMAGES_A_STEP, num_workers, generator=torch.Generator())
-        columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
-            reported = 0.0
-            for images in loader:
-                keys = [item.key for item in missing[done : done + len(images)]]
-                store.append(keys, store.layout.pack(self.encoder.encode(images.to(device), answers)))
-                done += len(images)
-                progress.update(task, completed=done)
-                seconds = time.perf_counter() - started
-                is_due = not reported or seconds - reported >= REPORT_SECONDS
-                if is_due and done < len(missing) and not console.is_terminal:  # which has the bar
-                    left = _duration(seconds / done * (len(missing) - done))
-                    console.print(f"cache: {done:,} of {len(missing):,} images, about {left} left", highlight=False)
-                    reported = seconds
 
-    def _convert(self, keys: Sequence[str], store: TapStore) -> None:
-        """Convert images from a float32 store, if it has them: another dtype needs no pass through the tower."""
-        exact = self.store(store.layout.kind, "float32")
-        known = [key for key in keys if key in exact.row_of]
-        for start in range(0, len(known), IMAGES_A_STEP):
-            batch = known[start : start + IMAGES_A_STEP]
-            rows = torch.tensor([exact.row_of[key] for key in batch])
-            needs: tuple[Need, ...] = ("pooled", store.layout.kind)
-            answers = {need: exact.read(rows, need).decode() for need in needs}
-            store.append(batch, store.layout.pack(answers))
+def _missing(content: Content, wanted: Iterable[Wanted]) -> list[Wanted]:
+    """Return the wanted images without a row, each once."""
+    row_of = content.store.row_of
+    by_key = {item.key: item for item in wanted if content.holds(item) and item.key not in row_of}
+    return list(by_key.values())
+
+
+def _compute(
+    content: Content, wanted: Sequence[Wanted], device: torch.device, num_workers: int, console: Console
+) -> None:
+    store = content.store
+    content.convert([item.key for item in _missing(content, wanted)])
+    missing = _missing(content, wanted)
+    if not missing:
+        return
+    needed = len(missing) * store.layout.row_bytes
+    console.print(
+        f"cache: {len(missing):,} images, {needed / GIGABYTE:.2f} GB of {content.kind} in {store.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    # without its own generator a loader would draw from the global one
+    loader = image_loader(_Images(content, missing), num_workers, batch_size=IMAGES_A_STEP, generator=torch.Generator())
+    columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
+        reported = 0.0
+        for images in loader:
+            keys = [item.key for item in missing[done : done + len(images)]]
+            store.append(keys, content.rows(images, device))
+            done += len(images)
+            progress.update(task, completed=done)
+            seconds = time.perf_counter() - started
+            is_due = not reported or seconds - reported >= REPORT_SECONDS
+            if is_due and done < len(missing) and not console.is_terminal:  # which has the bar
+                left = _duration(seconds / done * (len(missing) - done))
+                console.print(f"cache: {done:,} of {len(missing):,} images, about {left} left", highlight=False)
+                reported = seconds
 
 
 class _Images(Dataset[Tensor]):
-    """The images to compute, as they enter the encoder."""
+    """The images from which rows are made."""
 
-    def __init__(self, wanted: Sequence[Wanted]) -> None:
+    def __init__(self, content: Content, wanted: Sequence[Wanted]) -> None:
+        self.content = content
         self.wanted = wanted
 
     def __len__(self) -> int:
         return len(self.wanted)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.wanted[index].dataset[self.wanted[index].item][0]
+        return self.content.load(self.wanted[index])
 
 
 # -- stores of a folder ------------------------------------------------------------------------------------------------
 
 
-def stores_in(folder: Path) -> dict[str, TapStore]:
-    """Return every store in a folder by name, for any encoder.
+def stores_in(folder: Path) -> dict[str, Store]:
+    """Return every store in a folder by name.
 
     Raises:
         DataError: If the manifest of a store cannot be read.
@@ -270,13 +256,13 @@ def stores_in(folder: Path) -> dict[str, TapStore]:
     for place in sorted(folder.glob("*/manifest.json")):
         try:
             manifest = read_json(place)
-            found[place.parent.name] = TapStore(place.parent, Layout(**manifest["layout"]), manifest["identity"])
+            found[place.parent.name] = Store(place.parent, layout_of(manifest["layout"]), manifest["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{place} is damaged ({error!r}); remove {place.parent}") from error
     return found
 
 
-def remove_store(store: TapStore) -> None:
+def remove_store(store: Store) -> None:
     """Remove a store that no process is writing.
 
     Raises:

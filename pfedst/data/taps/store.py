@@ -1,6 +1,6 @@
-"""A store of taps on disk: rows of equal size in memory-mapped files, which are appended and never overwritten.
+"""A store on disk: rows of equal size in memory-mapped files, which are appended and never overwritten.
 
-A folder holds `manifest.json` (encoder, preprocessing and layout of the rows), one `.bin` file per field, and
+A folder holds `manifest.json` (what the rows depend on, and their layout), one `.bin` file per field, and
 `index.txt` with one line per row: the key of its image, and the CRC-32 of its bytes and the key. Rows are written and
 synced before their lines, so every row in the index is complete. A build that was killed continues where it stopped. A
 truncated file loses only the rows behind the cut.
@@ -8,6 +8,7 @@ truncated file loses only the rows behind the cut.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -15,19 +16,21 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pfedst.data.tables import read_json
-from pfedst.data.taps.layout import Layout
+from pfedst.data.taps.layout import ImageLayout, Layout, TapLayout
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
 from pfedst.messages.payload import raw_bytes
 from pfedst.state import write_json
+
+Kind = TypeVar("Kind", bound="Store")
 
 FORMAT = 1
 KEY = re.compile("[0-9a-f]{32}")
@@ -38,8 +41,8 @@ CHECKED_ON_OPENING = 8
 one of them is wrong, all rows are checked."""
 
 
-class TapStore:
-    """A store of taps. Opening it reads and checks the index; incomplete rows are ignored.
+class Store:
+    """A store of rows. Opening it reads and checks the index; incomplete rows are ignored.
 
     Attributes:
         folder: folder of the store.
@@ -49,8 +52,8 @@ class TapStore:
     Args:
         folder: folder of the store, created when the first row is written.
         layout: fields of a row.
-        identity: encoder and preprocessing, which identify the store. A folder with another or no identity is not read,
-            and is emptied before the first row is written.
+        identity: what the rows depend on beside the image, such as encoder and preprocessing. A folder with another or
+            no identity is not read, and is emptied before the first row is written.
     """
 
     def __init__(self, folder: Path, layout: Layout, identity: Mapping[str, Any]) -> None:
@@ -60,6 +63,7 @@ class TapStore:
         self.row_of: dict[str, int] = {}
         self._crc: list[int] = []
         self._mapped: dict[str, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
         self.refresh()
 
     def __len__(self) -> int:
@@ -85,18 +89,21 @@ class TapStore:
         if self._damaged_from(len(self) - CHECKED_ON_OPENING):
             self._take(lines[: self.damaged()[0]])
 
-    def read(self, rows: Tensor, need: Need) -> StoredTaps:
-        """Return rows for an adapter that needs `pooled` or the kind of this store."""
-        if need == "pooled":
-            return StoredTaps("pooled", (self._field("pooled").index_select(0, rows),))
-        values = self._field("values")
-        tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
-        scales: tuple[Tensor, ...] = ()
-        if self.layout.dtype == "int8":
-            kept = self._field("scales")
-            scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
-        correction = self._field("correction").index_select(0, rows) if self.layout.corrected else None
-        return StoredTaps(self.layout.kind, tensors, scales, correction)
+    def held(self: Kind, rows: Tensor, device: torch.device) -> Kind:
+        """Return some rows in the memory of a device, to be read: row i is `rows[i]` of this store."""
+        held = copy.copy(self)
+        held._held = {name: self._field(name).index_select(0, rows).to(device) for name in self.layout.fields}
+        return held
+
+    @property
+    def is_held(self) -> bool:
+        """True if the rows are in the memory of a device."""
+        return bool(self._held)
+
+    def _select(self, name: str, rows: Tensor) -> Tensor:
+        """Return a field of some rows."""
+        field = self._field(name)
+        return field.index_select(0, rows.to(field.device))
 
     def damaged(self) -> list[int]:
         """Return the rows whose bytes differ from those written. Reads the whole store."""
@@ -138,6 +145,8 @@ class TapStore:
 
     def _field(self, name: str) -> Tensor:
         """Return a field of all rows, memory-mapped: only used rows are read."""
+        if self._held:
+            return self._held[name]
         if name not in self._mapped:
             shape, dtype = self.layout.fields[name]
             size = len(self) * math.prod(shape)
@@ -211,7 +220,7 @@ class TapStore:
             raise
         except OSError as error:
             raise DataError(
-                f"{self.folder}: cannot write the tap cache ({error}); free some space, choose another "
+                f"{self.folder}: cannot write the cache ({error}); free some space, choose another "
                 f"--data.cache_folder, or --data.cache none. What was written before is kept"
             ) from error
 
@@ -224,6 +233,36 @@ class TapStore:
         for name, size in self.layout.field_bytes.items():
             _cut(self._file(name), len(self) * size)
         _cut(self.folder / "index.txt", len(self) * LINE_LENGTH)
+
+
+class ImageStore(Store):
+    """A store of decoded images, cut to squares."""
+
+    layout: ImageLayout
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the pixels (B, 3, S, S), uint8, of some rows."""
+        return self._select("pixels", rows)
+
+
+class TapStore(Store):
+    """A store of the output of an encoder."""
+
+    layout: TapLayout
+
+    def read(self, rows: Tensor, need: Need) -> StoredTaps:
+        """Return rows for an adapter that needs `pooled` or the kind of this store."""
+        if need == "pooled":
+            return StoredTaps("pooled", (self._select("pooled", rows),))
+        values = self._field("values")
+        rows = rows.to(values.device)
+        tensors = tuple(values[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        scales: tuple[Tensor, ...] = ()
+        if self.layout.dtype == "int8":
+            kept = self._field("scales")
+            scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
+        correction = self._select("correction", rows) if self.layout.corrected else None
+        return StoredTaps(self.layout.kind, tensors, scales, correction)
 
 
 def _crc(fields: Sequence[Tensor], key: str) -> int:

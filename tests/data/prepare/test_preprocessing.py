@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from pfedst.data.datasets import evaluation_transform
 from pfedst.data.prepare import preprocessing
 from pfedst.data.prepare.preprocessing import PreprocessingOptions, colour_constancy, preprocess_image, preprocess_tree
 from pfedst.data.sources import FileSource
+from pfedst.data.transforms import evaluation_transform
 from pfedst.encoders import Preprocessing, spec
 from pfedst.errors import ConfigurationError, DataError
 from tests.fake_data.folder.data import image, make

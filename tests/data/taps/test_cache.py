@@ -48,7 +48,7 @@ def cached(folder: Path | None, need="taps", kind="auto", own=None, module=None,
     """Prepared sites with a complete cache."""
     own, module = own or encoder(), module or data(cache=kind, cache_folder=folder, **options)
     module.prepare(own.preprocessing)
-    module.cache_taps(own, need, CPU)
+    module.complete_cache(own, need, CPU)
     return module
 
 
@@ -96,33 +96,33 @@ def check_taps(own, need, batch, images) -> None:
 
 
 @pytest.mark.parametrize("need", NEEDS)
-@pytest.mark.parametrize("kind", [*KINDS, "auto", "none"])
+@pytest.mark.parametrize("kind", [*KINDS, "images", "auto", "none"])
 def test_a_kind_serves_or_is_refused_with_those_that_do(tmp_path, need, kind) -> None:
     folder = tmp_path / "cache"
     if kind in KINDS and kind not in SERVING[need]:
         with pytest.raises(ConfigurationError, match=rf"--data\.cache {kind}.*needs {need}") as caught:
             cached(folder, need, kind)
         offered = str(caught.value).rsplit("use ", 1)[1].split(" or ")
-        assert offered == [*SERVING[need], "auto", "none"]
+        assert offered == [*SERVING[need], "images", "auto", "none"]
         assert not folder.exists()
         return
     sites = cached(folder, need, kind)
     images, _ = next(iter(uncached().evaluation_loader("site_a", "test")))
     batch, _ = next(iter(sites.evaluation_loader("site_a", "test")))
-    if kind == "none" or need == "images":
-        assert torch.equal(batch, images)
-        assert not folder.exists()
-        return
     stores = list(stores_in(folder).values())
-    assert [store.layout.kind for store in stores] == [need if kind == "auto" else kind]
-    assert len(stores[0]) == IMAGES
+    assert [store.layout.kind for store in stores] == ([] if kind == "none" else [need if kind == "auto" else kind])
+    assert [len(store) for store in stores] == [IMAGES] * len(stores)
+    if kind == "none" or stores[0].layout.kind == "images":
+        assert torch.equal(batch, images)
+        return
     check_taps(encoder(), need, batch, images)
 
 
-def test_an_encoder_that_is_none_has_nothing_to_cache(tmp_path) -> None:
+def test_an_encoder_that_is_none_has_images_alone_to_cache(tmp_path) -> None:
     pixels = Pixels(16)
-    sites = cached(tmp_path / "cache", "images", "auto", pixels)
-    assert not (tmp_path / "cache").exists()
+    sites = cached(tmp_path, "images", "auto", pixels)
+    assert list(stores_in(tmp_path)) == [sites.store.folder.name]
+    assert sites.store.folder.name.startswith("16px-images-uint8-")
     assert next(iter(sites.evaluation_loader("site_a", "test")))[0].shape == (12, 3, 16, 16)
 
 
@@ -172,7 +172,9 @@ def test_a_tower_without_tokens_has_a_store_of_embeddings_alone(tmp_path) -> Non
     loader = sites.evaluation_loader("site_a", "test")
     assert same_batches(own, "pooled", loader, uncached(own).evaluation_loader("site_a", "test"))
     for kind in ("tokens", "taps"):
-        with pytest.raises(ConfigurationError, match=rf"cache {kind}: .*is a ResNet.*use pooled or auto or none"):
+        with pytest.raises(
+            ConfigurationError, match=rf"cache {kind}: .*is a ResNet.*use pooled or images or auto or none"
+        ):
             cached(tmp_path, "pooled", kind, own=own)
 
 
@@ -232,7 +234,7 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(tmp_path, mo
 
     def disk_usage(path):
         asked.append(Path(path))
-        return usage(10**9, 10**9, bytes_of("taps") - 1)
+        return usage(10**9, 10**9, IMAGES * 3 * 32 * 32 - 1)  # too few for images, and so for taps
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     folder = tmp_path / "not" / "yet"
@@ -244,19 +246,21 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(tmp_path, mo
             sites = cached(folder, "taps", kind)
         assert "caches nothing" in caplog.text
         assert isinstance(next(iter(sites.evaluation_loader("site_a", "test")))[0], torch.Tensor)
-    assert asked == [tmp_path]
+    assert set(asked) == {tmp_path}
     assert not (tmp_path / "not").exists()
 
 
-@pytest.mark.parametrize("kind", ["auto", "taps"])
 @pytest.mark.parametrize("augmentation", ["flips", "crops"])
-def test_augmentation_without_views_is_refused_with_the_reason(tmp_path, kind, augmentation) -> None:
-    words = rf"--data\.augmentation {augmentation}.*each epoch draws new.*--data\.views"
+def test_taps_of_images_that_each_epoch_draws_anew_are_refused_and_auto_caches_images(tmp_path, augmentation) -> None:
+    folder = tmp_path / "cache"
+    words = rf"--data\.augmentation {augmentation}.*each epoch draws new.*--data\.views.*--data\.cache images"
     with pytest.raises(ConfigurationError, match=words):
-        cached(tmp_path / "cache", "taps", kind, augmentation=augmentation)
-    assert not (tmp_path / "cache").exists()
-    cached(tmp_path / "cache", "images", "auto", augmentation=augmentation)  # nothing would be cached anyway
-    cached(tmp_path / "cache", "taps", "none", augmentation=augmentation)
+        cached(folder, "taps", "taps", augmentation=augmentation)
+    assert not folder.exists()
+    cached(folder, "taps", "none", augmentation=augmentation)
+    assert not folder.exists()
+    for need in ("taps", "images"):
+        assert cached(folder, need, "auto", augmentation=augmentation).store.layout.kind == "images"
 
 
 @pytest.mark.parametrize(
@@ -562,7 +566,7 @@ def views_seen(loader, epochs=EPOCHS) -> dict[int, set[bytes]]:
     seen: dict[int, set[bytes]] = {}
     for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
-        positions = [draw.position for draw in loader.sampler]
+        positions = [position for draws in loader.sampler for position in draws.positions]
         shown = [row for batch, _ in loader for row in _rows(batch)]
         for position, row in zip(positions, shown, strict=True):
             seen.setdefault(position, set()).add(row.numpy().tobytes())
@@ -644,7 +648,8 @@ RUNS = [
     pytest.param(
         UNLABELLED, "pooled", {"validation_fraction": 0.4, "augmentation": "flips", "views": 2}, id="FACMIC-views"
     ),
-    pytest.param(FedLoRA, None, {}, id="FedLoRA"),
+    pytest.param(FedLoRA, "images", {}, id="FedLoRA"),
+    pytest.param(PFedST, "images", {"augmentation": "flips"}, id="PFedST-new-flips"),
     pytest.param(PFedST, "taps", {"augmentation": "flips", "views": 2}, id="PFedST-flips"),
     pytest.param(Pooled, "taps", {"augmentation": "crops", "views": 2}, id="Pooled-crops"),
     pytest.param(PFedST, "taps", {"precision": "bf16-mixed"}, id="PFedST-bf16-mixed"),
@@ -657,7 +662,7 @@ def test_a_run_with_a_cache_is_the_run_without_byte_for_byte(tmp_path, method, k
     for name in ("filling", "reading")[: 2 if (method, options) == (PFedST, {}) else 1]:
         with_cache = run(tmp_path, name, method, cache="auto", cache_folder=tmp_path / "cache", **options)
         found = [store.layout.kind for store in stores_in(tmp_path / "cache").values()]
-        assert found == ([] if kind is None else [kind])
+        assert found == [kind]
         assert states(tmp_path / name) == states(tmp_path / "plain")
         for key in plain:
             if key not in ("protocol", "environment"):  # the latter has the minute of the run
@@ -723,14 +728,14 @@ def test_a_log_file_learns_the_time_left_again_and_again(tmp_path, monkeypatch, 
 
 def test_without_filling_nothing_is_computed_and_what_is_missing_is_counted(tmp_path, counted) -> None:
     module = uncached(cache="taps", cache_folder=tmp_path)
-    module.cache_taps(encoder(), "taps", CPU, fills=False)
-    images, size = module.missing_taps
+    module.complete_cache(encoder(), "taps", CPU, fills=False)
+    kind, images, size = module.missing
     assert (images, counted, module.store) == (IMAGES, [], None)
     assert size > 0
     assert not list(tmp_path.rglob("*.bin"))
     full = cached(tmp_path)
-    assert full.missing_taps == (images, size)
+    assert full.missing == (kind, images, size)
     assert full.store.bytes == size
-    module.cache_taps(encoder(), "taps", CPU, fills=False)
-    assert module.missing_taps == (0, 0)
+    module.complete_cache(encoder(), "taps", CPU, fills=False)
+    assert module.missing == ("images", 0, 0)
     assert module.store is not None

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedst.data.sources import content_digest
-from pfedst.data.taps.layout import Layout
+from pfedst.data.taps.layout import TapLayout
 from pfedst.data.taps.store import CHECKED_ON_OPENING, LINE_LENGTH, TapStore
 from pfedst.encoders import FrozenCLIP
 from pfedst.encoders.stored import STORED, decoded, encoded
@@ -50,11 +50,11 @@ def answers(token_grid=None):
     return encoder_of(token_grid).encode(images, KINDS)
 
 
-def layout_of(kind="taps", dtype="float32", token_grid=None) -> Layout:
-    return Layout.of(encoder_of(token_grid).spec, kind, dtype, token_grid is not None)
+def layout_of(kind="taps", dtype="float32", token_grid=None) -> TapLayout:
+    return TapLayout.of(encoder_of(token_grid).spec, kind, dtype, token_grid is not None)
 
 
-def packed(layout: Layout, token_grid=None, indices=range(COUNT)) -> dict[str, torch.Tensor]:
+def packed(layout: TapLayout, token_grid=None, indices=range(COUNT)) -> dict[str, torch.Tensor]:
     return {name: rows[list(indices)] for name, rows in layout.pack(answers(token_grid)).items()}
 
 
@@ -94,7 +94,7 @@ def check_rows(store: TapStore, token_grid=None) -> int:
     return len(known)
 
 
-def check_whole(folder: Path, layout: Layout, token_grid=None) -> None:
+def check_whole(folder: Path, layout: TapLayout, token_grid=None) -> None:
     """A store opened anew has all rows, right, each once."""
     store = TapStore(folder, layout, IDENTITY)
     assert check_rows(store, token_grid) == COUNT
@@ -105,7 +105,7 @@ def check_whole(folder: Path, layout: Layout, token_grid=None) -> None:
         assert (folder / f"{name}.bin").stat().st_size == COUNT * size
 
 
-def row_sizes(layout: Layout) -> dict[str, int]:
+def row_sizes(layout: TapLayout) -> dict[str, int]:
     return {name: torch.Size(shape).numel() * dtype.itemsize for name, (shape, dtype) in layout.fields.items()}
 
 
