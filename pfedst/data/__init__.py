@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pfedst.data.sets.folder import FolderSites
     from pfedst.data.sets.hugging_face import HuggingFaceSites
     from pfedst.data.sets.manifest import ManifestSites
+    from pfedst.data.sets.remote import RemoteSites
     from pfedst.data.sets.synthetic import SyntheticSites
     from pfedst.data.sites import Split
 else:
@@ -24,6 +25,7 @@ else:
         "FolderSites": "sets.folder",
         "HuggingFaceSites": "sets.hugging_face",
         "ManifestSites": "sets.manifest",
+        "RemoteSites": "sets.remote",
         "Split": "sites",
         "SyntheticSites": "sets.synthetic",
     }
@@ -44,6 +46,7 @@ __all__ = [
     "FolderSites",
     "HuggingFaceSites",
     "ManifestSites",
+    "RemoteSites",
     "Split",
     "SyntheticSites",
 ]
