@@ -6,10 +6,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test coverage lint types check check-kernels check-wheel bench docs clean
+.PHONY: demo demo-hospitals test coverage lint types check check-kernels check-wheel check-hospitals bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
+
+# three hospitals on this machine, over Flower with TLS and registered keys, in a few minutes; needs Python 3.11
+demo-hospitals: $(READY)
+	rm -rf runs/hospitals
+	$(BIN)/python -m pfedst.testing.hospitals runs/hospitals
 
 test: $(READY)
 	$(BIN)/pytest
@@ -29,7 +34,11 @@ types: $(READY)
 check-wheel: $(READY)
 	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
 
-check: test lint types coverage check-kernels check-wheel
+# Flower's own processes on loopback, in two to three minutes; needs Python 3.11
+check-hospitals: $(READY)
+	$(BIN)/pytest -n 0 -m hospitals tests/deployment/test_hospitals.py
+
+check: test lint types coverage check-kernels check-wheel check-hospitals
 
 # The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
 # differ between them, and no test may depend on those. Tests that start processes are left out.

@@ -13,6 +13,7 @@ from flwr.app import Message
 
 from pfedst.client.client import Client
 from pfedst.client.state import SITES
+from pfedst.data.sets.remote import RemoteSites
 from pfedst.deployment.agreement import differences
 from pfedst.deployment.message_log import MessageLog
 from pfedst.errors import ConfigurationError, PfedstError
@@ -74,6 +75,8 @@ class Hospital:
                 self.client.keep_state_in(self.folder / request.run / SITES)
             reply = self.client.answer(self.site, request)
             packed(reply.values, reply.parts)  # what JSON does not take is a fault, too
+            if request.kind == "hello":  # the label of data names their folder
+                reply.values["protocol"] = reply.values["protocol"] | {"data": RemoteSites.label}
             return reply.values, reply.parts
         except Exception as error:
             _log(error)

@@ -78,7 +78,7 @@ def run_hospital(hospital: Hospital, superlink: str, root_certificates: Path, ke
     """
     secret = hospital.folder / SECRET
     write_atomically(secret, secrets.token_bytes(32))
-    node = Address(f"127.0.0.1:{_free_port()}", secret)
+    node = Address(f"127.0.0.1:{_free_port()}", secret, retry_seconds=1.0)
     log = hospital.folder / LOG
     with _supernode(node, superlink, root_certificates, key, log) as process:
         tasks = node.tasks("SuperExec")

@@ -68,11 +68,13 @@ class Address:
         host_and_port: HOST:PORT.
         secret: the file with the secret of its tasks.
         root_certificates: the certificate of its authority; None for a SuperNode on this machine, without TLS.
+        retry_seconds: how long it may be away.
     """
 
     host_and_port: str
     secret: Path
     root_certificates: Path | None = None
+    retry_seconds: float = RETRY_SECONDS
 
     @property
     def trusted(self) -> bytes | None:
@@ -86,7 +88,7 @@ class Address:
             insecure=self.root_certificates is None,
             root_certificates=self.trusted,
             interceptors=[RuntimeVersionHttpInterceptor(component_name=component), *interceptors],
-            retry_invoker=_retries(),
+            retry_invoker=_retries(self.retry_seconds),
         )
 
     def tasks(self, component: str) -> RuntimeHttpClient:
@@ -107,7 +109,7 @@ def submitted_run(link: Address) -> Iterator[HttpGrid]:
     try:
         run_id, token = _take_run(link)
         grid = HttpGrid(link.host_and_port, link.root_certificates is None, link.trusted, token=token)
-        grid._retry_invoker = _retries()
+        grid._retry_invoker = _retries(link.retry_seconds)
         client = grid._runtime_client
         with _heartbeat(client):
             pulled = client.PullTaskInput(PullTaskInputRequest())
@@ -219,13 +221,13 @@ def _heartbeat(client: RuntimeHttpClient) -> Iterator[None]:
         sender.stop()
 
 
-def _retries() -> RetryInvoker:
+def _retries(seconds: float) -> RetryInvoker:
     """Repeat a request while the other side is away; Flower's own policy would interrupt this process at a refusal."""
     return RetryInvoker(
         lambda: exponential(base_delay=0.5, max_delay=5),
         (httpx.TransportError, httpx.HTTPStatusError),
         max_tries=None,
-        max_time=RETRY_SECONDS,
+        max_time=seconds,
         should_giveup=_is_final,
     )
 

@@ -38,7 +38,7 @@ def statement(client: Client, site: str, options: Mapping[str, Any]) -> str:
         lines.append("    of a class with one training image that is the embedding of this image")
     lines += [
         f"  once: number of images ({samples}), names of the {classes} classes, the options of the study, hashes of",
-        "    all images together and of the encoder, findings of the audit as numbers, the name of the data folder",
+        "    all images together and of the encoder, findings of the audit as numbers",
     ]
     if client.shares_class_counts:
         lines.append("  once: number of training images of each class")
