@@ -236,8 +236,14 @@ class PFedSTCLI(LightningCLI):
         print(f"{run.path / 'summary.json'}")
 
     def _check_flower_options(self) -> None:
-        """Refuse options of Flower where they would have no effect."""
+        """Refuse options of Flower where they would have no effect, and others that a run over Flower does not have."""
         if self._get(self.config_init, "coordinator").transport == "flower":
+            for name, reason in (
+                ("dry_run", "the images are at the hospitals"),
+                ("init", "hospitals would not get the frozen tensors of that run"),
+            ):
+                if self._get(self.config, name):
+                    raise ConfigurationError(f"--{name}: not with --coordinator.transport flower, as {reason}")
             return
         given, defaults = vars(self._get(self.config_init, "flower")), vars(FlowerOptions())
         if changed := [f"--flower.{name}" for name in given if given[name] != defaults[name]]:
@@ -282,12 +288,6 @@ class PFedSTCLI(LightningCLI):
         check_flower()
         from pfedst.deployment.centre import Centre
 
-        for name, reason in (
-            ("dry_run", "the images are at the hospitals"),
-            ("init", "hospitals would not get the frozen tensors of that run"),
-        ):
-            if self._get(self.config, name):
-                raise ConfigurationError(f"--{name}: not with --coordinator.transport flower, as {reason}")
         local = local_options(text, self.defaults(), "data.init_args.")
         if local or "data.init_args.only_sites" in study_options(text, self.defaults()):
             raise ConfigurationError(

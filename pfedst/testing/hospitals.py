@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 
 from pfedst.data import SyntheticSites
+from pfedst.deployment.requirement import check_flower
+from pfedst.errors import ConfigurationError
 
 SITES = ("site_a", "site_b", "site_c")
 CLASSES = ("nevus", "melanoma", "keratosis")
@@ -251,9 +253,13 @@ class Loopback:
 def main(folder: Path) -> int:
     """Run the demonstration; return the exit code of the run."""
     started = time.monotonic()
-    if folder.exists():
-        print(f"pfedst: error: {folder} exists; remove it, or name another folder", file=sys.stderr)
-        return 2
+    try:
+        check_flower()
+        if folder.exists():
+            raise ConfigurationError(f"{folder} exists; remove it, or name another folder")
+    except ConfigurationError as error:
+        print(f"pfedst: error: {error}", file=sys.stderr)
+        return error.exit_code
     with Loopback(folder, tells=True) as machines:
         print("# three hospitals: SYNTHETIC images in images/site_a, images/site_b and images/site_c")
         write_images(machines.folder / "images", (64, 56, 48), 24, 64)

@@ -1,11 +1,13 @@
 """Hospitals in this process behind a grid that is none of Flower's: its messages are Flower's own."""
 
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 from flwr.app import Message
 from flwr.app.error import Error
 from flwr.supercore.task_identity import TaskIdentity
+from torch.optim import SGD
 
 from pfedst.client.training import LocalTrainer
 from pfedst.deployment.agreement import agreement
@@ -64,7 +66,9 @@ def client_at(site, method, folder, run_seed=0):
     data = small.data()
     data.use_sites([site])
     local = LocalTrainer(small.trainer(max_epochs=method.fewest_local_epochs))
-    return make_client(small.template(method), data, method, run_seed, local, None)
+    # PFedMe refuses other optimisers
+    sgd = {"optimizer": partial(SGD, lr=0.01)} if type(method).__name__ == "PFedMe" else {}
+    return make_client(small.template(method, **sgd), data, method, run_seed, local, None)
 
 
 def hospital(site, method, folder, study=None):

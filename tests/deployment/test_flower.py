@@ -1,6 +1,7 @@
 """Rounds over Flower's messages, without its processes: the bits of a run in one process, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pfedst.deployment.agreement import agreement, check_method, differences, re
 from pfedst.deployment.statement import statement
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.messages.faults import Fault
-from pfedst.messages.requests import Request
+from pfedst.messages.requests import Reply, Request
 from pfedst.methods.pfedst import PFedST
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder
@@ -25,6 +26,7 @@ from pfedst.simulation import make_hooks
 from pfedst.testing import small
 from pfedst.transport.flower import Flower, packed, size_and_digest, unpacked
 from tests.deployment.hospitals import CLASSES, SITES, FakeGrid, client_at, hospital
+from tests.transport.test_processes import same, server_of
 
 SHORT = {"wait_seconds": 0.0, "timeout_seconds": 20.0, "poll_seconds": 0.001}
 
@@ -213,6 +215,30 @@ def test_a_method_runs_between_hospitals_or_is_refused_with_the_reason(name) -> 
     module = small.template(method).build(CLASSES, method, 0)
     reason = reason_against(method, module.model, SITES)
     assert (reason is not None) == (name == "Pooled")
+
+
+@pytest.mark.parametrize("name", sorted(set(registered_methods()) - {"Pooled"}))
+def test_the_replies_of_a_method_are_those_in_one_process(name, tmp_path) -> None:
+    """Prototypes, a fit and an evaluation, through Flower's messages and without."""
+    method = registered_methods()[name]()
+    there, here = hospital("site_a", method, tmp_path / "there"), client_at("site_a", method, tmp_path)
+    here.keep_state_in(tmp_path / "here")
+    server = server_of(here)
+    grid = FakeGrid({"site_a": there.handle})
+    flower = Flower(grid, ["site_a"], there.agreed, **SHORT)
+    evaluated = Request("evaluate", "run", 1, evaluate=("test",), parts=server.parts_to_evaluate("site_a", False))
+    requests = [evaluated]
+    if server.trains:
+        requests = [Request("fit", "run", 1, parts=server.parts_for("site_a")), replace(evaluated, after=1)]
+    for request in requests:
+        ((_, got),) = flower.ask({"site_a": request}, lambda name: None)
+        expected = here.answer("site_a", request)
+        assert isinstance(got, Reply), got.text
+        assert same(got.parts, expected.parts)
+        for reply in (got, expected):
+            for key in ("fit_seconds", "peak_memory_bytes"):
+                reply.values.get("record", {}).pop(key, None)
+        assert {key: value for key, value in got.values.items() if key != "site"} == expected.values
 
 
 def test_a_method_that_shows_images_of_another_site_is_refused() -> None:
