@@ -188,7 +188,7 @@ def test_flower_is_imported_by_the_transport_and_the_deployment_alone() -> None:
         name
         for name in found
         if any(
-            other.startswith(("flwr.super", "flwr.common", "flwr.proto", "flwr.cli"))
+            other.startswith(("flwr.super", "flwr.common", "flwr.proto", "flwr.cli."))
             for other in imported(MODULES[name])
         )
     }

@@ -1,7 +1,7 @@
 """The app bundle that Flower carries to every hospital with a run.
 
 No process of pfedst unpacks or imports it: hospitals answer with the package that they have installed. Each computes
-the bundle itself, and refuses the messages of a run that brings another.
+the bundle itself, and refuses the messages of a run that brings another. A stock SuperNode does import it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ clientapp = "pfedst_app.apps:client"
     "LICENSE": "Apache-2.0\n",
     "pfedst_app/__init__.py": "",
     "pfedst_app/apps.py": """\
-from pfedst.deployment import apps
+from pfedst.cli import site_app
 
-client = apps.client  # Flower looks for an assignment
-server = apps.server
+client = site_app.client  # Flower looks for an assignment
+server = site_app.server
 """,
 }
 

@@ -8,12 +8,13 @@ import torch
 
 pytest.importorskip("flwr", reason="pip install 'pfedst[flower]'")
 
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
 from pfedst.client.exchange import start_maker
 from pfedst.data import RemoteSites
 from pfedst.deployment.agreement import agreement, check_method, differences, reason_against, shared_study
+from pfedst.deployment.apps import client_app, server_app
 from pfedst.deployment.statement import statement
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.messages.faults import Fault
@@ -163,9 +164,28 @@ def test_a_centre_cannot_choose_where_a_hospital_writes(grid, sites, run) -> Non
     assert sorted(path.name for path in sites["site_a"].folder.iterdir()) == ["messages.jsonl"]
 
 
-def test_a_message_of_another_kind_is_answered_by_the_kind_of_the_error(grid, sites) -> None:
-    from flwr.app import RecordDict
+def test_flowers_own_app_answers_as_the_hospital_does(sites, grid, caplog) -> None:
+    """The fallback: a stock SuperNode starts a process for each message."""
+    app = client_app(lambda: sites["site_a"])
+    context = Context(1, 2, {}, RecordDict(), {})
+    grid.handlers["site_a"] = lambda message: app(message, context)
+    hello = transport(grid).hello("run")["site_a"]
+    assert hello.values["samples"] == sites["site_a"].client.answer("site_a", Request("hello", "run")).values["samples"]
 
+    def fails():
+        raise ValueError("cannot read /images/Doe_Jane_1970.png")
+
+    broken = client_app(fails)
+    grid.handlers["site_a"] = lambda message: broken(message, context)
+    ((_, fault),) = transport(grid).ask({"site_a": Request("fit", "run", 1)}, lambda name: None)
+    assert isinstance(fault, Fault)
+    assert fault.kind == "ValueError"
+    assert "Doe" not in fault.text
+    with pytest.raises(ConfigurationError, match="stop flower-superexec"):
+        server_app()(grid, context)
+
+
+def test_a_message_of_another_kind_is_answered_by_the_kind_of_the_error(grid, sites) -> None:
     message = Message(RecordDict(), dst_node_id=2, message_type="train")
     message.metadata.__dict__["_message_id"] = "m"
     values, _ = unpacked(sites["site_a"].handle(message).content)
