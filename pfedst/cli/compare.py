@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from pfedst.cli.report import write_report
 from pfedst.cli.resume import resumable
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
+from pfedst.compare.printed import PrintedGrid, RunsPrinted
 from pfedst.compare.run import Resolve
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, PfedstError, listed
@@ -47,12 +49,22 @@ def run_compare(arguments: Sequence[str]) -> int:
         help="round of each run that the table reports and that tuning compares: its last, or its best on validation; "
         "default: %(default)s",
     )
+    parser.add_argument(
+        "--print-runs",
+        action="store_true",
+        help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; with "
+        "tuning, print its runs first",
+    )
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
+    if given.print_runs and given.jobs > 1:
+        raise ConfigurationError(f"--jobs {given.jobs}: has no effect with --print-runs; leave it out")
     plan = _plan(given.config, given.seeds, given.only)
     folder = given.runs_dir / (given.name or f"compare-{given.config.stem}")
     overrides = _checked(overrides)
+    if given.print_runs:
+        return _print_runs(Comparison(plan, folder, overrides, resolver(), PrintedGrid, given.round))
     # at once: torch is not imported yet, which takes seconds
     print(f"{plan.description}\n{folder}: runs and report; {given.jobs} at a time; finished runs are kept", flush=True)
     grid = partial(Grid, jobs=given.jobs, target=run_fit)
@@ -70,6 +82,17 @@ def run_compare(arguments: Sequence[str]) -> int:
             f"{len(failed)} runs failed; finished runs are kept and reported. Run the same command to try again:\n"
             f"  {failures}"
         )
+    return 0
+
+
+def _print_runs(comparison: Comparison) -> int:
+    """Print the commands of the next runs to standard output, and what follows to standard error."""
+    try:
+        comparison.run()
+    except RunsPrinted as printed:
+        print(f"{printed}, in this folder; then give this command again", file=sys.stderr)
+        return 0
+    print("all runs are finished: give this command without --print-runs for the report", file=sys.stderr)
     return 0
 
 
