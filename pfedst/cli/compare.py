@@ -17,7 +17,7 @@ from pfedst.cli.report import write_report
 from pfedst.cli.resume import resumable
 from pfedst.compare import Comparison, Grid, Plan
 from pfedst.compare.plan import OF_THE_COMPARISON, make_plan
-from pfedst.compare.printed import PrintedGrid, RunsPrinted
+from pfedst.compare.printed import PrintedGrid, RunsPrintedError
 from pfedst.compare.run import Resolve
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, PfedstError, listed
@@ -52,8 +52,8 @@ def run_compare(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--print-runs",
         action="store_true",
-        help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; with "
-        "tuning, print its runs first",
+        help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; "
+        "with tuning, print its runs first",
     )
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
@@ -89,7 +89,7 @@ def _print_runs(comparison: Comparison) -> int:
     """Print the commands of the next runs to standard output, and what follows to standard error."""
     try:
         comparison.run()
-    except RunsPrinted as printed:
+    except RunsPrintedError as printed:
         print(f"{printed}, in this folder; then give this command again", file=sys.stderr)
         return 0
     print("all runs are finished: give this command without --print-runs for the report", file=sys.stderr)

@@ -10,7 +10,7 @@ from pfedst.compare.grid import Grid, GridRun
 from pfedst.errors import PfedstError
 
 
-class RunsPrinted(PfedstError):
+class RunsPrintedError(PfedstError):
     """Commands were printed: the comparison cannot go on before they have run."""
 
     exit_code = 0
@@ -30,13 +30,13 @@ class PrintedGrid(Grid):
         """Print the runs that are not finished.
 
         Raises:
-            RunsPrinted: there are some.
+            RunsPrintedError: there are some.
         """
         waiting = [run for run in runs if not self.is_finished(run)]
         for run in waiting:
             print(shlex.join(["pfedst", "fit", *run.arguments]))
         if waiting:
-            raise RunsPrinted(f"{what}: {len(waiting)} of {len(runs)} runs are to be run")
+            raise RunsPrintedError(f"{what}: {len(waiting)} of {len(runs)} runs are to be run")
         return {}
 
 
