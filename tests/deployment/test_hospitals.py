@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pfedst.cli import main
 from pfedst.testing.hospitals import PFEDST, SITES, STUDY, Loopback, write_images
 
 pytestmark = pytest.mark.hospitals
@@ -81,6 +82,18 @@ def test_a_run_in_which_a_site_is_killed_has_the_bits_of_a_run_in_one_process(ma
     sent = [line for line in messages(machines, "site_a") if line["direction"] == "sent"]
     assert {line["kind"] for line in sent} >= {"hello", "prototypes", "fit", "evaluate"}
     assert all(len(line["sha256"]) == 64 and line["bytes"] > 0 for line in sent)
+
+
+def test_a_hospital_predicts_with_its_own_state_and_the_files_of_the_centre(machines) -> None:
+    runs, site = machines.folder / "runs", machines.folder / "hospitals" / "site_a" / "first"
+    shutil.copytree(runs / "first", site, dirs_exist_ok=True)
+    images, found = str(machines.folder / "images" / "site_a"), []
+    for name, run in (("there", site), ("here", runs / "reference")):
+        file = machines.folder / f"{name}.csv"
+        assert main(["predict", str(run), images, "--site", "site_a", "--out", str(file)]) == 0
+        found.append(file.read_bytes())
+    assert found[0] == found[1]
+    assert found[0].count(b"\n") > 9
 
 
 def test_strangers_are_refused(machines) -> None:
