@@ -27,10 +27,9 @@ STOP_SECONDS = 10.0
 SIGNAL_AT_THE_END_OF_THE_PARENT = 1
 """PR_SET_PDEATHSIG of Linux."""
 REASONS = {
-    "CERTIFICATE_VERIFY_FAILED": "the certificate of the centre is not signed by --root-certificates",
-    "certificate": "the certificate of the centre is not accepted: check --root-certificates and --superlink",
-    "public key": "the centre has not registered the public key of --key: send it the file KEY.pub",
-    "authenticat": "the centre does not accept --key: send it the file KEY.pub, to be registered",
+    "CERTIFICATE_VERIFY_FAILED": "the certificate of the centre is not signed by --root-certificates, or is of another "
+    "name than --superlink",
+    "[code: 2004]": "the centre has not registered the public key of --key: send it the file KEY.pub",
 }
 """Words in the log of a SuperNode that has ended, and what they mean."""
 
@@ -143,6 +142,6 @@ def _reason(log: Path) -> ConfigurationError | NoAnswerError:
     """Return why a SuperNode has ended, as far as its log says."""
     text = log.read_text(errors="replace")
     for words, meaning in REASONS.items():
-        if words.lower() in text.lower():
+        if words in text:
             return ConfigurationError(f"{meaning} ({log})")
     return NoAnswerError(f"Flower's SuperNode has ended: {log} says why; start this command again")

@@ -1,6 +1,7 @@
 """Options of centre and hospital that cannot work end with one clear error, before anything is sent."""
 
 import importlib.metadata
+import os
 import re
 import sys
 from collections import namedtuple
@@ -115,3 +116,32 @@ def test_the_page_has_the_options_of_the_demonstration(tmp_path) -> None:
     for line in lines:
         for option in re.findall(r"(?<= )--?[a-zA-Z][\w.-]*", line):
             assert option in page or option == "-m", (option, line)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "not signed by --root-certificates"),
+        ("SuperExec authentication is experimental\n[code: 2004] Failed to activate SuperNode.", "KEY.pub"),
+        ("SuperExec authentication is experimental\nkilled", "has ended"),
+    ],
+)
+def test_the_end_of_a_supernode_has_a_reason(tmp_path, log, words) -> None:
+    runner = pytest.importorskip("pfedst.deployment.runner")
+    (tmp_path / "supernode.log").write_text(log)
+    assert words in str(runner._reason(tmp_path / "supernode.log"))
+
+
+def test_the_folder_of_a_hospital_is_for_one_process_of_this_user(tmp_path) -> None:
+    runner = pytest.importorskip("pfedst.deployment.runner")
+    before = os.umask(0o022)
+    os.umask(before)
+    with runner.own_folder(tmp_path / "state") as folder:
+        (folder / "a").mkdir()
+        assert [path.stat().st_mode & 0o777 for path in (folder, folder / "a")] == [0o700, 0o700]
+        with pytest.raises(ConfigurationError, match="another pfedst site has it"), runner.own_folder(folder):
+            pass
+    assert os.umask(before) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be written"), runner.own_folder(tmp_path / "file"):
+        pass
