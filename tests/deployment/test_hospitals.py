@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pfedst.cli import main
-from pfedst.testing.hospitals import PFEDST, SITES, STUDY, Loopback, write_images
+from pfedst.testing.hospitals import PFEDST, SITES, STUDY, Loopback, free_port, write_images
 
 pytestmark = pytest.mark.hospitals
 ROUNDS = 2
@@ -106,6 +106,20 @@ def test_strangers_are_refused(machines) -> None:
     for name, words in (("stranger", "KEY.pub"), ("misled", "--root-certificates")):
         assert machines.ended(name, 100) == 2, machines.log(name)
         assert words in machines.log(name).splitlines()[-1], machines.log(name)
+
+
+def test_a_centre_needs_the_secret_and_the_superlink(machines) -> None:
+    from pfedst.deployment import runtime
+    from pfedst.errors import ConfigurationError, NoAnswerError
+
+    (machines.folder / "guess").write_bytes(b"x" * 32)
+    files = machines.folder / "guess", machines.folder / "ca.crt"
+    link = runtime.Address(f"127.0.0.1:{machines.port}", *files)
+    with pytest.raises(ConfigurationError, match="--flower.secret"), runtime.submitted_run(link):
+        pass
+    nobody = runtime.Address(f"127.0.0.1:{free_port()}", *files, retry_seconds=0.1)
+    with pytest.raises(NoAnswerError, match="cannot be reached"), runtime.submitted_run(nobody):
+        pass
 
 
 def test_a_run_with_another_bundle_is_refused(machines, monkeypatch) -> None:
