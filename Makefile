@@ -6,17 +6,23 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test coverage lint types check check-faults check-kernels check-wheel check-docs bench docs clean
+.PHONY: demo demo-hospitals test coverage lint types check check-faults check-kernels check-wheel check-docs \
+	check-hospitals bench docs clean
 
 demo: $(READY)
 	$(BIN)/pfedst fit --config configs/demo.yaml
+
+# three hospitals on this machine, over Flower with TLS and registered keys, in a few minutes; needs Python 3.11
+demo-hospitals: $(READY)
+	rm -rf runs/hospitals
+	$(BIN)/python -m pfedst.testing.hospitals runs/hospitals
 
 test: $(READY)
 	$(BIN)/pytest
 
 # all tests once more: to follow every line costs three quarters of their time again
 coverage: $(READY)
-	$(BIN)/pytest -m "not wheel and not docs" --cov --cov-report=term --cov-fail-under=97
+	$(BIN)/pytest -m "not wheel and not docs and not hospitals" --cov --cov-report=term --cov-fail-under=97
 
 # whole runs with forged replies, hostile or dying clients, damaged files, odd images and sites
 check-faults: $(READY)
@@ -37,7 +43,11 @@ check-wheel: $(READY)
 check-docs: $(READY)
 	$(BIN)/pytest -n 0 -m docs tests/docs
 
-check: test lint types coverage check-faults check-kernels check-wheel check-docs
+# Flower's own processes on loopback, in two to three minutes; needs Python 3.11
+check-hospitals: $(READY)
+	$(BIN)/pytest -n 0 -m hospitals tests/deployment/test_hospitals.py
+
+check: test lint types coverage check-faults check-kernels check-wheel check-docs check-hospitals
 
 # The numeric tests once more, with the kernels of older processors and with this machine's own: the last digits of sums
 # differ between them, and no test may depend on those. Tests that start processes are left out.

@@ -7,7 +7,7 @@ new option cannot be forgotten. An option at its default does not enter a hash, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any
 
@@ -35,6 +35,7 @@ EFFECTS: dict[str, Effect] = {
     "coordinator.transport": Effect.NONE,
     "coordinator.workers": Effect.NONE,
     "coordinator.timeout_seconds": Effect.NONE,
+    "flower": Effect.NONE,
     "trainer.default_root_dir": Effect.NONE,
     "trainer.enable_model_summary": Effect.NONE,
     "trainer.enable_progress_bar": Effect.NONE,
@@ -79,6 +80,10 @@ PRIOR = "model.prior"
 """The option that may be the path of a file with class frequencies: of the study is its name alone."""
 INIT = "init"
 """The run from whose tensors a run begins: of the study is the hash of these tensors."""
+DATA_CLASS = "data.class_path"
+OF_A_SITE = (DATA_CLASS, WEIGHTS, "data.init_args.class_names", "data.init_args.only_sites")
+"""Options of the study that are a hospital's own affair in a run between hospitals: how its images are stored, and the
+name of a file. Classes, and the content of the file, are compared by value."""
 SEED = "seed_everything"
 """The option in which the runs of one row differ."""
 
@@ -93,6 +98,21 @@ def effect_of(key: str) -> Effect:
 def of_the_study(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are part of the study, of options by their dotted keys."""
     return with_effect(options, Effect.STUDY)
+
+
+def of_all_sites(options: Mapping[str, Any], of_any_data: Collection[str]) -> dict[str, Any]:
+    """Return the options that all hospitals of a run must have in common, of options by their dotted keys.
+
+    Args:
+        options: by dotted key.
+        of_any_data: names of the options that every data module has; others say how the images of a site are stored.
+    """
+    data = "data.init_args."
+    return {
+        key: value
+        for key, value in of_the_study(options).items()
+        if key not in OF_A_SITE and (not key.startswith(data) or key[len(data) :].split(".")[0] in of_any_data)
+    }
 
 
 def with_effect(options: Mapping[str, Any], *effects: Effect) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,7 @@ class Simulation:
     ) -> None:
         self.coordinator, self.method, self.run_seed, self.study = coordinator, method, run_seed, dict(study or {})
         self.local = LocalTrainer(trainer)
-        if self.local.epochs < method.fewest_local_epochs:
-            raise ConfigurationError(
-                f"method {type(method).__name__} trains its parts in turns, which {self.local.epochs} local epochs a "
-                f"round do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
-            )
+        check_local_epochs(self.local, method)
         if warm_start is not None:
             self.study |= warm_start.study if self.study else {}
             data.use_classes(warm_start.classes, all_of_them=True)
@@ -88,8 +84,9 @@ class Simulation:
         )
         self.client.module.check_optimizer()
         self.init = None if warm_start is None else self._initial(warm_start)
-        self.hooks = make_hooks(trainer, self.client)
-        self.hooks.check_monitored(logged_metrics(self.client))
+        self.hooks = make_hooks(trainer, self.client.module)
+        samples = {site: {split: data.samples(site, split) for split in EVALUATED} for site in data.sites}
+        self.hooks.check_monitored(logged_metrics(samples, self.client.names, data.ordinal))
         self.transport = make_transport(coordinator, self.client)
         self.make_start = start_maker(self.client.model)
         coordinator.check(
@@ -235,19 +232,38 @@ def make_transport(coordinator: FederatedCoordinator, client: Client) -> Transpo
     return Processes(client, coordinator.threads, coordinator.workers, coordinator.timeout_seconds)
 
 
-def make_hooks(trainer: Trainer, client: Client) -> RoundHooks:
+def check_local_epochs(local: LocalTrainer, method: FederatedMethod) -> None:
+    """Check that a method can train in so many local epochs.
+
+    Raises:
+        ConfigurationError: there are too few.
+    """
+    if local.epochs < method.fewest_local_epochs:
+        raise ConfigurationError(
+            f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a "
+            f"round do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
+        )
+
+
+def make_hooks(trainer: Trainer, module: FederatedClient) -> RoundHooks:
     """Make the hooks that show rounds to the callbacks and loggers of a Trainer; their module is a copy."""
-    module = client.module.around(copy.deepcopy(client.model), client.method)
-    module.make_optimizer = default_optimizer  # one of a configuration refers to everything that was made with it
+    shown = module.around(copy.deepcopy(module.model), module.method)
+    shown.make_optimizer = default_optimizer  # one of a configuration refers to everything that was made with it
     callbacks = [callback for callback in callbacks_of(trainer) if not shows_a_fit(callback)]
-    return RoundHooks(trainer, module, callbacks, RunLoggers(list(trainer.loggers)))
+    return RoundHooks(trainer, shown, callbacks, RunLoggers(list(trainer.loggers)))
 
 
-def logged_metrics(client: Client) -> list[str]:
-    """Return the names of all metrics that an evaluated round may log; see `docs/tracking.md`."""
-    data, found = client.data, []
+def logged_metrics(samples: Mapping[str, Mapping[Any, int]], clients: Sequence[str], ordinal: bool) -> list[str]:
+    """Return the names of all metrics that an evaluated round may log; see `docs/tracking.md`.
+
+    Args:
+        samples: number of images by site and split.
+        clients: their names.
+        ordinal: whether the classes are grades.
+    """
+    found: list[str] = []
     for split in EVALUATED:
-        sites = [site for site in data.sites if data.samples(site, split)]
+        sites = [site for site, sizes in samples.items() if sizes[split]]
         groups = [*(("federation", "generic") if sites else ()), *(f"client/{site}" for site in sites)]
-        found += [f"{group}/{split}/{metric}" for group in groups for metric in metric_names(data.ordinal)]
-    return [*found, *(f"client/{name}/train_loss" for name in client.names)]
+        found += [f"{group}/{split}/{metric}" for group in groups for metric in metric_names(ordinal)]
+    return [*found, *(f"client/{name}/train_loss" for name in clients)]

@@ -53,7 +53,7 @@ ROOMS = {room(name) for name in MODULES}
 FLOORS = (
     {"__main__"},
     {"cli", "testing"},
-    {"joining"},
+    {"joining", "deployment"},
     {"comparison", "simulation", "inference"},
     {"server", "transport"},
     {"client"},
@@ -152,7 +152,7 @@ def test_the_baselines_see_methods_and_what_lies_below() -> None:
 
 # -- Lightning -----------------------------------------------------------------------------------------------------
 
-LIGHTNING = {"client", "tracking", "cli", "simulation", "data", "testing"}
+LIGHTNING = {"client", "tracking", "cli", "simulation", "deployment", "data", "testing"}
 """Packages that may import Lightning."""
 WITHOUT_LIGHTNING = ("pfedst.client.model", "pfedst.client.state", "pfedst.client.optimizers")
 """Modules of these packages that hold for any training loop."""
@@ -176,6 +176,23 @@ def test_messages_methods_and_the_model_of_a_client_come_without_lightning_and_i
     program += "print([name for name in ('lightning', 'pfedst.data', 'pfedst.client.client') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+# -- Flower --------------------------------------------------------------------------------------------------------
+
+
+def test_flower_is_imported_by_the_transport_and_the_deployment_alone() -> None:
+    found = {name for name, text in MODULES.items() if any(other.split(".")[0] == "flwr" for other in imported(text))}
+    assert {name for name in found if room(name) != "deployment"} == {"pfedst.transport.flower"}
+    internals = {
+        name
+        for name in found
+        if any(
+            other.startswith(("flwr.super", "flwr.common", "flwr.proto", "flwr.cli."))
+            for other in imported(MODULES[name])
+        )
+    }
+    assert internals == {"pfedst.deployment.runtime", "pfedst.deployment.bundle"}
 
 
 # -- the rest ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pfedst.options import EFFECTS, PATHS, SEED, WEIGHTS, Effect, effect_of, of_
     [
         ("name", Effect.NONE),
         ("coordinator.workers", Effect.NONE),
+        ("flower.sites", Effect.NONE),  # who was there is in the identity of a run
         ("trainer.logger", Effect.NONE),
         ("trainer.logger.init_args.project", Effect.NONE),  # of a group that is listed
         ("trainer.logger.class_path", Effect.NONE),

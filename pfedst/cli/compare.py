@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from pfedst.cli.report import print_report, report
 from pfedst.cli.resume import resumable
 from pfedst.comparison import Comparison, Grid, Plan
 from pfedst.comparison.plan import OF_THE_COMPARISON, as_arguments, make_plan
+from pfedst.comparison.printed import PrintedGrid, RunsPrintedError
 from pfedst.comparison.run import Resolve
 from pfedst.configuration.shipped import COMPARE, configuration_file
 from pfedst.configuration.yaml_text import read_yaml
@@ -54,16 +56,26 @@ def run_compare(arguments: Sequence[str]) -> int:
         help="round of each run that the table reports and that tuning compares: its last, or its best on validation; "
         "default: %(default)s",
     )
+    parser.add_argument(
+        "--print-runs",
+        action="store_true",
+        help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; "
+        "with tuning, print its runs first",
+    )
     given, overrides = parser.parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
+    if given.print_runs and given.jobs > 1:
+        raise ConfigurationError(f"--jobs {given.jobs}: has no effect with --print-runs; leave it out")
     asked = _Asked.of(given.config, given.seeds, given.only, given.runs_dir, given.name, overrides)
+    if given.print_runs:
+        return _print_runs(asked.comparison(PrintedGrid, given.round))
     # at once: torch is not imported yet, which takes seconds
     print(
         f"{asked.plan.description}\n{asked.folder}: runs and report; {given.jobs} at a time; finished runs are kept",
         flush=True,
     )
-    comparison = asked.comparison(given.jobs, given.round)
+    comparison = asked.comparison(_processes(given.jobs), given.round)
     if asked.plan.folds is not None:
         print(comparison.detectable(), flush=True)
     _run(comparison, print_report)
@@ -103,7 +115,7 @@ def compare(
     if jobs < 1:
         raise ConfigurationError(f"jobs {jobs}: must be 1 or more")
     asked = _Asked.of(config, seeds, only, Path(runs_dir), name, as_arguments(overrides or {}))
-    _run(asked.comparison(jobs, round), report)
+    _run(asked.comparison(_processes(jobs), round), report)
     return asked.folder
 
 
@@ -128,9 +140,12 @@ class _Asked:
         file = configuration_file(config, COMPARE)
         return cls(_plan(file, seeds, only), runs_dir / (name or f"compare-{file.stem}"), _checked(overrides))
 
-    def comparison(self, jobs: int, choice: RoundChoice) -> Comparison:
-        grid = partial(Grid, jobs=jobs, target=run_fit)
+    def comparison(self, grid: Callable[[Path], Grid], choice: RoundChoice) -> Comparison:
         return Comparison(self.plan, self.folder, self.overrides, resolver(), grid, choice)
+
+
+def _processes(jobs: int) -> Callable[[Path], Grid]:
+    return partial(Grid, jobs=jobs, target=run_fit)
 
 
 def _run(comparison: Comparison, write: Callable[[Sequence[Path]], object]) -> None:
@@ -150,6 +165,17 @@ def _run(comparison: Comparison, write: Callable[[Sequence[Path]], object]) -> N
             f"{len(failed)} runs failed; finished runs are kept and reported. Run the same command to try again:\n"
             f"  {failures}"
         )
+
+
+def _print_runs(comparison: Comparison) -> int:
+    """Print the commands of the next runs to standard output, and what follows to standard error."""
+    try:
+        comparison.run()
+    except RunsPrintedError as printed:
+        print(f"{printed}, in this folder; then give this command again", file=sys.stderr)
+        return 0
+    print("all runs are finished: give this command without --print-runs for the report", file=sys.stderr)
+    return 0
 
 
 def resolver() -> Resolve:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -18,7 +18,7 @@ from pfedst.cli.parser import Parser
 from pfedst.cli.quiet import quieten, show_messages
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.source_configuration import configuration_of
-from pfedst.cli.study import results_depend_on, study_options
+from pfedst.cli.study import local_options, results_depend_on, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
@@ -27,7 +27,9 @@ from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_argument
 from pfedst.configuration.shipped import with_files
 from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
-from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.deployment.options import FlowerOptions
+from pfedst.deployment.requirement import check_flower
+from pfedst.errors import ConfigurationError, PfedstError, listed
 from pfedst.inference.artefact_files import is_model
 from pfedst.joining import evaluate_model
 from pfedst.methods.interface import FederatedMethod
@@ -40,6 +42,9 @@ from pfedst.state import write_json, writing
 from pfedst.state.run_state import LAST, RunState
 from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
+
+if TYPE_CHECKING:
+    from pfedst.deployment.centre import Centre
 
 ENVIRONMENT = "PFEDST"
 """Prefix of environment variables that set options."""
@@ -91,6 +96,7 @@ class PFedSTCLI(LightningCLI):
         """Add the groups that LightningCLI does not know."""
         parser.add_subclass_arguments(FederatedMethod, "method", required=True)
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
+        parser.add_class_arguments(FlowerOptions, "flower")
         parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
         parser.add_argument(
             "--init",
@@ -211,6 +217,7 @@ class PFedSTCLI(LightningCLI):
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
         """Train, print the table and leave a run folder."""
+        self._check_flower_options()
         ckpt_path = options.get("ckpt_path")
         if ckpt_path not in (None, "last"):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit continues `last`, of the run named by --name")
@@ -226,22 +233,38 @@ class PFedSTCLI(LightningCLI):
             self.show(finished)
             self.say(f"{run.path} is finished; with more --coordinator.rounds it would continue")
             return
-        with resumable("nothing was trained yet, and what is cached is kept. Give the same command again"):
-            simulation = self._checked(model, datamodule, text, self._warm_start(run))
-        if self._get(self.config, "dry_run"):
-            print(DryRun(simulation, self._runs_dir).text())
-            return
-        # made when all is checked, so that a mistake leaves no folder behind
-        continued = run is not None
-        run = run or RunFolder.create(self._runs_dir, self._get(self.config, "name"), self._default_name(datamodule))
-        self.folder = run.path
-        run.write_config(text)
-        with resumable(
-            f"what had ended is saved. To continue, give the same command with --name {run.path.name} --resume true"
-        ):
-            self.summary = simulation.fit(run, continued)
+        with ExitStack() as stack:
+            with resumable("nothing was trained yet, and what is cached is kept. Give the same command again"):
+                made = self._checked(model, datamodule, text, self._warm_start(run), stack)
+            if self._get(self.config, "dry_run"):
+                assert isinstance(made, Simulation)
+                print(DryRun(made, self._runs_dir).text())
+                return
+            # made when all is checked, so that a mistake leaves no folder behind
+            continued, name = run is not None, self._get(self.config, "name")
+            run = run or RunFolder.create(self._runs_dir, name, self._default_name(datamodule))
+            self.folder = run.path
+            run.write_config(text)
+            with resumable(
+                f"what had ended is saved. To continue, give the same command with --name {run.path.name} --resume true"
+            ):
+                self.summary = made.fit(run, continued)
         self.show(self.summary)
         self.say(f"{run.path / 'summary.json'}")
+
+    def _check_flower_options(self) -> None:
+        """Refuse options of Flower where they would have no effect, and others that a run over Flower does not have."""
+        if self._get(self.config_init, "coordinator").transport == "flower":
+            for name, reason in (
+                ("dry_run", "the images are at the hospitals"),
+                ("init", "hospitals would not get the frozen tensors of that run"),
+            ):
+                if self._get(self.config, name):
+                    raise ConfigurationError(f"--{name}: not with --coordinator.transport flower, as {reason}")
+            return
+        given, defaults = vars(self._get(self.config_init, "flower")), vars(FlowerOptions())
+        if changed := [f"--flower.{name}" for name in given if given[name] != defaults[name]]:
+            raise ConfigurationError(f"{listed(changed)}: add --coordinator.transport flower, or leave it out")
 
     def _warm_start(self, run: RunFolder | None) -> WarmStart | None:
         """Return the run that `--init` names; a run that has saved a round reads it no more."""
@@ -253,9 +276,16 @@ class PFedSTCLI(LightningCLI):
         return WarmStart.of_run(text)
 
     def _checked(
-        self, model: FederatedClient, datamodule: FederatedDataModule, text: str, warm_start: WarmStart | None
-    ) -> Simulation:
-        """Return the run, built and checked; print the findings of the audit."""
+        self,
+        model: FederatedClient,
+        datamodule: FederatedDataModule,
+        text: str,
+        warm_start: WarmStart | None,
+        stack: ExitStack,
+    ) -> Simulation | Centre:
+        """Return the run, built and checked; print the findings of the audit. `stack` closes a centre."""
+        if self._get(self.config_init, "coordinator").transport == "flower":
+            return stack.enter_context(self._centre(model, datamodule, text))
         if warm_start is not None:
             datamodule.use_classes(warm_start.classes, all_of_them=True)
         datamodule.prepare(model.encoder.preprocessing)
@@ -265,6 +295,25 @@ class PFedSTCLI(LightningCLI):
         study, fills_cache = study_options(text, self.defaults()), not self._get(self.config, "dry_run")
         given = coordinator, model, datamodule, method, self.trainer, self._seed()
         return Simulation(*given, study, fills_cache, warm_start)
+
+    def _centre(self, model: FederatedClient, datamodule: FederatedDataModule, text: str) -> Centre:
+        """Return the centre of a run between hospitals; not connected.
+
+        Raises:
+            ConfigurationError: an option that only a run with images has, or Flower is missing.
+        """
+        check_flower()
+        from pfedst.deployment.centre import Centre
+
+        local = local_options(text, self.defaults(), "data.init_args.")
+        if local or "data.init_args.only_sites" in study_options(text, self.defaults()):
+            raise ConfigurationError(
+                f"{listed([f'--{key}' for key in local or ['data.init_args.only_sites']])}: the centre has no images; "
+                f"give such options to pfedst site at each hospital, and leave them out of the common file"
+            )
+        coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
+        given = coordinator, self._get(self.config_init, "flower"), model, datamodule, method, self.trainer
+        return Centre(*given, self._seed(), study_options(text, self.defaults()))
 
     def _has_all_rounds(self, finished: Mapping[str, Any]) -> bool:
         rounds: int = self._get(self.config_init, "coordinator").options.rounds

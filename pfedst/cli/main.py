@@ -15,6 +15,7 @@ usage: pfedst COMMAND [OPTIONS]
   validate  a finished run on validation    pfedst validate runs/NAME
   test      a finished run on test          pfedst test runs/NAME
   join      a new hospital to a run         pfedst join runs/NAME --data ... --site SITE
+  site      a hospital in a run on Flower   pfedst site --config study.yaml --data ... --site NAME --superlink HOST:PORT
   compare   methods x seeds, and a report   pfedst compare --config demo [--jobs 2]
   calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
   report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
@@ -114,6 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.join import run_join
 
             return run_join(given[1:])
+        if command == "site":
+            from pfedst.cli.site import run_site
+
+            return run_site(given[1:])
         from pfedst.cli.federated import run_command
 
         return run_command(given)

@@ -49,6 +49,18 @@ def study_options(text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def local_options(text: str, defaults: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the options that may differ from machine to machine and differ from their defaults, by dotted key.
+
+    Args:
+        text, defaults: as in `study_options`.
+        prefix: of the keys that are returned.
+    """
+    flat = changed(settings(load_yaml(text, "the configuration")), defaults)
+    found = with_effect(flat, Effect.LOCAL, Effect.LAST_DIGITS)
+    return {key: value for key, value in found.items() if key.startswith(prefix)}
+
+
 def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
     """Return all that results depend on of a configuration, one key a line: what a comparison hashes.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pfedst.data.sets.hugging_face import HuggingFaceSites
     from pfedst.data.sets.manifest import ManifestSites
     from pfedst.data.sets.objects import DatasetSites
+    from pfedst.data.sets.remote import RemoteSites
     from pfedst.data.sets.synthetic import SyntheticSites
     from pfedst.data.sites import Split
 else:
@@ -26,6 +27,7 @@ else:
         "FolderSites": "sets.folder",
         "HuggingFaceSites": "sets.hugging_face",
         "ManifestSites": "sets.manifest",
+        "RemoteSites": "sets.remote",
         "Split": "sites",
         "SyntheticSites": "sets.synthetic",
     }
@@ -47,6 +49,7 @@ __all__ = [
     "FolderSites",
     "HuggingFaceSites",
     "ManifestSites",
+    "RemoteSites",
     "Split",
     "SyntheticSites",
 ]

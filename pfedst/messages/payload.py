@@ -8,6 +8,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pfedst.errors import NotFiniteError, StateError, listed
@@ -32,6 +34,28 @@ def copy_payload(payload: Payload, device: torch.device | str = "cpu") -> Payloa
     return {
         name: {key: t.detach().to(device, copy=True) for key, t in state.items()} for name, state in payload.items()
     }
+
+
+def to_bytes(parts: Payload) -> dict[str, bytes]:
+    """Pack named states by value, as safetensors."""
+    return {
+        part: save(
+            {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in s.items()}
+        )
+        for part, s in parts.items()
+    }
+
+
+def from_bytes(parts: Mapping[str, bytes]) -> Payload:
+    """The inverse of `to_bytes`.
+
+    Raises:
+        StateError: the bytes are no safetensors.
+    """
+    try:
+        return {part: load(content) for part, content in parts.items()}
+    except SafetensorError as error:
+        raise StateError(f"a message holds no safetensors ({error})") from error
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

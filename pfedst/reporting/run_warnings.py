@@ -74,6 +74,10 @@ class RunWarnings:
             if was_slight is not slight:
                 new.append(warning)
         self.current = found
+        seen = evaluation["test"]["personal"]
+        for (what, site), state in before.items():  # of a site that was not evaluated nothing is known
+            if site is not None and site not in seen:
+                self._states.setdefault((what, site), state)
         over = [(what, site) for what, site in before if (what, site) not in self._states]
         lines = [
             *map(warning_text, new),

@@ -123,11 +123,15 @@ class _Evaluated:
     trained: Mapping[str, Metrics]
     held_out: Collection[str]
     finetuned: bool = False
+    missing: Collection[str] = ()
 
     @property
     def score(self) -> float | None:
-        """The score that best_on_validation selects by; None if no client has validation images."""
-        if not self.evaluation:
+        """The score that best_on_validation selects by.
+
+        None if no client has validation images, or if a site is missing: rounds are compared over the same sites.
+        """
+        if not self.evaluation or self.missing:
             return None
         sites = sorted(self.evaluation["validation"]["personal"].items())
         found = [e.metrics[SELECTION_METRIC] for site, e in sites if site not in self.held_out]
@@ -183,6 +187,7 @@ class RunSummary:
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
         self.left_out: dict[str, Counter[str]] = {}
+        self.not_evaluated: dict[str, list[int]] = {}
         self._last = _Evaluated(0, {}, {}, self._held_out)
         self._first = self._last
         self._best_before = self._last
@@ -219,7 +224,12 @@ class RunSummary:
             return logged
         trained = {name: r["trained"]["test"]["personal"] for name, r in records.items() if "trained" in r}
         self._best_before = self._last.or_better(self._best_before)
-        self._last = _Evaluated(round_number, evaluation, trained, self._held_out)
+        missing = sorted(self.protocol["samples"].keys() - evaluation["test"]["personal"].keys())
+        self._last = _Evaluated(round_number, evaluation, trained, self._held_out, missing=missing)
+        for name in missing:
+            self.not_evaluated.setdefault(name, []).append(round_number)
+        if missing:
+            logged["federation/not_evaluated"] = float(len(missing))
         self.changes = self._warnings.add(round_number, evaluation)
         self._first = self._first if self._first.evaluation else self._last
         return logged | self._logged(evaluation)
@@ -290,6 +300,7 @@ class RunSummary:
             "warnings": (warnings := self._all_warnings()),
             "to_try": self.to_try if warnings else [],
             "left_out": {name: dict(sorted(kinds.items())) for name, kinds in sorted(self.left_out.items())},
+            **({"not_evaluated": dict(sorted(self.not_evaluated.items()))} if self.not_evaluated else {}),
             "cost": self.cost
             | {
                 "upload_bytes_per_round": self.upload_bytes / rounds,

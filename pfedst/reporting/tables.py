@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pfedst.errors import listed
 from pfedst.reporting.formats import rich_table
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_warnings import warning_text
@@ -108,6 +109,8 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     for name, kinds in summary.get("left_out", {}).items():
         times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
         text.append(f"left out {name}: {times}\n", style="bold yellow")
+    for name, rounds in summary.get("not_evaluated", {}).items():
+        text.append(f"away     {name}: not evaluated after round {listed(rounds)}\n", style="bold yellow")
     if new := protocol.get("new_sites"):
         text.append(f"sites    not in the run, evaluated with the generic model: {', '.join(new)}\n", style="bold")
     if prior := protocol.get("prior"):

@@ -35,7 +35,7 @@ from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 
-TransportKind = Literal["in_process", "processes"]
+TransportKind = Literal["in_process", "processes", "flower"]
 LoadFrozen = Callable[[State], None]
 
 
@@ -56,14 +56,14 @@ class FederatedCoordinator:
         warmup_rounds: rounds before that in which the learning rates rise linearly, >= 0 and below `rounds`.
         evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
         keep_states: number of rounds whose state is kept on disk, >= 1, besides the best round on validation.
-        transport: how requests reach clients: `in_process` (one after another), or `processes` (side by side, in worker
-            processes).
+        transport: how requests reach clients: `in_process` (one after another), `processes` (side by side, in worker
+            processes), or `flower` (hospitals, each with its own images; see `docs/deployment.md`).
         workers: number of worker processes, >= 1; default: one a thread of torch, or on GPUs as many as should fit in
-            their memory, spread over all that are visible. Not for `in_process`.
+            their memory, spread over all that are visible. For `processes` only.
         threads: threads of torch within a request, >= 1; default: all that torch has, divided over the workers. The
             last bits of a result depend on it, and on neither transport nor workers.
         timeout_seconds: the longest time of a local fit or an evaluation, > 0; a client that takes longer is left out
-            of its round. Default: any time. For `processes` only: nothing can end a fit in this process.
+            of its round. Default: any time. Not for `in_process`: nothing can end a fit in this process.
         min_clients: a round in which fewer clients report ends the run, with its state saved, >= 0; with 0 such a round
             changes nothing.
         most_norm_ratio: a client is left out of a round if its message changes what it was sent by more than this many
@@ -105,8 +105,11 @@ class FederatedCoordinator:
         ):
             if value is not None and value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
-        for name, option in (("workers", workers), ("timeout_seconds", timeout_seconds)):
-            if option is not None and transport == "in_process":
+        for name, option, kinds in (
+            ("workers", workers, ("processes",)),
+            ("timeout_seconds", timeout_seconds, ("processes", "flower")),
+        ):
+            if option is not None and transport not in kinds:
                 raise ConfigurationError(f"--coordinator.{name} {option}: add --coordinator.transport processes")
         if timeout_seconds is not None and not timeout_seconds > 0:
             raise ConfigurationError(f"--coordinator.timeout_seconds {timeout_seconds}: must be above 0")

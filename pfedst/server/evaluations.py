@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pfedst.errors import NoAnswerError
 from pfedst.evaluation.evaluate import Evaluated
 from pfedst.messages.faults import Fault
 from pfedst.messages.requests import Reply, Request, SplitName
@@ -19,19 +20,43 @@ Evaluation = dict[str, dict[str, dict[str, Evaluated]]]
 
 
 def evaluate_sites(
-    transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName], has_generic: bool
+    transport: Transport,
+    requests: Mapping[str, Request],
+    splits: Sequence[SplitName],
+    has_generic: bool,
+    may_be_away: bool = False,
 ) -> Evaluation:
     """Evaluate the personal and the generic model of every site; without a generic model, its metrics are not defined.
+
+    Args:
+        transport: the way to the sites.
+        requests: by site.
+        splits: the splits that they name.
+        has_generic: whether the method has a generic model.
+        may_be_away: a site that does not answer is left out, with a warning, unless no site answers.
 
     Raises:
         PfedstError: a site could not be evaluated: a mean over the others would mean something else each round.
     """
     found: dict[str, Any] = {}
+    away: dict[str, Fault] = {}
     for name, reply in transport.ask(requests, lambda name: None):
-        if isinstance(reply, Fault):
+        if not isinstance(reply, Fault):
+            found[name] = reply.values["evaluated"]
+        elif may_be_away and isinstance(reply.error, NoAnswerError):
+            away[name] = reply
+        else:
             reply.stop()
-        found[name] = reply.values["evaluated"]
-    in_order, models = {name: found[name] for name in requests}, MODELS if has_generic else ("personal",)
+    for name, fault in sorted(away.items()):
+        if not found:
+            fault.stop()
+        logging.getLogger("pfedst").warning(
+            "site %s is not evaluated in this round, whose means leave it out, and which cannot be the best one: %s",
+            name,
+            fault.text,
+        )
+    in_order = {name: found[name] for name in requests if name in found}
+    models = MODELS if has_generic else ("personal",)
     evaluation: Evaluation = {
         split: {model: {name: Evaluated(**of[split][model]) for name, of in in_order.items()} for model in models}
         for split in splits

@@ -262,7 +262,9 @@ class RoundLoop:
         requests = {
             name: self._request("evaluate", name, round=round_number, evaluate=EVALUATED) for name in self.server.sites
         }
-        return evaluate_sites(self.transport, requests, EVALUATED, self.server.method.has_generic)
+        # the start is what all rounds are compared with, and the tables are of the last round
+        may_be_away = 0 < round_number < self.rounds
+        return evaluate_sites(self.transport, requests, EVALUATED, self.server.method.has_generic, may_be_away)
 
     def _write_records(
         self, round_number: int, reported: Reported, evaluation: Evaluation, finetuned: bool = False

@@ -23,10 +23,11 @@ from pfedst.child_processes import ChildProcess, start_child
 from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError
 from pfedst.messages.faults import Fault
+from pfedst.messages.payload import from_bytes, to_bytes
 from pfedst.messages.requests import Reply, Request
 from pfedst.messages.transport import Started
 from pfedst.transport.in_process import all_hellos
-from pfedst.transport.workers import TorchSettings, from_bytes, serve, to_bytes
+from pfedst.transport.workers import TorchSettings, serve
 
 GPU_BYTES_A_WORKER = 3 * 10**9
 """Memory of a GPU that a worker takes beside the encoder: a CUDA context and the activations of a step, rounded up."""

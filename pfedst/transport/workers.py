@@ -1,4 +1,4 @@
-"""The other end of `Processes`: a worker process, and how messages travel through its pipe."""
+"""The other end of `Processes`: a worker process."""
 
 from __future__ import annotations
 
@@ -9,32 +9,16 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load, save
 
 from pfedst.child_processes import ParentProcess
 from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError
 from pfedst.messages.faults import Fault
-from pfedst.messages.payload import Payload
+from pfedst.messages.payload import from_bytes, to_bytes
 from pfedst.messages.requests import Reply, Request
 from pfedst.transport.in_process import attempt
 
 READY = "ready"
-
-
-def to_bytes(parts: Payload) -> dict[str, bytes]:
-    """Pack named states by value: a tensor sent as it is would be memory that both sides write to."""
-    return {
-        part: save(
-            {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in s.items()}
-        )
-        for part, s in parts.items()
-    }
-
-
-def from_bytes(parts: dict[str, bytes]) -> Payload:
-    """The inverse of `to_bytes`."""
-    return {part: load(content) for part, content in parts.items()}
 
 
 class TorchSettings(NamedTuple):

@@ -50,6 +50,7 @@ COMMANDS = [
     ("calibrate --help", 0, ""),
     ("calibrate none --site a", 2, ""),
     ("calibrate run --site b", 2, ""),
+    ("site --help", 0, ""),
     ("data --help", 0, ""),
     ("data prepare --help", 0, ""),
     ("data prepare fed_drg", 0, ""),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -335,3 +336,24 @@ def test_the_demo_runs(tmp_path, monkeypatch) -> None:
     assert main([*arguments, "--seeds", "0", "--only", "Prototypes"]) == 0
     report = json.loads((tmp_path / "compare-demo" / "report" / "report.json").read_text())
     assert [row[0]["text"] for row in report["tables"][0]["rows"]] == ["Prototypes", "PFedST"]
+
+
+def test_printed_runs_are_run_by_hand_and_collected(compare, capsys) -> None:
+    """As a scheduler would: the trials first, then the runs of the table; each command may be given again."""
+    tune = {"seeds": [7], "grid": {"model.optimizer.lr": [0.001, 0.01]}, "rows": {"none": {}}}
+    plan = {"seeds": [0], "tune": tune, "rows": {name: PLAN["rows"][name] for name in ("side", "none")}}
+    arrays = []
+    for _ in range(3):
+        assert compare("--print-runs", **plan)[:2] == (0, [])
+        arrays.append([shlex.split(line) for line in capsys.readouterr().out.splitlines()])
+        for program, *arguments in arrays[-1]:
+            assert program == "pfedst"
+            assert main(arguments) == 0
+            capsys.readouterr()
+    assert [len(lines) for lines in arrays] == [2, 2, 0]
+    assert main(arrays[0][0][1:]) == 0
+    assert "is finished" in capsys.readouterr().out
+    code, ran, content = compare(**plan)
+    assert (code, ran) == (0, [])
+    assert content["rows"][0]["tuned"]["chosen"] is not None
+    assert compare("--print-runs", "--jobs", "2", **plan)[0] == 2

@@ -11,10 +11,13 @@ from pfedst_baselines.pooled import Pooled
 from pfedst.client.calibration_file import load_calibration
 from pfedst.client.predictions import Predictions
 from pfedst.client.state import SiteState
-from pfedst.errors import DataError
+from pfedst.errors import DataError, NoAnswerError
 from pfedst.evaluation.averages import CLASS_METRICS
+from pfedst.messages.faults import Fault
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
+from pfedst.reporting.loading import load_compared
+from pfedst.reporting.tables import protocol_text
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import data, fit
 from pfedst.transport.in_process import InProcess
@@ -289,3 +292,48 @@ def test_a_run_that_goes_on_is_calibrated_as_one_that_was_never_interrupted(tmp_
     for file, before in zip(files, first, strict=True):
         now = (tmp_path / "a" / file).read_bytes()
         assert now == (tmp_path / "b" / file).read_bytes() != before
+
+
+class Away(InProcess):
+    """Site b does not answer when it is to be evaluated after one round."""
+
+    at = 2
+
+    def ask(self, requests, started):
+        for name, reply in super().ask(requests, started):
+            gone = name == "site_b" and requests[name].kind == "evaluate" and requests[name].round == self.at
+            yield name, Fault.of(NoAnswerError("site site_b: not connected")) if gone else reply
+
+
+def test_a_site_that_is_away_is_left_out_of_the_means_of_that_round(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
+    summary = fit(tmp_path, PFedST(), rounds=3)
+    records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
+    assert [(r["round"], r["client"]) for r in records if "received" not in r] == [(2, "site_b")]
+    assert summary["not_evaluated"] == {"site_b": [2]}
+    assert "site site_b is not evaluated in this round" in caplog.text
+    assert "no longer: site site_b" not in "".join(line for line in caplog.messages if line.startswith("round 2"))
+    monkeypatch.undo()
+    whole = fit(tmp_path / "whole", PFedST(), rounds=3)
+    assert summary["personal"] == whole["personal"]
+    assert summary["best_on_validation"]["round"] != 2
+    assert "away     site_b: not evaluated after round 2" in protocol_text(summary).plain
+    assert load_compared([tmp_path / "run"]).rows
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_the_first_and_the_last_round_need_all_sites(tmp_path, monkeypatch, number) -> None:
+    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
+    monkeypatch.setattr(Away, "at", number)
+    with pytest.raises(NoAnswerError, match="site_b"):
+        fit(tmp_path, PFedST(), rounds=3)
+
+
+def test_a_round_in_which_a_site_is_away_is_not_the_best(tmp_path, monkeypatch) -> None:
+    """Resumed after it, too: the records say as much."""
+    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
+    fit(tmp_path, PFedST(), rounds=3)
+    monkeypatch.undo()
+    longer = go_on(tmp_path, PFedST(), rounds=4)
+    assert longer["not_evaluated"] == {"site_b": [2]}
+    assert longer["best_on_validation"]["round"] != 2

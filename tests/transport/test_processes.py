@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pfedst.client.exchange import start_maker
 from pfedst.client.training import LocalTrainer
 from pfedst.errors import ConfigurationError, PfedstError, TooFewClientsError
+from pfedst.messages.payload import from_bytes, to_bytes
 from pfedst.messages.requests import Reply, Request
 from pfedst.methods.pfedst import PFedST
 from pfedst.methods.registry import registered_methods
@@ -24,7 +25,7 @@ from pfedst.testing import small
 from pfedst.torch_threads import torch_threads
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes, fitting_workers, gpu_variables
-from pfedst.transport.workers import answer, from_bytes, to_bytes
+from pfedst.transport.workers import answer
 
 SPLITS = ("validation", "test")
 
