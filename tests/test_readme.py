@@ -28,6 +28,7 @@ def test_its_first_60_lines_say_what_a_stranger_needs() -> None:
         for words in (
             "is for researchers",
             "**simulated**",
+            "**deployed**",
             "not a medical device",
             "docs/images/schematic.svg",
             "$ make demo",
