@@ -138,7 +138,7 @@ class FederatedDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if min(batch_size, evaluation_batch_size or 1, evaluation_batch_bytes) < 1 or evaluation_batch_size == 0:
-            raise ConfigurationError("--data: batch_size, evaluation_batch_size and _bytes must be 1 or more")
+            raise ConfigurationError("--data: batch sizes and evaluation_batch_bytes must be 1 or more")
         if min(num_workers, cache_max_bytes, cache_device_bytes) < 0:
             raise ConfigurationError("--data: num_workers, cache_max_bytes and cache_device_bytes must be 0 or more")
         if cache_device_bytes and cache == "none":
