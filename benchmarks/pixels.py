@@ -134,7 +134,7 @@ class OurRounds:
         self.server = Server(client.method, samples, start_maker(client.model), 0)
         summary = RunSummary(describe(client.method, self.server.start, sites, 0, (), 1, 1.0, False), {})
         options = FederatedCoordinator(rounds=1, optimizer_state="reset").options
-        self.loop = RoundLoop(options, self.server, transport, make_hooks(trainer(), client), run, summary)
+        self.loop = RoundLoop(options, self.server, transport, make_hooks(trainer(), client.module), run, summary)
         self.server.begin()
         self.loop.rounds = NEVER
 

@@ -85,7 +85,7 @@ class OurRounds:
         samples = {name: values["samples"]["train"] for name, values in sites.items()}
         self.server = Server(client.method, samples, start_maker(client.model), 0)
         summary = RunSummary(describe(client.method, self.server.start, sites, 0, (), NEVER, 1.0, False), {})
-        self.loop = RoundLoop(options, self.server, transport, make_hooks(trainer(), client), run, summary)
+        self.loop = RoundLoop(options, self.server, transport, make_hooks(trainer(), client.module), run, summary)
         self.loop._gather_prototypes()
         self.server.begin()
         self.loop.rounds = NEVER  # no round is the last one, which would be evaluated

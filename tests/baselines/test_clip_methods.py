@@ -108,7 +108,7 @@ NUMBERS = {
     "FedSALoRA": (FedSALoRA, 299_016, 147_456),  # A and B and a head; A alone
     "FedDPA": (FedDPA, 589_824, 294_912),  # twice FedLoRA, once
     "FedDPA alternate": (partial(FedDPA, schedule="alternate"), 589_824, 294_912),
-    "PFedST": (PFedST, 1_372_224 + 106_752, 1_372_224),
+    "PFedST": (PFedST, 1_372_224 + 26_688, 1_372_224),
     "ZeroShot": (ZeroShot, 0, 0),
     "Prototypes": (Prototypes, 0, 0),
 }

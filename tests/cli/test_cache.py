@@ -49,8 +49,7 @@ def test_info_verifies_and_clear_removes(folder, capsys) -> None:
     [
         (["bild"], ['no command "bild"', 'Did you mean "build"']),
         (["build", *SMALL], ["--data.cache none", "--data.cache auto"]),
-        (["build", *SMALL, "--data.cache=auto", "--method=FedLoRA"], ["FedLoRA needs images"]),
-        (["build", *SMALL, "--data.cache=pooled"], ["--data.cache pooled", "needs taps", "use taps or auto"]),
+        (["build", *SMALL, "--data.cache=pooled"], ["--data.cache pooled", "needs taps", "use taps or images or auto"]),
         (
             ["build", *SMALL, "--data.cache=taps", "--data.cache_max_bytes=100"],
             ["--data.cache_max_bytes", "raise it to"],

@@ -127,6 +127,7 @@ def resolve():
 def test_every_listed_option_exists(resolve) -> None:
     """Else a renamed option would silently become part of the study."""
     known = {"config", *resolve.__self__.defaults()}
+    known |= {key.partition(".")[0] for key in known}  # groups
     bases = [base for name in pfedst.data.__all__ if isinstance(base := getattr(pfedst.data, name), type)]
     for base in bases:
         known |= {f"data.init_args.{name}" for name in inspect.signature(base.__init__).parameters}

@@ -295,7 +295,7 @@ def test_a_state_that_does_not_fit_is_refused(model, change, words) -> None:
 
 
 def test_a_state_of_another_method_is_refused(model) -> None:
-    for method in (FedAvg(), Ditto(), PFedST(rank=2)):
+    for method in (FedAvg(), Ditto(), PFedST(rank=3)):
         with pytest.raises(StateError, match="client site_b"):
             load_client_part(federation(method).clients["site_b"], client_part(model))
 

@@ -23,6 +23,7 @@ COST = {
 PROTOCOL = {
     "method": "FedAvg",
     "method_options": {"weighting": "samples"},
+    "weighting": "samples",
     "adapter": "SideNetwork",
     "anchors": "text",
     "encoder": "ViT-B-16, weights openai",
@@ -45,6 +46,8 @@ PROTOCOL = {
     "pooled": False,
     "split": "test",
     "when": "after the last merge",
+    "selection": "none: the last round",
+    "averaging": "mean over sites",
     "personal": "merged and personal",
     "generic": "merged",
 }

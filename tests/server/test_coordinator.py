@@ -64,7 +64,7 @@ def test_generic_is_the_lora_switched_off(tmp_path) -> None:
     from pfedst.adapters import switches_open
     from pfedst.testing import train
 
-    made = federation(PFedST())
+    made = federation(PFedST(rank=8, alpha=8.0))
     name = next(iter(made.clients))
     made.deliver(name)
     train(made, name)

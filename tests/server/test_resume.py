@@ -243,7 +243,7 @@ def test_what_the_run_is_made_of_may_not_change(tmp_path, interrupt, change, wor
 def test_a_method_of_other_tensors_is_refused(tmp_path, interrupt) -> None:
     interrupt(tmp_path, PFedST, 2)
     with pytest.raises(StateError):
-        go_on(tmp_path, PFedST(rank=2))
+        go_on(tmp_path, PFedST(rank=3))
 
 
 def test_more_rounds_go_on_from_a_finished_run(tmp_path) -> None:
