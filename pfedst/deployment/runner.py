@@ -26,10 +26,16 @@ SECRET = "secret"
 STOP_SECONDS = 10.0
 SIGNAL_AT_THE_END_OF_THE_PARENT = 1
 """PR_SET_PDEATHSIG of Linux."""
+REFUSED = "[code: 2004]"
+REFUSED_SECONDS = 75.0
+"""How long a refused key is tried: Flower refuses one that it does not know, and for a minute also that of a hospital that
+was killed, as it takes it for connected."""
+RETRY_SECONDS = 5.0
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the certificate of the centre is not signed by --root-certificates, or is of another "
     "name than --superlink",
-    "[code: 2004]": "the centre has not registered the public key of --key: send it the file KEY.pub",
+    REFUSED: "the centre has not registered the public key of --key (send it the file KEY.pub), or another process "
+    "connects with this key",
 }
 """Words in the log of a SuperNode that has ended, and what they mean."""
 
@@ -79,16 +85,31 @@ def run_hospital(hospital: Hospital, superlink: str, root_certificates: Path, ke
     write_atomically(secret, secrets.token_bytes(32))
     node = Address(f"127.0.0.1:{_free_port()}", secret, retry_seconds=1.0)
     log = hospital.folder / LOG
-    with _supernode(node, superlink, root_certificates, key, log) as process:
-        tasks = node.tasks("SuperExec")
-        print(f"{hospital.site} answers {superlink}; Ctrl-C ends it; Flower's log is {log}", flush=True)
-        while process.poll() is None:
-            try:
-                if not answer_one(node, tasks, hospital.handle):
-                    time.sleep(POLL_SECONDS)
-            except httpx.HTTPError:
-                time.sleep(POLL_SECONDS)  # it starts, or has ended
+    print(f"{hospital.site} answers {superlink}; Ctrl-C ends it; Flower's log is {log}", flush=True)
+    connected = time.monotonic()
+    while time.monotonic() - connected < REFUSED_SECONDS:
+        with _supernode(node, superlink, root_certificates, key, log) as process:
+            if _answer(hospital, node, process):
+                connected = time.monotonic()
+        if REFUSED not in log.read_text(errors="replace"):
+            break
+        print(f"the centre refuses the key for now; tried again in {RETRY_SECONDS:g} s", flush=True)
+        time.sleep(RETRY_SECONDS)
     raise _reason(log)
+
+
+def _answer(hospital: Hospital, node: Address, process: subprocess.Popen[bytes]) -> bool:
+    """Answer messages until a SuperNode ends; return True if there were any."""
+    tasks, answered = node.tasks("SuperExec"), False
+    while process.poll() is None:
+        try:
+            if answer_one(node, tasks, hospital.handle):
+                answered = True
+            else:
+                time.sleep(POLL_SECONDS)
+        except httpx.HTTPError:
+            time.sleep(POLL_SECONDS)  # it starts, or has ended
+    return answered
 
 
 @contextmanager

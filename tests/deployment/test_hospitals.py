@@ -104,7 +104,7 @@ def test_strangers_are_refused(machines) -> None:
         line = machines.site_command("site_a", **given).replace("hospitals/site_a", f"hospitals/{name}")
         machines.start(name, line)
     for name, words in (("stranger", "KEY.pub"), ("misled", "--root-certificates")):
-        assert machines.ended(name, 100) == 2, machines.log(name)
+        assert machines.ended(name, 200) == 2, machines.log(name)
         assert words in machines.log(name).splitlines()[-1], machines.log(name)
 
 
