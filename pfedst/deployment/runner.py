@@ -28,7 +28,7 @@ SIGNAL_AT_THE_END_OF_THE_PARENT = 1
 """PR_SET_PDEATHSIG of Linux."""
 REFUSED = "[code: 2004]"
 REFUSED_SECONDS = 75.0
-"""How long a refused key is tried: Flower refuses one that it does not know, and for a minute that of a killed hospital."""
+"""How long a refused key is tried: Flower refuses an unknown key, and for a minute that of a killed hospital."""
 RETRY_SECONDS = 5.0
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the certificate of the centre is not signed by --root-certificates, or is of another "
