@@ -278,5 +278,21 @@ def defaults_table(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     )
 
 
+def page_rows() -> list[str]:
+    """Return the rows of docs/results.md: the five named methods, means over seeds, both partitions."""
+    found, rows = kept("defaults"), []
+    for method in ("Local", "FedAvg", "FedProx", "Ditto", "PFedST"):
+        cells = []
+        for partition in PARTITIONS:
+            runs = found[f"{method}, {partition}"].values()
+            for split in ("validation", "test"):
+                ends = (statistics.fmean(balanced(run, when, split) for run in runs) for when in ("first", "last"))
+                cells.append(" → ".join(f"{value:.1f}" for value in ends))
+        accuracies = map(accuracy, found[f"{method}, FLamby's split"].values())
+        cells.insert(2, f"{statistics.fmean(accuracies):.1f}")
+        rows.append(f"| {method} | {' | '.join(cells)} |")
+    return rows
+
+
 if __name__ == "__main__":
     run_study(__doc__, STUDIES, run, table)

@@ -53,6 +53,12 @@ def test_the_table_of_the_page_of_results_is_that_of_the_results(monkeypatch) ->
     assert comparison.readme_table("fed_isic_ham4") in RESULTS
 
 
+def test_the_shipped_defaults_on_the_page_of_results_are_those_of_the_study(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for row in importlib.import_module("recipe").page_rows():
+        assert row in RESULTS
+
+
 def test_the_short_table_is_a_part_of_the_page_of_results() -> None:
     rows = re.findall(r"^\| (Local|FedAvg|FedProx|Ditto|PFedST) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M)
     assert len(rows) == 5
