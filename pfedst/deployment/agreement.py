@@ -27,7 +27,7 @@ def agreement(module: FederatedClient, classes: list[str], study: Mapping[str, A
     Args:
         module: built for the classes and the method.
         classes: names of the classes in order.
-        study: the options that results depend on, by dotted key.
+        study: the options that are the same at all hospitals, see `shared_study`.
     """
     return {
         "version of pfedst": __version__,
@@ -35,7 +35,7 @@ def agreement(module: FederatedClient, classes: list[str], study: Mapping[str, A
         "SHA-256 of the encoder": module.encoder.compute_hash(),
         # made from the seed at every site: another version of torch may draw others
         "SHA-256 of frozen tensors": hash_of(module.model.start().frozen),
-        **{f"--{key}": value for key, value in shared_study(study).items()},
+        **{f"--{key}": value for key, value in study.items()},
     }
 
 

@@ -200,11 +200,6 @@ class Run:
         return list((self.config.get("coordinator") or {}).get("held_out_sites") or ())
 
 
-def load(folder: str | Path) -> Run:
-    """Open a finished run; see `Run`."""
-    return Run(folder)
-
-
 def check_encoder(encoder: Encoder, expected: str, what: str) -> None:
     """Check that an encoder is the one that a model was trained with.
 
