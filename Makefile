@@ -58,7 +58,7 @@ own     :=
 NUMERIC := tests/test_kernels.py tests/adapters tests/encoders tests/evaluation tests/methods/test_losses.py \
            tests/methods/test_merging.py tests/baselines/test_classic.py tests/baselines/test_clip_methods.py \
            tests/baselines/test_reference.py tests/client/test_training.py tests/server/test_coordinator.py \
-           tests/transport/test_processes.py tests/data/taps
+           tests/transport/test_processes.py tests/data/cache
 STARTS_PROCESSES := in_processes or two_processes or in_a_worker or to_a_process or killed or dies
 
 check-kernels: $(addprefix kernels-,$(KERNELS))

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from environment import environment
 
 from pfedst.data import FederatedDataModule, FedISIC2019, SyntheticSites
-from pfedst.data.taps.layout import TapLayout
-from pfedst.data.taps.store import TapStore
+from pfedst.data.cache.layout import TapLayout
+from pfedst.data.cache.store import TapStore
 from pfedst.encoders import FrozenCLIP, TapDtype
 from pfedst.encoders.spec import Taps
 

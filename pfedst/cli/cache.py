@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pfedst.data.taps.place import default_folder
+from pfedst.data.cache.place import default_folder
 from pfedst.errors import ConfigurationError, DataError, nearest
 from pfedst.reporting import bytes_text, console_of
 
@@ -54,7 +54,7 @@ def _info(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
     given = parser.parse_args(arguments)
-    from pfedst.data.taps.cache import stores_in
+    from pfedst.data.cache.cache import stores_in
 
     stores, console = stores_in(given.folder), console_of(200)
     table = Table(title=f"Cache in {given.folder}")
@@ -79,7 +79,7 @@ def _clear(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     given = parser.parse_args(arguments)
     from pfedst.data.audit.memory import forget
-    from pfedst.data.taps.cache import remove_store, stores_in
+    from pfedst.data.cache.cache import remove_store, stores_in
 
     stores = stores_in(given.folder)
     if bool(given.name) == given.all:

@@ -18,6 +18,10 @@ from torchvision.transforms import v2
 
 from pfedst.data.audit import AuditReport, audit, fingerprint, image_digests, scan
 from pfedst.data.augmentation import Augmentation, Preset, as_one, augmentation_key, augmentation_text
+from pfedst.data.cache.cache import Cache, CachedDataset, CacheKind, CacheOptions
+from pfedst.data.cache.contents import Wanted
+from pfedst.data.cache.place import default_folder
+from pfedst.data.cache.store import ImageStore, Store, TapStore
 from pfedst.data.datasets import SiteDataset, StoredSquares
 from pfedst.data.grey_scale import check_range
 from pfedst.data.left_out import left_out_line
@@ -25,10 +29,6 @@ from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws, InOrder, SamplerKind, SeededSampler, shown_counts
 from pfedst.data.sites import NEEDED, Sites, Split
 from pfedst.data.sources import content_digest
-from pfedst.data.taps.cache import Cache, CachedDataset, CacheKind, CacheOptions
-from pfedst.data.taps.contents import Wanted
-from pfedst.data.taps.place import default_folder
-from pfedst.data.taps.store import ImageStore, Store, TapStore
 from pfedst.data.transforms import ImageTransform
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError, listed

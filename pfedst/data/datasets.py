@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pfedst.data.cache.store import ImageStore
 from pfedst.data.sampling import Draws
 from pfedst.data.sources import ImageSource, JoinedSource
-from pfedst.data.taps.store import ImageStore
 from pfedst.data.transforms import ImageTransform
 from pfedst.seeds import derive_seed
 

@@ -72,7 +72,7 @@ def test_one_clear_error(folder, capsys, arguments, words) -> None:
 
 
 def test_clear_all_leaves_what_is_being_written(folder, capsys) -> None:
-    from pfedst.data.taps.cache import stores_in
+    from pfedst.data.cache.cache import stores_in
 
     assert main(["cache", "build", *SMALL, "--data.cache=taps"]) == 0
     (name,) = stores_in(folder)

@@ -16,7 +16,7 @@ from pfedst.errors import ConfigurationError
 from pfedst.seeds import derive_seed, seeded
 from pfedst.testing.small import data, fit, prepared
 from tests.cli.test_cache import SMALL
-from tests.data.taps.test_cache import cached, counted, encoder, same_batches, uncached
+from tests.data.cache.test_cache import cached, counted, encoder, same_batches, uncached
 from tests.data.test_datasets import MEAN, STD, picture, trained_on
 
 assert counted  # a fixture

@@ -109,7 +109,7 @@ def test_a_pooled_client_balances_the_classes_of_all_sites() -> None:
 
 
 def test_a_cache_serves_the_same_images(tmp_path) -> None:
-    from tests.data.taps.test_cache import cached, encoder, same_batches, uncached
+    from tests.data.cache.test_cache import cached, encoder, same_batches, uncached
 
     options = {"sampler": "class_balanced", "label_skew": 0.9, "augmentation": "crops", "views": 2}
     sites, plain = cached(tmp_path, "pooled", **options), uncached(**options)

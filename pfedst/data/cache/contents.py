@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pfedst.data.cache.layout import ImageLayout, TapLayout
+from pfedst.data.cache.store import ImageStore, Store, TapStore
 from pfedst.data.datasets import SiteDataset
-from pfedst.data.taps.layout import ImageLayout, TapLayout
-from pfedst.data.taps.store import ImageStore, Store, TapStore
 from pfedst.encoders import Encoder, Need, Preprocessing, TapDtype
 
 IMAGES_A_STEP = 32

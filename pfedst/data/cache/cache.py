@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pfedst.data.cache.contents import IMAGES_A_STEP, Content, ImageContent, TapContent, Wanted
+from pfedst.data.cache.layout import layout_of
+from pfedst.data.cache.store import Store, TapStore
 from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws
 from pfedst.data.tables import read_json
-from pfedst.data.taps.contents import IMAGES_A_STEP, Content, ImageContent, TapContent, Wanted
-from pfedst.data.taps.layout import layout_of
-from pfedst.data.taps.store import Store, TapStore
 from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
 from pfedst.errors import ConfigurationError, DataError
 

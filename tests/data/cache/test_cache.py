@@ -20,10 +20,10 @@ from pfedst_baselines.fedclip import FedCLIP
 from pfedst_baselines.fedlora import FedLoRA
 from pfedst_baselines.pooled import Pooled
 
-import pfedst.data.taps.cache as taps_cache
+import pfedst.data.cache.cache as taps_cache
 from pfedst.data import FolderSites, SyntheticSites
-from pfedst.data.taps.cache import remove_store, stores_in
-from pfedst.data.taps.store import LINE_LENGTH, TapStore
+from pfedst.data.cache.cache import remove_store, stores_in
+from pfedst.data.cache.store import LINE_LENGTH, TapStore
 from pfedst.encoders import FrozenCLIP, Pixels, StoredTaps
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.methods.pfedst import PFedST

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pfedst.data.cache.layout import TapLayout
+from pfedst.data.cache.store import CHECKED_ON_OPENING, LINE_LENGTH, TapStore
 from pfedst.data.sources import content_digest
-from pfedst.data.taps.layout import TapLayout
-from pfedst.data.taps.store import CHECKED_ON_OPENING, LINE_LENGTH, TapStore
 from pfedst.encoders import FrozenCLIP
 from pfedst.encoders.stored import STORED, decoded, encoded
 from pfedst.errors import DataError

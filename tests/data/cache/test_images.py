@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from pfedst.data import FolderSites
+from pfedst.data.cache.cache import stores_in
 from pfedst.data.sets.hugging_face import HuggingFaceSites
-from pfedst.data.taps.cache import stores_in
 from pfedst.encoders import Pixels
 from pfedst.encoders.spec import Preprocessing
 from pfedst.errors import ConfigurationError
 from pfedst.methods.pfedst import PFedST
 from pfedst.testing.small import encoder, fit
-from tests.data.taps.test_cache import IMAGES, SPLITS, bytes_of, cached, uncached
-from tests.data.taps.test_cache import data as synthetic
+from tests.data.cache.test_cache import IMAGES, SPLITS, bytes_of, cached, uncached
+from tests.data.cache.test_cache import data as synthetic
 from tests.fake_data.dicom.data import make as make_dicom
 from tests.fake_data.folder.data import make as make_folder
 from tests.fake_data.image_folder.data import CLASSES, own_cache, save

@@ -22,8 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from pfedst.data.cache.layout import ImageLayout, Layout, TapLayout
 from pfedst.data.tables import read_json
-from pfedst.data.taps.layout import ImageLayout, Layout, TapLayout
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
 from pfedst.errors import DataError
