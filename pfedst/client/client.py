@@ -19,7 +19,7 @@ from pfedst.adapters import Adapter
 from pfedst.client.calibration import calibrate
 from pfedst.client.description import describe_process
 from pfedst.client.exchange import make_upload
-from pfedst.client.model import ClientModel
+from pfedst.client.model import ClientModel, moved
 from pfedst.client.module import FederatedClient
 from pfedst.client.predictions import Predictions
 from pfedst.client.priors import SitePriors, own_prior, targets_at
@@ -386,11 +386,12 @@ class Client:
     ) -> tuple[dict[str, Evaluated], Predictions]:
         """Evaluate models on one split of a site, with one pass of the encoder for all; `shifts`: see `evaluate`."""
         device = self.local.device
-        self.module.encoder.to(device)
-        self.model.move_to(device)
-        self.generic.move_to(device)
-        for model in models.values():
-            model.to(device).eval()
+        if self.data.samples(name, split):
+            self.module.encoder.to(device)
+            self.model.move_to(device)
+            self.generic.move_to(device)
+            for model in models.values():
+                moved(model, device).eval()
         batches = self.data.evaluation_loader(name, split)
         with self.local.evaluating():
             found, logits, targets = evaluate(models, self.model.taps_of, batches, device, self.data.ordinal, shifts)

@@ -21,6 +21,7 @@ from pfedst.seeds import derive_seed, seeded
 
 ADAPTER = "adapter."
 T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def to_device(value: T, device: torch.device) -> T:
@@ -32,6 +33,12 @@ def to_device(value: T, device: torch.device) -> T:
     if isinstance(value, list):
         return [to_device(part, device) for part in value]  # type: ignore[return-value]
     return value
+
+
+def moved(module: Module, device: torch.device) -> Module:
+    """Move a module whose parameters are all in one place; five walks over it are spared if they are there already."""
+    first = next(module.parameters(), None)
+    return module if first is not None and first.device == device else module.to(device)
 
 
 class ClientModel(nn.Module):
@@ -150,10 +157,7 @@ class ClientModel(nn.Module):
         Raises:
             StateError: keys, shapes or dtypes differ from the declared shared tensors, or a number is not finite.
         """
-        own = self.shared_tensors()
-        check_tensors(state, own, f"the shared state for client {self.name}")
-        for key, tensor in own.items():
-            tensor.copy_(state[key])
+        _overwrite(self.shared_tensors(), state, f"the shared state for client {self.name}")
 
     def frozen_state(self) -> State:
         """Return copies of the frozen tensors of the adapter (never the encoder's), by their key in the adapter."""
@@ -166,8 +170,7 @@ class ClientModel(nn.Module):
 
     def own_tensors(self) -> State:
         """Return the tensors under `own_keys` themselves, detached."""
-        state = self.state_dict()
-        return {key: state[key].detach() for key in self.own_keys()}
+        return {key: tensor.detach() for key, tensor in self.state_dict().items() if self.kind(key) != "frozen"}
 
     def own_state(self) -> State:
         """Return copies of the tensors under `own_keys`, on the CPU."""
@@ -179,8 +182,7 @@ class ClientModel(nn.Module):
         Raises:
             StateError: the state does not fit this model.
         """
-        check_tensors(state, self.own_tensors(), f"the saved state of client {self.name}")
-        self.load_state_dict(state, strict=False)
+        _overwrite(self.own_tensors(), state, f"the saved state of client {self.name}")
 
     # -- device ------------------------------------------------------------------------------------------------
 
@@ -194,9 +196,7 @@ class ClientModel(nn.Module):
         """Move modules, memo and received message to a device; the encoder stays where it is."""
         device = torch.device(device)
         self.received, self.memo = to_device(self.received, device), to_device(self.memo, device)
-        # five walks over all modules are spared where everything is there already
-        moved: ClientModel = self if self.device == device else self.to(device)
-        return moved
+        return moved(self, device)
 
     # -- what the server may know ------------------------------------------------------------------------------
 
@@ -216,6 +216,17 @@ class ClientModel(nn.Module):
             parameters_sent=sum(tensor.numel() for tensor in shared.values()),
             loss=self.loss,
         )
+
+
+def _overwrite(own: State, state: State, what: str) -> None:
+    """Write a state over tensors of a model.
+
+    Raises:
+        StateError: keys, shapes or dtypes differ, or a number is not finite; nothing is written.
+    """
+    check_tensors(state, own, what)
+    for key, tensor in own.items():
+        tensor.copy_(state[key])
 
 
 def build_model(

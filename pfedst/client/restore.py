@@ -58,8 +58,9 @@ def restore(
         StateError: that state is not on disk, or the message does not fit what is declared shared.
     """
     saved = site.start(request.after) if site is not None and request.after else None
-    model.load_own_state(first.tensors)
-    model.memo, model.optimizer_state = copy.deepcopy(first.memo), None
+    if saved is None:
+        model.load_own_state(first.tensors)
+        model.memo, model.optimizer_state = copy.deepcopy(first.memo), None
     if request.anchors is not None:
         # before the saved state: a head that is learned starts at the anchors
         model.set_anchors(request.anchors)

@@ -174,7 +174,8 @@ class FederatedDataModule(LightningDataModule):
         self._device = torch.device("cpu")
         self._preprocessing: Preprocessing | None = None
         self._datasets: dict[tuple[str, Split], SiteDataset] = {}
-        self._identities: dict[tuple[str, Split], tuple[list[str], list[str | None]]] = {}
+        self._identities: dict[tuple[str, Split], tuple[Tensor, Tensor]] = {}
+        self._class_counts: dict[tuple[str, Split], list[int]] = {}
         self.store: Store | None = None
         self.missing: tuple[Need, int, int] = ("images", 0, 0)
         self._rows: dict[tuple[str, Split], Tensor] = {}
@@ -274,7 +275,8 @@ class FederatedDataModule(LightningDataModule):
         self.fingerprint = fingerprint(found, seen)
         plain, augmented = ImageTransform(preprocessing), ImageTransform(preprocessing, self.augmentation)
         for site, split, part in found.parts():
-            self._identities[site, split] = image_digests(site, split, part, seen), list(part.groups)
+            self._identities[site, split] = _hashes(image_digests(site, split, part, seen), part.groups)
+            self._class_counts[site, split] = [part.labels.count(index) for index in range(len(self.class_names))]
             train = split == "train"
             self._datasets[site, split] = SiteDataset(
                 part.source, part.labels, augmented if train else plain, self.views if train else 0
@@ -428,14 +430,11 @@ class FederatedDataModule(LightningDataModule):
         An image is hashed by its content, or by its name if images are not verified. The hash of a group that is not
         known is zero.
         """
-        digests, groups = self._identities[site, split]
-        hashes = [content_digest(group.encode()) if group is not None else "00" * 16 for group in groups]
-        return _as_bytes(digests), _as_bytes(hashes)
+        return self._identities[site, split]
 
     def class_counts(self, site: str, split: Split) -> list[int]:
         """Return the number of images by class."""
-        labels = self._datasets[site, split].labels
-        return [labels.count(index) for index in range(len(self.class_names))]
+        return list(self._class_counts[site, split])
 
     def sampled_counts(self, sites: Sequence[str]) -> list[int]:
         """Return the number of training images by class that the sampler shows in an epoch of one or several sites."""
@@ -497,6 +496,12 @@ T = TypeVar("T")
 
 def _unchanged(batch: T) -> T:
     return batch
+
+
+def _hashes(digests: Sequence[str], groups: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+    """Return the hashes (N, 16) of images, and of their patients or lesions: zeros where none is known."""
+    of_groups = [content_digest(group.encode()) if group is not None else "00" * 16 for group in groups]
+    return _as_bytes(digests), _as_bytes(of_groups)
 
 
 def _as_bytes(digests: Sequence[str]) -> Tensor:

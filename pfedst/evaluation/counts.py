@@ -28,11 +28,13 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     bin of its own.
 
     Args:
-        confidence: (n,), 0 to 1, n >= 1.
-        right: (n,), whether the prediction is correct.
+        confidence: (n,), 0 to 1, n >= 1; or (n, C), of which the mean over columns is returned.
+        right: whether the prediction is correct, of the same shape.
     """
-    gaps = torch.bincount(bins_of(confidence), right.double() - confidence.double(), BINS)
-    return float(gaps.abs().sum()) / len(confidence)
+    columns = confidence.numel() // len(confidence)
+    bins = bins_of(confidence).reshape(-1, columns) + BINS * torch.arange(columns)
+    gaps = torch.bincount(bins.flatten(), (right.double() - confidence.double()).flatten(), BINS * columns)
+    return float(gaps.abs().sum()) / confidence.numel()
 
 
 def prediction_counts(probabilities: Tensor, targets: Tensor) -> Counts:

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_auroc,
-    multiclass_cohen_kappa,
-    multiclass_f1_score,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import multiclass_cohen_kappa, multiclass_f1_score, multiclass_recall
 
 from pfedst.evaluation.averages import Metrics, metric_names
 from pfedst.evaluation.counts import calibration_error
@@ -47,10 +41,8 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
     present = _present(targets, classes)
     auroc = None
     if int(present.sum()) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about absent classes, which are excluded
-            areas = multiclass_auroc(probabilities, targets, classes, average=None)
-        auroc = float(areas[present].double().mean())
+        areas = _areas(probabilities[:, present], targets[:, None] == torch.nonzero(present).flatten())
+        auroc = float(areas.mean())
     predicted = predicted_metrics(probabilities, targets)
     found: Metrics = {
         "balanced_accuracy": predicted["balanced_accuracy"],
@@ -58,7 +50,7 @@ def classification_metrics(probabilities: Tensor, targets: Tensor, ordinal: bool
         "macro_f1": predicted["macro_f1"],
         "accuracy": predicted["accuracy"],
         "ece": _defined(predicted["ece"]),
-        "classwise_ece": _defined(_classwise_calibration_error(probabilities, targets)),
+        "classwise_ece": _defined(calibration_error(probabilities, targets[:, None] == torch.arange(classes))),
     }
     if ordinal:
         kappa = float(multiclass_cohen_kappa(probabilities, targets, classes, weights="quadratic"))
@@ -88,6 +80,20 @@ def predicted_metrics(probabilities: Tensor, targets: Tensor) -> dict[str, float
     }
 
 
+def _areas(scores: Tensor, positive: Tensor) -> Tensor:
+    """Return the area under the ROC curve of each column (C,), from mean ranks (Mann and Whitney 1947).
+
+    torchmetrics sorts column by column and takes six times as long, which a small model notices in each evaluation.
+
+    Args:
+        scores: (n, C); NaN, of a broken model, counts as 0.
+        positive: (n, C) booleans, both values in each column.
+    """
+    ranks = torch.from_numpy(rankdata(scores.nan_to_num().numpy(), axis=0))
+    of_class = positive.sum(0)
+    return ((ranks * positive).sum(0) - of_class * (of_class + 1) / 2) / (of_class * (len(scores) - of_class))
+
+
 def _present(targets: Tensor, classes: int) -> Tensor:
     """Return for each class (K,) whether it has an image."""
     return torch.bincount(targets, minlength=classes) > 0
@@ -98,15 +104,10 @@ def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _classwise_calibration_error(probabilities: Tensor, targets: Tensor) -> float:
-    errors = [calibration_error(column, targets == c) for c, column in enumerate(probabilities.T.contiguous())]
-    return math.fsum(errors) / len(errors)
-
-
 def _one_against_one(probabilities: Tensor, targets: Tensor, present: list[int]) -> float | None:
     """Return the mean over ordered pairs of classes of the area of one class's probability among the images of both."""
     areas = []
     for one, other in itertools.permutations(present, 2):
         among = (targets == one) | (targets == other)
-        areas.append(float(binary_auroc(probabilities[among, one], (targets[among] == one).long())))
+        areas.append(float(_areas(probabilities[among, one, None], (targets[among] == one)[:, None])))
     return math.fsum(areas) / len(areas) if areas else None

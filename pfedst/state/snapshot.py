@@ -30,6 +30,9 @@ FORMAT = 3
 SEPARATOR = "|"
 MANIFEST = "manifest.json"
 PART_FILE = r"[a-z]+\.safetensors"
+END = b"\n}\n"
+SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"' + re.escape(END) + rb"\Z")
+"""The end of a manifest: the SHA-256 of the manifest without this entry."""
 MOST_MANIFEST_BYTES = 2**26
 """More than a federation of 100,000 clients needs; a larger manifest is not read."""
 
@@ -181,7 +184,8 @@ def _sha256(content: bytes) -> str:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    return json_bytes({**manifest, "sha256": _sha256(json_bytes(manifest))})
+    content = json_bytes(manifest)
+    return content.removesuffix(END) + f',\n  "sha256": "{_sha256(content)}"'.encode() + END
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -200,8 +204,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 f"summary and its tables"
             )
         manifest.pop("sha256", None)
+        seal = SEAL.search(content)
         changed = (
-            content != _sealed(manifest) or manifest["name"] != folder.name or not isinstance(manifest["about"], dict)
+            seal is None
+            or _sha256(content[: seal.start()] + END) != seal[1].decode()
+            or manifest["name"] != folder.name
+            or not isinstance(manifest["about"], dict)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(f"{place} is missing or damaged ({error!r})") from error
