@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,23 @@ class Subgroups:
             if long := [name for name in values if len(name) > MOST_LETTERS]:
                 raise DataError(f'{file}: the column "{column}" holds "{long[0][:40]}...": write at most 100 letters')
         return found
+
+    def check_read(self, found: Collection[str], source: str) -> None:
+        """Check that the data have read the columns.
+
+        Args:
+            found: columns that were read.
+            source: what has read them, in words.
+
+        Raises:
+            ConfigurationError: it has no table with such columns.
+        """
+        if missing := [column for column in self.columns if column not in found]:
+            raise ConfigurationError(
+                f"--data.subgroups {listed(missing)}: {source} reads no table with such columns. List the images in a "
+                f"table (pfedst data init FOLDER writes one), add the columns, and use ManifestSites; in a run between "
+                f"hospitals the option belongs to the command of each hospital"
+            )
 
     def names(self, column: str, found: Iterable[str]) -> tuple[str, ...]:
         """Return the subgroups of a column that were found, in their order: bands rise, names are sorted."""

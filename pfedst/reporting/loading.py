@@ -11,7 +11,7 @@ from typing import Any
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.evaluation import CALIBRATION
 from pfedst.options import SEED
-from pfedst.reporting.best_round import RoundChoice, at_best_round
+from pfedst.reporting.best_round import OF_PREDICTIONS, RoundChoice, at_best_round
 from pfedst.reporting.claims import Claim
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow, has_present_bins
 from pfedst.reporting.run_folder import RunFolder
@@ -172,7 +172,8 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
             f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
             f"it again, under another name"
         )
-    present: dict[str, Any] = {"class_metrics": {}, "calibration": {}, "environment": None, "warnings": None, **summary}
+    unknown_then = {key: {} for key in OF_PREDICTIONS} | {"environment": None, "warnings": None}
+    present: dict[str, Any] = {**unknown_then, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}
