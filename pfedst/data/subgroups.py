@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ class Subgroups:
                 raise DataError(
                     f'{file}: the column "{column}" has {len(values)} different values, of which at most '
                     f"{MOST_SUBGROUPS} are subgroups; for numbers give bands, such as --data.subgroup_bands "
-                    f'\'{{"{column}": [40, 60]}}\', or name another column'
+                    f"'{{\"{column}\": [40, 60]}}', or name another column"
                 )
             if long := [name for name in values if len(name) > MOST_LETTERS]:
                 raise DataError(f'{file}: the column "{column}" holds "{long[0][:40]}...": write at most 100 letters')
@@ -109,14 +110,12 @@ class Subgroups:
         edges = self._bands[column]
         bands = _bands(edges)
         numbers = [_number(file, line, column, text) for line, text in enumerate(texts, start=2)]
-        return [
-            NOT_STATED if value is None else bands[sum(value >= edge for edge in edges)] for value in numbers
-        ]
+        return [NOT_STATED if value is None else bands[sum(value >= edge for edge in edges)] for value in numbers]
 
 
 def _bands(edges: Sequence[float]) -> list[str]:
     """Return the names of the bands between edges; a band includes its lower edge."""
-    between = [f"{low:g} to below {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
+    between = [f"{low:g} to below {high:g}" for low, high in itertools.pairwise(edges)]
     return [f"below {edges[0]:g}", *between, f"{edges[-1]:g} or above"]
 
 

@@ -35,10 +35,10 @@ def subgroup_metrics(
 ) -> dict[str, Any]:
     """Return what each model reaches on each subgroup.
 
-    A subgroup of fewer than `minimum` patients or lesions, or of fewer images, is withheld: neither its number of images
-    nor a metric is returned. The numbers of the whole site are known, so that those of a single withheld subgroup would
-    be the difference to the others: the next larger subgroup is withheld, too, until the withheld ones together are
-    large enough.
+    A subgroup of fewer than `minimum` patients or lesions, or of fewer images, is withheld: neither its number of
+    images nor a metric is returned. The numbers of the whole site are known, so that those of a single withheld
+    subgroup would be the difference to the others: the next larger subgroup is withheld, too, until the withheld ones
+    together are large enough.
 
     Args:
         models: by name the probabilities (N, K) of a model.

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pfedst.evaluation.averages import METRICS, SITE_METRICS
-from pfedst.evaluation.bootstrap import FEWEST_UNITS
 from pfedst.reporting.report_table import percent
-from pfedst.reporting.subgroup_table import subgroups_at_sites
+from pfedst.reporting.subgroup_table import RARE, subgroups_at_sites
 from pfedst.reporting.tables import metric_title, metric_words
 
 MODELS = ("personal", "generic")
@@ -72,12 +71,7 @@ def _intervals_note(intervals: Mapping[str, Any]) -> str:
         f"trained model, and says nothing of another training or hospital. None if there are too few."
     )
     rare = [f"{site} ({of['rare_classes']} of {of['classes']})" for site, of in intervals.items() if of["rare_classes"]]
-    if rare:
-        note += (
-            f" \\* Too narrow, as classes have images of fewer than {FEWEST_UNITS} patients or lesions: "
-            f"{', '.join(rare)}."
-        )
-    return note
+    return f"{note} \\* {RARE} They are at: {', '.join(rare)}." if rare else note
 
 
 def subgroups(summary: Mapping[str, Any]) -> list[str]:
@@ -101,8 +95,8 @@ def subgroups(summary: Mapping[str, Any]) -> list[str]:
     headings = ("column", "subgroup", "hospital", "images", "patients or lesions", "classes", *metrics, "note")
     note = (
         f"Personal model, on {summary['evaluated']['split']}. Balanced accuracy and AUROC are means over the classes "
-        f"that are present in the subgroup. In brackets the 95 % bootstrap interval, over {UNITS}. Differences between "
-        f"subgroups are not tested."
+        f"that are present in the subgroup. In brackets the 95 % bootstrap interval, over {UNITS}. {RARE} Differences "
+        f"between subgroups are not tested."
     )
     return [table(headings, rows), note]
 

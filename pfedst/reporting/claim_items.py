@@ -76,9 +76,7 @@ def claim_items(summary: Mapping[str, Any], data_card: Mapping[str, str]) -> lis
     grouped = audit is not None and "groups_unknown" not in audit["codes"]
     apart = bool(protocol["held_out_sites"] or protocol.get("new_sites"))
     means = summary["personal"]["mean"]
-    of_sites = any(
-        of["low"] is not None for site in summary["intervals"].values() for of in site["personal"].values()
-    )
+    of_sites = any(of["low"] is not None for site in summary["intervals"].values() for of in site["personal"].values())
     of_classes = any(
         of["sensitivity"]["low"] is not None
         for site in summary["class_metrics"].values()

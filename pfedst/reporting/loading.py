@@ -172,7 +172,7 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
             f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
             f"it again, under another name"
         )
-    unknown_then = {key: {} for key in OF_PREDICTIONS} | {"environment": None, "warnings": None}
+    unknown_then: dict[str, Any] = {key: {} for key in OF_PREDICTIONS} | {"environment": None, "warnings": None}
     present: dict[str, Any] = {**unknown_then, **summary}
     if found == 1:
         protocol = summary["protocol"]

@@ -12,6 +12,11 @@ from pfedst.reporting.comparison import Compared
 from pfedst.reporting.report_table import Cell, ReportTable, percent
 from pfedst.reporting.tables import metric_words
 
+RARE = (
+    f"Rare classes have images of fewer than {FEWEST_UNITS} patients or lesions: the intervals of balanced accuracy "
+    f"and AUROC are too narrow then."
+)
+
 
 @dataclass(frozen=True)
 class SubgroupAtSite:
@@ -21,7 +26,7 @@ class SubgroupAtSite:
         site, column, name: of the site, of the column and of the subgroup.
         sizes: number of images, units, classes and rare classes; empty if the subgroup is withheld.
         estimates: by metric, its value and the ends of its interval; empty if the subgroup is withheld.
-        note: why the subgroup is withheld, or an interval too narrow; empty if neither is.
+        note: why the subgroup is withheld, or how many classes are rare; empty if neither is.
     """
 
     site: str
@@ -53,13 +58,12 @@ def _at_site(site: str, column: str, table: Mapping[str, Any]) -> SubgroupAtSite
     if "withheld" in table:
         return SubgroupAtSite(site, column, table["name"], {}, {}, f"withheld: {table['withheld']}")
     sizes = {key: table[key] for key in ("images", "units", "classes", "rare_classes")}
-    return SubgroupAtSite(site, column, table["name"], sizes, table["personal"], rare_note(table))
+    return SubgroupAtSite(site, column, table["name"], sizes, table["personal"], _rare_classes(table))
 
 
-def rare_note(found: Mapping[str, Any]) -> str:
-    """Return how many classes are so rare that intervals over classes are too narrow; empty if none is."""
+def _rare_classes(found: Mapping[str, Any]) -> str:
     rare, classes = found["rare_classes"], found["classes"]
-    return f"{rare} of {classes} classes: fewer than {FEWEST_UNITS} units, intervals too narrow" if rare else ""
+    return f"rare classes: {rare} of {classes}" if rare else ""
 
 
 def subgroup_table(compared: Compared) -> ReportTable | None:
@@ -84,9 +88,9 @@ def subgroup_table(compared: Compared) -> ReportTable | None:
         f"Personal model of {compared.reference} with {run.words} on {run.protocol['split']}, %, "
         f"{run.protocol['when']}. Balanced accuracy and AUROC are means over the classes that are present in the "
         f"subgroup: compare subgroups only where these are the same. Intervals: 95 % bootstrap within a site over "
-        f"units, which are patients or lesions, or images where these are not known. A subgroup below the minimum of "
-        f"its site ({', '.join(map(str, least))}) is withheld, and the next larger one where it would give the smaller "
-        f"one away. Nothing is tested: a difference between subgroups is a description."
+        f"units, which are patients or lesions, or images where these are not known. {RARE} A subgroup below the "
+        f"minimum of its site ({', '.join(map(str, least))}) is withheld, and the next larger one where it would give "
+        f"the smaller one away. Nothing is tested: a difference between subgroups is a description."
     )
     headings = ("subgroup", "column", "site", "images", "units", "classes", *metrics, "note")
     return ReportTable("subgroups", "Subgroups of the images", caption, headings, tuple(rows))

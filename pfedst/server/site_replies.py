@@ -57,7 +57,7 @@ def _is_table(found: Any, images: int) -> bool:
 
 def known_of_subgroups(found: Any, images: int, models: Sequence[str]) -> dict[str, Any] | None:
     """Return the known keys of the metrics of subgroups; None if no client sends this. Arguments as above."""
-    minimum, columns = (found.get(key) if isinstance(found, dict) else None for key in ("minimum", "columns"))
+    minimum, columns = (found.get(key, 0) if isinstance(found, dict) else 0 for key in ("minimum", "columns"))
     if not is_count(minimum) or minimum < 1 or not isinstance(columns, dict) or len(columns) > MOST_COLUMNS:
         return None
     known = {}

@@ -1,7 +1,5 @@
 """Subgroups of a table's columns: their names, bands, and what is refused."""
 
-import pickle
-
 import pandas as pd
 import pytest
 
@@ -52,7 +50,9 @@ def test_a_table_that_does_not_fit_is_refused_with_the_remedy(tmp_path) -> None:
     with pytest.raises(DataError, match=r'm\.csv, line 2: the column "n" has bands, and holds "a"'):
         read(tmp_path, ["n"], {"n": [3]})
     names = pd.DataFrame({"patient": [f"p{number}" for number in range(21)]})
-    with pytest.raises(DataError, match=r'"patient" has 21 different values, of which at most 20 .*such as --data.subgroup_bands'):
+    with pytest.raises(
+        DataError, match=r'"patient" has 21 different values, of which at most 20 .*such as --data.subgroup_bands'
+    ):
         read(tmp_path, ["patient"], table=names)
     with pytest.raises(DataError, match="at most 100 letters"):
         read(tmp_path, ["n"], table=pd.DataFrame({"n": ["x" * 101]}))
@@ -64,7 +64,6 @@ def test_images_keep_their_subgroup_whatever_the_split(tmp_path) -> None:
     table = [row | {"device": "new" if row["path"].endswith(odd) else ""} for row in reversed(rows())]
     data = ManifestSites(make(tmp_path, table), subgroups=["device"], validation_fraction=0.4, cache_folder=tmp_path)
     data.prepare(Preprocessing(32, (0.5,) * 3, (0.5,) * 3, "bicubic", "shortest"))
-    data = pickle.loads(pickle.dumps(data))  # as worker processes get it
     for split in ("train", "validation", "test"):
         names, codes = data.subgroups_of("north", split)["device"]
         source = data._datasets["north", split].source

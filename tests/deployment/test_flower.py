@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from pfedst.client.exchange import start_maker
 from pfedst.data import RemoteSites
+from pfedst.data.subgroups import Subgroups
 from pfedst.deployment.agreement import agreement, check_method, differences, reason_against, shared_study
 from pfedst.deployment.apps import client_app, server_app
-from pfedst.data.subgroups import Subgroups
 from pfedst.deployment.statement import statement
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.messages.faults import Fault

@@ -46,7 +46,7 @@ def test_hospitals_stand_side_by_side_and_what_is_withheld_has_no_number() -> No
         ["m", "sex", "x", *dashes, f"withheld: {WITHHELD}"],
         ["m", "sex", "y", "30", "20", "2", "90.0", "-", "-", "-", "90.0", "-", ""],
         ["below 40", "age", "x", "30", "20", "2", "80.0", "-", "-", "-", "80.0", "-",
-         "1 of 2 classes: fewer than 5 units, intervals too narrow"],
+         "rare classes: 1 of 2"],
     ]  # fmt: skip
     assert "minimum of its site (5, 10)" in found.caption
     assert f"withheld: {WITHHELD}" in markdown(report)
@@ -72,7 +72,7 @@ def test_the_card_holds_subgroups_and_the_intervals_of_sites(run) -> None:
         r"| x | personal | 10 | 60.0 (55.0 to 65.0) \* | 60.0 | 60.0 | 60.0 (55.0 to 65.0) |",
         r"| x | generic | 10 | 60.0 (55.0 to 65.0) \* |",
         "| y | personal | 10 | 70.0 | 70.0 | 70.0 | 70.0 |",
-        "fewer than 5 patients or lesions: x (2 of 3)",
+        "too narrow then. They are at: x (2 of 3).",
         "| sex | f | x | 30 | 20 | 2 | 60.0 (50.0 to 70.0) | - | 60.0 (50.0 to 70.0) |  |",
         f"| sex | m | x | - | - | - | - | - | - | withheld: {WITHHELD} |",
     ):

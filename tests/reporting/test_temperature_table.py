@@ -53,6 +53,6 @@ def test_another_round_than_the_last_has_no_temperature(tmp_path) -> None:
     last = summary["protocol"]["round"]
     for number, kept in ((last, {"a": 1}), (last - 1, {})):
         best = {"round": number, "personal": summary["personal"], "generic": summary["generic"], "finetuned": False}
-        kept_before = dict.fromkeys(OF_PREDICTIONS, {"a": 1})
+        kept_before = {key: {"a": 1} for key in OF_PREDICTIONS}
         found = summary | kept_before | {"best_on_validation": best, "warnings": []}
         assert at_best_round(found, tmp_path)["calibration"] == kept

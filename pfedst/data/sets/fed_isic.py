@@ -206,7 +206,9 @@ class FedISIC2019(FederatedDataModule):
         lesions = zip(table["image"], table["lesion_id"], strict=True)
         return {str(image): lesion for image, cell in lesions if (lesion := plain_name(cell))}
 
-    def _subgroups_of_files(self, file: Path, table: pd.DataFrame, images: Collection[Path]) -> dict[str, dict[Path, str]]:
+    def _subgroups_of_files(
+        self, file: Path, table: pd.DataFrame, images: Collection[Path]
+    ) -> dict[str, dict[Path, str]]:
         rows = {str(image): row for row, image in enumerate(table["image"])}
         return {
             column: {path: found[rows[path.stem]] if path.stem in rows else NOT_STATED for path in images}
