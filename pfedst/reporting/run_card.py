@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfedst.errors import StateError
 from pfedst.reporting.card_tables import MODELS, calibration, classes, estimates, sites, subgroups, table
 from pfedst.reporting.claim_items import STATED, Item, claim_items
 from pfedst.reporting.data_card import FILE, KEYS, read_data_card
@@ -78,13 +77,10 @@ def card(run: str | Path, data_card: str | Path | None = None) -> RunCard:
 
     Raises:
         StateError: the run is not finished, or its summary is damaged.
-        ConfigurationError: the data card cannot be read.
+        ConfigurationError: there is no run, or the data card cannot be read.
     """
     folder = Path(run)
-    found = RunFolder(folder).summary()
-    if found is None:
-        raise StateError(f"{folder} holds no summary.json: no run, or one that is not finished")
-    summary = present_summary(found, folder / "summary.json")
+    summary = present_summary(RunFolder(folder).finished(), folder / "summary.json")
     file = folder / FILE if data_card is None else Path(data_card)
     said = read_data_card(file) if data_card is not None or file.is_file() else {}
     items, facts = claim_items(summary, said), _facts(summary)
