@@ -11,7 +11,6 @@ exact taps. Reading: batches of 32 in a random order, from the page cache of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from command_line import run_and_table, save
 from environment import environment
 
 from pfedst.data import FederatedDataModule, FedISIC2019, SyntheticSites
@@ -106,8 +106,7 @@ def run(root: Path | None, weights: Path | None, sizes: list[int], count: int) -
             print(f"{encoder.label}: done")
     source = "RANDOM WEIGHTS" if weights is None else weights.name
     result = {"environment": environment(), "weights": source, "data": label, "images": count, "rows": rows}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(RESULT, result)
 
 
 def table() -> None:
@@ -133,14 +132,11 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--root", type=Path)
     runs.add_argument("--weights", type=Path)
     runs.add_argument("--image-sizes", type=int, nargs="+", default=[64, 112, 224])
     runs.add_argument("--images", type=int, default=96)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(given.root, given.weights, given.image_sizes, given.images)

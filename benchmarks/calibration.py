@@ -23,7 +23,6 @@ over time is in it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import run_and_table
 from environment import environment
 from torch import Tensor
 
@@ -260,10 +260,7 @@ def _lowest(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, or print the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("table")
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     for name in ("root", "weights", "runs"):
         runs.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args()

@@ -10,23 +10,20 @@ more adds is its images and its message, which the server keeps until the merge.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import one_command, row_of_a_process, run_and_table, save
 from environment import environment
-from lightning.pytorch import Trainer
+from local_fits import lean_trainer
 from sites import RandomSites
 
 from pfedst import simulation
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER
 from pfedst.encoders import FrozenCLIP
 from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder
@@ -56,7 +53,7 @@ def one_run(method: str, model: str, image_size: int, clients: int) -> dict[str,
             FederatedClient(encoder, anchors="prototypes"),
             data,
             registered_methods()[method](),
-            Trainer(**LEAN_TRAINER | {"accelerator": "cpu"}),
+            lean_trainer(),
             RunFolder.create(Path(folder), "run", "run"),
             run_seed=0,
         )
@@ -77,14 +74,11 @@ def run(model: str, image_size: int, counts: list[int]) -> None:
     """Run one process for each row; the file is complete after each of them."""
     rows: dict[str, dict[str, Any]] = {}
     protocol = {"model": model, "image_size": image_size, "train_images": TRAIN_IMAGES, "test_images": TEST_IMAGES}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
     for method in METHODS:
         for clients in counts:
-            command = [sys.executable, "-W", "ignore", __file__, "one", method, model, str(image_size), str(clients)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows.setdefault(method, {})[str(clients)] = json.loads(done.stdout.splitlines()[-1])
+            rows.setdefault(method, {})[str(clients)] = row_of_a_process(__file__, method, model, image_size, clients)
             result = {"environment": environment(), "protocol": protocol, "rows": rows}
-            RESULT.write_text(json.dumps(result, indent=2) + "\n")
+            save(RESULT, result)
             print(f"measured: {method}, {clients} clients", flush=True)
 
 
@@ -135,18 +129,15 @@ def targets(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, commands, runs = run_and_table(__doc__)
     runs.add_argument("--model", default="ViT-B-16-quickgelu")
     runs.add_argument("--image-size", type=int, default=64)
     runs.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16, 64])
-    one = commands.add_parser("one", help="make one run and print its figures as JSON; `run` starts a process for each")
+    one = one_command(commands)
     one.add_argument("method")
     one.add_argument("model")
     one.add_argument("image_size", type=int)
     one.add_argument("clients", type=int)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "one":
         print(json.dumps(one_run(given.method, given.model, given.image_size, given.clients)))

@@ -9,7 +9,6 @@ optimiser, Trainer, saved state. The cache is built before; `pfedst cache build`
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -17,17 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
-from lightning.pytorch import Trainer
+from command_line import run_and_table, save
+from local_fits import LocalFits
 
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule, FedISIC2019
 from pfedst.encoders import FrozenCLIP
-from pfedst.messages.requests import Request
 from pfedst.methods.pfedst import PFedST
-from pfedst.server.server import Server
-from pfedst.simulation import make_client, start_maker
 
 RESULT = Path(__file__).resolve().parent / "results" / "epoch.json"
 ROWS: dict[str, dict[str, Any]] = {
@@ -40,32 +35,25 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def measure(encoder: FrozenCLIP, data: FederatedDataModule) -> dict[str, Any]:
     """Time one local epoch of every site."""
-    template, local = FederatedClient(encoder, anchors="learned", loss=None), LocalTrainer(trainer())
+    template = FederatedClient(encoder, anchors="learned", loss=None)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        client = make_client(template, data, PFedST(), 0, local, Path(folder))
-        samples = {name: data.samples(name, "train") for name in data.sites}
-        server = Server(client.method, samples, start_maker(client.model), 0)
-        server.begin()
+        fits = LocalFits(template, data, PFedST(), Path(folder))
         prepare_seconds = time.perf_counter() - started
-        requests = {name: Request("fit", "epoch", 1, parts=server.parts_for(name)) for name in samples}
+        requests = fits.requests(1)
         started, processor = time.perf_counter(), time.process_time()
-        losses = [client.answer(name, request).values["record"]["train_loss"] for name, request in requests.items()]
+        losses = [record["train_loss"] for record in fits.fit(requests)]
         epoch_seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor
     return {
         "prepare_seconds": prepare_seconds,
         "epoch_seconds": epoch_seconds,
         "processor_seconds": processor_seconds,
-        "images": sum(samples.values()),
+        "images": sum(fits.samples.values()),
         "train_losses": losses,
         "batch_size": data.batch_size,
         "data": data.label,
         "encoder": encoder.label,
     }
-
-
-def trainer() -> Trainer:
-    return Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
 
 
 def run(root: Path, weights: Path, image_size: int) -> None:
@@ -79,8 +67,7 @@ def run(root: Path, weights: Path, image_size: int) -> None:
             cache_max_bytes=10**12,
         )  # fmt: skip
         rows[name] = measure(encoder, data)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+    save(RESULT, {"rows": rows})
 
 
 def table() -> None:
@@ -105,13 +92,10 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--root", type=Path, required=True)
     runs.add_argument("--weights", type=Path, required=True)
     runs.add_argument("--image-size", type=int, default=112)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(given.root, given.weights, given.image_size)

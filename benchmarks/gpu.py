@@ -12,7 +12,6 @@ device. Rows that would begin after `--seconds` are left out and named. Writes b
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -23,19 +22,15 @@ from typing import Any
 
 import open_clip
 import torch
-from environment import environment
-from lightning.pytorch import Trainer
+from command_line import run_and_table, save
+from local_fits import LocalFits
 from peak_memory import PeakMemory
 from step_rows import CACHED, LORA, ROWS, Setting
 from torch import Tensor
 
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import SyntheticSites
-from pfedst.messages.requests import Request
 from pfedst.methods.pfedst import PFedST
-from pfedst.server.server import Server
-from pfedst.simulation import make_client, start_maker
 
 RESULT = Path(__file__).resolve().parent / "results" / "gpu.json"
 MODELS, IMAGE_SIZE, BATCH_SIZE, IMAGES, CLIENTS = ("ViT-B-16", "ViT-L-14"), 224, 32, 96, 6
@@ -99,19 +94,14 @@ def epoch_row(setting: Setting, images: int, held: bool) -> Row:
             validation_fraction=0, audit="off", verify_images=False, cache="taps", cache_folder=Path(folder) / "cache",
             cache_max_bytes=10**12, cache_device_bytes=10**12 if held else 0,
         )  # fmt: skip
-        local = LocalTrainer(Trainer(**LEAN_TRAINER | {"accelerator": accelerator}))
         template = FederatedClient(setting.encoder(), anchors="learned", loss=None)
         started = time.perf_counter()
-        client = make_client(template, data, PFedST(), 0, local, Path(folder) / "sites")
+        fits = LocalFits(template, data, PFedST(), Path(folder) / "sites", accelerator)
         filled = time.perf_counter() - started
-        server = Server(client.method, dict.fromkeys(data.sites, images), start_maker(client.model), 0)
-        server.begin()
         taken = []
         for number in (1, 2, 3):
-            started, replies = time.perf_counter(), {}
-            for name in data.sites:
-                request = Request("fit", "gpu", number, parts=server.parts_for(name))
-                replies[name] = client.answer(name, request).values["record"]
+            started = time.perf_counter()
+            records = fits.fit(fits.requests(number))
             taken.append(time.perf_counter() - started)
         assert data.store is not None
         return {
@@ -120,7 +110,7 @@ def epoch_row(setting: Setting, images: int, held: bool) -> Row:
             "fill_seconds": filled,
             "row_bytes": data.store.layout.row_bytes,
             "held": data.holds_rows,
-            "train_losses": [reply["train_loss"] for reply in replies.values()],
+            "train_losses": [record["train_loss"] for record in records],
         }
 
 
@@ -159,8 +149,7 @@ def run(models: tuple[str, ...], device: torch.device, size: int, batch_size: in
     found = measure(models, device, size, batch_size, images, limit)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     protocol = {"device": gpu or "CPU", "image_size": size, "batch_size": batch_size, "images": images}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"environment": environment(), "protocol": protocol} | found, indent=2) + "\n")
+    save(RESULT, {"protocol": protocol} | found)
 
 
 def table() -> None:
@@ -196,16 +185,13 @@ def _lines(name: str, row: Row, bytes_per_second: float) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     runs.add_argument("--models", nargs="+", default=list(MODELS))
     runs.add_argument("--image-size", type=int, default=IMAGE_SIZE)
     runs.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     runs.add_argument("--images", type=int, default=IMAGES)
     runs.add_argument("--seconds", type=float, default=330)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(tuple(given.models), given.device, given.image_size, given.batch_size, given.images, given.seconds)

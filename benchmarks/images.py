@@ -11,7 +11,6 @@ Writes benchmarks/results/images.json.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -22,21 +21,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from command_line import run_and_table, save
 from environment import environment
-from lightning.pytorch import Trainer
+from local_fits import LocalFits
 from torch import Tensor, nn
 
 from pfedst.adapters import WholeModel
-from pfedst.client.client import Client
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer
 from pfedst.data import FederatedDataModule, FedISIC2019
 from pfedst.encoders import AnchorHead, Encoder, FrozenCLIP, Pixels, Taps
 from pfedst.messages.payload import State, same_tensors
-from pfedst.messages.requests import Request
 from pfedst.methods.registry import registered_methods
-from pfedst.server.server import Server
-from pfedst.simulation import make_client, start_maker
 
 RESULT = Path(__file__).resolve().parent / "results" / "images.json"
 IMAGE_SIZE = 64
@@ -85,21 +80,15 @@ class Side:
 
     def __init__(self, template: FederatedClient, method: str, data: FederatedDataModule, folder: Path) -> None:
         started = time.process_time()
-        plugin, local = registered_methods()[method](), LocalTrainer(Trainer(**LEAN_TRAINER | {"accelerator": "cpu"}))
-        self.client: Client = make_client(template, data, plugin, 0, local, folder)
+        self.fits = LocalFits(template, data, registered_methods()[method](), folder)
+        self.client = self.fits.client
         self.prepare_seconds = time.process_time() - started
-        samples = {name: data.samples(name, "train") for name in data.sites}
-        self.server = Server(plugin, samples, start_maker(self.client.model), 0)
-        self.server.begin()
-        self.names = list(samples)
 
     def epoch(self, number: int, batches: int) -> tuple[float, int, State]:
         """Return processor seconds, images and the state of the last client."""
-        started, images = time.process_time(), 0
+        started = time.process_time()
         with self.client.local.at_most(batches):
-            for name in self.names:
-                reply = self.client.answer(name, Request("fit", "images", number, parts=self.server.parts_for(name)))
-                images += reply.values["record"]["images"]
+            images = sum(record["images"] for record in self.fits.fit(self.fits.requests(number)))
         return time.process_time() - started, images, self.client.model.own_state()
 
 
@@ -162,8 +151,7 @@ def run(root: Path, weights: Path, models: list[str], batches: int, repeats: int
                 row = measure(root, template, method, augmentation, batches, repeats, Path(cache_folder))
                 rows[f"{method}, {name}, {augmentation}"] = row
                 result = {"environment": environment(), "rows": rows, "repeats": repeats}
-                RESULT.parent.mkdir(parents=True, exist_ok=True)
-                RESULT.write_text(json.dumps(result, indent=2) + "\n")
+                save(RESULT, result)
                 print(f"measured: {name}, {augmentation}", flush=True)
 
 
@@ -191,15 +179,12 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--root", type=Path, required=True)
     runs.add_argument("--weights", type=Path, required=True)
     runs.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     runs.add_argument("--batches", type=int, default=4, help="of each site")
     runs.add_argument("--repeats", type=int, default=3)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(given.root, given.weights, given.models, given.batches, given.repeats)

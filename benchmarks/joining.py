@@ -14,7 +14,6 @@ there, also after it was killed. Several processes may share the work.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import io
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from command_line import run_and_table
 from environment import environment
 
 from pfedst.cli import main as pfedst
@@ -303,16 +303,13 @@ def figure(file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, commands, runs = run_and_table(__doc__)
     runs.add_argument("--root", type=Path, required=True)
     runs.add_argument("--weights", type=Path, required=True)
     runs.add_argument("--sites", nargs="+", choices=list(SITES), default=list(SITES))
     runs.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     runs.add_argument("--labels", nargs="+", choices=LABELS, default=list(LABELS))
     runs.add_argument("--more", nargs="*", default=[], help="options of all fits, such as --coordinator.rounds=1")
-    commands.add_parser("table")
     commands.add_parser("figure").add_argument("file", type=Path)
     given = parser.parse_args()
     if given.command == "run":

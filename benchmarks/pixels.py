@@ -12,7 +12,6 @@ blocks of rounds, so that other work on the machine slows both. Writes benchmark
 
 from __future__ import annotations
 
-import argparse
 import copy
 import cProfile
 import json
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from environment import environment
+from command_line import run_and_table, save
 from numpy.typing import NDArray
 from round import NEVER
 from torch import Tensor, nn
@@ -416,8 +415,7 @@ def run(methods: list[str], digits: Path | None, rounds: int) -> None:
                 )
             print(f"measured: {name}, cache {cache}", flush=True)
     label = "RANDOM images" if digits is None else digits.name
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"environment": environment(), "data": label, "rows": rows}, indent=2) + "\n")
+    save(RESULT, {"data": label, "rows": rows})
 
 
 def profile(name: str, digits: Path | None, rounds: int) -> None:
@@ -455,14 +453,11 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--rounds", type=int, default=24)
     runs.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     runs.add_argument("--digits", type=Path)
     runs.add_argument("--profile", action="store_true")
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run" and given.profile:
         profile(given.methods[0], given.digits, given.rounds)

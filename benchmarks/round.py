@@ -15,7 +15,6 @@ block of each side) is closest to the cost on an idle machine.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import cProfile
 import gc
@@ -31,6 +30,7 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
+from command_line import run_and_table
 from environment import environment
 from torch import Tensor
 from torch.optim import AdamW
@@ -297,13 +297,10 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--rounds", type=int, default=48)
     runs.add_argument("--fits", type=int, default=1000)
     runs.add_argument("--profile", action="store_true")
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(given.rounds, given.fits, given.profile)

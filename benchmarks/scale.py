@@ -11,14 +11,11 @@ round and the last one, which is evaluated. Writes benchmarks/results/scale.json
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from environment import environment
+from command_line import one_command, row_of_a_process, run_and_table, save
 from sites import MEBI, one_run, round_seconds
 
 RESULT = Path(__file__).resolve().parent / "results" / "scale.json"
@@ -31,11 +28,8 @@ def run(clients: list[int], rounds: int) -> None:
     """Run one process for each row; the file is complete after each of them."""
     rows = []
     for number in clients:
-        command = [sys.executable, "-W", "ignore", __file__, "one", str(number), str(rounds)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+        rows.append(row_of_a_process(__file__, number, rounds))
+        save(RESULT, {"rows": rows})
         print(f"measured: {number} clients", flush=True)
 
 
@@ -94,15 +88,12 @@ def targets(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, commands, runs = run_and_table(__doc__)
     runs.add_argument("--clients", type=int, nargs="+", default=[10, FEW, MANY])
     runs.add_argument("--rounds", type=int, default=6)
-    single = commands.add_parser("one", help="make one run and print its figures as JSON; `run` starts a process each")
+    single = one_command(commands)
     single.add_argument("clients", type=int)
     single.add_argument("rounds", type=int)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "one":
         print(json.dumps(one(given.clients, given.rounds)))

@@ -19,7 +19,6 @@ is not a dependency of pfedst; without it its rows are skipped. Install it with 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import importlib.util
@@ -39,14 +38,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from command_line import run_and_table, save
 from environment import environment
 from lightning.pytorch import Trainer
+from local_fits import lean_trainer
 from pfedst_baselines.fedavg import FedAvg
 
 import pfedst
 from pfedst.client.client import Client
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer
+from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule, SyntheticSites
 from pfedst.encoders import FrozenCLIP
 from pfedst.messages.payload import NET, State, payload_bytes
@@ -109,11 +110,7 @@ def client_of(workload_name: str, cache_folder: str, sites: Path | None) -> Clie
         samples_per_site=workload.samples_per_site, cache="taps", cache_folder=cache_folder, validation_fraction=0.1,
     )  # fmt: skip
     template = FederatedClient(FrozenCLIP(workload.encoder, weights="random"), anchors="learned", loss=None)
-    return make_client(template, data, FedAvg(weighting="samples"), RUN_SEED, LocalTrainer(trainer()), sites)
-
-
-def trainer() -> Trainer:
-    return Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
+    return make_client(template, data, FedAvg(weighting="samples"), RUN_SEED, LocalTrainer(lean_trainer()), sites)
 
 
 def local_steps(place: Workplace, received: State, name: str, round_number: int) -> State:
@@ -233,7 +230,7 @@ def pfedst_rows(
         client = client_of(workload, folder, run_folder.path / SITES)
         start = start_maker(client.model)
         place = build(workload, folder)
-        hooks = TimedRounds(trainer(), place.module, Stopwatch(place))
+        hooks = TimedRounds(lean_trainer(), place.module, Stopwatch(place))
         transport = make_transport(coordinator, client)
         hooks.stopwatch.started = time.perf_counter()
         coordinator.fit(transport, client.method, start, hooks, run_folder, RUN_SEED)
@@ -403,8 +400,7 @@ def write(here: dict[str, Any], workload: str, about: dict[str, Any], row_name: 
     entry = result["workloads"].setdefault(workload, about | {"rows": {}})
     entry |= about
     entry["rows"][row_name] = row
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(RESULT, result)
     print(f"{workload}, {row_name}: {row['round_seconds']:.3f} s a round, {row['ratio']:.2f} x bare", flush=True)
 
 
@@ -456,13 +452,10 @@ def protocol(workload: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     runs.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     runs.add_argument("--rounds", type=int, default=12)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(given.workload, given.only, given.rounds)

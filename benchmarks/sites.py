@@ -12,12 +12,9 @@ written, without the first round and without the last one, which is evaluated. W
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from command_line import one_command, row_of_a_process, run_and_table, save
 from lightning.pytorch import LightningModule, Trainer
+from local_fits import lean_trainer
 from numpy.typing import NDArray
 
 from pfedst.client.module import FederatedClient
-from pfedst.client.training import LEAN_TRAINER, LocalTrainer
+from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
 from pfedst.data.sets.synthetic import ArraySource
 from pfedst.data.sites import LabelledImages, Sites
@@ -130,7 +128,7 @@ def one_run(
     started = time.perf_counter()
     data = RandomSites(sites, IMAGE_SIZE, train_images, test_images)
     coordinator = FederatedCoordinator(rounds=rounds, participation=participants / sites, evaluate_every=rounds)
-    trainer = Trainer(**LEAN_TRAINER | {"accelerator": "cpu"})
+    trainer = lean_trainer()
     template, method = FederatedClient(encoder, anchors="prototypes"), PFedST()
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder), "run", "run")
@@ -165,12 +163,9 @@ def run(counts: list[int], rounds: int) -> None:
     pairs.append((min(counts), participants[max(counts)]))
     rows = []
     for sites, drawn in dict.fromkeys(pairs):
-        command = [sys.executable, "-W", "ignore", __file__, "one", str(sites), str(drawn), str(rounds)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(row_of_a_process(__file__, sites, drawn, rounds))
         print(f"measured: {sites} sites, {drawn} a round", flush=True)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+    save(RESULT, {"rows": rows})
 
 
 def table() -> None:
@@ -232,16 +227,13 @@ def targets(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, commands, runs = run_and_table(__doc__)
     runs.add_argument("--sites", type=int, nargs="+", default=[100, 1000])
     runs.add_argument("--rounds", type=int, default=12)
-    one = commands.add_parser("one", help="make one run and print its figures as JSON; `run` starts a process for each")
+    one = one_command(commands)
     one.add_argument("sites", type=int)
     one.add_argument("participants", type=int)
     one.add_argument("rounds", type=int)
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "one":
         print(json.dumps(one_run(given.sites, given.participants, given.rounds)))

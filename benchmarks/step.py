@@ -14,7 +14,6 @@ The floor of a step is the time of its matrix products alone, each measured in t
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import run_and_table, save
 from environment import environment
 from matrix_products import Clock, Product, Products, Recorder, floor_seconds, flops, synchronise
 from peak_memory import PeakMemory
@@ -225,8 +225,7 @@ def write(
         "breakdown_of_cached": parts,
         "rows": results,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(content, indent=2) + "\n")
+    save(RESULT, content)
 
 
 # -- table -------------------------------------------------------------------------------------------------------------
@@ -315,9 +314,7 @@ def ratio(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--model", default="ViT-B-16-quickgelu")
     runs.add_argument("--image-size", type=int, default=224)
     runs.add_argument("--batch-size", type=int, default=16)
@@ -325,7 +322,6 @@ def main() -> None:
     runs.add_argument("--threads", type=int, default=1)
     runs.add_argument("--device", default="cpu")
     runs.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         torch.set_num_threads(given.threads)

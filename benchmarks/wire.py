@@ -11,13 +11,12 @@ framing are not counted.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from command_line import run_and_table, save
 
 from pfedst.client.exchange import make_upload, receive_message
 from pfedst.client.module import FederatedClient
@@ -72,8 +71,7 @@ def run(model: str, image_size: int) -> None:
             rows[name] = {"missing": str(error)}
         print(f"counted: {name}", flush=True)
     protocol = {"encoder": encoder.label, "classes": CLASSES, "image_tower_bytes": encoder.nbytes}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"environment": environment(), "protocol": protocol, "rows": rows}, indent=2) + "\n")
+    save(RESULT, {"protocol": protocol, "rows": rows})
 
 
 def table() -> None:
@@ -108,12 +106,9 @@ def round_bytes(row: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run")
+    parser, _, runs = run_and_table(__doc__)
     runs.add_argument("--model", default="ViT-B-16-quickgelu")
     runs.add_argument("--image-size", type=int, default=224, help="changes no byte but those of the position embedding")
-    commands.add_parser("table")
     given = parser.parse_args()
     if given.command == "run":
         run(given.model, given.image_size)

@@ -58,13 +58,9 @@ def _summary(run: Path, site: str) -> Mapping[str, Any]:
 
     Raises:
         ConfigurationError: no such run or site, or no validation images.
+        StateError: the run is not finished, or its summary is damaged.
     """
-    if not run.is_dir():
-        there = [path.name for path in run.parent.iterdir() if path.is_dir()] if run.parent.is_dir() else []
-        raise ConfigurationError(f"{run}: no folder.{nearest(run.name, there)} Give the folder of a finished run")
-    found = RunFolder(run).summary()
-    if found is None:
-        raise ConfigurationError(f"{run} holds no summary.json: no run, or one that is not finished")
+    found = RunFolder(run).finished()
     samples = found["protocol"]["samples"]
     if site not in samples:
         raise ConfigurationError(

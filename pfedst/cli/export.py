@@ -44,13 +44,13 @@ def run_export(arguments: Sequence[str]) -> int:
     from pfedst.inference.artefact import check_new, export, exportable
     from pfedst.inference.artefact_files import ONNX_FILE, is_model
     from pfedst.inference.onnx_export import onnx_of
-    from pfedst.inference.run import Run
+    from pfedst.inference.saved_run import SavedRun
 
     if is_model(Path(given.model)) or given.model.startswith(HUB_MODEL):
         raise ConfigurationError(f"{given.model} is exported already; copy the folder")
     check_new(given.folder)
     (model,) = models_of(given)
-    run = Run(given.model)
+    run = SavedRun(given.model)
     # before the folder is written: a model that cannot be exported to ONNX leaves nothing
     made = None if given.onnx is None else onnx_of(exportable(model, len(run.sites)), given.onnx, given.prior)
     export(run, model, given.folder, given.licence, made)

@@ -43,7 +43,7 @@ def models_of(given: argparse.Namespace) -> list[SiteModel]:
 
     from pfedst.inference.artefact import load_model
     from pfedst.inference.artefact_files import is_model
-    from pfedst.inference.run import Run
+    from pfedst.inference.saved_run import SavedRun
 
     try:
         torch.empty(0, device=given.device)
@@ -56,7 +56,7 @@ def models_of(given: argparse.Namespace) -> list[SiteModel]:
         if given.round != "last":
             raise ConfigurationError(f"--round {given.round}: {given.model} is no run; leave the option out")
         return [load_model(given.model, given.encoder_weights, given.device)]
-    run = Run(given.model)
+    run = SavedRun(given.model)
     if given.site is None and not given.generic:
         raise ConfigurationError(
             f"{given.model} is a run: name a site (--site NAME; it has {', '.join(run.sites)}) or take the generic "

@@ -131,12 +131,14 @@ def _tables(found: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
     percent = {key: value for key, value in found["metrics"].items() if value is not None}
-    metrics = Table(title=f"{found['images']:,} images, %; {found['unread']:,} could not be read")
+    title = f"{found['images']:,} images, %, with 95 % intervals over images; {found['unread']:,} could not be read"
+    metrics = Table(title=title)
     by_class = Table(title="Each class, %, with 95 % intervals over images")
     confusion = Table(title="Confusion matrix: rows are true classes, columns are predictions")
     for name in percent:
         metrics.add_column(name.replace("_", " "), justify="right")
-    metrics.add_row(*(f"{100 * value:.1f}" for value in percent.values()))
+    no_ends = {"low": None, "high": None}
+    metrics.add_row(*(_interval(found["intervals"].get(key, no_ends) | {"value": percent[key]}) for key in percent))
     for heading in ("class", "images", "sensitivity", "specificity", "average precision"):
         by_class.add_column(heading, justify="left" if heading == "class" else "right")
     confusion.add_column("true class")

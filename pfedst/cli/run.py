@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pfedst.cli.report import report
 from pfedst.data.sites import Split
-from pfedst.inference.run import Run as SavedRun
+from pfedst.inference.saved_run import SavedRun
 from pfedst.reporting.report import FigureFormat, Report
 from pfedst.reporting.run_card import RunCard, card
 from pfedst.reporting.summary import SELECTION_METRIC

@@ -222,10 +222,13 @@ class Client:
         return Reply({"evaluated": evaluated})
 
     def _class_metrics(self, name: str, request: Request) -> Reply:
-        """Compute what is reported of each class from the kept predictions on test, which stay here."""
+        """Compute what is reported of the site, each class and each subgroup from the predictions that stay here."""
         predictions = Predictions.load(self._state(name).folder, "test", request.round)
         seed = derive_seed(self.run_seed, "bootstrap", name, request.round)
-        return Reply({"class_metrics": predictions.class_metrics(seed)})
+        values = {"class_metrics": predictions.class_metrics(seed), "intervals": predictions.site_metrics(seed)}
+        if predictions.subgroups:
+            values["subgroups"] = predictions.subgroup_metrics(self.data.subgroups.minimum, seed)
+        return Reply(values)
 
     def _calibrate(self, name: str, request: Request) -> Reply:
         """Fit a temperature and a threshold on the kept predictions on validation, and keep them at the site."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ from pfedst.client.priors import SitePriors
 from pfedst.data.sites import Split
 from pfedst.errors import StateError
 from pfedst.evaluation.class_metrics import class_metrics
+from pfedst.evaluation.site_metrics import site_metrics
 from pfedst.evaluation.stated import SITE
+from pfedst.evaluation.subgroups import subgroup_metrics
 from pfedst.messages.payload import State
 from pfedst.methods.priors import TOLERANCE
 from pfedst.state import clear_unfinished, write_atomically, writing
@@ -39,6 +41,8 @@ SHIFT = "prior_shift."
 """The prefix of the tensors that are added to the logits of a model, so that they are at the prior of the run."""
 EFFECTIVE = "effective."
 """The prefix of the class frequencies that a model has learned."""
+SUBGROUP = "subgroup."
+"""The prefix of the indices of subgroups, by column."""
 SITE_PRIOR = "site_prior"
 """The class frequencies of the training split of the site."""
 
@@ -61,13 +65,16 @@ class Predictions:
     | `prior_shift.personal`, `prior_shift.generic` | (K,) float64 | with `--model.prior`: what is added to the logits |
     | `effective.personal`, `effective.generic` | (K,) float64 | class frequencies that a model has learned, if known |
     | `site_prior` | (K,) float64 | class frequencies of the training split, with the pseudo-count of the loss |
+    | `subgroup.COLUMN` | (N,) int64 | with `--data.subgroups`: index of the subgroup of each image |
 
-    Files of older versions lack the last two rows. The metadata names the format, the site and the classes.
+    Files of older versions lack the last rows. The metadata names the format, the site, the classes and the subgroups
+    of each column.
     """
 
     site: str
     class_names: tuple[str, ...]
     tensors: State
+    subgroups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -81,12 +88,14 @@ class Predictions:
     ) -> Predictions:
         """Gather what is known of the images beside the logits, and of the models beside them."""
         ids, groups = data.identities(site, split)
+        subgroups = data.subgroups_of(site, split)
         natural, sampled = data.class_counts(site, "train"), data.sampled_counts([site])
         tensors = {"id": ids, "group": groups, "label": targets}
         tensors |= {f"{LOGITS}{model}": values.float().cpu() for model, values in logits.items()}
         tensors |= {"train_counts.natural": torch.tensor(natural), "train_counts.sampled": torch.tensor(sampled)}
         tensors |= {f"{SHIFT}{model}": shift for model, shift in (shifts or {}).items()}
-        return cls(site, data.class_names, tensors)
+        tensors |= {f"{SUBGROUP}{column}": codes for column, (_, codes) in subgroups.items()}
+        return cls(site, data.class_names, tensors, {column: names for column, (names, _) in subgroups.items()})
 
     @classmethod
     def load(cls, folder: Path, split: Split, round_number: int | None) -> Predictions:
@@ -101,7 +110,8 @@ class Predictions:
                 about = json.loads(opened.metadata()[ABOUT])
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # it is no dict
             found = int(tensors.pop("round"))
-            loaded = cls(about["site"], tuple(about["classes"]), tensors)
+            subgroups = {column: tuple(names) for column, names in about.get("subgroups", {}).items()}
+            loaded = cls(about["site"], tuple(about["classes"]), tensors, subgroups)
             loaded._check()
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise StateError(f"{file} is missing or damaged ({error})") from error
@@ -122,6 +132,8 @@ class Predictions:
         for key, tensor in self.tensors.items():
             if key.startswith(LOGITS) and (len(tensor) != images or (images and tensor.shape != (images, classes))):
                 raise ValueError(f"{key} holds no logits of {images} images")
+            if key.startswith(SUBGROUP):
+                _check_codes(key, tensor, images, len(self.subgroups[key.removeprefix(SUBGROUP)]))
             if key == SITE_PRIOR or key.startswith(EFFECTIVE):
                 _check_prior(key, tensor, classes)
 
@@ -155,14 +167,32 @@ class Predictions:
         Args:
             seed: of the bootstrap.
         """
-        models = [key.removeprefix(LOGITS) for key in self.tensors if key.startswith(LOGITS)]
-        probabilities = {model: self.logits(model, shifted=True).softmax(1).double().numpy() for model in models}
-        unknown = (self.tensors["group"] == 0).all(1)
-        found = class_metrics(probabilities, self.tensors["label"].numpy(), self._units(unknown), seed)
-        return found | {"without_unit": int(unknown.sum())}
+        found = class_metrics(self._probabilities(), self.tensors["label"].numpy(), self._units(), seed)
+        return found | {"without_unit": int(self._without_unit().sum())}
 
-    def _units(self, unknown: Tensor) -> NDArray[np.int64]:
+    def site_metrics(self, seed: int) -> dict[str, Any]:
+        """Return accuracy, balanced accuracy and AUROC of each model, with intervals; see `site_metrics`."""
+        return site_metrics(self._probabilities(), self.tensors["label"].numpy(), self._units(), seed)
+
+    def subgroup_metrics(self, minimum: int, seed: int) -> dict[str, Any]:
+        """Return the same of each subgroup that is large enough; see `pfedst.evaluation.subgroups`."""
+        columns = {
+            column: (names, self.tensors[f"{SUBGROUP}{column}"].numpy()) for column, names in self.subgroups.items()
+        }
+        targets = self.tensors["label"].numpy()
+        return subgroup_metrics(self._probabilities(), targets, self._units(), columns, minimum, seed)
+
+    def _probabilities(self) -> dict[str, NDArray[np.float64]]:
+        models = [key.removeprefix(LOGITS) for key in self.tensors if key.startswith(LOGITS)]
+        return {model: self.logits(model, shifted=True).softmax(1).double().numpy() for model in models}
+
+    def _without_unit(self) -> Tensor:
+        """Return for each image (N,) whether its patient or lesion is not known."""
+        return (self.tensors["group"] == 0).all(1)
+
+    def _units(self) -> NDArray[np.int64]:
         """Return the number (N,) of each image's patient or lesion, in an order that is not that of the images."""
+        unknown = self._without_unit()
         hashes = torch.where(unknown[:, None], self.tensors["id"], self.tensors["group"])
         kinds = torch.cat([unknown[:, None].to(torch.uint8), hashes], 1).numpy()
         return np.unique(kinds, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
@@ -175,13 +205,25 @@ class Predictions:
         """
         file = folder / "predictions" / f"{split}.safetensors"
         # in one entry: the order of several is random, and the bytes of the file with it
-        about = {ABOUT: json.dumps({"format": FORMAT, "site": self.site, "classes": list(self.class_names)})}
+        of_file = {"format": FORMAT, "site": self.site, "classes": list(self.class_names)}
+        of_file |= {"subgroups": {c: list(names) for c, names in self.subgroups.items()}} if self.subgroups else {}
+        about = {ABOUT: json.dumps(of_file)}
         tensors = self.tensors | {"round": torch.tensor(round_number)}
         with writing(file):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # of patients: for this user alone
             file.parent.mkdir(exist_ok=True)
             clear_unfinished(file.parent)
             write_atomically(file, save({key: tensor.contiguous() for key, tensor in tensors.items()}, about))
+
+
+def _check_codes(key: str, codes: Tensor, images: int, names: int) -> None:
+    """Check the indices of subgroups.
+
+    Raises:
+        ValueError: they are not those of so many images and names.
+    """
+    if codes.shape != (images,) or (images and not 0 <= int(codes.min()) <= int(codes.max()) < names):
+        raise ValueError(f"{key} holds no subgroups of {images} images")
 
 
 def _check_prior(key: str, frequencies: Tensor, classes: int) -> None:

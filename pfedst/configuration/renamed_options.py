@@ -11,7 +11,9 @@ from pfedst.version import __version__
 
 CONFIG_FORMAT = 2
 """Of `config.yaml`. Format 1 had no such key."""
+FORMAT = "config_format"
 GROUP = "coordinator"
+MODEL, LOSS = "model", "loss"
 EXECUTOR, TRANSPORT, SAVE_FITS = "executor", "transport", "save_fits"
 TRANSPORTS = {"sequential": "in_process", "processes": "processes"}
 """Values of `executor` by their present name as `transport`."""
@@ -25,7 +27,7 @@ def with_present_names(configuration: Any) -> Any:
     """
     if not isinstance(configuration, dict):
         return configuration
-    written = configuration.get("config_format")
+    written = configuration.get(FORMAT)
     if isinstance(written, int) and not 1 <= written <= CONFIG_FORMAT:
         version = configuration.get("pfedst_version")
         raise ConfigurationError(
@@ -34,6 +36,7 @@ def with_present_names(configuration: Any) -> Any:
         )
     if not isinstance(configuration.get(GROUP), dict):
         return configuration
+    configuration = _with_the_loss_of_then(configuration)
     options = dict(configuration[GROUP])
     if EXECUTOR in options:
         options[TRANSPORT] = _transport(options.pop(EXECUTOR))
@@ -41,6 +44,23 @@ def with_present_names(configuration: Any) -> Any:
         del options[SAVE_FITS]
         _warn_of_save_fits()
     return configuration | {GROUP: options}
+
+
+def _with_the_loss_of_then(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration that a run has written before there were losses to choose with the loss of that time.
+
+    A run writes all options, so that a missing one did not exist. A configuration that a person has written leaves out
+    what is at its default, and gets today's.
+    """
+    written_by_a_run = FORMAT in configuration or SAVE_FITS in configuration[GROUP]
+    model = configuration.get(MODEL)
+    if not written_by_a_run or not isinstance(model, dict) or "encoder" not in model or LOSS in model:
+        return configuration
+    logging.getLogger("pfedst").warning(
+        "the configuration is older than --%s.%s and is read with the loss of that time, cross-entropy (%s: null); the "
+        "default today is BalancedSoftmax", MODEL, LOSS, LOSS,
+    )  # fmt: skip
+    return configuration | {MODEL: model | {LOSS: None}}
 
 
 def present_arguments(arguments: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +28,8 @@ from pfedst.data.left_out import left_out_line
 from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws, InOrder, SamplerKind, SeededSampler, shown_counts
 from pfedst.data.sites import NEEDED, Sites, Split
-from pfedst.data.sources import content_digest
+from pfedst.data.sources import FileSource, content_digest
+from pfedst.data.subgroups import Subgroups
 from pfedst.data.transforms import ImageTransform
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError, listed
@@ -101,6 +102,14 @@ class FederatedDataModule(LightningDataModule):
             mapped files. Each process of `--coordinator.transport processes` has its own copy on a GPU.
         only_sites: use these sites alone: images of the others need not be on disk. Validation and drawn test images
             are those that a site has among all sites. Default: all sites.
+        subgroups: columns of the table of the images, such as `[sex, device]`, by whose values results on test are
+            reported too. Metrics and number of images of each subgroup leave the site then, once, after the last round.
+            Default: none.
+        subgroup_bands: edges of the bands of columns of numbers: `{age: [40, 60]}` makes below 40, 40 to below 60, and
+            60 or above.
+        subgroup_minimum: a subgroup of fewer images, or of fewer patients or lesions where they are known, is withheld:
+            nothing of it leaves the site but its name. Also withheld is the next larger one where it would give the
+            smaller one away.
 
     Raises:
         ConfigurationError: an option is out of range.
@@ -135,6 +144,9 @@ class FederatedDataModule(LightningDataModule):
         cache_device_bytes: int = 0,
         sampler: SamplerKind = "shuffle",
         only_sites: Sequence[str] | None = None,
+        subgroups: Sequence[str] = (),
+        subgroup_bands: dict[str, list[float]] | None = None,
+        subgroup_minimum: int = 10,
     ) -> None:
         super().__init__()
         if min(batch_size, evaluation_batch_size or 1, evaluation_batch_bytes) < 1 or evaluation_batch_size == 0:
@@ -183,6 +195,8 @@ class FederatedDataModule(LightningDataModule):
         self._trained_classes: tuple[str, ...] | None = None
         self._needs_all_classes = False
         self._chosen_sites = None if only_sites is None else tuple(plain_names(only_sites))
+        self.subgroups = Subgroups(subgroups, subgroup_bands or {}, subgroup_minimum)
+        self._subgroup_of_file: Mapping[str, Mapping[Path, str]] = {}
         self.needed_splits: tuple[Split, ...] = NEEDED
 
     def use_classes(self, names: Sequence[str], all_of_them: bool = False) -> None:
@@ -273,6 +287,7 @@ class FederatedDataModule(LightningDataModule):
                 self.report.refuse_errors()
         self.class_names, self.sites = tuple(found.class_names), tuple(found.splits)
         self.fingerprint = fingerprint(found, seen)
+        self._subgroup_of_file = found.subgroups
         plain, augmented = ImageTransform(preprocessing), ImageTransform(preprocessing, self.augmentation)
         for site, split, part in found.parts():
             self._identities[site, split] = _hashes(image_digests(site, split, part, seen), part.groups)
@@ -292,6 +307,7 @@ class FederatedDataModule(LightningDataModule):
             DataError: naming the site, row or file.
         """
         found = self.read().with_pixel_range(self.pixel_range)
+        self.subgroups.check_read(found.subgroups, type(self).__name__)
         found.check_labels()
         if self._trained_classes is not None:
             missing = [name for name in self._trained_classes if name not in plain_names(found.class_names)]
@@ -431,6 +447,15 @@ class FederatedDataModule(LightningDataModule):
         known is zero.
         """
         return self._identities[site, split]
+
+    def subgroups_of(self, site: str, split: Split) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+        """Return by column the names of all subgroups, and the index (N,) of the subgroup of each image of a split."""
+        paths = FileSource.paths_of(self._datasets[site, split].source)
+        found = {}
+        for column, of_file in self._subgroup_of_file.items():
+            names = self.subgroups.names(column, of_file.values())
+            found[column] = names, torch.tensor([names.index(of_file[path]) for path in paths], dtype=torch.long)
+        return found
 
     def class_counts(self, site: str, split: Split) -> list[int]:
         """Return the number of images by class."""

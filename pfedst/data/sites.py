@@ -106,6 +106,7 @@ class Sites:
         respelled: names that are written in several ways and count as one, for the audit.
         test_fraction: share of each class's groups that is drawn to test at each site, in [0, 1); above 0 if the data
             have no test split and all images are in train.
+        subgroups: by column of a table, the subgroup of every image file.
     """
 
     class_names: Sequence[str]
@@ -119,6 +120,7 @@ class Sites:
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     respelled: Sequence[str] = ()
     test_fraction: float = 0.0
+    subgroups: Mapping[str, Mapping[Path, str]] = field(default_factory=dict)
 
     def parts(self) -> Iterator[tuple[str, Split, LabelledImages]]:
         """Yield every site and split, in the order of SPLITS."""

@@ -45,13 +45,24 @@ def statement(client: Client, site: str, options: Mapping[str, Any]) -> str:
     lines += [
         f"  after each evaluation, of validation and test: {', '.join(metric_names(data.ordinal))};",
         f"    confusion counts ({classes}, {classes}); images, right ones and confidence in {BINS} bins",
-        "  after the last round: three metrics of each class with intervals, temperature and abstention",
+        "  after the last round: metrics of the site and of each class with intervals, temperature and abstention",
+        *_subgroups(client),
         "What stays here: images, file names, labels, predictions, personal tensors, texts of errors.",
         f"  personal tensors: {_personal(client)}",
     ]
     own = ", ".join(f"--{key} {value}" for key, value in options.items())
     lines.append(f"Options of this hospital alone: {own or 'none'}")
     return "\n".join(lines)
+
+
+def _subgroups(client: Client) -> list[str]:
+    chosen = client.data.subgroups
+    if not chosen.columns:
+        return []
+    return [
+        f"    and of each subgroup by {', '.join(chosen.columns)}: its name; number of images, patients or lesions and",
+        f"    classes, and the same metrics, unless it has fewer than {chosen.minimum} images, patients or lesions",
+    ]
 
 
 def _tensors(state: State) -> list[str]:

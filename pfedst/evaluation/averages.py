@@ -10,6 +10,8 @@ CALIBRATION = ("ece", "classwise_ece")
 """Lower is better."""
 GRADING_METRICS = ("auroc_ovo", "quadratic_kappa")
 """Additional metrics for classes that are grades, as reported for the grading of retinopathy."""
+SITE_METRICS = ("balanced_accuracy", "auroc", "accuracy")
+"""Metrics that have an interval at each site, and of each subgroup of its images."""
 CLASS_METRICS = ("sensitivity", "specificity", "average_precision")
 """Metrics of one class against the others; the sensitivity of a class is its recall."""
 Metrics = dict[str, float | None]

@@ -37,7 +37,7 @@ from pfedst.inference.hub import local_folder
 from pfedst.inference.onnx import OnnxModel
 from pfedst.inference.options import Options, check_confined, with_weights
 from pfedst.inference.rebuild import ANCHORS, GENERIC, PERSONAL, Rebuilt, load_tensors, tensors_of
-from pfedst.inference.run import Run, check_encoder
+from pfedst.inference.saved_run import SavedRun, check_encoder
 from pfedst.inference.site_model import Abstention, SiteModel
 from pfedst.methods.priors import TargetPrior
 from pfedst.options import FOLDER
@@ -49,7 +49,9 @@ FEWEST_SITES = 3
 """From so many sites on a generic model carries the mean of their class frequencies: of two, each knows the other's."""
 
 
-def export(run: Run, model: SiteModel, folder: Path, licence: str | None = None, onnx: OnnxModel | None = None) -> Path:
+def export(
+    run: SavedRun, model: SiteModel, folder: Path, licence: str | None = None, onnx: OnnxModel | None = None
+) -> Path:
     """Write a model of a run into a new folder.
 
     Args:

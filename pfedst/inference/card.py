@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from pfedst.errors import StateError
 from pfedst.inference.rebuild import PERSONAL
-from pfedst.inference.run import Run
+from pfedst.inference.saved_run import SavedRun
 from pfedst.inference.site_model import SiteModel
 from pfedst.reporting.run_card import NO_CLINICAL_USE
 
@@ -29,7 +29,7 @@ probability of a disease in another population. Check the model on your own labe
 (`pfedst test`)."""
 
 
-def results_of(run: Run, model: SiteModel) -> dict[str, Any]:
+def results_of(run: SavedRun, model: SiteModel) -> dict[str, Any]:
     """Return the test results of a model by site, with their protocol: the content of `metrics.json`.
 
     Nothing of it counts the images of a class. The results of a run are those of its last round, so that a model of

@@ -14,6 +14,7 @@ from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.evaluation.class_metrics import class_metrics
 from pfedst.evaluation.counts import prediction_counts
 from pfedst.evaluation.metrics import classification_metrics
+from pfedst.evaluation.site_metrics import site_metrics
 from pfedst.inference.predict import PROBABILITY
 from pfedst.names import plain_name
 
@@ -77,7 +78,7 @@ def _from_table(names: list[str], file: Path) -> list[str]:
 def metrics_of(
     predictions: pd.DataFrame, labels: list[str], class_names: tuple[str, ...], seed: int = 0
 ) -> dict[str, Any]:
-    """Return what predictions reach: metrics, the confusion matrix, and each class with its 95 % intervals.
+    """Return what predictions reach: metrics, the confusion matrix, and 95 % intervals of the metrics and each class.
 
     Images that could not be read are left out and counted. The unit of the bootstrap is an image: of patients nothing
     is known here.
@@ -92,12 +93,13 @@ def metrics_of(
     probabilities = predictions.loc[read, [PROBABILITY + name for name in class_names]].to_numpy(np.float64, copy=True)
     indices = np.array([class_names.index(label) for label, kept in zip(labels, read, strict=True) if kept], np.int64)
     tensors = torch.from_numpy(probabilities), torch.from_numpy(indices)
-    by_class = class_metrics({"model": probabilities}, indices, np.arange(len(indices)), seed)
+    of_model = {"model": probabilities}, indices, np.arange(len(indices)), seed
     return {
         "images": len(indices),
         "unread": int((~read).sum()),
         "classes": list(class_names),
         "metrics": classification_metrics(*tensors),
         "confusion": prediction_counts(*tensors)["confusion"],
-        "by_class": by_class["model"],
+        "intervals": site_metrics(*of_model)["model"],
+        "by_class": class_metrics(*of_model)["model"],
     }

@@ -131,7 +131,7 @@ class Join:
                 folder.write_config(configure(outcome))
             summary = self._recorded(folder, outcome, generic, joined)
             self._save(folder, fit.fit_number)
-            summary.class_metrics = ask_class_metrics(self.transport, name, ROUND, [self.site])
+            summary.of_predictions = ask_class_metrics(self.transport, name, ROUND, [self.site])
             if client.data.samples(self.site, "validation"):
                 summary.calibration = ask_calibration(self.transport, name, ROUND, [self.site], 0)
             result = self._result(summary, name, outcome, rows, time.perf_counter() - started)

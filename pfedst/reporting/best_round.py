@@ -10,15 +10,16 @@ from pfedst.errors import ConfigurationError
 from pfedst.reporting.summary import chosen_round
 
 RoundChoice = Literal["last", "best"]
+OF_PREDICTIONS = ("class_metrics", "intervals", "subgroups", "calibration")
+"""What sites compute from their predictions of the last evaluation."""
 ROUND_CHOICES: tuple[RoundChoice, ...] = get_args(RoundChoice)
 
 
 def at_best_round(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a summary whose metrics, counts, warnings and protocol are of the best round on validation.
 
-    Cost stays that of the whole run, which had to be trained to know its best round. Metrics of classes and the
-    calibration are left out where the best evaluation is not the last one: the sites keep the predictions of the last
-    one alone.
+    Cost stays that of the whole run, which had to be trained to know its best round. What sites compute from their
+    predictions is left out where the best evaluation is not the last one: they keep those of the last one alone.
 
     Args:
         summary: in the present format.
@@ -45,8 +46,7 @@ def at_best_round(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "personal": best["personal"],
         "generic": best["generic"],
         "validation": best.get("validation"),
-        "class_metrics": summary["class_metrics"] if is_last else {},
-        "calibration": summary["calibration"] if is_last else {},
+        **{key: summary[key] if is_last else {} for key in OF_PREDICTIONS},
         "trained": summary["trained"] if is_last else None,
         "warnings": warnings,
     }

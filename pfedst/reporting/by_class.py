@@ -8,7 +8,7 @@ from typing import Any
 
 from pfedst.errors import listed
 from pfedst.evaluation.averages import CLASS_METRICS
-from pfedst.evaluation.class_metrics import FEWEST_UNITS
+from pfedst.evaluation.bootstrap import FEWEST_UNITS
 from pfedst.reporting.comparison import Compared, FinishedRun
 
 

@@ -76,7 +76,8 @@ def claim_items(summary: Mapping[str, Any], data_card: Mapping[str, str]) -> lis
     grouped = audit is not None and "groups_unknown" not in audit["codes"]
     apart = bool(protocol["held_out_sites"] or protocol.get("new_sites"))
     means = summary["personal"]["mean"]
-    intervals = any(
+    of_sites = any(of["low"] is not None for site in summary["intervals"].values() for of in site["personal"].values())
+    of_classes = any(
         of["sensitivity"]["low"] is not None
         for site in summary["class_metrics"].values()
         for of in site.get("personal", ())
@@ -98,7 +99,7 @@ def claim_items(summary: Mapping[str, Any], data_card: Mapping[str, str]) -> lis
         Item(25, "training", "answered", "Training"),
         Item(26, "choice of the model that is reported", "answered", "Training"),
         Item(28, "metrics", "answered", "Results"),
-        Item(29, "uncertainty", known(intervals), "Results by class"),
+        Item(29, "uncertainty", known(of_sites or of_classes), "Results" if of_sites else "Results by class"),
         Item(30, "robustness", known(len(protocol["samples"]) > 1, "in part"), "Results"),
         Item(32, "test on images of the same hospitals", "answered", "Results"),
         Item(33, "test on images of other hospitals", known(apart), "Results"),

@@ -98,6 +98,12 @@ class FinishedRun:
         return found
 
     @property
+    def subgroups(self) -> Mapping[str, Any]:
+        """By site, what it reports of its subgroups; empty without `--data.subgroups`."""
+        found: Mapping[str, Any] = self.summary["subgroups"]
+        return found
+
+    @property
     def calibration(self) -> Mapping[str, Any]:
         """What sites report of temperature and abstention; empty for older versions."""
         found: Mapping[str, Any] = self.summary["calibration"]

@@ -11,7 +11,7 @@ from typing import Any
 from pfedst.errors import ConfigurationError, StateError, listed, nearest
 from pfedst.evaluation import CALIBRATION
 from pfedst.options import SEED
-from pfedst.reporting.best_round import RoundChoice, at_best_round
+from pfedst.reporting.best_round import OF_PREDICTIONS, RoundChoice, at_best_round
 from pfedst.reporting.claims import Claim
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow, has_present_bins
 from pfedst.reporting.run_folder import RunFolder
@@ -79,7 +79,7 @@ def load_compared(
     choice = round_choice or _proposed_round(plans.values())
     for path, asked in plans.items():
         if asked is None:
-            single.append(_single(path, choice))
+            single.append(_at_round(path, RunFolder(path).finished(), choice))
             continue
         name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
         claims = claims or tuple(Claim.from_json(claim) for claim in asked.get("claims", ()))
@@ -127,28 +127,17 @@ def _proposed_round(plans: Iterable[Mapping[str, Any] | None]) -> RoundChoice:
 def _runs_of(path: Path, names: Mapping[str, str], choice: RoundChoice) -> tuple[list[FinishedRun], list[str]]:
     found, missing = [], []
     for seed, run in names.items():
-        finished = _finished(path / "runs" / run, choice)
-        if finished is None:
+        folder = path / "runs" / run
+        summary = RunFolder(folder).summary()
+        if summary is None:
             missing.append(seed)
         else:
-            found.append(finished)
+            found.append(_at_round(folder, summary, choice))
     return found, missing
 
 
-def _single(path: Path, choice: RoundChoice) -> FinishedRun:
-    if not path.is_dir():
-        raise ConfigurationError(f"{path}: no folder; give the folders of finished runs, or of a comparison")
-    run = _finished(path, choice)
-    if run is None:
-        raise ConfigurationError(f"{path} holds no summary.json: no run, or one that is not finished")
-    return run
-
-
-def _finished(path: Path, choice: RoundChoice) -> FinishedRun | None:
-    """The run in a folder, at its last or its best round; None where it has no summary yet."""
-    summary = RunFolder(path).summary()
-    if summary is None:
-        return None
+def _at_round(path: Path, summary: Mapping[str, Any], choice: RoundChoice) -> FinishedRun:
+    """Return the run in a folder, at its last or its best round."""
     present = present_summary(summary, path / "summary.json")
     return FinishedRun(path, _in_present_bins(at_best_round(present, path) if choice == "best" else present))
 
@@ -172,7 +161,8 @@ def present_summary(summary: Mapping[str, Any], file: Path) -> Mapping[str, Any]
             f"{file} is of another version of pfedst (format {found}, this version reads 1 and {SUMMARY_FORMAT}); run "
             f"it again, under another name"
         )
-    present: dict[str, Any] = {"class_metrics": {}, "calibration": {}, "environment": None, "warnings": None, **summary}
+    unknown_then: dict[str, Any] = {key: {} for key in OF_PREDICTIONS} | {"environment": None, "warnings": None}
+    present: dict[str, Any] = {**unknown_then, **summary}
     if found == 1:
         protocol = summary["protocol"]
         unknown: dict[str, Any] = {"pfedst_version": None, "study": {}, "last_digits": {}, "content": {}}

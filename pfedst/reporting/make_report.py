@@ -15,6 +15,7 @@ from pfedst.reporting.fold_tables import TestedClaim
 from pfedst.reporting.report import Report
 from pfedst.reporting.report_table import ReportTable
 from pfedst.reporting.stated_table import stated_table
+from pfedst.reporting.subgroup_table import subgroup_table
 from pfedst.reporting.summary import PRIOR
 from pfedst.reporting.temperature_table import temperature_table
 
@@ -39,6 +40,7 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
         tables.metrics_table(compared, metric),
         stated_table([(row.label, [run.summary for run in row.runs]) for row in compared.rows]),
         tables.recall_table(compared),
+        subgroup_table(compared),
         tables.classes_table(compared),
         tables.calibration_table(compared),
         temperature_table(compared),

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from pfedst.evaluation.averages import CLASS_METRICS
-from pfedst.evaluation.class_metrics import FEWEST_UNITS
+from pfedst.evaluation.bootstrap import FEWEST_UNITS
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to, fewest_differences
 from pfedst.reporting.by_class import classes_at_sites, shown_run, units_text
 from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow

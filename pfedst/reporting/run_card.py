@@ -7,22 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pfedst.errors import StateError
-from pfedst.evaluation.averages import METRICS
+from pfedst.reporting.card_tables import MODELS, calibration, classes, estimates, sites, subgroups, table
 from pfedst.reporting.claim_items import STATED, Item, claim_items
 from pfedst.reporting.data_card import FILE, KEYS, read_data_card
 from pfedst.reporting.environment import environment_lines
 from pfedst.reporting.loading import present_summary
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_folder import RunFolder
-from pfedst.reporting.tables import metric_title
 from pfedst.state import json_bytes, write_atomically, writing
 from pfedst.version import __version__
 
 FORMAT = 1
 """Of `card.json`."""
 NO_CLINICAL_USE = "Research software, not a medical device. Do not use this model for diagnosis or treatment."
-MODELS = ("personal", "generic")
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class RunCard:
         facts: by section of the card: a table of facts by name.
         data_card: what people said of the images.
         items: of the checklist.
+        results: metrics of each site with their intervals, and subgroups.
         markdown: the card as a page.
     """
 
@@ -40,6 +38,7 @@ class RunCard:
     facts: Mapping[str, Mapping[str, Any]]
     data_card: Mapping[str, str]
     items: Sequence[Item]
+    results: Mapping[str, Any]
     markdown: str
 
     def to_json(self) -> dict[str, Any]:
@@ -50,6 +49,7 @@ class RunCard:
             "notice": NO_CLINICAL_USE,
             "run": self.name,
             "facts": {section: dict(of) for section, of in self.facts.items()},
+            "results": dict(self.results),
             "data_card": {key: self.data_card.get(key, STATED) for key in KEYS},
             "claim_2024": [asdict(item) for item in self.items],
         }
@@ -77,18 +77,16 @@ def card(run: str | Path, data_card: str | Path | None = None) -> RunCard:
 
     Raises:
         StateError: the run is not finished, or its summary is damaged.
-        ConfigurationError: the data card cannot be read.
+        ConfigurationError: there is no run, or the data card cannot be read.
     """
     folder = Path(run)
-    found = RunFolder(folder).summary()
-    if found is None:
-        raise StateError(f"{folder} holds no summary.json: no run, or one that is not finished")
-    summary = present_summary(found, folder / "summary.json")
+    summary = present_summary(RunFolder(folder).finished(), folder / "summary.json")
     file = folder / FILE if data_card is None else Path(data_card)
     said = read_data_card(file) if data_card is not None or file.is_file() else {}
     items, facts = claim_items(summary, said), _facts(summary)
     name = folder.resolve().name
-    return RunCard(name, facts, said, items, _markdown(name, summary, facts, said, items))
+    results = {"sites": estimates(summary), "subgroups": summary["subgroups"]}
+    return RunCard(name, facts, said, items, results, _markdown(name, summary, facts, said, items))
 
 
 def _facts(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -181,14 +179,16 @@ def _markdown(
     notice = f"**{NO_CLINICAL_USE}**{synthetic * bool(summary['protocol']['random_weights'])}"
     parts = [f"# Card of the run {name}", notice, f"Written by pfedst {__version__} from the summary of the run."]
     for section, of in facts.items():
-        parts += [f"## {section}", _table(("fact", "value"), of.items())]
+        parts += [f"## {section}", table(("fact", "value"), of.items())]
         if section == "Results":
             parts += [
-                _sites(summary),
+                *sites(summary),
+                "## Results by subgroup",
+                *subgroups(summary),
                 "## Results by class",
-                *_classes(summary),
+                *classes(summary),
                 "## Calibration",
-                _calibration(summary),
+                calibration(summary),
             ]
     environment = summary.get("environment")
     lines = ["not recorded"] if environment is None else environment_lines(environment)
@@ -196,74 +196,14 @@ def _markdown(
     parts += ["`config.yaml` in the folder of the run trains it again: `pfedst fit --config config.yaml`."]
     parts += [
         "## Data card",
-        _table(("what", "stated"), ((words, said.get(key, STATED)) for key, words in KEYS.items())),
+        table(("what", "stated"), ((words, said.get(key, STATED)) for key, words in KEYS.items())),
     ]
     parts += [f"Entries come from `{FILE}` in the folder of the run, or from `pfedst card --data_card FILE`."]
     parts += ["## CLAIM 2024", "Items of the checklist (doi:10.1148/ryai.240300), topics in our words."]
     rows = ((item.number, item.topic, _status(item), item.where) for item in items)
-    parts += [_table(("item", "topic", "this card", "section"), rows)]
+    parts += [table(("item", "topic", "this card", "section"), rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _status(item: Item) -> str:
     return STATED if item.status == "to be stated" else item.status
-
-
-def _sites(summary: Mapping[str, Any]) -> str:
-    samples, split = summary["protocol"]["samples"], summary["evaluated"]["split"]
-    held_out = summary["protocol"]["held_out_sites"]
-    metrics = [metric for metric in METRICS if metric in summary["personal"]["mean"]]
-    rows = [
-        (
-            f"{site} (never trained)" if site in held_out else site,
-            model,
-            samples[site][split],
-            *(percent(values[metric]) for metric in metrics),
-        )
-        for model in MODELS
-        if model in summary
-        for site, values in summary[model]["clients"].items()
-    ]
-    return _table(("hospital", "model", "images", *(f"{metric_title(metric)}, %" for metric in metrics)), rows)
-
-
-def _classes(summary: Mapping[str, Any]) -> list[str]:
-    if not summary["class_metrics"]:
-        return ["Not recorded."]
-    names = summary["protocol"]["classes"]
-    rows = [
-        (site, name, of["images"], of["units"], _interval(of["sensitivity"]), _interval(of["specificity"]))
-        for site, found in summary["class_metrics"].items()
-        for name, of in zip(names, found["personal"], strict=True)
-    ]
-    headings = ("hospital", "class", "images", "patients or lesions", "sensitivity, %", "specificity, %")
-    note = (
-        "Personal model. In brackets the 95 % bootstrap interval within the hospital, over patients or lesions where "
-        "they are known and over images elsewhere; none if there are too few. Confusion counts are in `summary.json`."
-    )
-    return [_table(headings, rows), note]
-
-
-def _interval(found: Mapping[str, float | None]) -> str:
-    if found["low"] is None or found["high"] is None:
-        return percent(found["value"])
-    return f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
-
-
-def _calibration(summary: Mapping[str, Any]) -> str:
-    if not summary["calibration"]:
-        return "Not recorded."
-    rows = []
-    for site, found in summary["calibration"].items():
-        before, after = (found["test"].get(moment) or {} for moment in ("before", "after"))
-        reason = found["reason"] or "fitted on validation"
-        rows.append(
-            (site, f"{found['temperature']:.2f}", percent(before.get("ece")), percent(after.get("ece")), reason)
-        )
-    return _table(("hospital", "temperature", "ECE before, %", "ECE after, %", "how"), rows)
-
-
-def _table(headings: Sequence[str], rows: Any) -> str:
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = [headings, ["---"] * len(headings), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

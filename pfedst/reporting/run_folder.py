@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pfedst.errors import ConfigurationError, StateError
+from pfedst.errors import ConfigurationError, StateError, nearest
 from pfedst.state import json_bytes, write_atomically, writing
 
 HELD_SECONDS = 8.0
@@ -150,6 +150,27 @@ class RunFolder:
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise StateError(f"{file} is damaged ({error}); remove it, and the run continues without it") from error
+
+    def finished(self) -> dict[str, Any]:
+        """Return the content of `summary.json` of a run that must be finished.
+
+        Raises:
+            ConfigurationError: there is no such folder, or no run in it.
+            StateError: the run is not finished, or the file is damaged.
+        """
+        path = self.path
+        if not path.is_dir():
+            there = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+            raise ConfigurationError(f"{path}: no folder.{nearest(path.name, there)} Give the folder of a finished run")
+        found = self.summary()
+        if found is None and not (path / "config.yaml").is_file():
+            raise ConfigurationError(f"{path} holds no summary.json: it is no run; give a folder such as runs/NAME")
+        if found is None:
+            raise StateError(
+                f"{path} holds no summary.json: the run is not finished; continue it with --name "
+                f"{path.resolve().name} --resume"
+            )
+        return found
 
     def identity(self) -> dict[str, Any]:
         """Return what the run depends on besides its configuration.

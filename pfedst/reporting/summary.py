@@ -182,7 +182,7 @@ class RunSummary:
         self.fit_seconds = 0.0
         self.images_trained = 0
         self.flops_per_image: float | None = None
-        self.class_metrics: dict[str, Any] = {}
+        self.of_predictions: dict[str, Any] = {"class_metrics": {}, "intervals": {}, "subgroups": {}}
         self.calibration: dict[str, Any] = {}
         self.peak_memory_bytes = 0
         self.skipped_steps = 0
@@ -291,7 +291,7 @@ class RunSummary:
             "evaluated": {"round": last.round, "split": "test", "prior": self.prior, "bins": CALIBRATION_BINS},
             "protocol": self.protocol | {"round": last.round},
             **self._models(last.evaluation, "test"),
-            "class_metrics": self.class_metrics,
+            **self.of_predictions,
             "calibration": self.calibration,
             "validation": self._models(last.evaluation, "validation"),
             "at_priors": {"first": self._stated(self._first), "last": self._stated(last)},

@@ -333,7 +333,7 @@ def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
     peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
     summary.flops_per_image = loop.flops_per_image()
     name, at, samples = run.path.name, summary.evaluated_round, summary.protocol["samples"]
-    summary.class_metrics = ask_class_metrics(loop.transport, name, at, loop.server.sites)
+    summary.of_predictions = ask_class_metrics(loop.transport, name, at, loop.server.sites)
     sites = [site for site in loop.server.sites if samples[site]["validation"]]
     summary.calibration = ask_calibration(loop.transport, name, at, sites, loop.finetune_epochs)
     result = summary.result(run.path.name, time.perf_counter() - started, peak)

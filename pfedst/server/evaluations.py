@@ -81,7 +81,10 @@ def ask_flops(transport: Transport, name: str, request: Request) -> float | None
 
 
 def ask_class_metrics(transport: Transport, run: str, at: int, sites: Iterable[str]) -> dict[str, Any]:
-    """Return by site sensitivity, specificity and average precision of each class, of the last evaluation on test.
+    """Return what sites compute from their predictions of the last evaluation on test, each by site.
+
+    `class_metrics` holds sensitivity, specificity and average precision of each class, `intervals` those of the metrics
+    of the site, and `subgroups` metrics of the subgroups that sites report.
 
     Args:
         transport: the way to the clients.
@@ -90,7 +93,11 @@ def ask_class_metrics(transport: Transport, run: str, at: int, sites: Iterable[s
         sites: their names.
     """
     requests = {name: Request("class_metrics", run, at) for name in sites}
-    return _ask_of_predictions(transport, requests, "class_metrics", "metrics of classes are missing")
+    found = _ask_of_predictions(transport, requests, "metrics of classes are missing")
+    return {
+        key: {name: values[key] for name, values in found.items() if key in values}
+        for key in ("class_metrics", "intervals", "subgroups")
+    }
 
 
 def ask_calibration(
@@ -104,12 +111,11 @@ def ask_calibration(
         finetune_epochs: of the fine-tuning that the evaluated models have had.
     """
     requests = {name: Request("calibrate", run, at, finetune_epochs=finetune_epochs) for name in sites}
-    return _ask_of_predictions(transport, requests, "calibration", "the model is not calibrated")
+    found = _ask_of_predictions(transport, requests, "the model is not calibrated")
+    return {name: values["calibration"] for name, values in found.items()}
 
 
-def _ask_of_predictions(
-    transport: Transport, requests: Mapping[str, Request], key: str, problem: str
-) -> dict[str, Any]:
+def _ask_of_predictions(transport: Transport, requests: Mapping[str, Request], problem: str) -> dict[str, Any]:
     """Return by site what the sites compute from the predictions that they have kept of the last evaluation.
 
     A site that cannot is no reason to lose a run: a warning gives the reason, and the site is missing.
@@ -117,7 +123,7 @@ def _ask_of_predictions(
     found = {}
     for name, reply in transport.ask(requests, lambda name: None):
         if isinstance(reply, Reply):
-            found[name] = reply.values[key]
+            found[name] = reply.values
             continue
         logging.getLogger("pfedst").warning("%s: site %s: %s", problem, name, reply.text)
     return {name: found[name] for name in sorted(found)}

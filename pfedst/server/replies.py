@@ -21,6 +21,7 @@ from pfedst.messages.requests import Reply, Request
 from pfedst.messages.transport import Started, Transport
 from pfedst.reporting.records import is_stated
 from pfedst.server.calibration_replies import is_calibration, known_of_calibration
+from pfedst.server.site_replies import ENDS, is_estimate, known_of_site, known_of_subgroups
 
 PROTOCOL = {
     "encoder",
@@ -45,8 +46,6 @@ COUNTS = ("natural", "sampled")
 """Keys of the class counts of a client that shares them."""
 SPLITS = ("train", "validation", "test")
 CLASS_SIZES = ("images", "units", "other_units")
-INTERVAL_KEYS = ("value", "low", "high")
-"""Keys of a metric of a class."""
 MOST_CHARACTERS = 2**20
 """Of the JSON of `protocol` and `study`: a thousand times what a client sends."""
 LARGEST_METRIC = 1 + 1e-6
@@ -164,12 +163,22 @@ class CheckedTransport:
         kept = {
             model: [
                 {key: table[key] for key in CLASS_SIZES}
-                | {metric: {key: table[metric][key] for key in INTERVAL_KEYS} for metric in CLASS_METRICS}
+                | {metric: {key: table[metric][key] for key in ENDS} for metric in CLASS_METRICS}
                 for table in tables
             ]
             for model, tables in models.items()
         }
-        return {"class_metrics": sizes | kept}
+        return {"class_metrics": sizes | kept, **self._of_site(name, images, values)}
+
+    def _of_site(self, name: str, images: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the metrics of a site and of its subgroups, which clients of older versions do not send."""
+        known: dict[str, Any] = {}
+        for key, check in (("intervals", known_of_site), ("subgroups", known_of_subgroups)):
+            if key in values:
+                known[key] = check(values[key], images, self.models)
+                if known[key] is None:
+                    raise StateError(f"the reply from client {name} holds no {key} of {images} images")
+        return known
 
     def _calibration(self, name: str, request: Request, values: dict[str, Any]) -> dict[str, Any]:
         samples, found = self._hellos[name]["samples"], values.get("calibration")
@@ -276,16 +285,7 @@ def _is_class_table(table: Any, images: int) -> bool:
     of_class, units, others = (_at(table, key) for key in CLASS_SIZES)
     if not all(map(is_count, (of_class, units, others))) or not (units <= of_class <= images >= of_class + others):
         return False
-    for metric in CLASS_METRICS:
-        found = _at(table, metric)
-        if not isinstance(found, dict) or not set(found) >= set(INTERVAL_KEYS):
-            return False
-        value, low, high = (found[key] for key in INTERVAL_KEYS)
-        if not all(_is_metric(number, images) and (number is None or number >= 0) for number in (value, low, high)):
-            return False
-        if (low is None) != (high is None) or (low is not None and (value is None or low > high)):
-            return False
-    return True
+    return all(is_estimate(_at(table, metric), images) for metric in CLASS_METRICS)
 
 
 def _is_names(found: Any) -> bool:

@@ -69,7 +69,7 @@ COMMANDS = [
     ("export --help", 0, ""),
     ("push --help", 0, ""),
     ("methods --help", 0, ""),
-    ("card none", 5, ""),
+    ("card none", 2, ""),
     ("card run", 0, ""),
     ("configs list", 0, ""),
     ("env", 0, ""),

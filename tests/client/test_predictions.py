@@ -151,6 +151,9 @@ class Data:
     def identities(self, site, split):
         return torch.zeros(2, 16, dtype=torch.uint8), torch.ones(2, 16, dtype=torch.uint8)
 
+    def subgroups_of(self, site, split):
+        return {}
+
     def class_counts(self, site, split):
         return [3, 4]
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pfedst.client.exchange import start_maker
 from pfedst.data import RemoteSites
+from pfedst.data.subgroups import Subgroups
 from pfedst.deployment.agreement import agreement, check_method, differences, reason_against, shared_study
 from pfedst.deployment.apps import client_app, server_app
 from pfedst.deployment.statement import statement
@@ -192,13 +193,18 @@ def test_a_message_of_another_kind_is_answered_by_the_kind_of_the_error(grid, si
     assert values == {"site": "site_a", "fault": "StateError"}
 
 
-def test_the_statement_names_all_that_a_fit_sends(sites) -> None:
+def test_the_statement_names_all_that_a_fit_sends(sites, monkeypatch) -> None:
     client = sites["site_a"].client
     text = statement(client, "site_a", {"data.init_args.root": "/images"})
     for key, tensor in client.model.start().state.items():
         assert f"{key} {tuple(tensor.shape)}" in text
     assert "--data.init_args.root /images" in text
     assert "lora" not in text
+    assert "subgroup" not in text
+    monkeypatch.setattr(client.data, "subgroups", Subgroups(["sex", "age"], {}, 12))
+    text = statement(client, "site_a", {})
+    assert "of each subgroup by sex, age" in text
+    assert "fewer than 12 images" in text
 
 
 def test_options_of_a_hospital_are_not_compared() -> None:
@@ -208,6 +214,7 @@ def test_options_of_a_hospital_are_not_compared() -> None:
         "data.init_args.class_names": ["a"],
         "data.init_args.site_names": ["x"],
         "data.init_args.only_sites": ["x"],
+        "data.init_args.subgroups": ["sex"],
         "data.init_args.batch_size": 4,
         "data.init_args.augmentation.class_path": "Flip",
         "model.encoder.init_args.weights": "clip.safetensors",

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, recall_score
 
-from pfedst.evaluation import class_metrics as module
+from pfedst.evaluation import bootstrap
 from pfedst.evaluation.averages import CLASS_METRICS
-from pfedst.evaluation.class_metrics import FEWEST_UNITS, INTERVAL, class_metrics
+from pfedst.evaluation.bootstrap import FEWEST_UNITS, INTERVAL
+from pfedst.evaluation.class_metrics import class_metrics
 
 
 def of_one(probabilities, targets, units=None, seed=0):
@@ -56,13 +57,13 @@ def test_as_scikit_learn_has_them(data) -> None:
 
 def test_resamples_are_those_of_scikit_learn(monkeypatch) -> None:
     """Each resample as a list of images, in which a drawn patient brings all his images."""
-    monkeypatch.setattr(module, "RESAMPLES", 60)
-    monkeypatch.setattr(module, "MOST_WEIGHTS", 300)  # several parts
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 60)
+    monkeypatch.setattr(bootstrap, "MOST_WEIGHTS", 300)  # several parts
     draw = np.random.default_rng(0)
     units, targets = draw.permutation(np.repeat(np.arange(20), 3)), draw.integers(0, 3, 60)
     probabilities = draw.dirichlet([1, 1, 1], 60).round(1)  # with ties
     predicted, found = probabilities.argmax(1), of_one(probabilities, targets, units, seed=7)
-    drawn = module._drawn(20, 7)
+    drawn = bootstrap.draw(20, 7)
     images = [np.repeat(np.arange(60), times[units]) for times in drawn]
     assert drawn.sum(1).tolist() == [20] * 60
     for index, table in enumerate(found):

@@ -194,6 +194,7 @@ def test_labels_give_metrics(run_folder, pictures, tmp_path, labels, capsys) -> 
     right = sum(one == other for one, other in zip(table["prediction"], truth, strict=True))
     assert found["metrics"]["accuracy"] == right / 9
     assert found["images"] == 9
+    assert found["intervals"]["accuracy"]["value"] == pytest.approx(right / 9)
     assert sum(map(sum, found["confusion"])) == 9
     assert "Confusion matrix" in capsys.readouterr().out
 

@@ -77,6 +77,8 @@ def _run(
         "evaluated": {"round": told["round"], "bins": CALIBRATION_BINS},
         "environment": None,
         "class_metrics": class_metrics(sites, told["classes"]),
+        "intervals": {},
+        "subgroups": {},
         "calibration": calibration(sites, told["samples"]) if validation else {},
         "protocol": told,
         "personal": _model(sites, sizes, classes),

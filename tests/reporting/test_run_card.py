@@ -106,5 +106,6 @@ def test_a_data_card_that_cannot_be_read_is_refused(tmp_path, text, words) -> No
 
 
 def test_a_run_that_is_not_finished_has_no_card(tmp_path) -> None:
-    with pytest.raises(StateError, match="not finished"):
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(StateError, match=r"not finished; continue it with --name \S+ --resume"):
         card(tmp_path)

@@ -2,7 +2,7 @@
 
 import json
 
-from pfedst.reporting.best_round import at_best_round
+from pfedst.reporting.best_round import OF_PREDICTIONS, at_best_round
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.make_report import make_report
 from pfedst.reporting.temperature_table import temperature_table
@@ -53,5 +53,6 @@ def test_another_round_than_the_last_has_no_temperature(tmp_path) -> None:
     last = summary["protocol"]["round"]
     for number, kept in ((last, {"a": 1}), (last - 1, {})):
         best = {"round": number, "personal": summary["personal"], "generic": summary["generic"], "finetuned": False}
-        found = summary | {"calibration": {"a": 1}, "best_on_validation": best, "warnings": [], "class_metrics": {}}
+        kept_before = {key: {"a": 1} for key in OF_PREDICTIONS}
+        found = summary | kept_before | {"best_on_validation": best, "warnings": []}
         assert at_best_round(found, tmp_path)["calibration"] == kept

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfedst.errors import NoAnswerError, StateError
+from pfedst.evaluation.averages import SITE_METRICS
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import NET
 from pfedst.messages.requests import Reply, Request
@@ -266,6 +267,52 @@ def test_metrics_of_classes_that_no_client_reports_are_a_fault(real, path, value
     assert isinstance(found, Fault)
     assert (found.kind, "4711" in found.text) == ("StateError", False)
     assert "client site_a" in found.text
+
+
+ESTIMATES = {metric: {"value": 0.5, "low": 0.4, "high": 0.6} for metric in SITE_METRICS}
+SUBGROUP = {"name": "f", "images": 8, "units": 6, "classes": 2, "rare_classes": 1, "personal": ESTIMATES}
+WITHHELD = {"name": "m", "withheld": "fewer than 5 images, patients or lesions"}
+SUBGROUPS = {"minimum": 5, "columns": {"sex": [SUBGROUP, WITHHELD]}}
+OF_SITE = {
+    "no metrics of the site": (["intervals"], {}),
+    "no personal model of the site": (["intervals", "personal"], None),
+    "more images than the site has": (["intervals", "images"], 99),
+    "an interval of text": (["intervals", "personal", "auroc", "low"], "4711"),
+    "no minimum": (["subgroups", "minimum"], 0),
+    "a list of columns": (["subgroups", "columns"], ["4711"]),
+    "a name for each image": (["subgroups", "columns", "sex"], [WITHHELD] * 21),
+    "a reason of its own": (["subgroups", "columns", "sex", 1, "withheld"], "patient 4711"),
+    "a subgroup below the minimum": (["subgroups", "columns", "sex", 0, "units"], 4),
+    "a name of many letters": (["subgroups", "columns", "sex", 0, "name"], "x" * 101),
+    "more images in subgroups than the site has": (["subgroups", "columns", "sex", 1], SUBGROUP),
+    "no metric of a subgroup": (["subgroups", "columns", "sex", 0, "personal", "accuracy"], None),
+}
+
+
+@pytest.fixture(scope="module")
+def of_site(real):
+    """What a client with subgroups sends, by its metrics of classes."""
+    return real["class_metrics"][1].values | {"subgroups": SUBGROUPS}
+
+
+def test_metrics_of_subgroups_pass_with_their_known_keys_alone(real, of_site) -> None:
+    more = copy.deepcopy(of_site)
+    more["subgroups"]["patients"] = more["intervals"]["patients"] = ["4711"]
+    for table in more["subgroups"]["columns"]["sex"]:
+        table["patients"] = ["4711"]
+    assert asked(real, "class_metrics", Reply(more)).values == of_site
+
+
+def test_a_client_of_an_older_version_sends_metrics_of_classes_alone(real, of_site) -> None:
+    values = {"class_metrics": of_site["class_metrics"]}
+    assert asked(real, "class_metrics", Reply(copy.deepcopy(values))).values == values
+
+
+@pytest.mark.parametrize(("path", "value"), OF_SITE.values(), ids=OF_SITE)
+def test_metrics_of_a_site_that_no_client_reports_are_a_fault(real, of_site, path, value) -> None:
+    found = asked(real, "class_metrics", Reply(changed(of_site, path, value)))
+    assert isinstance(found, Fault)
+    assert (found.kind, "4711" in found.text) == ("StateError", False)
 
 
 OF_TEST = ["calibration", "test"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def plain_columns(columns: Columns | None) -> dict[str, list[str]]:
     return found
 
 
-def with_columns(file: Path, table: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def with_columns(
+    file: Path, table: pd.DataFrame, columns: Mapping[str, Sequence[str]], others: Collection[str] = ()
+) -> pd.DataFrame:
     """Return the columns `path`, `label`, `site`, and `split` and `group` if the table has them, under these names.
 
     If there is no column `label`, columns of 0 and 1 are the classes.
@@ -48,16 +50,17 @@ def with_columns(file: Path, table: pd.DataFrame, columns: Mapping[str, Sequence
         file: the table, for errors.
         table: as `read_table` returns it.
         columns: headings of purposes, as `plain_columns` returns them; the others have their own name as heading.
+        others: headings that are no classes.
 
     Raises:
         DataError: If a column is missing, or a row has several classes or none.
     """
     headings = {purpose: list(columns.get(purpose, [_heading(table, purpose)])) for purpose in (*NEEDED, *OPTIONAL)}
     used = {heading for found in headings.values() for heading in found}
-    others = [str(heading) for heading in table.columns if heading not in used]
+    unused = [str(heading) for heading in table.columns if heading not in used and heading not in others]
     if headings["label"][0] not in table.columns and "label" not in columns:
-        headings["label"] = _one_hot(file, table, others) or ["label"]
-    if headings["split"][0] not in table.columns and (hint := nearest("split", others)):
+        headings["label"] = _one_hot(file, table, unused) or ["label"]
+    if headings["split"][0] not in table.columns and (hint := nearest("split", unused)):
         raise DataError(f'{file}: no column "split".{hint} Name it with --data.columns.split, or remove that column')
     for purpose, found in headings.items():
         for heading in found:

@@ -6,9 +6,11 @@ Source: du Terrail et al., FLamby, NeurIPS Datasets and Benchmarks 2022; ISIC 20
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import pandas as pd
 
 from pfedst.data.datamodule import FederatedDataModule
 from pfedst.data.folders import existing_folder, images_in
@@ -19,6 +21,7 @@ from pfedst.data.sources import Record
 from pfedst.data.splitting import split_sites
 from pfedst.data.tables import read_table
 from pfedst.errors import ConfigurationError, DataError
+from pfedst.evaluation.subgroups import NOT_STATED
 from pfedst.names import plain_name
 
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
@@ -87,7 +90,8 @@ class FedISIC2019(FederatedDataModule):
         for column in ("image", "target", "center", "fold"):
             if column not in table.columns:
                 raise DataError(f'{split_file}: no column "{column}"; this is not FLamby\'s train_test_split')
-        lesions = self._lesions(root)
+        file, metadata = self._metadata(root)
+        lesions = self._lesions(metadata)
         # list the folder once: a query for each file is slow on network disks
         there = {path.stem: path for path in reversed(images_in(images))} if images.is_dir() else {}
         records: dict[str, dict[Split, list[Record]]] = {name: {} for name in SITE_NAMES}
@@ -117,6 +121,7 @@ class FedISIC2019(FederatedDataModule):
             [root] if self.images is None else [root, images],
             read_from=split_file,
             left_out={"": unlisted} if unlisted else {},
+            subgroups=self._subgroups_of_files(file, metadata, used),
         )
 
     def _describe(self, images: Path, split_file: Path, lesions: bool) -> str:
@@ -182,17 +187,33 @@ class FedISIC2019(FederatedDataModule):
             f"there, or name it with --data.split_file"
         )
 
-    def _lesions(self, root: Path) -> dict[str, str]:
+    def _metadata(self, root: Path) -> tuple[Path, pd.DataFrame]:
+        """Return the file of the metadata and its table, which is empty if there is no file."""
         file = Path(self.metadata) if self.metadata is not None else root / METADATA
-        if not file.is_file():
-            if self.metadata is not None:
-                raise DataError(f"--data.metadata {file}: no such file")
-            return {}
-        table = read_table(file)
-        if not {"image", "lesion_id"} <= set(table.columns):
-            raise DataError(f"{file}: needs the columns image and lesion_id")
+        if file.is_file():
+            table = read_table(file)
+            if not {"image", "lesion_id"} <= set(table.columns):
+                raise DataError(f"{file}: needs the columns image and lesion_id")
+            return file, table
+        if self.metadata is not None:
+            raise DataError(f"--data.metadata {file}: no such file")
+        if self.subgroups.columns:
+            raise DataError(f"--data.subgroups needs {METADATA} in --data.root, or the file of --data.metadata")
+        return file, pd.DataFrame({"image": [], "lesion_id": []})
+
+    @staticmethod
+    def _lesions(table: pd.DataFrame) -> dict[str, str]:
         lesions = zip(table["image"], table["lesion_id"], strict=True)
         return {str(image): lesion for image, cell in lesions if (lesion := plain_name(cell))}
+
+    def _subgroups_of_files(
+        self, file: Path, table: pd.DataFrame, images: Collection[Path]
+    ) -> dict[str, dict[Path, str]]:
+        rows = {str(image): row for row, image in enumerate(table["image"])}
+        return {
+            column: {path: found[rows[path.stem]] if path.stem in rows else NOT_STATED for path in images}
+            for column, found in self.subgroups.read(file, table).items()
+        }
 
     @staticmethod
     def _numbers(where: str, row: dict[Any, Any]) -> tuple[int, int, Split]:

@@ -78,7 +78,8 @@ class ManifestSites(FederatedDataModule):
         file = Path(self.manifest)
         root = file.parent if self.root is None else existing_folder(self.root, "--data.root")
         self.label = f"images listed in {file.name}"
-        table = with_columns(file, read_table(file), self.columns)
+        whole = read_table(file)
+        table = with_columns(file, whole, self.columns, self.subgroups.columns)
         if table.empty:
             raise DataError(f"{file}: no rows")
         written = {column: table[column].map(_text) for column in ("label", "site", "group") if column in table}
@@ -105,6 +106,10 @@ class ManifestSites(FederatedDataModule):
             left_out=_left_out(root, file, rows),
             respelled=[text for column, texts in written.items() for text in _respelled(column, texts, table[column])],
             test_fraction=fraction,
+            subgroups={
+                column: dict(zip(rows, found, strict=True))  # in the order of the table, a row a file
+                for column, found in self.subgroups.read(file, whole).items()
+            },
         )
 
     def _fraction_to_draw(self, file: Path, has_splits: bool) -> float:

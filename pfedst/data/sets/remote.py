@@ -18,12 +18,16 @@ class RemoteSites(FederatedDataModule):
         class_names: the classes in the order of their indices; every hospital must have these.
         options: options of FederatedDataModule that are part of the study. Those of one machine, such as
             `cache_folder`, belong to the command of each hospital.
+
+    Raises:
+        ConfigurationError: an option that needs images.
     """
 
     label = "images at hospitals"
 
     def __init__(self, class_names: Sequence[str], **options: Any) -> None:
         super().__init__(**options)
+        self.subgroups.check_read((), "the centre, which has no images,")
         self.class_names = tuple(plain_names(class_names))
 
     def read(self) -> Sites:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager, get_font
 
+from pfedst.reporting.best_round import OF_PREDICTIONS
 from pfedst.reporting.comparison import Compared, FinishedRun, RunsOfARow
 
 FONT = "DejaVu Sans"
@@ -102,7 +103,7 @@ def _renamed(run: FinishedRun, new: Mapping[str, Mapping[str, str]]) -> Finished
         "samples": by_site(protocol["samples"]),
         "held_out_sites": [sites.get(site, site) for site in protocol["held_out_sites"]],
     }
-    tables = {"class_metrics": by_site(run.class_metrics), "calibration": by_site(run.calibration)}
+    tables = {key: by_site(summary[key]) for key in OF_PREDICTIONS}
     made = FinishedRun(run.folder, {**summary, **models, "protocol": {**protocol, **renamed}, **tables})
     made.__dict__["records"] = [
         {**record, "client": sites.get(record["client"], record["client"])} for record in run.records

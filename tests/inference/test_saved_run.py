@@ -11,7 +11,7 @@ from pfedst.data import SyntheticSites
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.inference.predict import PROBABILITY
 from pfedst.inference.rebuild import GENERIC, Rebuilt
-from pfedst.inference.run import Run
+from pfedst.inference.saved_run import SavedRun
 from pfedst.methods.registry import registered_methods
 from tests.inference.runs import fitted
 
@@ -21,7 +21,7 @@ TEXT = {"PromptFL", "FedOTP", "FedPGP", "ZeroShot"}
 
 def images_of(folder, site):
     """The test images of a site of a run."""
-    options = Run(folder).config["data"]["init_args"]
+    options = SavedRun(folder).config["data"]["init_args"]
     data = SyntheticSites(**{key: value for key, value in options.items() if key != "cache_folder"})
     source = data.read().splits[site]["test"].source
     return [source.load(index) for index in range(len(source))]

@@ -37,8 +37,8 @@ from pfedst.state.snapshot import Snapshot
 Which = Literal["personal", "generic"]
 
 
-class Run:
-    """A run that `pfedst fit` or `pfedst join` has written.
+class SavedRun:
+    """A run that `pfedst fit` or `pfedst join` has written, and its models; `pfedst.Run` adds what the commands do.
 
     Attributes:
         folder: of the run.
@@ -118,17 +118,8 @@ class Run:
         Raises:
             StateError: the run is not finished, or the file is damaged.
         """
-        found: dict[str, Any] = self._finished()["protocol"]
+        found: dict[str, Any] = self._files.finished()["protocol"]
         return found
-
-    def _finished(self) -> dict[str, Any]:
-        summary = self.summary
-        if summary is None:
-            raise StateError(
-                f"{self.folder} holds no summary.json: the run is not finished; continue it with --name {self.name} "
-                f"--resume"
-            )
-        return summary
 
     def table(self) -> pd.DataFrame:
         """Return the metrics of the summary: one row a site and model.
@@ -140,7 +131,7 @@ class Run:
         Raises:
             StateError: the run is not finished, or the file is damaged.
         """
-        summary = self._finished()
+        summary = self._files.finished()
         samples, split = summary["protocol"]["samples"], summary["protocol"]["split"]
         rows = [
             {"site": site, "model": which, "images": samples[site][split], **metrics}
@@ -217,7 +208,7 @@ def check_encoder(encoder: Encoder, expected: str, what: str) -> None:
 class _SavedRound:
     """One saved round of a run, and the models into which its tensors are loaded."""
 
-    def __init__(self, run: Run, number: int, saved: Snapshot, built: Rebuilt, options: Options) -> None:
+    def __init__(self, run: SavedRun, number: int, saved: Snapshot, built: Rebuilt, options: Options) -> None:
         self.run, self.number, self.saved, self.built, self.options = run, number, saved, built, options
         names = _sites(saved)
         held_out = [site for site in run.held_out if site in names]
