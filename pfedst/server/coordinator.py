@@ -22,7 +22,7 @@ from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
 from pfedst.reporting.write import write_files
 from pfedst.server.agreement import check_hellos, check_new_sites, check_prior, check_same_model, identity
-from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_sites
+from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_all
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.priors import FederationPriors
@@ -276,7 +276,7 @@ class FederatedCoordinator:
             for name in server.sites
         }
         with transport:
-            models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
+            models = evaluate_all(transport, requests, (split,), method.has_generic)[split]
         protocol = self._describe(server, hellos, trained) | {"split": split, "round": number}
         protocol |= {"held_out_sites": held_out} | ({"new_sites": new_sites} if new_sites else {})
         if choice != LAST:
@@ -333,8 +333,8 @@ def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
     peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
     summary.flops_per_image = loop.flops_per_image()
     name, at, samples = run.path.name, summary.evaluated_round, summary.protocol["samples"]
-    summary.class_metrics = ask_class_metrics(loop.transport, name, at, loop.server.sites)
-    sites = [site for site in loop.server.sites if samples[site]["validation"]]
+    summary.class_metrics = ask_class_metrics(loop.transport, name, at, summary.evaluated_sites)
+    sites = [site for site in summary.evaluated_sites if samples[site]["validation"]]
     summary.calibration = ask_calibration(loop.transport, name, at, sites, loop.finetune_epochs)
     result = summary.result(run.path.name, time.perf_counter() - started, peak)
     run.write_summary(result)

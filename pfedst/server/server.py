@@ -98,9 +98,9 @@ class Server:
     def _site_weights(self) -> dict[str, float]:
         """Return how the sites that train count in a merge."""
         if self.method.merge_rule in COUNT_ALIKE:
-            return {site: 1.0 for site in self.sites if site not in self.held_out}
+            return dict.fromkeys(self.training_sites, 1.0)
         weights = self._train_samples if self.method.pooled else self.weights
-        return {site: float(weights[site]) for site in self.sites if site not in self.held_out}
+        return {site: float(weights[site]) for site in self.training_sites}
 
     @property
     def knows_merged_prior(self) -> bool:
@@ -118,8 +118,8 @@ class Server:
         return [name for name in self.names if name not in self.held_out]
 
     @property
-    def prototype_sites(self) -> list[str]:
-        """The sites whose images make the class prototypes: no image and no label of a site that is held out."""
+    def training_sites(self) -> list[str]:
+        """The sites that are not held out: their images make the class prototypes, and means are over them."""
         return [site for site in self.sites if site not in self.held_out]
 
     @property
@@ -141,7 +141,7 @@ class Server:
         """Make the class anchors.
 
         Args:
-            sums: of each site, in the order of `prototype_sites`: sums (K, E) of unit embeddings by class.
+            sums: of each site, in the order of `training_sites`: sums (K, E) of unit embeddings by class.
             counts: of each site: number of images by class (K,).
         """
         parts = [{PROTOTYPES: {"sums": s, "counts": c}} for s, c in zip(sums, counts, strict=True)]

@@ -157,6 +157,26 @@ def test_the_text_of_an_error_does_not_leave(grid, sites, monkeypatch, caplog) -
     assert "Doe" not in (sites["site_a"].folder / "messages.jsonl").read_text()
 
 
+def test_a_hospital_that_cannot_be_evaluated_is_excluded_from_the_means(grid, sites, tmp_path, monkeypatch) -> None:
+    """In round 0 and after the last round, too; the centre learns the kind of the error alone."""
+    answer = sites["site_b"].client.answer
+
+    def fails(name, request):
+        if request.kind == "evaluate" and request.round != 1:
+            raise ValueError("cannot read /images/Doe_Jane_1970.png")
+        return answer(name, request)
+
+    monkeypatch.setattr(sites["site_b"].client, "answer", fails)
+    summary = fit(grid, tmp_path)
+    assert summary["not_evaluated"] == {"site_b": [0, 2]}
+    assert summary["best_on_validation"]["round"] == 1
+    marked = [
+        (row["round"], row["client"], row["not_evaluated"]) for row in records(tmp_path) if "not_evaluated" in row
+    ]
+    assert marked == [(0, "site_b", "ValueError"), (2, "site_b", "ValueError")]
+    assert "Doe" not in (tmp_path / "run" / "rounds.jsonl").read_text() + json.dumps(summary)
+
+
 @pytest.mark.parametrize("run", ["../elsewhere", "/tmp/x", "", "a" * 200])
 def test_a_centre_cannot_choose_where_a_hospital_writes(grid, sites, run) -> None:
     ((_, fault),) = transport(grid).ask({"site_a": Request("fit", run, 1)}, lambda name: None)
