@@ -124,6 +124,11 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "augmentation": protocol["augmentation"],
             "participation": protocol["participation"],
             "weights of hospitals in the merge": protocol["weighting"],
+            **(
+                {"images that a hospital counts as at most": protocol["most_samples"]}
+                if "most_samples" in protocol
+                else {}
+            ),
             "seed": f"{protocol['seed']} (one seed: no claim of significance)",
             "reported model": f"{protocol['when']}; round {protocol['round']} of {protocol['rounds']}",
             "selection": protocol["selection"],

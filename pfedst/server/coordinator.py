@@ -71,6 +71,8 @@ class FederatedCoordinator:
             numbers). Null for no limit.
         held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. No image
             and no label of theirs is used elsewhere, also not in class prototypes.
+        most_samples: a site counts as at most so many images, in merges with `--method.weighting samples` and in class
+            prototypes, >= 1: the number of its images is a site's own claim. Null for no limit.
         share_class_counts: each site sends its number of training images by class, once. With them the server knows the
             class frequencies that a merged model has learned, which a correction for others needs (`--model.prior`).
 
@@ -95,6 +97,7 @@ class FederatedCoordinator:
         lr_schedule: ScheduleKind = "constant",
         warmup_rounds: int = 0,
         share_class_counts: bool = False,
+        most_samples: int | None = None,
     ) -> None:
         for name, value in (
             ("rounds", rounds),
@@ -102,6 +105,7 @@ class FederatedCoordinator:
             ("keep_states", keep_states),
             ("workers", workers),
             ("threads", threads),
+            ("most_samples", most_samples),
         ):
             if value is not None and value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
@@ -134,6 +138,7 @@ class FederatedCoordinator:
         self.timeout_seconds = timeout_seconds
         self.held_out_sites = tuple(plain_names(held_out_sites))
         self.share_class_counts = share_class_counts
+        self.most_samples = most_samples
 
     def fit(
         self,
@@ -305,7 +310,7 @@ class FederatedCoordinator:
             name: hello.values["class_counts"] for name, hello in hellos.items() if "class_counts" in hello.values
         }
         balanced = [name for name, hello in hellos.items() if hello.values.get("balanced_sampling")]
-        return Server(method, samples, make_start, run_seed, held_out, counts, balanced)
+        return Server(method, samples, make_start, run_seed, held_out, counts, balanced, self.most_samples)
 
     def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
         options = self.options
@@ -324,7 +329,8 @@ class FederatedCoordinator:
             options.fits.keep_optimizer,
             None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
-        return described | of_source
+        limit = {} if self.most_samples is None else {"most_samples": self.most_samples}
+        return described | of_source | limit
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
