@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from flwr.app import Message
 from flwr.app.error import Error
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 from torch.optim import SGD
 
@@ -14,6 +15,7 @@ from pfedst.deployment.agreement import agreement
 from pfedst.deployment.hospital import Hospital
 from pfedst.simulation import make_client
 from pfedst.testing import small
+from pfedst.transport.flower import Unread
 
 SITES = ("site_a", "site_b", "site_c")
 CLASSES = ["nevus", "melanoma", "keratosis"]
@@ -57,8 +59,12 @@ class FakeGrid:
             self.replies[number] = self.handlers[name](message)
         return [number]
 
-    def pull_messages(self, numbers):
-        return [self.replies.pop(number) for number in numbers if number in self.replies]
+    def pull_replies(self, limits):
+        for number in [number for number in limits if number in self.replies]:
+            reply = self.replies.pop(number)
+            pieces = get_all_nested_objects(reply).values()
+            large = sum(len(piece.deflate()) for piece in pieces) > limits[number].most_bytes
+            yield number, Unread.TOO_LARGE if large else reply
 
 
 def client_at(site, method, folder, run_seed=0):
