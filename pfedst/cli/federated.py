@@ -27,9 +27,9 @@ from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_argument
 from pfedst.configuration.shipped import with_files
 from pfedst.configuration.yaml_text import check_configurations
 from pfedst.data import FederatedDataModule, Split
-from pfedst.deployment.options import FlowerOptions
+from pfedst.deployment.options import NEED_IMAGES, FlowerOptions, check_centre
 from pfedst.deployment.requirement import check_flower
-from pfedst.errors import ConfigurationError, PfedstError, listed
+from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.inference.artefact_files import is_model
 from pfedst.joining import evaluate_model
 from pfedst.methods.interface import FederatedMethod
@@ -217,7 +217,10 @@ class PFedSTCLI(LightningCLI):
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
         """Train, print the table and leave a run folder."""
-        self._check_flower_options()
+        if self._is_centre:
+            check_centre({name: self._get(self.config, name) for name in NEED_IMAGES})
+        else:
+            self._get(self.config_init, "flower").check_unused()
         ckpt_path = options.get("ckpt_path")
         if ckpt_path not in (None, "last"):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit continues `last`, of the run named by --name")
@@ -252,19 +255,10 @@ class PFedSTCLI(LightningCLI):
         self.show(self.summary)
         self.say(f"{run.path / 'summary.json'}")
 
-    def _check_flower_options(self) -> None:
-        """Refuse options of Flower where they would have no effect, and others that a run over Flower does not have."""
-        if self._get(self.config_init, "coordinator").transport == "flower":
-            for name, reason in (
-                ("dry_run", "the images are at the hospitals"),
-                ("init", "hospitals would not get the frozen tensors of that run"),
-            ):
-                if self._get(self.config, name):
-                    raise ConfigurationError(f"--{name}: not with --coordinator.transport flower, as {reason}")
-            return
-        given, defaults = vars(self._get(self.config_init, "flower")), vars(FlowerOptions())
-        if changed := [f"--flower.{name}" for name in given if given[name] != defaults[name]]:
-            raise ConfigurationError(f"{listed(changed)}: add --coordinator.transport flower, or leave it out")
+    @property
+    def _is_centre(self) -> bool:
+        """True for a run between hospitals, whose images are not on this machine."""
+        return bool(self._get(self.config_init, "coordinator").transport == "flower")
 
     def _warm_start(self, run: RunFolder | None) -> WarmStart | None:
         """Return the run that `--init` names; a run that has saved a round reads it no more."""
@@ -284,7 +278,7 @@ class PFedSTCLI(LightningCLI):
         stack: ExitStack,
     ) -> Simulation | Centre:
         """Return the run, built and checked; print the findings of the audit. `stack` closes a centre."""
-        if self._get(self.config_init, "coordinator").transport == "flower":
+        if self._is_centre:
             return stack.enter_context(self._centre(model, datamodule, text))
         if warm_start is not None:
             datamodule.use_classes(warm_start.classes, all_of_them=True)
@@ -297,23 +291,15 @@ class PFedSTCLI(LightningCLI):
         return Simulation(*given, study, fills_cache, warm_start)
 
     def _centre(self, model: FederatedClient, datamodule: FederatedDataModule, text: str) -> Centre:
-        """Return the centre of a run between hospitals; not connected.
-
-        Raises:
-            ConfigurationError: an option that only a run with images has, or Flower is missing.
-        """
+        """Return the centre of a run between hospitals; not connected."""
         check_flower()
         from pfedst.deployment.centre import Centre
 
-        local = local_options(text, self.defaults(), "data.init_args.")
-        if local or "data.init_args.only_sites" in study_options(text, self.defaults()):
-            raise ConfigurationError(
-                f"{listed([f'--{key}' for key in local or ['data.init_args.only_sites']])}: the centre has no images; "
-                f"give such options to pfedst site at each hospital, and leave them out of the common file"
-            )
         coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
         given = coordinator, self._get(self.config_init, "flower"), model, datamodule, method, self.trainer
-        return Centre(*given, self._seed(), study_options(text, self.defaults()))
+        defaults = self.defaults()
+        study, local = study_options(text, defaults), local_options(text, defaults, "data.init_args.")
+        return Centre(*given, self._seed(), study, local)
 
     def _has_all_rounds(self, finished: Mapping[str, Any]) -> bool:
         rounds: int = self._get(self.config_init, "coordinator").options.rounds
