@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -15,17 +15,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.dry_run import DryRun
 from pfedst.cli.parser import Parser
-from pfedst.cli.quiet import quieten, show_messages
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
-from pfedst.cli.source_configuration import configuration_of
-from pfedst.cli.study import local_options, results_depend_on, study_options
+from pfedst.cli.study import local_options, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
-from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
-from pfedst.configuration.shipped import with_files
-from pfedst.configuration.yaml_text import check_configurations
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.data import FederatedDataModule, Split
 from pfedst.deployment.options import NEED_IMAGES, FlowerOptions, check_centre
 from pfedst.deployment.requirement import check_flower
@@ -33,14 +29,12 @@ from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.inference.artefact_files import is_model
 from pfedst.joining import evaluate_model
 from pfedst.methods.interface import FederatedMethod
-from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.warm_start import WarmStart
 from pfedst.simulation import Simulation, evaluate
 from pfedst.state import write_json, writing
 from pfedst.state.run_state import LAST, RunState
-from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
 
 if TYPE_CHECKING:
@@ -48,7 +42,6 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "PFEDST"
 """Prefix of environment variables that set options."""
-Interface = TypeVar("Interface", bound="PFedSTCLI")
 KNOWN_CAUSES = (PfedstError, ModuleNotFoundError, MisconfigurationException)
 """Errors of a class of the configuration that name their remedy."""
 
@@ -379,59 +372,3 @@ class PFedSTCLI(LightningCLI):
         if seed is None or seed is False:  # `true` has been replaced by a number by now
             raise ConfigurationError("--seed_everything: give a number; results must be repeatable")
         return int(seed)
-
-
-def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
-    """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
-    show_messages()
-    try:
-        run_interface(arguments, interface)
-    except SystemExit as end:  # --help and --print_config end this way
-        return int(end.code or 0)
-    return 0
-
-
-def run_interface(arguments: Sequence[str], interface: Callable[[Sequence[str]], Interface]) -> Interface:
-    """Parse and run `fit`, `validate` or `test`; return the interface with what it has done."""
-    quieten()
-    with of_the_source(with_files(present_arguments(arguments))) as arguments:
-        check_configurations(arguments, ENVIRONMENT)
-        save_dir_may_be_left_out()
-        registered_methods()  # imports them, so that their class names can be used as short names
-        Parser.arguments = arguments
-        return interface(arguments)
-
-
-@contextmanager
-def of_the_source(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Return the arguments of `test RUN|MODEL` or `validate RUN|MODEL` with the configuration and the path of it."""
-    command, *rest = arguments
-    if command != "fit" and not rest:
-        raise ConfigurationError(f"{command}: give the folder of a run: pfedst {command} runs/NAME")
-    if command == "fit" or rest[0].startswith("-"):
-        yield [*arguments]
-        return
-    with configuration_of(rest[0], f"pfedst {command}") as (place, configuration):
-        yield [command, f"--config={configuration}", *rest[1:], f"--ckpt_path={place}"]
-
-
-class _ParseCLI(PFedSTCLI):
-    """A command line that is parsed and neither built nor run."""
-
-    def instantiate_classes(self) -> None:
-        """Build and run nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Build and run nothing."""
-
-    def results_depend_on(self, arguments: Sequence[str]) -> str:
-        """Return all that results depend on of the configuration of `fit` with these arguments."""
-        config = self.parser.parse_args(["fit", *present_arguments(arguments)])
-        return results_depend_on(self._parser("fit").dump(config["fit"], skip_unset=False), self.defaults())
-
-
-def parse_only() -> Callable[[Sequence[str]], str]:
-    """Return a function from arguments of `fit` to all that results depend on; faster than a new parser each."""
-    quieten()
-    method = next(iter(registered_methods()))  # any will do: the first parse is not used
-    return _ParseCLI(["fit", f"--method={method}", "--data=SyntheticSites"]).results_depend_on

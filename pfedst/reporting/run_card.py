@@ -165,6 +165,8 @@ def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
         "class prior of predictions": summary["evaluated"]["prior"],
         "averages": summary["protocol"]["averaging"],
     }
+    if missing := summary["personal"].get("not_evaluated"):
+        found["hospitals without numbers, as they could not be evaluated"] = ", ".join(missing)
     for model in MODELS:
         if model not in summary:
             continue

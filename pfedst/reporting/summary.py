@@ -383,7 +383,8 @@ class RunSummary:
         best, last = self._last.or_better(self._best_before), self._last
         if best.score is None or best.round or not last.round or not best.is_comparable(last):
             return self._warnings.current
-        images = sum(size for site, size in self._sizes("validation").items() if site not in self._held_out)
+        sizes = self._sizes("validation")
+        images = sum(sizes[site] for site in best.scores)
         return [start_is_best(last.round, best.score, last.score, images), *self._warnings.current]
 
     def _logged(self, evaluation: Mapping[str, Any]) -> dict[str, float]:

@@ -32,10 +32,12 @@ class FakeGrid:
             for number, name in enumerate(self.handlers, start=2)
         }
         self.online = set(self.handlers)
-        self.replies: dict[str, Message] = {}
+        self.replies: dict[str, Message | Unread] = {}
         self.sent: list[tuple[str, str]] = []
         self.lost: list[tuple[str, str]] = []
         """(site, type of message): the next such message is lost, and Flower says so."""
+        self.half: list[tuple[str, str]] = []
+        """(site, type of message): the site goes away while it sends its next such reply."""
         self.swallowed: list[tuple[str, str]] = []
         """(site, type of message): the next such message is lost without a word; its node comes online anew."""
         self._numbers = itertools.count()
@@ -55,6 +57,9 @@ class FakeGrid:
         elif (name, kind) in self.lost:
             self.lost.remove((name, kind))
             self.replies[number] = Message(Error(5, "away"), reply_to=message)
+        elif (name, kind) in self.half:
+            self.half.remove((name, kind))
+            self.replies[number] = Unread.INCOMPLETE
         else:
             self.replies[number] = self.handlers[name](message)
         return [number]
@@ -62,9 +67,11 @@ class FakeGrid:
     def pull_replies(self, limits):
         for number in [number for number in limits if number in self.replies]:
             reply = self.replies.pop(number)
-            pieces = get_all_nested_objects(reply).values()
-            large = sum(len(piece.deflate()) for piece in pieces) > limits[number].most_bytes
-            yield number, Unread.TOO_LARGE if large else reply
+            if not isinstance(reply, Unread):
+                pieces = get_all_nested_objects(reply).values()
+                if sum(len(piece.deflate()) for piece in pieces) > limits[number].most_bytes:
+                    reply = Unread.TOO_LARGE
+            yield number, reply
 
 
 def client_at(site, method, folder, run_seed=0):

@@ -83,6 +83,7 @@ def test_messages_travel_unchanged() -> None:
 def test_a_run_has_the_bits_of_one_process_though_messages_are_lost(grid, sites, tmp_path) -> None:
     grid.lost = [("site_b", "train"), ("site_a", "evaluate")]
     grid.swallowed = [("site_c", "train")]
+    grid.half = [("site_a", "train"), ("site_b", "evaluate")]
     over_flower = fit(grid, tmp_path / "flower")
     alone = small.fit(tmp_path / "alone", PFedST())
     assert records(tmp_path / "flower") == records(tmp_path / "alone")
@@ -92,7 +93,7 @@ def test_a_run_has_the_bits_of_one_process_though_messages_are_lost(grid, sites,
         assert all(torch.equal(one[key], other[key]) for key in one), file
     for key in ("personal", "generic", "class_metrics", "calibration"):
         assert over_flower[key] == alone[key], key
-    assert (grid.lost, grid.swallowed) == ([], [])
+    assert (grid.lost, grid.swallowed, grid.half) == ([], [], [])
     # personal state is in the folder of the hospital, and nowhere else
     state = tmp_path / "hospitals" / "site_a" / "run" / "sites" / "site_a"
     assert state.stat().st_mode & 0o777 == 0o700

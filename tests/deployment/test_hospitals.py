@@ -213,6 +213,8 @@ def test_the_proxy_gives_hospitals_their_path_alone(machines, proxy) -> None:
     trusted = ssl.create_default_context(cafile=machines.folder / "ca.crt")
     for path in ("/", "/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet/../control/start-run"):
         assert httpx.post(f"https://127.0.0.1:{proxy}{path}", verify=trusted).status_code == 404, path
+    piece = httpx.post(f"https://127.0.0.1:{proxy}/v1/fleet/push-object", content=b"x" * 9 * 2**20, verify=trusted)
+    assert piece.status_code == 413
 
 
 def test_strangers_are_refused(machines) -> None:
