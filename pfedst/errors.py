@@ -60,6 +60,12 @@ class TooFewClientsError(PfedstError):
     exit_code = 6
 
 
+class NoEvaluationError(PfedstError):
+    """An evaluation in which no site could be evaluated."""
+
+    exit_code = 6
+
+
 class NoAnswerError(PfedstError):
     """A client that did not answer in time, or whose process ended."""
 

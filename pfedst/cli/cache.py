@@ -44,7 +44,7 @@ def _build(arguments: Sequence[str]) -> int:
         print(f"{USAGE}\nOptions of build: those of pfedst fit, see pfedst fit --help.")
         return 0
     from pfedst.cli.cache_build import BuildCLI
-    from pfedst.cli.federated import run_command
+    from pfedst.cli.start import run_command
 
     return run_command(["fit", *arguments], BuildCLI)
 

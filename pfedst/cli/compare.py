@@ -181,8 +181,8 @@ def _print_runs(comparison: Comparison) -> int:
 def resolver() -> Resolve:
     """Return a function from arguments of `pfedst fit` to the configuration on which results depend, as text."""
     # torch and Lightning, so only after the options and the plan are checked
-    from pfedst.cli.federated import parse_only
     from pfedst.cli.parser import Parser
+    from pfedst.cli.start import parse_only
     from pfedst.data.folders import ROOT_VARIABLE
     from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
 

@@ -152,7 +152,7 @@ def _audit(arguments: Sequence[str]) -> int:
         name, options = recognise(Path(given[0]))
         given = ["--data", name, *(f"--data.{key}={value}" for key, value in options.items()), *given[1:]]
     from pfedst.cli.audit import AuditCLI
-    from pfedst.cli.federated import run_command
+    from pfedst.cli.start import run_command
 
     return run_command(["fit", *given], AuditCLI)
 

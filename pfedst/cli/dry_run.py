@@ -120,7 +120,7 @@ class DryRun:
         setup = classes * (width + 1) * 8 if self.gathers_prototypes else 0
         drawn = list(itertools.chain.from_iterable(self.drawn))
         most = max((drawn.count(name) for name in set(drawn)), default=0)
-        up, down, sites = self.trial.upload_bytes, self.trial.download_bytes, len(self.server.prototype_sites)
+        up, down, sites = self.trial.upload_bytes, self.trial.download_bytes, len(self.server.training_sites)
         return (
             f"{bytes_text(up)} a site and round, {bytes_text(up * most + setup)} a site in all "
             f"({bytes_text(setup)} of them before the first round); {bytes_text(up * len(drawn) + setup * sites)} of "
@@ -155,7 +155,7 @@ class DryRun:
         if missing:
             parts["the cache"] = missing * trial.cache_seconds
         if self.gathers_prototypes and not (missing and kind != "images"):
-            images = sum(int(self.samples[site]["train"]) for site in self.server.prototype_sites)
+            images = sum(int(self.samples[site]["train"]) for site in self.server.training_sites)
             parts["class prototypes"] = images * trial.encoder_seconds
         told = ", ".join(f"{_minutes(seconds)} of {what}" for what, seconds in parts.items())
         return f"about {_minutes(sum(parts.values()))} on this machine, as busy as it is now: {told}"

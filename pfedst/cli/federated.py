@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -15,32 +15,26 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.dry_run import DryRun
 from pfedst.cli.parser import Parser
-from pfedst.cli.quiet import quieten, show_messages
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
-from pfedst.cli.source_configuration import configuration_of
-from pfedst.cli.study import local_options, results_depend_on, study_options
+from pfedst.cli.study import local_options, study_options
 from pfedst.client.lightning_options import check_callback, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
-from pfedst.configuration.renamed_options import CONFIG_FORMAT, present_arguments
-from pfedst.configuration.shipped import with_files
-from pfedst.configuration.yaml_text import check_configurations
+from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.data import FederatedDataModule, Split
-from pfedst.deployment.options import FlowerOptions
+from pfedst.deployment.options import NEED_IMAGES, FlowerOptions, check_centre
 from pfedst.deployment.requirement import check_flower
-from pfedst.errors import ConfigurationError, PfedstError, listed
+from pfedst.errors import ConfigurationError, PfedstError
 from pfedst.inference.artefact_files import is_model
 from pfedst.joining import evaluate_model
 from pfedst.methods.interface import FederatedMethod
-from pfedst.methods.registry import registered_methods
 from pfedst.reporting import RunFolder, print_summary
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.warm_start import WarmStart
 from pfedst.simulation import Simulation, evaluate
 from pfedst.state import write_json, writing
 from pfedst.state.run_state import LAST, RunState
-from pfedst.tracking import save_dir_may_be_left_out
 from pfedst.version import __version__
 
 if TYPE_CHECKING:
@@ -48,7 +42,6 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "PFEDST"
 """Prefix of environment variables that set options."""
-Interface = TypeVar("Interface", bound="PFedSTCLI")
 KNOWN_CAUSES = (PfedstError, ModuleNotFoundError, MisconfigurationException)
 """Errors of a class of the configuration that name their remedy."""
 
@@ -217,7 +210,10 @@ class PFedSTCLI(LightningCLI):
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **options: Any) -> None:
         """Train, print the table and leave a run folder."""
-        self._check_flower_options()
+        if self._is_centre:
+            check_centre({name: self._get(self.config, name) for name in NEED_IMAGES})
+        else:
+            self._get(self.config_init, "flower").check_unused()
         ckpt_path = options.get("ckpt_path")
         if ckpt_path not in (None, "last"):
             raise ConfigurationError(f"--ckpt_path {ckpt_path}: fit continues `last`, of the run named by --name")
@@ -252,19 +248,10 @@ class PFedSTCLI(LightningCLI):
         self.show(self.summary)
         self.say(f"{run.path / 'summary.json'}")
 
-    def _check_flower_options(self) -> None:
-        """Refuse options of Flower where they would have no effect, and others that a run over Flower does not have."""
-        if self._get(self.config_init, "coordinator").transport == "flower":
-            for name, reason in (
-                ("dry_run", "the images are at the hospitals"),
-                ("init", "hospitals would not get the frozen tensors of that run"),
-            ):
-                if self._get(self.config, name):
-                    raise ConfigurationError(f"--{name}: not with --coordinator.transport flower, as {reason}")
-            return
-        given, defaults = vars(self._get(self.config_init, "flower")), vars(FlowerOptions())
-        if changed := [f"--flower.{name}" for name in given if given[name] != defaults[name]]:
-            raise ConfigurationError(f"{listed(changed)}: add --coordinator.transport flower, or leave it out")
+    @property
+    def _is_centre(self) -> bool:
+        """True for a run between hospitals, whose images are not on this machine."""
+        return bool(self._get(self.config_init, "coordinator").transport == "flower")
 
     def _warm_start(self, run: RunFolder | None) -> WarmStart | None:
         """Return the run that `--init` names; a run that has saved a round reads it no more."""
@@ -284,7 +271,7 @@ class PFedSTCLI(LightningCLI):
         stack: ExitStack,
     ) -> Simulation | Centre:
         """Return the run, built and checked; print the findings of the audit. `stack` closes a centre."""
-        if self._get(self.config_init, "coordinator").transport == "flower":
+        if self._is_centre:
             return stack.enter_context(self._centre(model, datamodule, text))
         if warm_start is not None:
             datamodule.use_classes(warm_start.classes, all_of_them=True)
@@ -297,23 +284,15 @@ class PFedSTCLI(LightningCLI):
         return Simulation(*given, study, fills_cache, warm_start)
 
     def _centre(self, model: FederatedClient, datamodule: FederatedDataModule, text: str) -> Centre:
-        """Return the centre of a run between hospitals; not connected.
-
-        Raises:
-            ConfigurationError: an option that only a run with images has, or Flower is missing.
-        """
+        """Return the centre of a run between hospitals; not connected."""
         check_flower()
         from pfedst.deployment.centre import Centre
 
-        local = local_options(text, self.defaults(), "data.init_args.")
-        if local or "data.init_args.only_sites" in study_options(text, self.defaults()):
-            raise ConfigurationError(
-                f"{listed([f'--{key}' for key in local or ['data.init_args.only_sites']])}: the centre has no images; "
-                f"give such options to pfedst site at each hospital, and leave them out of the common file"
-            )
         coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
         given = coordinator, self._get(self.config_init, "flower"), model, datamodule, method, self.trainer
-        return Centre(*given, self._seed(), study_options(text, self.defaults()))
+        defaults = self.defaults()
+        study, local = study_options(text, defaults), local_options(text, defaults, "data.init_args.")
+        return Centre(*given, self._seed(), study, local)
 
     def _has_all_rounds(self, finished: Mapping[str, Any]) -> bool:
         rounds: int = self._get(self.config_init, "coordinator").options.rounds
@@ -393,59 +372,3 @@ class PFedSTCLI(LightningCLI):
         if seed is None or seed is False:  # `true` has been replaced by a number by now
             raise ConfigurationError("--seed_everything: give a number; results must be repeatable")
         return int(seed)
-
-
-def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
-    """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
-    show_messages()
-    try:
-        run_interface(arguments, interface)
-    except SystemExit as end:  # --help and --print_config end this way
-        return int(end.code or 0)
-    return 0
-
-
-def run_interface(arguments: Sequence[str], interface: Callable[[Sequence[str]], Interface]) -> Interface:
-    """Parse and run `fit`, `validate` or `test`; return the interface with what it has done."""
-    quieten()
-    with of_the_source(with_files(present_arguments(arguments))) as arguments:
-        check_configurations(arguments, ENVIRONMENT)
-        save_dir_may_be_left_out()
-        registered_methods()  # imports them, so that their class names can be used as short names
-        Parser.arguments = arguments
-        return interface(arguments)
-
-
-@contextmanager
-def of_the_source(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Return the arguments of `test RUN|MODEL` or `validate RUN|MODEL` with the configuration and the path of it."""
-    command, *rest = arguments
-    if command != "fit" and not rest:
-        raise ConfigurationError(f"{command}: give the folder of a run: pfedst {command} runs/NAME")
-    if command == "fit" or rest[0].startswith("-"):
-        yield [*arguments]
-        return
-    with configuration_of(rest[0], f"pfedst {command}") as (place, configuration):
-        yield [command, f"--config={configuration}", *rest[1:], f"--ckpt_path={place}"]
-
-
-class _ParseCLI(PFedSTCLI):
-    """A command line that is parsed and neither built nor run."""
-
-    def instantiate_classes(self) -> None:
-        """Build and run nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Build and run nothing."""
-
-    def results_depend_on(self, arguments: Sequence[str]) -> str:
-        """Return all that results depend on of the configuration of `fit` with these arguments."""
-        config = self.parser.parse_args(["fit", *present_arguments(arguments)])
-        return results_depend_on(self._parser("fit").dump(config["fit"], skip_unset=False), self.defaults())
-
-
-def parse_only() -> Callable[[Sequence[str]], str]:
-    """Return a function from arguments of `fit` to all that results depend on; faster than a new parser each."""
-    quieten()
-    method = next(iter(registered_methods()))  # any will do: the first parse is not used
-    return _ParseCLI(["fit", f"--method={method}", "--data=SyntheticSites"]).results_depend_on

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from pfedst.adapters import Adapter, TorchModule
-from pfedst.cli.federated import run_interface
 from pfedst.cli.python_interface import PythonCLI
 from pfedst.cli.run import Run
+from pfedst.cli.start import run_interface
 from pfedst.comparison.plan import as_arguments
 from pfedst.data.sets.objects import DatasetSites
 from pfedst.errors import ConfigurationError

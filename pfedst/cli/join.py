@@ -29,9 +29,9 @@ def run_join(arguments: Sequence[str]) -> int:
     source, *rest = arguments
     if source.startswith("-"):
         raise ConfigurationError(f"pfedst join: give the folder of a run or of a model first\n{USAGE}")
-    from pfedst.cli.federated import run_command
     from pfedst.cli.join_run import JoinCLI
     from pfedst.cli.source_configuration import configuration_of
+    from pfedst.cli.start import run_command
 
     with configuration_of(source, "pfedst join") as (place, config):
         return run_command(["fit", f"--config={config}", "--name=null", *rest, f"--init={place}"], JoinCLI)

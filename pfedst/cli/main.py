@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pfedst.cli.site import run_site
 
             return run_site(given[1:])
-        from pfedst.cli.federated import run_command
+        from pfedst.cli.start import run_command
 
         return run_command(given)
     except PfedstError as error:

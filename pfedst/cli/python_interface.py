@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pfedst.cli.federated import PFedSTCLI, run_interface
+from pfedst.cli.federated import PFedSTCLI
+from pfedst.cli.start import run_interface
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import Split
 

@@ -29,7 +29,7 @@ def run_site(arguments: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     check_flower()
-    from pfedst.cli.federated import run_command
     from pfedst.cli.site_run import SiteCLI
+    from pfedst.cli.start import run_command
 
     return run_command(["fit", *arguments], SiteCLI)

@@ -6,8 +6,8 @@ import os
 import shlex
 from functools import cache
 
-from pfedst.cli.federated import run_command
 from pfedst.cli.site_run import StockSiteCLI
+from pfedst.cli.start import run_command
 from pfedst.deployment.apps import client_app, server_app
 from pfedst.deployment.hospital import Hospital
 from pfedst.errors import ConfigurationError

@@ -210,16 +210,21 @@ class Comparison:
         return {"chosen": best["options"], "trials": tried}
 
     def _score(self, runs: Sequence[GridRun], of: str) -> float | None:
-        """Return the mean over seeds of the validation score of the chosen round; None if a run failed."""
+        """Return the mean over seeds of the validation score of the chosen round.
+
+        None if a run failed, or could not evaluate a site: trials are compared over the same sites.
+        """
         scores = []
         for run in runs:
             summary = RunFolder(self.folder / of / run.name).summary()
             if summary is None:
                 return None
-            best = summary["best_on_validation"]
-            score = summary["validation"]["personal"]["mean"][SELECTION_METRIC]
+            best, found = summary["best_on_validation"], summary["validation"]["personal"]
+            score = found["mean"][SELECTION_METRIC]
             if self.round_choice == "best" and best is not None:
-                score = best["validation_score"]
+                score, found = best["validation_score"], best["validation"]["personal"]
+            if "not_evaluated" in found:
+                return None
             if score is None:
                 raise ConfigurationError(f"{self.plan.file}: tune: no site has validation images; leave tune out")
             scores.append(score)

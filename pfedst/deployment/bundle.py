@@ -7,6 +7,7 @@ the bundle itself, and refuses the messages of a run that brings another. A stoc
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 from flwr.cli.build import build_fab_from_files
 
@@ -39,12 +40,14 @@ server = site_app.server
 }
 
 
+@cache
 def bundle() -> bytes:
-    """Return the bundle of this version of pfedst; the same bytes on every machine."""
+    """Return the bundle of this version of pfedst; the same bytes on every machine. It is packed once a process."""
     content: bytes = build_fab_from_files({name: text.encode() for name, text in FILES.items()})[0]
     return content
 
 
+@cache
 def bundle_digest() -> str:
     """Return the SHA-256 of the bundle."""
     return hashlib.sha256(bundle()).hexdigest()

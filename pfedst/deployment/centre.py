@@ -17,13 +17,15 @@ from pfedst.data.sets.remote import RemoteSites
 from pfedst.deployment.agreement import agreement, check_method, shared_study
 from pfedst.deployment.options import FlowerOptions
 from pfedst.deployment.runtime import Address, submitted_run
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, listed
 from pfedst.methods.interface import FederatedMethod
 from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.replies import CheckedTransport
 from pfedst.simulation import check_local_epochs, logged_metrics, make_hooks
 from pfedst.transport.flower import Flower
+
+ONLY_SITES = "data.init_args.only_sites"
 
 
 class Centre:
@@ -38,9 +40,10 @@ class Centre:
         trainer: the configured Trainer; its callbacks and loggers see rounds as steps.
         run_seed: the seed of the run.
         study: the options that results depend on, by dotted key.
+        local: the options of `data` that may differ from machine to machine and are set, by dotted key.
 
     Raises:
-        ConfigurationError: an option is missing, or the method cannot run between hospitals.
+        ConfigurationError: an option is missing or needs images, or the method cannot run between hospitals.
     """
 
     def __init__(
@@ -53,7 +56,13 @@ class Centre:
         trainer: Trainer,
         run_seed: int,
         study: Mapping[str, Any],
+        local: Mapping[str, Any],
     ) -> None:
+        if of_images := [f"--{key}" for key in (*local, *(key for key in study if key == ONLY_SITES))]:
+            raise ConfigurationError(
+                f"{listed(of_images)}: the centre has no images; give such options to pfedst site at each hospital, "
+                f"and leave them out of the common file"
+            )
         options.check()
         if not isinstance(data, RemoteSites):
             raise ConfigurationError(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, listed
 from pfedst.names import plain_names
+
+NEED_IMAGES = {
+    "dry_run": "the images are at the hospitals",
+    "init": "hospitals would not get the frozen tensors of that run",
+}
+"""Options that a run over Flower does not have, and why."""
 
 
 class FlowerOptions:
@@ -42,6 +49,16 @@ class FlowerOptions:
         if len(set(self.sites)) != len(self.sites):
             raise ConfigurationError(f"--flower.sites {list(sites)}: each hospital once")
 
+    def check_unused(self) -> None:
+        """Check that no option is set, for a run by another transport.
+
+        Raises:
+            ConfigurationError: naming the options, which would have no effect.
+        """
+        defaults = vars(FlowerOptions())
+        if changed := [f"--flower.{name}" for name, value in vars(self).items() if value != defaults[name]]:
+            raise ConfigurationError(f"{listed(changed)}: add --coordinator.transport flower, or leave it out")
+
     def check(self) -> None:
         """Check that everything is given that a run needs.
 
@@ -59,3 +76,17 @@ class FlowerOptions:
         ):
             if file is None or not file.is_file():
                 raise ConfigurationError(f"--flower.{name} {file}: give {remedy}")
+
+
+def check_centre(options: Mapping[str, Any]) -> None:
+    """Check that no option is set that a run over Flower does not have.
+
+    Args:
+        options: of the command line, by name.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    for name, reason in NEED_IMAGES.items():
+        if options[name]:
+            raise ConfigurationError(f"--{name}: not with --coordinator.transport flower, as {reason}")

@@ -1,4 +1,7 @@
-"""The process of a hospital: a SuperNode as its child, and one loop that answers all messages."""
+"""The process of a hospital: a SuperNode as its child, and one loop that answers all messages.
+
+A SuperNode that has ended is started again, unless it has never worked: then its log says why.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ SIGNAL_AT_THE_END_OF_THE_PARENT = 1
 """PR_SET_PDEATHSIG of Linux."""
 REFUSED = "[code: 2004]"
 REFUSED_SECONDS = 75.0
-"""How long a refused key is tried: Flower refuses an unknown key, and for a minute that of a killed hospital."""
+"""How long a SuperNode is started again without success: for a minute Flower refuses the key of one that was killed."""
 RETRY_SECONDS = 5.0
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the certificate of the centre is not signed by --root-certificates, or is of another "
@@ -85,14 +88,20 @@ def run_hospital(hospital: Hospital, superlink: str, root_certificates: Path, ke
     node = Address(f"127.0.0.1:{_free_port()}", secret, retry_seconds=1.0)
     log = hospital.folder / LOG
     print(f"{hospital.site} answers {superlink}; Ctrl-C ends it; Flower's log is {log}", flush=True)
-    connected = time.monotonic()
-    while time.monotonic() - connected < REFUSED_SECONDS:
+    worked, has_worked = time.monotonic(), False
+    while time.monotonic() - worked < REFUSED_SECONDS:
+        started = time.monotonic()
         with _supernode(node, superlink, root_certificates, key, log) as process:
-            if _answer(hospital, node, process):
-                connected = time.monotonic()
-        if REFUSED not in log.read_text(errors="replace"):
+            answered = _answer(hospital, node, process)
+        if answered or time.monotonic() - started > REFUSED_SECONDS:
+            worked, has_worked = time.monotonic(), True
+        if REFUSED in log.read_text(errors="replace"):
+            what = "the centre refuses the key for now"
+        elif has_worked:
+            what = "Flower's SuperNode has ended"
+        else:
             break
-        print(f"the centre refuses the key for now; tried again in {RETRY_SECONDS:g} s", flush=True)
+        print(f"{what}; it is started again in {RETRY_SECONDS:g} s", flush=True)
         time.sleep(RETRY_SECONDS)
     raise _reason(log)
 

@@ -1,8 +1,8 @@
-"""The one file that stands on parts of flwr that are not public: it takes tasks of Flower into this process.
+"""Takes tasks of Flower into this process. With `grid.py` it stands on parts of flwr that are not public.
 
 Flower would start a process for each message (9 s of imports) and run the code of the bundle in it. Here a process that
 lives as long as the run, or as the site, takes the task and answers with the installed package; the bundle is neither
-unpacked nor imported. `make check-hospitals` tests this file on every new version of flwr.
+unpacked nor imported. `make check-hospitals` tests both files on every new version of flwr.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from pfedst.deployment.bundle import bundle, bundle_digest
+from pfedst.deployment.grid import LimitedGrid
 from pfedst.errors import ConfigurationError, NoAnswerError
 
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -99,7 +99,7 @@ class Address:
 
 
 @contextmanager
-def submitted_run(link: Address) -> Iterator[HttpGrid]:
+def submitted_run(link: Address) -> Iterator[LimitedGrid]:
     """Submit a run to the SuperLink, and be its server within this block.
 
     Raises:
@@ -108,7 +108,7 @@ def submitted_run(link: Address) -> Iterator[HttpGrid]:
     """
     try:
         run_id, token = _take_run(link)
-        grid = HttpGrid(link.host_and_port, link.root_certificates is None, link.trusted, token=token)
+        grid = LimitedGrid(link.host_and_port, link.root_certificates is None, link.trusted, token=token)
         grid._retry_invoker = _retries(link.retry_seconds)
         client = grid._runtime_client
         with _heartbeat(client):

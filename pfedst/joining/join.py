@@ -23,7 +23,7 @@ from pfedst.reporting import RunFolder, RunSummary, describe
 from pfedst.reporting.join_table import few_labels, join_rows, joined_when, lost_balance
 from pfedst.server.agreement import check_hellos, check_prior, identity
 from pfedst.server.coordinator import FederatedCoordinator
-from pfedst.server.evaluations import EVALUATED, Evaluation, ask_calibration, ask_class_metrics, evaluate_sites
+from pfedst.server.evaluations import EVALUATED, Evaluation, ask_calibration, ask_class_metrics, evaluate_all
 from pfedst.server.fits import Reported
 from pfedst.server.merged import Merged
 from pfedst.server.replies import CheckedTransport
@@ -146,7 +146,7 @@ class Join:
     def _evaluated(self, request: Request) -> Evaluation:
         kept, self.client.keeps_predictions = self.client.keeps_predictions, not request.generic_only
         try:
-            return evaluate_sites(self.transport, {self.site: request}, EVALUATED, True)
+            return evaluate_all(self.transport, {self.site: request}, EVALUATED, True)
         finally:
             self.client.keeps_predictions = kept
 

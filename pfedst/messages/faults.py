@@ -39,3 +39,16 @@ class Fault:
     def stop(self) -> NoReturn:
         """End the run with this fault, if it concerns no single client."""
         raise self.error or RuntimeError(self.text)
+
+
+class FaultTexts:
+    """The texts of faults in the log of a run: the whole text once a client and kind, then the kind."""
+
+    def __init__(self) -> None:
+        self._logged: set[tuple[str, str]] = set()
+
+    def text(self, name: str, fault: Fault) -> str:
+        """Return what the log says of a fault of a client."""
+        is_known = (name, fault.kind) in self._logged
+        self._logged.add((name, fault.kind))
+        return f"{fault.kind}, as before" if is_known else fault.text

@@ -67,6 +67,8 @@ def claim_value(summary: Mapping[str, Any], claim: Claim, site: str) -> float | 
                 f"{summary['name']}: metrics at the class prior {claim.prior}, which a claim of the comparison names, "
                 f"are those of the last round alone; use --round last"
             )
+    if site not in found:  # it could not be evaluated
+        return None
     if claim.measure not in found[site]:
         reason = f" ({found[site]['reason']})" if "reason" in found[site] else ""
         raise StateError(

@@ -114,7 +114,14 @@ def load_compared(
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
-    told = (*_differences(made), *_options(made, tuned), *_last_digits(made), *_other_bins(made), *notes)
+    told = (
+        *_differences(made),
+        *_options(made, tuned),
+        *_last_digits(made),
+        *_other_bins(made),
+        *_not_evaluated(made),
+        *notes,
+    )
     return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning, claims, planned)
 
 
@@ -399,6 +406,16 @@ def _other_bins(rows: Sequence[RunsOfARow]) -> list[str]:
     return [
         f"calibration errors are left out of {listed(labels)}: an older version computed them in other bins; run it "
         f"again to have them"
+    ]
+
+
+def _not_evaluated(rows: Sequence[RunsOfARow]) -> list[str]:
+    """Which runs have no numbers of a site, because it could not be evaluated."""
+    missing = [(row, run, run.summary["personal"].get("not_evaluated")) for row in rows for run in row.runs]
+    return [
+        f"{row.label}, {run.words}: {listed(sites)} could not be evaluated, and is in no mean of this run"
+        for row, run, sites in missing
+        if sites
     ]
 
 

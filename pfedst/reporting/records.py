@@ -27,6 +27,8 @@ EVERY: dict[str, Kind] = {"participated": _is_bool}
 FIRST: dict[str, Kind] = {"setup_upload_bytes": is_integer}
 FITTED: dict[str, Kind] = {"upload_bytes": is_integer, "download_bytes": is_integer, **FIT_RECORD}
 LEFT_OUT: dict[str, Kind] = {"left_out": _is_text, "download_bytes": is_integer}
+NOT_EVALUATED = "not_evaluated"
+"""Key of a record: the kind of the fault for which a site could not be evaluated."""
 EVALUATED: dict[str, set[str]] = {"received": {"personal", "generic"}, "trained": {"personal"}}
 """The moments of evaluation, and the models whose metrics must be there."""
 SPLITS = {"validation", "test"}
@@ -80,7 +82,7 @@ def _faults(
         if key not in record or not is_kind(record[key]):
             yield f'"{key}" is missing or of another kind'
     # every run evaluates before its first round
-    if number == 0 and name in samples and "received" not in record:
+    if number == 0 and name in samples and not {"received", NOT_EVALUATED} & set(record):
         yield "no evaluation"
     if "received" in record and not _are_counts(record.get("counts")):
         yield '"counts" is missing or of another kind'
@@ -105,6 +107,7 @@ def _wanted(record: Mapping[str, Any]) -> dict[str, Kind]:
         (record["round"] == 0, FIRST),
         (record.get("participated") is True, FITTED),
         ("left_out" in record, LEFT_OUT),
+        (NOT_EVALUATED in record, {NOT_EVALUATED: _is_text}),
     ):
         wanted |= keys if holds else {}
     return wanted

@@ -122,6 +122,11 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "augmentation": protocol["augmentation"],
             "participation": protocol["participation"],
             "weights of hospitals in the merge": protocol["weighting"],
+            **(
+                {"images that a hospital counts as at most": protocol["most_samples"]}
+                if "most_samples" in protocol
+                else {}
+            ),
             "seed": f"{protocol['seed']} (one seed: no claim of significance)",
             "reported model": f"{protocol['when']}; round {protocol['round']} of {protocol['rounds']}",
             "selection": protocol["selection"],
@@ -158,6 +163,8 @@ def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
         "class prior of predictions": summary["evaluated"]["prior"],
         "averages": summary["protocol"]["averaging"],
     }
+    if missing := summary["personal"].get("not_evaluated"):
+        found["hospitals without numbers, as they could not be evaluated"] = ", ".join(missing)
     for model in MODELS:
         if model not in summary:
             continue

@@ -95,14 +95,17 @@ class RunWarnings:
         about = {"model": "personal", "round": round_number, "since": round_number}
         warnings = []
         for site, split in sites.items():
-            now, then = evaluation[split]["personal"][site], start[split]["personal"][site]
+            now, then = evaluation[split]["personal"][site], start[split]["personal"].get(site)
             confusion = _confusion(now)
             head = {"site": site, **about, "split": split, "images": _images(confusion)}
             only = only_class(confusion)
             if only is not None and only < len(self.classes):
                 warnings.append({"what": "one_class", **head, "class": self.classes[only]})
-            warnings += _below({"what": "below_start", **head}, [then], [now])
-        counted = [site for site in sites if site not in self.held_out]
+            if then is not None:
+                warnings += _below({"what": "below_start", **head}, [then], [now])
+        # the same sites on both sides: one that could not be evaluated is in neither mean
+        at_start = start["test"]["personal"]
+        counted = [site for site in sites if site in at_start and site not in self.held_out]
         # on test only where no site has validation images: a mean over both would be of neither
         split = "validation" if "validation" in {sites[site] for site in counted} else "test"
         of_split = [site for site in counted if sites[site] == split]

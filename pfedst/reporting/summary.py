@@ -126,23 +126,29 @@ class _Evaluated:
     missing: Collection[str] = ()
 
     @property
-    def score(self) -> float | None:
-        """The score that best_on_validation selects by.
+    def scores(self) -> dict[str, float]:
+        """The selection metric of each site that trains and has validation images."""
+        sites = self.evaluation["validation"]["personal"] if self.evaluation else {}
+        found = {site: sites[site].metrics[SELECTION_METRIC] for site in sorted(sites) if site not in self.held_out}
+        return {site: value for site, value in found.items() if value is not None}
 
-        None if no client has validation images, or if a site is missing: rounds are compared over the same sites.
-        """
-        if not self.evaluation or self.missing:
-            return None
-        sites = sorted(self.evaluation["validation"]["personal"].items())
-        found = [e.metrics[SELECTION_METRIC] for site, e in sites if site not in self.held_out]
-        values = [value for value in found if value is not None]
-        return fmean(values) if values else None
+    @property
+    def score(self) -> float | None:
+        """The score that best_on_validation selects by; None if no client has validation images."""
+        return fmean(self.scores.values()) if self.scores else None
+
+    def is_comparable(self, other: _Evaluated) -> bool:
+        """Return True if both scores are means over the same sites."""
+        return self.scores.keys() == other.scores.keys()
 
     def or_better(self, before: _Evaluated) -> _Evaluated:
-        """Return the better of the two; if they are equal, the earlier one."""
-        if self.score is None:
-            return before
-        return self if before.score is None or self.score > before.score else before
+        """Return the better of the two; if they are equal, the earlier one.
+
+        Rounds are compared over the same sites only: of two with other sites, the one with more sites is taken.
+        """
+        if not self.is_comparable(before):
+            return self if len(self.scores) > len(before.scores) else before
+        return self if self.score is not None and before.score is not None and self.score > before.score else before
 
 
 class RunSummary:
@@ -224,15 +230,22 @@ class RunSummary:
             return logged
         trained = {name: r["trained"]["test"]["personal"] for name, r in records.items() if "trained" in r}
         self._best_before = self._last.or_better(self._best_before)
-        missing = sorted(self.protocol["samples"].keys() - evaluation["test"]["personal"].keys())
+        missing = self._missing(round_number, evaluation)
         self._last = _Evaluated(round_number, evaluation, trained, self._held_out, missing=missing)
-        for name in missing:
-            self.not_evaluated.setdefault(name, []).append(round_number)
         if missing:
             logged["federation/not_evaluated"] = float(len(missing))
         self.changes = self._warnings.add(round_number, evaluation)
         self._first = self._first if self._first.evaluation else self._last
         return logged | self._logged(evaluation)
+
+    def _missing(self, round_number: int, evaluation: Mapping[str, Any]) -> list[str]:
+        """Note the sites that could not be evaluated after a round; return them."""
+        missing = sorted(self.protocol["samples"].keys() - evaluation["test"]["personal"].keys())
+        for name in missing:
+            rounds = self.not_evaluated.setdefault(name, [])
+            if round_number not in rounds:  # it is there already if the round was evaluated before the fine-tuning
+                rounds.append(round_number)
+        return missing
 
     @property
     def best_round(self) -> int | None:
@@ -250,6 +263,16 @@ class RunSummary:
         """The round of the last evaluation."""
         return self._last.round
 
+    @property
+    def evaluated_sites(self) -> list[str]:
+        """The sites of the last evaluation, sorted."""
+        return sorted(self._last.evaluation["test"]["personal"])
+
+    @property
+    def all_evaluated(self) -> bool:
+        """True if the last evaluation is of all sites."""
+        return not self._last.missing
+
     def add_finetuned(
         self,
         evaluation: Mapping[str, Any],
@@ -258,7 +281,8 @@ class RunSummary:
     ) -> None:
         """Add the evaluation after fine-tuning, which is the last one."""
         self._best_before = self._last.or_better(self._best_before)
-        self._last = replace(self._last, evaluation=evaluation, finetuned=True)
+        missing = self._missing(self._last.round, evaluation)
+        self._last = replace(self._last, evaluation=evaluation, finetuned=True, missing=missing)
         self.changes = self._warnings.add(self._last.round, evaluation, " after fine-tuning")
         self._add_cost(records, left_out)
 
@@ -357,9 +381,10 @@ class RunSummary:
     def _all_warnings(self) -> list[dict[str, Any]]:
         """Return the warnings that hold at the last evaluation, and one if no round is better than the start."""
         best, last = self._last.or_better(self._best_before), self._last
-        if best.score is None or best.round or not last.round:
+        if best.score is None or best.round or not last.round or not best.is_comparable(last):
             return self._warnings.current
-        images = sum(size for site, size in self._sizes("validation").items() if site not in self._held_out)
+        sizes = self._sizes("validation")
+        images = sum(sizes[site] for site in best.scores)
         return [start_is_best(last.round, best.score, last.score, images), *self._warnings.current]
 
     def _logged(self, evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -381,11 +406,16 @@ def of_model(
 
     Args:
         clients: metrics and counts by client name.
-        samples: number of evaluated samples by client name.
+        samples: number of samples of the split by client name. A client that is not in `clients` could not be
+            evaluated: its metrics are None, so that no mean contains it, and `not_evaluated` names it.
         held_out: clients that never train, which means leave out.
     """
-    metrics = over_clients({name: found.metrics for name, found in clients.items()}, samples, held_out)
-    return metrics | {"counts": {name: clients[name].counts for name in sorted(clients)}}
+    found = {name: of.metrics for name, of in clients.items()}
+    missing = sorted(samples.keys() - found.keys())
+    unknown: Metrics = dict.fromkeys(next(iter(found.values())))
+    metrics = over_clients(found | dict.fromkeys(missing, unknown), samples, held_out)
+    counts = {name: clients[name].counts for name in sorted(clients)}
+    return metrics | {"counts": counts} | ({"not_evaluated": missing} if missing else {})
 
 
 def of_stated(models: Mapping[str, Mapping[str, Evaluated]], held_out: Collection[str] = ()) -> dict[str, Any]:

@@ -69,8 +69,14 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     held_out = summary["protocol"]["held_out_sites"]
     new = summary["protocol"].get("new_sites", [])
     transductive = summary["protocol"].get("transductive_sites", ())
+    missing = summary["personal"].get("not_evaluated", [])
     for site, size in sizes.items():
-        kinds = (("held out", held_out), ("not in the run: generic model", new), ("transductive", transductive))
+        kinds = (
+            ("held out", held_out),
+            ("not in the run: generic model", new),
+            ("transductive", transductive),
+            ("not evaluated", missing),
+        )
         marks = [mark for mark, of in kinds if site in of]
         name = f"{site} ({', '.join(marks)})" if marks else site
         table.add_row(name, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
@@ -82,7 +88,7 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         ("worst", "worst client"),
         ("std", "std over clients"),
     ):
-        counted = sum(size for site, size in sizes.items() if site not in apart)
+        counted = sum(size for site, size in sizes.items() if site not in {*apart, *missing})
         size = str(counted) if column == "weighted_mean" else ""
         table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
     if "held_out_mean" in summary["personal"]:
@@ -110,7 +116,7 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
         times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
         text.append(f"left out {name}: {times}\n", style="bold yellow")
     for name, rounds in summary.get("not_evaluated", {}).items():
-        text.append(f"away     {name}: not evaluated after round {listed(rounds)}\n", style="bold yellow")
+        text.append(f"missing  {name}: not evaluated after round {listed(rounds)}\n", style="bold yellow")
     if new := protocol.get("new_sites"):
         text.append(f"sites    not in the run, evaluated with the generic model: {', '.join(new)}\n", style="bold")
     if prior := protocol.get("prior"):

@@ -22,7 +22,7 @@ from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
 from pfedst.reporting.write import write_files
 from pfedst.server.agreement import check_hellos, check_new_sites, check_prior, check_same_model, identity
-from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_sites
+from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_all
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
 from pfedst.server.priors import FederationPriors
@@ -71,6 +71,8 @@ class FederatedCoordinator:
             numbers). Null for no limit.
         held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. No image
             and no label of theirs is used elsewhere, also not in class prototypes.
+        most_samples: a site counts as at most so many images, in merges with `--method.weighting samples` and in class
+            prototypes, >= 1: the number of its images is a site's own claim. Null for no limit.
         share_class_counts: each site sends its number of training images by class, once. With them the server knows the
             class frequencies that a merged model has learned, which a correction for others needs (`--model.prior`).
 
@@ -95,6 +97,7 @@ class FederatedCoordinator:
         lr_schedule: ScheduleKind = "constant",
         warmup_rounds: int = 0,
         share_class_counts: bool = False,
+        most_samples: int | None = None,
     ) -> None:
         for name, value in (
             ("rounds", rounds),
@@ -102,6 +105,7 @@ class FederatedCoordinator:
             ("keep_states", keep_states),
             ("workers", workers),
             ("threads", threads),
+            ("most_samples", most_samples),
         ):
             if value is not None and value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
@@ -134,6 +138,7 @@ class FederatedCoordinator:
         self.timeout_seconds = timeout_seconds
         self.held_out_sites = tuple(plain_names(held_out_sites))
         self.share_class_counts = share_class_counts
+        self.most_samples = most_samples
 
     def fit(
         self,
@@ -276,7 +281,7 @@ class FederatedCoordinator:
             for name in server.sites
         }
         with transport:
-            models = evaluate_sites(transport, requests, (split,), method.has_generic)[split]
+            models = evaluate_all(transport, requests, (split,), method.has_generic)[split]
         protocol = self._describe(server, hellos, trained) | {"split": split, "round": number}
         protocol |= {"held_out_sites": held_out} | ({"new_sites": new_sites} if new_sites else {})
         if choice != LAST:
@@ -305,7 +310,7 @@ class FederatedCoordinator:
             name: hello.values["class_counts"] for name, hello in hellos.items() if "class_counts" in hello.values
         }
         balanced = [name for name, hello in hellos.items() if hello.values.get("balanced_sampling")]
-        return Server(method, samples, make_start, run_seed, held_out, counts, balanced)
+        return Server(method, samples, make_start, run_seed, held_out, counts, balanced, self.most_samples)
 
     def _describe(self, server: Server, hellos: Mapping[str, Reply], made_of: Mapping[str, Any]) -> dict[str, Any]:
         options = self.options
@@ -324,7 +329,8 @@ class FederatedCoordinator:
             options.fits.keep_optimizer,
             None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
-        return described | of_source
+        limit = {} if self.most_samples is None else {"most_samples": self.most_samples}
+        return described | of_source | limit
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
@@ -333,8 +339,8 @@ def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:
     peak = peak_memory_bytes(torch.device(hooks.trainer.strategy.root_device))
     summary.flops_per_image = loop.flops_per_image()
     name, at, samples = run.path.name, summary.evaluated_round, summary.protocol["samples"]
-    summary.of_predictions = ask_class_metrics(loop.transport, name, at, loop.server.sites)
-    sites = [site for site in loop.server.sites if samples[site]["validation"]]
+    summary.of_predictions = ask_class_metrics(loop.transport, name, at, summary.evaluated_sites)
+    sites = [site for site in summary.evaluated_sites if samples[site]["validation"]]
     summary.calibration = ask_calibration(loop.transport, name, at, sites, loop.finetune_epochs)
     result = summary.result(run.path.name, time.perf_counter() - started, peak)
     run.write_summary(result)

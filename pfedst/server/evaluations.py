@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from pfedst.errors import NoAnswerError
+from pfedst.errors import NoEvaluationError, listed
 from pfedst.evaluation.evaluate import Evaluated
 from pfedst.messages.faults import Fault
 from pfedst.messages.requests import Reply, Request, SplitName
@@ -24,8 +24,7 @@ def evaluate_sites(
     requests: Mapping[str, Request],
     splits: Sequence[SplitName],
     has_generic: bool,
-    may_be_away: bool = False,
-) -> Evaluation:
+) -> tuple[Evaluation, dict[str, Fault]]:
     """Evaluate the personal and the generic model of every site; without a generic model, its metrics are not defined.
 
     Args:
@@ -33,28 +32,17 @@ def evaluate_sites(
         requests: by site.
         splits: the splits that they name.
         has_generic: whether the method has a generic model.
-        may_be_away: a site that does not answer is left out, with a warning, unless no site answers.
 
-    Raises:
-        PfedstError: a site could not be evaluated: a mean over the others would mean something else each round.
+    Returns:
+        The evaluation of the sites that could be evaluated, and the faults of the others by name.
     """
     found: dict[str, Any] = {}
-    away: dict[str, Fault] = {}
+    faults: dict[str, Fault] = {}
     for name, reply in transport.ask(requests, lambda name: None):
-        if not isinstance(reply, Fault):
-            found[name] = reply.values["evaluated"]
-        elif may_be_away and isinstance(reply.error, NoAnswerError):
-            away[name] = reply
+        if isinstance(reply, Fault):
+            faults[name] = reply
         else:
-            reply.stop()
-    for name, fault in sorted(away.items()):
-        if not found:
-            fault.stop()
-        logging.getLogger("pfedst").warning(
-            "site %s is not evaluated in this round, whose means leave it out, and which cannot be the best one: %s",
-            name,
-            fault.text,
-        )
+            found[name] = reply.values["evaluated"]
     in_order = {name: found[name] for name in requests if name in found}
     models = MODELS if has_generic else ("personal",)
     evaluation: Evaluation = {
@@ -65,7 +53,41 @@ def evaluate_sites(
         split_of["generic"] = {
             name: Evaluated(dict.fromkeys(of.metrics), {}) for name, of in split_of["personal"].items()
         }
+    return evaluation, {name: faults[name] for name in sorted(faults)}
+
+
+def evaluate_all(
+    transport: Transport, requests: Mapping[str, Request], splits: Sequence[SplitName], has_generic: bool
+) -> Evaluation:
+    """Evaluate every site, as `evaluate_sites` does, for a table that is nothing without one of them.
+
+    Raises:
+        PfedstError: a site could not be evaluated.
+    """
+    evaluation, faults = evaluate_sites(transport, requests, splits, has_generic)
+    for fault in faults.values():
+        fault.stop()
     return evaluation
+
+
+def require_a_site(evaluation: Evaluation, counted: Collection[str], faults: Mapping[str, Fault], when: str) -> None:
+    """Check that at least one site of the means could be evaluated.
+
+    Args:
+        evaluation: of the others.
+        counted: the sites of the means: those that train.
+        faults: of the sites that could not be evaluated.
+        when: the round, in words.
+
+    Raises:
+        NoEvaluationError: no site of the means could be evaluated.
+    """
+    if all(site in faults for site in counted):
+        kinds = [f"{name} ({fault.kind})" for name, fault in faults.items()]
+        raise NoEvaluationError(
+            f"{when}: no site could be evaluated: {listed(kinds)}. What was done is saved: mend what is said above, "
+            f"then continue with the same command, --name and --resume true"
+        )
 
 
 def ask_flops(transport: Transport, name: str, request: Request) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfedst.errors import TooFewClientsError, listed
-from pfedst.messages.faults import Fault
+from pfedst.messages.faults import Fault, FaultTexts
 from pfedst.messages.payload import Payload, payload_bytes
 from pfedst.messages.requests import Reply, Request, SplitName
 from pfedst.messages.transport import Transport
@@ -51,6 +51,9 @@ class Fits:
     A client that raises, sends what no client may send, or does not answer is excluded from its round. The server then
     counts the fit before as the client's last one, so that the client continues from there when it is drawn again.
 
+    Attributes:
+        faults: which faults of clients have been logged.
+
     Args:
         options: the options.
         server: whose messages are sent and merged.
@@ -72,7 +75,7 @@ class Fits:
         self.transport = transport
         self.make_request = make_request
         self.progress = progress
-        self._reported_faults: set[tuple[str, str]] = set()
+        self.faults = FaultTexts()
 
     def run_round(
         self, round_number: int, names: Sequence[str], activity: str, evaluate: tuple[SplitName, ...]
@@ -167,10 +170,9 @@ class Fits:
         return None
 
     def _exclude(self, name: str, round_number: int, fault: Fault, reported: Reported) -> None:
-        """Note a fault; its whole text is logged once a client and kind."""
+        """Note a fault."""
         reported.left_out[name] = {"left_out": fault.kind}
-        text = f"{fault.kind}, as before" if (name, fault.kind) in self._reported_faults else fault.text
-        self._reported_faults.add((name, fault.kind))
+        text = self.faults.text(name, fault)
         logging.getLogger("pfedst").warning("client %s is left out of round %d: %s", name, round_number, text)
 
     def _require_enough(self, reported: Reported, when: str) -> None:

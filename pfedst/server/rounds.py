@@ -13,7 +13,7 @@ from pfedst.messages.payload import State
 from pfedst.messages.requests import Kind, Request
 from pfedst.messages.transport import Transport
 from pfedst.reporting import RunFolder, RunSummary, percent
-from pfedst.server.evaluations import EVALUATED, Evaluation, ask_flops, evaluate_sites
+from pfedst.server.evaluations import EVALUATED, Evaluation, ask_flops, evaluate_sites, require_a_site
 from pfedst.server.fits import FitOptions, Fits, Reported
 from pfedst.server.merged import Merged
 from pfedst.server.saved_rounds import SavedRound, SavedRounds, recorded_rounds, round_records
@@ -135,11 +135,9 @@ class RoundLoop:
         requests = {name: self._request("evaluate", name) for name in self.server.members}
         damage: StateError | None = None
         for _, reply in self.transport.ask(requests, lambda name: None):
-            if not isinstance(reply, Fault):
-                continue
-            if not isinstance(reply.error, StateError):
-                reply.stop()
-            damage = damage or reply.error
+            # any other fault comes again with the next fit or evaluation, which names the client
+            if isinstance(reply, Fault) and isinstance(reply.error, StateError):
+                damage = damage or reply.error
         return damage
 
     def _replay(self, records: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
@@ -197,13 +195,13 @@ class RoundLoop:
         if not self.server.gathers_prototypes:
             return
         self.progress.say("class prototypes")
-        requests = {name: Request("prototypes", self.run_folder.path.name) for name in self.server.prototype_sites}
+        requests = {name: Request("prototypes", self.run_folder.path.name) for name in self.server.training_sites}
         parts: dict[str, State] = {}
         for name, reply in self.transport.ask(requests, lambda name: None):
             if isinstance(reply, Fault):
                 reply.stop()
             parts[name] = self.server.check_prototypes(name, reply.parts)
-        in_order = [parts[name] for name in self.server.prototype_sites]
+        in_order = [parts[name] for name in self.server.training_sites]
         self.server.merge_prototypes([part["sums"] for part in in_order], [part["counts"] for part in in_order])
         self.summary.setup_upload_bytes = self.server.setup_upload_bytes
 
@@ -221,11 +219,11 @@ class RoundLoop:
 
     def _end_round(self, round_number: int, reported: Reported) -> bool:
         """Evaluate if it is time, write the records, save the state; return True if a callback asks to stop."""
-        evaluation: Evaluation = {}
+        evaluation, faults = Evaluation(), dict[str, Fault]()
         if self._is_evaluated(round_number):
             self.progress.say(f"round {round_number}/{self.rounds}, evaluation")
-            evaluation = self._evaluate(round_number)
-        self._write_records(round_number, reported, evaluation)
+            evaluation, faults = self._evaluate(round_number)
+        self._write_records(round_number, reported, evaluation, faults)
         metrics = self._metrics(round_number, reported, evaluation)
         self._report_changes()
         self._save(round_number, self.summary.best_round == round_number)
@@ -237,6 +235,7 @@ class RoundLoop:
             f"{percent(metrics.get('federation/validation/balanced_accuracy'))} % personal, "
             f"{percent(metrics.get('generic/validation/balanced_accuracy'))} % generic"
             + (f", {listed(list(reported.left_out))} left out" if reported.left_out else "")
+            + (f", {listed(list(faults))} not evaluated" if faults else "")
         )
         return round_number > 0 and self._after_evaluation(round_number, metrics)
 
@@ -256,23 +255,40 @@ class RoundLoop:
             logging.getLogger("pfedst").warning("%s", line)
 
     def _after_evaluation(self, round_number: int, metrics: Mapping[str, float]) -> bool:
-        return self.hooks.after_evaluation(round_number, metrics, self.server.state.get("net", {}))
+        shared, is_whole = self.server.state.get("net", {}), self.summary.all_evaluated
+        return self.hooks.after_evaluation(round_number, metrics, shared, is_whole)
 
-    def _evaluate(self, round_number: int) -> Evaluation:
+    def _evaluate(self, round_number: int) -> tuple[Evaluation, dict[str, Fault]]:
+        """Evaluate all sites; return the evaluation, and the faults of the sites that it excludes.
+
+        Raises:
+            NoEvaluationError: no site of the means could be evaluated.
+        """
+        server = self.server
         requests = {
-            name: self._request("evaluate", name, round=round_number, evaluate=EVALUATED) for name in self.server.sites
+            name: self._request("evaluate", name, round=round_number, evaluate=EVALUATED) for name in server.sites
         }
-        # the start is what all rounds are compared with, and the tables are of the last round
-        may_be_away = 0 < round_number < self.rounds
-        return evaluate_sites(self.transport, requests, EVALUATED, self.server.method.has_generic, may_be_away)
+        evaluation, faults = evaluate_sites(self.transport, requests, EVALUATED, server.method.has_generic)
+        for name, fault in faults.items():
+            text = self.fits.faults.text(name, fault)
+            logging.getLogger("pfedst").warning(
+                "site %s is not evaluated after round %d, and excluded from its means: %s", name, round_number, text
+            )
+        require_a_site(evaluation, server.training_sites, faults, f"round {round_number}")
+        return evaluation, faults
 
     def _write_records(
-        self, round_number: int, reported: Reported, evaluation: Evaluation, finetuned: bool = False
+        self,
+        round_number: int,
+        reported: Reported,
+        evaluation: Evaluation,
+        faults: Mapping[str, Fault],
+        finetuned: bool = False,
     ) -> None:
         marks = {"finetuned": True} if finetuned else self._scheduled(round_number)
-        records = round_records(
-            self.server.members, round_number, reported, evaluation, self.summary.setup_upload_bytes, marks
-        )
+        kinds = {name: fault.kind for name, fault in faults.items()}
+        members, setup_bytes = self.server.members, self.summary.setup_upload_bytes
+        records = round_records(members, round_number, reported, evaluation, setup_bytes, marks, kinds)
         self.run_folder.add_records(records)
 
     def _save(self, round_number: int, is_best: bool, finetuned: bool = False) -> None:
@@ -304,8 +320,8 @@ class RoundLoop:
         reported = self.fits.finetune(last, names, self.finetune_epochs)
         before = self.merged
         self.merged = replace(before, after=before.after | dict.fromkeys(reported.records, last + 1))
-        evaluation = self._evaluate(last)
-        self._write_records(last, reported, evaluation, finetuned=True)
+        evaluation, faults = self._evaluate(last)
+        self._write_records(last, reported, evaluation, faults, finetuned=True)
         self.summary.add_finetuned(evaluation, reported.records, reported.left_out)
         self._report_changes()
         if self.summary.best_is_finetuned:

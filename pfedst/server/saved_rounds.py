@@ -12,7 +12,7 @@ from pfedst.errors import StateError
 from pfedst.evaluation.evaluate import Evaluated
 from pfedst.messages.payload import State
 from pfedst.reporting import RunFolder
-from pfedst.reporting.records import check_records
+from pfedst.reporting.records import NOT_EVALUATED, check_records
 from pfedst.server.evaluations import Evaluation
 from pfedst.server.fits import Reported
 from pfedst.server.merged import Merged
@@ -120,6 +120,7 @@ def round_records(
     evaluation: Evaluation,
     setup_upload_bytes: int,
     marks: Mapping[str, Any] | None = None,
+    not_evaluated: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the lines of a round in `rounds.jsonl`, one a member.
 
@@ -130,14 +131,16 @@ def round_records(
         evaluation: empty if the round was not evaluated.
         setup_upload_bytes: for the record of round 0.
         marks: what every line says besides: the factor of a schedule, or that these are the fits of the fine-tuning.
+        not_evaluated: kind of the fault, by site that could not be evaluated.
     """
-    records = []
+    records, kinds = [], not_evaluated or {}
     for name in members:
         record = {"round": round_number, "client": name, "participated": name in reported.records}
         if round_number == 0:
             record["setup_upload_bytes"] = setup_upload_bytes
         record |= marks or {}
         record |= reported.records.get(name, {}) | reported.left_out.get(name, {})
+        record |= {NOT_EVALUATED: kinds[name]} if name in kinds else {}
         for key, part in (("received", "metrics"), ("at_priors", "at_priors"), ("counts", "counts")):
             found = {
                 split: {model: getattr(clients[name], part) for model, clients in models.items() if name in clients}

@@ -59,9 +59,11 @@ class Server:
         held_out: sites to hold out.
         class_counts: by site, where sites share them.
         balanced: the sites whose sampler shows all classes equally often.
+        most_samples: the largest number of images that a site counts as, in merges and class prototypes; the number of
+            images is the site's own claim. None for no limit.
 
     Raises:
-        ConfigurationError: an unknown site to hold out, or no site left to train on.
+        ConfigurationError: an unknown site to hold out, no site left to train on, or a limit without effect.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Server:
         held_out: Sequence[str] = (),
         class_counts: Mapping[str, ClassCounts] | None = None,
         balanced: Collection[str] = (),
+        most_samples: int | None = None,
     ) -> None:
         if reserved := sorted(set(method.extra_messages) & set(RESERVED_PARTS)):
             raise ConfigurationError(f"method {type(method).__name__}: extra_messages may not be called {reserved}")
@@ -81,26 +84,47 @@ class Server:
         self.sites = sorted(train_samples)
         self.held_out = _checked_sites(held_out, self.sites)
         self.names = [POOLED] if method.pooled else self.sites
+        limit = float("inf") if most_samples is None else most_samples
+        self._shares = {site: min(1.0, limit / max(1, samples)) for site, samples in train_samples.items()}
         samples = {POOLED: 1} if method.pooled else train_samples
-        self.weights = {name: float(samples[name]) if method.weighting == "samples" else 1.0 for name in self.names}
+        counts = method.weighting == "samples"
+        self.weights = {name: float(min(samples[name], limit)) if counts else 1.0 for name in self.names}
         self.state: ServerState = {}
         self.anchors: Tensor | None = None
         self.setup_upload_bytes = 0
         self._train_samples = dict(train_samples)
         self._make_start = make_start
         self.start = make_start(None)
+        if most_samples is not None:
+            self._check_limit(most_samples)
         loss, classes = self.start.loss, self.start.anchors_shape[0]
         self.priors = FederationPriors.of(
             loss, method.uses_criterion, classes, self._site_weights(), class_counts or {}, balanced
         )
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def _check_limit(self, most_samples: int) -> None:
+        """Check that a limit on the images that a site counts as has an effect.
+
+        Raises:
+            ConfigurationError: no merge weighs numbers of images, and there are no class prototypes.
+        """
+        method = self.method
+        merges = self.trains and method.has_generic and not method.pooled
+        weighs = merges and method.weighting == "samples" and method.merge_rule not in COUNT_ALIKE
+        if not weighs and not self.needs_prototypes:
+            raise ConfigurationError(
+                f"--coordinator.most_samples {most_samples} has no effect: with --method.weighting {method.weighting} "
+                f"and --method.merge_rule {method.merge_rule} method {type(method).__name__} weighs no numbers of "
+                f"images, and the class anchors are not prototypes; leave it out"
+            )
+
     def _site_weights(self) -> dict[str, float]:
         """Return how the sites that train count in a merge."""
         if self.method.merge_rule in COUNT_ALIKE:
-            return {site: 1.0 for site in self.sites if site not in self.held_out}
+            return dict.fromkeys(self.training_sites, 1.0)
         weights = self._train_samples if self.method.pooled else self.weights
-        return {site: float(weights[site]) for site in self.sites if site not in self.held_out}
+        return {site: float(weights[site]) for site in self.training_sites}
 
     @property
     def knows_merged_prior(self) -> bool:
@@ -118,8 +142,8 @@ class Server:
         return [name for name in self.names if name not in self.held_out]
 
     @property
-    def prototype_sites(self) -> list[str]:
-        """The sites whose images make the class prototypes: no image and no label of a site that is held out."""
+    def training_sites(self) -> list[str]:
+        """The sites that are not held out: their images make the class prototypes, and means are over them."""
         return [site for site in self.sites if site not in self.held_out]
 
     @property
@@ -141,11 +165,14 @@ class Server:
         """Make the class anchors.
 
         Args:
-            sums: of each site, in the order of `prototype_sites`: sums (K, E) of unit embeddings by class.
+            sums: of each site, in the order of `training_sites`: sums (K, E) of unit embeddings by class.
             counts: of each site: number of images by class (K,).
         """
+        shares = [self._shares[site] for site in self.training_sites]
         parts = [{PROTOTYPES: {"sums": s, "counts": c}} for s, c in zip(sums, counts, strict=True)]
         self.setup_upload_bytes = sum(payload_bytes(part) for part in parts)
+        # of a site above the limit on images, the sums of as many as it counts as: the direction of a mean is its sum's
+        sums = [total if share == 1 else share * total for total, share in zip(sums, shares, strict=True)]
         self.set_anchors(prototypes_from_sums(sums, counts))
 
     def set_anchors(self, anchors: Tensor) -> None:

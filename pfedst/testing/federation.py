@@ -76,7 +76,7 @@ class Federation:
         """Gather prototypes where anchors are prototypes, and make the server's first state."""
         if self.server.needs_prototypes:
             request = Request("prototypes", "test")
-            parts = [self.client.answer(name, request).parts[PROTOTYPES] for name in self.server.prototype_sites]
+            parts = [self.client.answer(name, request).parts[PROTOTYPES] for name in self.server.training_sites]
             self.server.merge_prototypes([part["sums"] for part in parts], [part["counts"] for part in parts])
             assert self.server.anchors is not None
             self._show(self.server.anchors)

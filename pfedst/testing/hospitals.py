@@ -170,12 +170,14 @@ class Loopback:
 
     # -- a hospital --------------------------------------------------------------------------------------------
 
-    def site_command(self, site: str, *options: str, key: str | None = None, authority: str = "ca.crt") -> str:
-        """Return the command of a hospital, whose images are in `images/SITE`."""
+    def site_command(
+        self, site: str, *options: str, key: str | None = None, authority: str = "ca.crt", port: int | None = None
+    ) -> str:
+        """Return the command of a hospital, whose images are in `images/SITE`; `port`: of a proxy."""
         return " ".join(
             (
                 f"{PFEDST} site --config study.yaml --data FolderSites --data.root images/{site} --site {site}",
-                f"--superlink 127.0.0.1:{self.port} --root-certificates {authority} --key {key or site}.key",
+                f"--superlink 127.0.0.1:{port or self.port} --root-certificates {authority} --key {key or site}.key",
                 f"--state hospitals/{site}",
                 *options,
             )

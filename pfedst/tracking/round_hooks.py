@@ -94,18 +94,23 @@ class RoundHooks:
         """Log the metrics at the end of a round, evaluated or not."""
         self.loggers.log(round_number, metrics)
 
-    def after_evaluation(self, round_number: int, metrics: Mapping[str, float], shared: Mapping[str, Tensor]) -> bool:
+    def after_evaluation(
+        self, round_number: int, metrics: Mapping[str, float], shared: Mapping[str, Tensor], is_whole: bool = True
+    ) -> bool:
         """Call the hooks after the evaluation of a round; return True if a callback asks to stop.
 
         Args:
             round_number: the round.
             metrics: the metrics of the round.
             shared: the merged shared tensors, by their key in the adapter.
+            is_whole: all sites were evaluated. If not, callbacks that monitor a metric skip the round, since means over
+                other sites cannot be compared.
 
         Raises:
             ConfigurationError: a callback monitors a metric that this round does not have.
         """
-        for callback in self.callbacks:
+        callbacks = [callback for callback in self.callbacks if is_whole or _monitored(callback) is None]
+        for callback in callbacks:
             monitored = _monitored(callback)
             if monitored is not None and monitored not in metrics and getattr(callback, "strict", True):
                 raise ConfigurationError(
@@ -118,9 +123,8 @@ class RoundHooks:
         shown.clear()
         shown.update({name: torch.tensor(value) for name, value in metrics.items()})
         self.trainer.should_stop = False
-        self._call("on_validation_epoch_end")
-        self._call("on_validation_end")
-        self._call("on_train_epoch_end")
+        for hook in ("on_validation_epoch_end", "on_validation_end", "on_train_epoch_end"):
+            self._call(hook, callbacks)
         return bool(self.trainer.should_stop)
 
     def end(self) -> None:
@@ -136,8 +140,8 @@ class RoundHooks:
         loop.epoch_progress.current.completed = round_number
         loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = round_number
 
-    def _call(self, hook: str, **arguments: Any) -> None:
-        for callback in self.callbacks:
+    def _call(self, hook: str, callbacks: Sequence[Callback] | None = None, **arguments: Any) -> None:
+        for callback in self.callbacks if callbacks is None else callbacks:
             getattr(callback, hook)(self.trainer, self.module, **arguments)
 
 

@@ -1,7 +1,7 @@
 """Clients at hospitals, reached through Flower: requests and replies as Flower's messages.
 
-The transport polls by itself: `Grid.send_and_receive` sleeps three seconds between two looks. Flower never repeats a
-message. A request gives the same reply whenever it is answered, so this transport sends it again if a site was away.
+The transport polls by itself: Flower's `send_and_receive` sleeps three seconds between two looks. Flower never repeats
+a message. A request gives the same reply whenever it is answered, so this transport sends it again if a site was away.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from pfedst import errors
 from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError, StateError, listed
@@ -38,6 +38,46 @@ MARGIN_BYTES = 2**24
 """Bytes of a reply that are accepted beside twice those of its request: prototypes, metrics, counts."""
 LONGEST_SECONDS = 7 * 24 * 3600.0
 """How long Flower keeps a message of a request without a time limit."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a reply may take.
+
+    Attributes:
+        most_bytes: of all its pieces.
+        seconds: to pull it.
+    """
+
+    most_bytes: int
+    seconds: float
+
+
+class Unread(Enum):
+    """Why a reply that has arrived was not read."""
+
+    TOO_LARGE = "above its limit of bytes"
+    INCOMPLETE = "the site went away before all of it was there"
+
+
+class ReplyGrid(Protocol):
+    """What this transport needs of Flower's `Grid`, with a limit on what is pulled."""
+
+    def get_nodes(self) -> Iterable[Any]:
+        """Return the nodes that are online."""
+        ...
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages; return their numbers."""
+        ...
+
+    def pull_replies(self, limits: Mapping[str, Limit]) -> Iterable[tuple[str, Message | Unread]]:
+        """Yield the replies that have arrived, by the number of their request; a reply is pulled up to its limit.
+
+        Args:
+            limits: by the number of each request under way.
+        """
+        ...
 
 
 def packed(values: Mapping[str, Any], parts: Payload) -> RecordDict:
@@ -104,7 +144,7 @@ class Flower:
 
     def __init__(
         self,
-        grid: Grid,
+        grid: ReplyGrid,
         sites: Sequence[str],
         agreement: Mapping[str, Any],
         wait_seconds: float,
@@ -189,24 +229,32 @@ class Flower:
         self, waiting: Mapping[str, _Sent], requests: Mapping[str, Request]
     ) -> Iterator[tuple[str, Reply | Fault]]:
         names = {sent.message: name for name, sent in waiting.items() if sent.message}
-        for message in self.grid.pull_messages(list(names)) if names else ():
-            name = names.pop(message.metadata.reply_to_message_id, None)
-            if name is None:
-                continue
-            if message.has_error() and message.error.code in LOST:
+        now = time.monotonic()
+        limits = {
+            number: Limit(most_bytes(requests[name]), max(1.0, waiting[name].deadline - now))
+            for number, name in names.items()
+        }
+        for number, message in self.grid.pull_replies(limits) if names else ():
+            name = names.pop(number)
+            if message is Unread.TOO_LARGE:
+                most = bytes_text(limits[number].most_bytes)
+                yield name, Fault.of(StateError(f"site {name}: a reply of more than {most}, which was not read"))
+            elif isinstance(message, Unread) or (message.has_error() and message.error.code in LOST):
                 waiting[name].message = ""
-                continue
-            yield name, _reply(name, message, 2 * payload_bytes(requests[name].parts) + MARGIN_BYTES)
+            else:
+                yield name, _reply(name, message)
 
 
-def _reply(name: str, message: Message, most_bytes: int) -> Reply | Fault:
+def most_bytes(request: Request) -> int:
+    """Return the bytes that a reply to a request may have: twice those of the request, and a margin."""
+    return 2 * payload_bytes(request.parts) + MARGIN_BYTES
+
+
+def _reply(name: str, message: Message) -> Reply | Fault:
     """Return what a site sent; nothing of it is trusted."""
     if message.has_error():
         return Fault.of(StateError(f"site {name}: Flower reports error {message.error.code}"))
     try:
-        size, _ = size_and_digest(message.content)
-        if size > most_bytes:
-            raise StateError(f"a reply of {bytes_text(size)}; at most {bytes_text(most_bytes)} are accepted")
         values, parts = unpacked(message.content)
     except Exception as error:
         text = str(error) if isinstance(error, StateError) else type(error).__name__

@@ -10,7 +10,7 @@ from pfedst_baselines.fedavg import FedAvg
 
 import pfedst.data
 from pfedst.cli import main
-from pfedst.cli.federated import parse_only
+from pfedst.cli.start import parse_only
 from pfedst.cli.study import results_depend_on, study_options
 from pfedst.encoders import FrozenCLIP
 from pfedst.options import EFFECTS, WEIGHTS, Effect, effect_of

@@ -26,7 +26,7 @@ def server_of(client):
     samples = {site: client.data.samples(site, "train") for site in client.data.sites}
     server = Server(client.method, samples, start_maker(client.model), client.run_seed, client.held_out)
     if server.needs_prototypes:
-        parts = [client.answer(site, Request("prototypes", "run")).parts[PROTOTYPES] for site in server.prototype_sites]
+        parts = [client.answer(site, Request("prototypes", "run")).parts[PROTOTYPES] for site in server.training_sites]
         server.merge_prototypes([part["sums"] for part in parts], [part["counts"] for part in parts])
     server.begin()
     return server

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -14,6 +15,7 @@ from pfedst.cli import main
 from pfedst.cli.compare import resolver
 from pfedst.comparison import make_plan
 from pfedst.comparison.plan import as_arguments
+from pfedst.comparison.run import Comparison
 from tests.comparison.in_process import InProcessGrid
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +180,21 @@ def test_tuning_chooses_on_validation_with_seeds_of_its_own(compare, tmp_path) -
         assert run["protocol"]["optimizer"]["lr"] == expected
     assert content["rows"][2]["tuned"] is None
     assert "Tuned on validation" in (folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("choice", ["last", "best"])
+def test_a_trial_that_could_not_evaluate_a_site_is_no_candidate(tmp_path, choice) -> None:
+    """Its mean over the other sites may be higher for their sake."""
+    made = SimpleNamespace(folder=tmp_path, round_choice=choice)
+    scores = []
+    for name, missing in (("whole", {}), ("missing", {"not_evaluated": ["site_b"]})):
+        validation = {"personal": {"mean": {"balanced_accuracy": 0.5}, **missing}}
+        best = {"validation_score": 0.5, "validation": validation}
+        folder = tmp_path / "tuning" / name
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"validation": validation, "best_on_validation": best}))
+        scores.append(Comparison._score(made, [SimpleNamespace(name=name)], "tuning"))
+    assert scores == [0.5, None]
 
 
 FOLDS = {

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from flwr.app import Message
 from flwr.app.error import Error
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 from torch.optim import SGD
 
@@ -14,6 +15,7 @@ from pfedst.deployment.agreement import agreement
 from pfedst.deployment.hospital import Hospital
 from pfedst.simulation import make_client
 from pfedst.testing import small
+from pfedst.transport.flower import Unread
 
 SITES = ("site_a", "site_b", "site_c")
 CLASSES = ["nevus", "melanoma", "keratosis"]
@@ -30,10 +32,12 @@ class FakeGrid:
             for number, name in enumerate(self.handlers, start=2)
         }
         self.online = set(self.handlers)
-        self.replies: dict[str, Message] = {}
+        self.replies: dict[str, Message | Unread] = {}
         self.sent: list[tuple[str, str]] = []
         self.lost: list[tuple[str, str]] = []
         """(site, type of message): the next such message is lost, and Flower says so."""
+        self.half: list[tuple[str, str]] = []
+        """(site, type of message): the site goes away while it sends its next such reply."""
         self.swallowed: list[tuple[str, str]] = []
         """(site, type of message): the next such message is lost without a word; its node comes online anew."""
         self._numbers = itertools.count()
@@ -53,12 +57,21 @@ class FakeGrid:
         elif (name, kind) in self.lost:
             self.lost.remove((name, kind))
             self.replies[number] = Message(Error(5, "away"), reply_to=message)
+        elif (name, kind) in self.half:
+            self.half.remove((name, kind))
+            self.replies[number] = Unread.INCOMPLETE
         else:
             self.replies[number] = self.handlers[name](message)
         return [number]
 
-    def pull_messages(self, numbers):
-        return [self.replies.pop(number) for number in numbers if number in self.replies]
+    def pull_replies(self, limits):
+        for number in [number for number in limits if number in self.replies]:
+            reply = self.replies.pop(number)
+            if not isinstance(reply, Unread):
+                pieces = get_all_nested_objects(reply).values()
+                if sum(len(piece.deflate()) for piece in pieces) > limits[number].most_bytes:
+                    reply = Unread.TOO_LARGE
+            yield number, reply
 
 
 def client_at(site, method, folder, run_seed=0):

@@ -84,6 +84,7 @@ def test_messages_travel_unchanged() -> None:
 def test_a_run_has_the_bits_of_one_process_though_messages_are_lost(grid, sites, tmp_path) -> None:
     grid.lost = [("site_b", "train"), ("site_a", "evaluate")]
     grid.swallowed = [("site_c", "train")]
+    grid.half = [("site_a", "train"), ("site_b", "evaluate")]
     over_flower = fit(grid, tmp_path / "flower")
     alone = small.fit(tmp_path / "alone", PFedST())
     assert records(tmp_path / "flower") == records(tmp_path / "alone")
@@ -93,7 +94,7 @@ def test_a_run_has_the_bits_of_one_process_though_messages_are_lost(grid, sites,
         assert all(torch.equal(one[key], other[key]) for key in one), file
     for key in ("personal", "generic", "class_metrics", "calibration"):
         assert over_flower[key] == alone[key], key
-    assert (grid.lost, grid.swallowed) == ([], [])
+    assert (grid.lost, grid.swallowed, grid.half) == ([], [], [])
     # personal state is in the folder of the hospital, and nowhere else
     state = tmp_path / "hospitals" / "site_a" / "run" / "sites" / "site_a"
     assert state.stat().st_mode & 0o777 == 0o700
@@ -156,6 +157,26 @@ def test_the_text_of_an_error_does_not_leave(grid, sites, monkeypatch, caplog) -
     assert "Doe" not in fault.text + str(fault.error)
     assert "Doe" in caplog.text  # at the hospital itself
     assert "Doe" not in (sites["site_a"].folder / "messages.jsonl").read_text()
+
+
+def test_a_hospital_that_cannot_be_evaluated_is_excluded_from_the_means(grid, sites, tmp_path, monkeypatch) -> None:
+    """In round 0 and after the last round, too; the centre learns the kind of the error alone."""
+    answer = sites["site_b"].client.answer
+
+    def fails(name, request):
+        if request.kind == "evaluate" and request.round != 1:
+            raise ValueError("cannot read /images/Doe_Jane_1970.png")
+        return answer(name, request)
+
+    monkeypatch.setattr(sites["site_b"].client, "answer", fails)
+    summary = fit(grid, tmp_path)
+    assert summary["not_evaluated"] == {"site_b": [0, 2]}
+    assert summary["best_on_validation"]["round"] == 1
+    marked = [
+        (row["round"], row["client"], row["not_evaluated"]) for row in records(tmp_path) if "not_evaluated" in row
+    ]
+    assert marked == [(0, "site_b", "ValueError"), (2, "site_b", "ValueError")]
+    assert "Doe" not in (tmp_path / "run" / "rounds.jsonl").read_text() + json.dumps(summary)
 
 
 @pytest.mark.parametrize("run", ["../elsewhere", "/tmp/x", "", "a" * 200])

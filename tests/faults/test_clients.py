@@ -186,6 +186,7 @@ def test_with_no_client_demanded_a_round_without_any_changes_nothing(tmp_path, a
     ("options", "words"),
     [
         ({"min_clients": -1}, "min_clients -1: must be 0 or more"),
+        ({"most_samples": 0}, "most_samples 0: must be 1 or more"),
         ({"min_clients": 4}, "a round asks 3 clients only"),
         ({"min_clients": 2, "participation": 0.3}, "a round asks 1 clients only"),
         ({"most_norm_ratio": 1.0}, "most_norm_ratio 1.0: must be above 1"),

@@ -97,6 +97,21 @@ def test_a_site_without_validation_images_is_judged_on_test_and_takes_no_part_in
     assert len(nowhere.add(1, evaluation({"a": EMPTY}, {"a": WORSE}))) == 2
 
 
+def test_a_site_without_a_start_is_compared_with_none_and_takes_no_part_in_the_mean() -> None:
+    """Site b could not be evaluated at the start, and site c only there."""
+    warnings = RunWarnings(["x", "y"], ())
+    warnings.add(0, evaluation({"a": GOOD, "c": WORSE}))
+    warnings.add(1, evaluation({"a": WORSE, "b": ONE_CLASS}))
+    assert [of(warnings, site) for site in ("a", "b", "c", None)] == [
+        ["below_start"],
+        ["one_class"],
+        [],
+        ["below_start"],
+    ]
+    (mean,) = [found for found in warnings.current if found["site"] is None]
+    assert (mean["start"], mean["now"], mean["images"]) == (pytest.approx(0.8), pytest.approx(0.6), 100)
+
+
 def test_the_mean_leaves_out_sites_that_are_held_out() -> None:
     warnings = RunWarnings(CLASSES, ("b",))
     warnings.add(0, evaluation({"a": GOOD, "b": GOOD}))

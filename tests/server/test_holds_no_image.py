@@ -316,7 +316,7 @@ def test_of_a_run_by_the_command(tmp_path, watch, transport) -> None:
 
 def test_of_an_evaluation_by_the_command(tmp_path, watch, monkeypatch) -> None:
     assert main([*COMMAND, f"--runs_dir={tmp_path}"]) == 0
-    made, evaluate = [], coordinator_module.evaluate_sites
+    made, evaluate = [], coordinator_module.evaluate_all
     make = FederatedCoordinator._server
 
     def remembered(self, *arguments):
@@ -329,7 +329,7 @@ def test_of_an_evaluation_by_the_command(tmp_path, watch, monkeypatch) -> None:
         return looked
 
     monkeypatch.setattr(FederatedCoordinator, "_server", remembered)
-    monkeypatch.setattr(coordinator_module, "evaluate_sites", watched)
+    monkeypatch.setattr(coordinator_module, "evaluate_all", watched)
     before = watch.looked
     config = str(tmp_path / "run/config.yaml")
     assert main(["test", "--config", config, f"--ckpt_path={tmp_path / 'run'}"]) == 0

@@ -5,19 +5,21 @@ from collections import defaultdict
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.pooled import Pooled
 
 from pfedst.client.calibration_file import load_calibration
 from pfedst.client.predictions import Predictions
 from pfedst.client.state import SiteState
-from pfedst.errors import DataError, NoAnswerError
+from pfedst.errors import DataError, NoAnswerError, NoEvaluationError
 from pfedst.evaluation.averages import CLASS_METRICS
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import NET
 from pfedst.methods.pfedst import PFedST
 from pfedst.reporting.loading import load_compared
-from pfedst.reporting.tables import protocol_text
+from pfedst.reporting.make_report import make_report
+from pfedst.reporting.tables import metrics_table, protocol_text
 from pfedst.state.snapshot import read_snapshot
 from pfedst.testing.small import data, fit
 from pfedst.transport.in_process import InProcess
@@ -184,26 +186,6 @@ def test_a_resumed_run_asks_every_client_first_if_it_can_go_on(tmp_path, request
     assert requests[3][1].kind == "fit"
 
 
-class CannotEvaluate(PFedST):
-    error: Exception = DataError("images are gone")
-
-    def personal_model(self, client):
-        if client.name == "site_b" and client.round == 2:
-            raise self.error
-        return super().personal_model(client)
-
-
-@pytest.mark.parametrize("evaluate_every", [1, 2])
-def test_a_site_that_cannot_be_evaluated_ends_the_run(tmp_path, evaluate_every) -> None:
-    """A mean over the others would mean something else; what is saved is the round before."""
-    with pytest.raises(DataError, match="images are gone"):
-        fit(tmp_path, CannotEvaluate(), rounds=3, evaluate_every=evaluate_every)
-    assert sorted(path.name for path in (tmp_path / "run/state").glob("round-*"))[-1] == "round-000001"
-    resumed = go_on(tmp_path, PFedST(), rounds=3, evaluate_every=evaluate_every)
-    whole = fit(tmp_path / "whole", PFedST(), rounds=3, evaluate_every=evaluate_every)
-    assert resumed["personal"] == whole["personal"]
-
-
 def test_flops_that_cannot_be_counted_lose_no_run(tmp_path, monkeypatch, caplog) -> None:
     def refuse(*_):
         raise ZeroDivisionError("no counter")
@@ -294,46 +276,125 @@ def test_a_run_that_goes_on_is_calibrated_as_one_that_was_never_interrupted(tmp_
         assert now == (tmp_path / "b" / file).read_bytes() != before
 
 
-class Away(InProcess):
-    """Site b does not answer when it is to be evaluated after one round."""
+def records(folder):
+    return [json.loads(line) for line in (folder / "run/rounds.jsonl").read_text().splitlines()]
 
-    at = 2
+
+class Away(InProcess):
+    """Some sites cannot be evaluated after some rounds."""
+
+    at = (2,)
+    names = ("site_b",)
+    error: Exception = NoAnswerError("site site_b: not connected")
 
     def ask(self, requests, started):
         for name, reply in super().ask(requests, started):
-            gone = name == "site_b" and requests[name].kind == "evaluate" and requests[name].round == self.at
-            yield name, Fault.of(NoAnswerError("site site_b: not connected")) if gone else reply
+            gone = name in self.names and requests[name].kind == "evaluate" and requests[name].round in self.at
+            yield name, Fault.of(self.error) if gone else reply
 
 
-def test_a_site_that_is_away_is_left_out_of_the_means_of_that_round(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
-    summary = fit(tmp_path, PFedST(), rounds=3)
-    records = [json.loads(line) for line in (tmp_path / "run/rounds.jsonl").read_text().splitlines()]
-    assert [(r["round"], r["client"]) for r in records if "received" not in r] == [(2, "site_b")]
+@pytest.fixture
+def away(monkeypatch):
+    """A function that runs a study in which site b cannot be evaluated after some rounds."""
+
+    def run(folder, *at, names=Away.names, error=Away.error, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("pfedst.simulation.InProcess", Away)
+            for name, value in {"at": at, "names": names, "error": error}.items():
+                patch.setattr(Away, name, value)
+            return fit(folder, PFedST(), **options)
+
+    return run
+
+
+@pytest.mark.parametrize("error", [DataError("images are gone"), ZeroDivisionError("a defect")])
+def test_a_site_that_cannot_be_evaluated_is_named_and_excluded(tmp_path, away, caplog, error) -> None:
+    summary = away(tmp_path, 1, 2, error=error, rounds=2)
+    assert summary["not_evaluated"] == {"site_b": [1, 2]}
+    kind = type(error).__name__
+    found = [text for text in caplog.messages if "not evaluated" in text]
+    assert str(error) in found[0]
+    assert found[1] == f"site site_b is not evaluated after round 2, and excluded from its means: {kind}, as before"
+    marked = {(r["round"], r["client"]): r["not_evaluated"] for r in records(tmp_path) if "not_evaluated" in r}
+    assert marked == {(1, "site_b"): kind, (2, "site_b"): kind}
+
+
+def test_a_round_in_which_no_site_can_be_evaluated_ends_the_run(tmp_path, away) -> None:
+    sites = ("site_a", "site_b", "site_c")
+    with pytest.raises(
+        NoEvaluationError, match=r"round 2: no site could be evaluated: site_a \(NoAnswerError\), site_b"
+    ):
+        away(tmp_path, 2, names=sites, rounds=3)
+    assert sorted(path.name for path in (tmp_path / "run/state").glob("round-*"))[-1] == "round-000001"
+    resumed = go_on(tmp_path, PFedST(), rounds=3)
+    assert resumed["personal"] == fit(tmp_path / "whole", PFedST(), rounds=3)["personal"]
+    # a site that is held out is in no mean
+    with pytest.raises(NoEvaluationError, match="round 0"):
+        away(tmp_path / "held_out", 0, names=sites[:2], rounds=1, held_out_sites=["site_c"])
+
+
+def test_a_site_that_is_away_is_left_out_of_the_means_of_that_round(tmp_path, away, caplog) -> None:
+    summary = away(tmp_path, 2, rounds=3)
+    assert [(r["round"], r["client"]) for r in records(tmp_path) if "received" not in r] == [(2, "site_b")]
     assert summary["not_evaluated"] == {"site_b": [2]}
-    assert "site site_b is not evaluated in this round" in caplog.text
+    assert "site site_b is not evaluated after round 2" in caplog.text
     assert "no longer: site site_b" not in "".join(line for line in caplog.messages if line.startswith("round 2"))
-    monkeypatch.undo()
     whole = fit(tmp_path / "whole", PFedST(), rounds=3)
     assert summary["personal"] == whole["personal"]
     assert summary["best_on_validation"]["round"] != 2
-    assert "away     site_b: not evaluated after round 2" in protocol_text(summary).plain
-    assert load_compared([tmp_path / "run"]).rows
-
-
-@pytest.mark.parametrize("number", [0, 3])
-def test_the_first_and_the_last_round_need_all_sites(tmp_path, monkeypatch, number) -> None:
-    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
-    monkeypatch.setattr(Away, "at", number)
-    with pytest.raises(NoAnswerError, match="site_b"):
-        fit(tmp_path, PFedST(), rounds=3)
-
-
-def test_a_round_in_which_a_site_is_away_is_not_the_best(tmp_path, monkeypatch) -> None:
-    """Resumed after it, too: the records say as much."""
-    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
-    fit(tmp_path, PFedST(), rounds=3)
-    monkeypatch.undo()
+    assert "missing  site_b: not evaluated after round 2" in protocol_text(summary).plain
+    # resumed after it, too: the records say as much
     longer = go_on(tmp_path, PFedST(), rounds=4)
     assert longer["not_evaluated"] == {"site_b": [2]}
     assert longer["best_on_validation"]["round"] != 2
+
+
+def test_a_site_may_be_away_at_the_start_and_at_the_end(tmp_path, away) -> None:
+    """The numbers of the site are unknown, and the means are those of the others."""
+    summary = away(tmp_path, 0, 3, rounds=3)
+    whole = fit(tmp_path / "whole", PFedST(), rounds=3)
+    assert summary["not_evaluated"] == {"site_b": [0, 3]}
+    assert summary["best_on_validation"]["round"] in (1, 2)
+    for model in ("personal", "generic"):
+        found, expected = summary[model], whole[model]
+        assert found["not_evaluated"] == ["site_b"]
+        assert set(found["clients"]["site_b"].values()) == {None}
+        assert found["clients"]["site_a"] == expected["clients"]["site_a"]
+        values = [expected["clients"][site]["balanced_accuracy"] for site in ("site_a", "site_c")]
+        assert found["mean"]["balanced_accuracy"] == pytest.approx(sum(values) / 2, abs=1e-12)
+    assert list(summary["class_metrics"]) == ["site_a", "site_c"]
+    compared = load_compared([tmp_path / "run"])
+    assert "PFedST, seed 0: site_b could not be evaluated, and is in no mean of this run" in compared.notes
+    assert [cell.text for cell in make_report(compared, "balanced_accuracy").tables[0].rows[0]][2] == "-"
+    rows = [row.strip() for row in metrics_table(summary).columns[0].cells]
+    assert "site_b (not evaluated)" in rows
+    # round 0 without this site is in the records, and a run continues from them
+    longer = go_on(tmp_path, PFedST(), rounds=4)
+    assert longer["not_evaluated"] == {"site_b": [0, 3]}
+    assert longer["personal"] == fit(tmp_path / "longer", PFedST(), rounds=4)["personal"]
+
+
+def test_a_site_that_is_away_when_a_run_is_resumed_ends_nothing(tmp_path, away, monkeypatch) -> None:
+    """`Request.round` is 0 in the request that only asks whether a site can read its state."""
+    fit(tmp_path, PFedST(), rounds=1)
+    monkeypatch.setattr("pfedst.simulation.InProcess", Away)
+    monkeypatch.setattr(Away, "at", (0,))
+    assert go_on(tmp_path, PFedST(), rounds=2).get("not_evaluated") is None
+
+
+def test_callbacks_that_monitor_a_metric_skip_a_round_without_a_site(tmp_path, away) -> None:
+    """Means over other sites cannot be compared; callbacks that monitor nothing see all rounds."""
+    seen = {"monitors": [], "watches": []}
+
+    class Sees(Callback):
+        def __init__(self, name, monitor=None) -> None:
+            self.name = name
+            if monitor:
+                self.monitor = monitor
+
+        def on_validation_end(self, trainer, model) -> None:
+            seen[self.name].append(trainer.global_step)
+
+    callbacks = [Sees("monitors", "client/site_b/validation/accuracy"), Sees("watches")]
+    away(tmp_path, 2, rounds=3, trainer_options={"callbacks": callbacks})
+    assert seen == {"monitors": [1, 3], "watches": [1, 2, 3]}

@@ -1,5 +1,7 @@
 """The server: weights, participation, what it sends and takes, and its state."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,8 +39,8 @@ def start(anchors=None) -> Start:
     )
 
 
-def server(method=None, held_out=(), samples=SAMPLES, make_start=start) -> Server:
-    made = Server(method or FedAvg(), samples, make_start, 0, held_out)
+def server(method=None, held_out=(), samples=SAMPLES, make_start=start, **options) -> Server:
+    made = Server(method or FedAvg(), samples, make_start, 0, held_out, **options)
     made.begin()
     return made
 
@@ -208,6 +210,57 @@ def test_a_method_that_cannot_merge_ends_the_run_with_its_name(error, words) -> 
         server(method).merge({"a": {NET: {}}})
 
 
+# -- a limit on the number of images that a site claims ----------------------------------------------------------------
+
+
+def test_a_site_counts_as_at_most_so_many_images() -> None:
+    """By hand: a claims a million images. With a limit of 3, the weights are 3, 3 and 2 in place of 1e6, 3 and 2."""
+    samples = SAMPLES | {"a": 1_000_000}
+    limited, free = (server(FedAvg(weighting="samples"), samples=samples, **of) for of in ({"most_samples": 3}, {}))
+    assert limited.weights == {"a": 3.0, "b": 3.0, "c": 2.0}
+    values = {"a": 8.0, "b": 0.0, "c": -4.0}
+    for made, expected in ((limited, (3 * 8 + 3 * 0 - 2 * 4) / 8), (free, (1e6 * 8 - 2 * 4) / (1e6 + 5))):
+        made.merge(
+            {name: {NET: {"w": torch.full((4,), value), "n": torch.tensor(0)}} for name, value in values.items()}
+        )
+        assert made.state[NET]["w"] == pytest.approx(torch.full((4,), expected))
+
+
+def test_the_limit_holds_in_class_prototypes_with_equal_weights_too() -> None:
+    """By hand: site a sends the direction (1, 0, 0) for 100 images, site b (0, 1, 0) for 3; they count as 6 and 3."""
+    sums = [torch.tensor([[100.0, 0, 0], [0, 0, 0]]).double(), torch.tensor([[0, 3.0, 0], [0, 0, 0]]).double()]
+    counts = [torch.tensor([100, 0]), torch.tensor([3, 0])]
+    made = server(samples={"a": 100, "b": 3}, most_samples=6)
+    made.merge_prototypes(sums, counts)
+    assert made.anchors[0].tolist() == pytest.approx([6 / 45**0.5, 3 / 45**0.5, 0])
+    assert made.anchors[1].tolist() == [0, 0, 0]
+    # a limit that nobody reaches changes no bit
+    anchors = []
+    for limit in (None, 100):
+        made = server(samples={"a": 100, "b": 3}, most_samples=limit)
+        made.merge_prototypes(sums, counts)
+        anchors.append(made.anchors)
+    assert torch.equal(*anchors)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FedAvg(weighting="uniform"),
+        FedAvg(weighting="samples", merge_rule="median"),
+        Local(weighting="samples"),
+        Pooled(),
+    ],
+)
+def test_a_limit_without_effect_is_an_error(method) -> None:
+    def without_prototypes(anchors=None):
+        return replace(start(anchors), anchors="text")
+
+    with pytest.raises(ConfigurationError, match=r"--coordinator.most_samples 5 has no effect.*leave it out"):
+        server(method, most_samples=5, make_start=without_prototypes)
+    assert server(FedAvg(weighting="samples"), most_samples=5, make_start=without_prototypes)
+
+
 # -- prototypes --------------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +271,7 @@ def prototypes(images=5, scale=1.0):
 
 
 def test_prototypes_are_means_over_all_images() -> None:
-    made = server()
+    made = server(held_out=["c"])
     parts = [
         made.check_prototypes(name, prototypes(images))[key]
         for key in ("sums", "counts")

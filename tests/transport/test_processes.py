@@ -53,7 +53,7 @@ def server_of(client):
     server = Server(client.method, samples, start_maker(client.model), client.run_seed)
     if server.needs_prototypes:
         parts = [
-            client.answer(site, Request("prototypes", "run")).parts["prototypes"] for site in server.prototype_sites
+            client.answer(site, Request("prototypes", "run")).parts["prototypes"] for site in server.training_sites
         ]
         server.merge_prototypes([part["sums"] for part in parts], [part["counts"] for part in parts])
     server.begin()
@@ -185,6 +185,20 @@ def test_errors_of_a_worker_are_reported_here(tmp_path, caplog) -> None:
     assert "site_a (PfedstError), site_b (ZeroDivisionError), site_c (NoAnswerError)" in str(caught.value)
     for words in ("has had enough", "ZeroDivisionError: a defect", "worker 0 ended (exit code -9"):
         assert words in caplog.text
+
+
+class NotAtTheStart(PFedST):
+    """Site b cannot be evaluated in round 0."""
+
+    def personal_model(self, client):
+        if (client.name, client.round) == ("site_b", 0):
+            raise PfedstError("no images")
+        return super().personal_model(client)
+
+
+def test_a_site_that_cannot_be_evaluated_by_a_worker_is_excluded(tmp_path) -> None:
+    summary = small.fit(tmp_path, NotAtTheStart(), transport="processes", workers=1, threads=1, rounds=1)
+    assert summary["not_evaluated"] == {"site_b": [0]}
 
 
 def test_a_run_that_cannot_be_sent_to_a_process_is_refused(tmp_path) -> None:

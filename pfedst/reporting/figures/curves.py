@@ -117,11 +117,16 @@ def _points(row: RunsOfARow, metric: str) -> dict[Panel, Points]:
     """Return the points of each panel. Panels without points are skipped."""
     panels: dict[Panel, Points] = {}
     for run in row.runs:
-        for number, sites in _by_round(run, metric).items():
-            counted = [value for site, value in sites.items() if site not in run.held_out]
+        by_round = _by_round(run, metric)
+        counted = {
+            number: [value for site, value in sites.items() if site not in run.held_out]
+            for number, sites in by_round.items()
+        }
+        most = max(map(len, counted.values()), default=0)
+        for number, sites in by_round.items():
             values: dict[Panel, float] = dict(sites.items())
-            if counted:
-                values[OverSites.MEAN] = fmean(counted)
+            if counted[number] and len(counted[number]) == most:  # a mean over fewer sites is no point of this curve
+                values[OverSites.MEAN] = fmean(counted[number])
             for panel, value in values.items():
                 panels.setdefault(panel, {}).setdefault(number, []).append(value)
     return panels
