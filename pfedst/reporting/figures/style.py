@@ -62,7 +62,7 @@ RC: dict[Any, Any] = {
     "ytick.major.size": 2.5,
     "text.parse_math": False,  # a dollar in a name is no formula
     "pdf.fonttype": 42,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
 }
 
 

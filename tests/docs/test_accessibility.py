@@ -1,0 +1,67 @@
+"""Reports in a real browser: axe-core finds no violation, light and dark, on a narrow and on a wide screen."""
+
+import pytest
+from PIL import Image
+
+from pfedst.cli import main
+from pfedst.reporting.write import write_files
+from tests.docs import browser as driver
+from tests.docs.site import ROOT
+from tests.reporting.small import compared
+
+pytestmark = [
+    pytest.mark.docs,
+    pytest.mark.skipif(bool(driver.missing()), reason=f"reports are not checked in a browser: {driver.missing()}"),
+]
+SCREENS = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with driver.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def of_a_run(folder):
+    """Of a run that was trained."""
+    assert main(["report", str(ROOT / "tests/fixtures/run_of_format_1"), "--output", str(folder)]) == 0
+    return folder / "report.html"
+
+
+def of_a_comparison(folder):
+    """With every table, figure and note, and with long names."""
+    rows = {
+        label: {seed: {f"a hospital with a long name {n}": level + 0.01 * (n + seed) for n in range(4)} for seed in (0, 1)}
+        for label, level in {"ZeroShot": 0.3, "FedAvg": 0.6, "FedDPA, adapter LoRAAdapter": 0.5, "PFedST": 0.8}.items()
+    }  # fmt: skip
+    write_files(compared(rows, notes=("rows differ in lr: 0.1 and 0.01",), random_weights=True), folder)
+    return folder / "report.html"
+
+
+def of_an_audit(folder):
+    """With findings that show images."""
+    for site, colour in (("north", 40), ("south", 200)):
+        for number in range(4):
+            file = folder / "images" / site / "train" / ("a", "b")[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (colour, 40 * (number // 2), 90)).save(file)
+    page = folder / "audit.html"
+    data = ["--data", "FolderSites", "--data.root", str(folder / "images")]
+    main(["data", "audit", *data, "--html", str(page)])
+    return page
+
+
+@pytest.mark.parametrize("make", [of_a_run, of_a_comparison, of_an_audit])
+def test_no_rule_of_axe_is_broken(make, browser, tmp_path) -> None:
+    page = make(tmp_path)
+    for width, scheme in SCREENS:
+        browser.open(page, width, scheme)
+        assert browser.violations() == [], (width, scheme)
+        assert browser.result("document.documentElement.scrollWidth") <= width  # nothing but tables and figures scrolls
+
+
+def test_a_broken_rule_is_found(browser, tmp_path) -> None:
+    (tmp_path / "page.html").write_text('<html lang="en"><title>x</title><main><h1>x</h1><img src="x.png"></main>')
+    browser.open(tmp_path / "page.html", 360, "light")
+    (found,) = browser.violations()
+    assert found.startswith("image-alt: ")
