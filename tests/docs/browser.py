@@ -73,7 +73,8 @@ class Browser:
         self._send("/execute/sync", {"script": file.read_text(encoding="utf-8"), "args": []})
         found = self.result("axe.run(document, {resultTypes: ['violations']}).then((found) => found.violations)")
         return [
-            f"{broken['id']}: {broken['help']}: {[node['html'][:150] for node in broken['nodes'][:3]]}" for broken in found
+            f"{broken['id']}: {broken['help']}: {[node['html'][:150] for node in broken['nodes'][:3]]}"
+            for broken in found
         ]
 
     def close(self) -> None:

@@ -3,8 +3,10 @@
 import pytest
 from PIL import Image
 
+import pfedst
 from pfedst.cli import main
 from pfedst.reporting.write import write_files
+from tests.data.audit.test_shift import Colours
 from tests.docs import browser as driver
 from tests.docs.site import ROOT
 from tests.reporting.small import compared
@@ -40,15 +42,15 @@ def of_a_comparison(folder):
 
 def of_an_audit(folder):
     """With findings that show images."""
-    for site, colour in (("north", 40), ("south", 200)):
-        for number in range(4):
-            file = folder / "images" / site / "train" / ("a", "b")[number % 2] / f"{number}.png"
+    for site in ("north", "south"):
+        for number in range(6):
+            split = "test" if number > 3 else "train"
+            file = folder / "images" / site / split / ("a", "b")[number % 2] / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (64, 64), (colour, 40 * (number // 2), 90)).save(file)
-    page = folder / "audit.html"
-    data = ["--data", "FolderSites", "--data.root", str(folder / "images")]
-    main(["data", "audit", *data, "--html", str(page)])
-    return page
+            Image.new("RGB", (64, 64), (200, 40 * (number // 2), 90)).save(file)
+    report = pfedst.audit(folder / "images", page=folder / "audit.html", encoder=Colours())
+    assert {finding.severity for finding in report.findings} >= {"error", "warning"}
+    return folder / "audit.html"
 
 
 @pytest.mark.parametrize("make", [of_a_run, of_a_comparison, of_an_audit])
