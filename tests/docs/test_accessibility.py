@@ -1,4 +1,4 @@
-"""Reports in a real browser: axe-core finds no violation, light and dark, on a narrow and on a wide screen."""
+"""Reports and pages of the documentation in a real browser: axe-core finds no violation, light and dark, at two widths."""
 
 import pytest
 from PIL import Image
@@ -8,7 +8,7 @@ from pfedst.cli import main
 from pfedst.reporting.write import write_files
 from tests.data.audit.test_shift import Colours
 from tests.docs import browser as driver
-from tests.docs.site import ROOT
+from tests.docs.site import ROOT, build
 from tests.reporting.small import compared
 
 pytestmark = [
@@ -53,13 +53,24 @@ def of_an_audit(folder):
     return folder / "audit.html"
 
 
-@pytest.mark.parametrize("make", [of_a_run, of_a_comparison, of_an_audit])
-def test_no_rule_of_axe_is_broken(make, browser, tmp_path) -> None:
-    page = make(tmp_path)
+def check(page, browser) -> None:
     for width, scheme in SCREENS:
         browser.open(page, width, scheme)
-        assert browser.violations() == [], (width, scheme)
-        assert browser.result("document.documentElement.scrollWidth") <= width  # nothing but tables and figures scrolls
+        assert browser.violations() == [], (page, width, scheme)
+        assert (
+            browser.result("document.documentElement.scrollWidth") <= width
+        )  # tables and figures scroll, not the page
+
+
+@pytest.mark.parametrize("make", [of_a_run, of_a_comparison, of_an_audit])
+def test_a_report_breaks_no_rule_of_axe(make, browser, tmp_path) -> None:
+    check(make(tmp_path), browser)
+
+
+def test_the_documentation_breaks_no_rule_of_axe(browser, tmp_path) -> None:
+    assert build(ROOT / "mkdocs.yml", tmp_path).returncode == 0
+    for name in (".", "methods", "results"):  # with a drawing, a wide table, code
+        check(tmp_path / name / "index.html", browser)
 
 
 def test_a_broken_rule_is_found(browser, tmp_path) -> None:
