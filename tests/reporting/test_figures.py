@@ -415,9 +415,13 @@ def test_each_figure_says_what_it_shows(made) -> None:
         "PFedST has a mean confidence of 50.0 % and an accuracy of 80.0 %.",
     }  # fmt: skip
     assert "PFedST: 37.5 % after round 0, 75.0 % after round 2, best after round 2" in made["learning_curves"].finding
-    assert made["classes"].finding.startswith("Sensitivity: highest nevus at y, melanoma at y (80.0 %); lowest nevus at x")
+    assert made["classes"].finding.startswith(
+        "Sensitivity: highest nevus at y, melanoma at y (80.0 %); lowest nevus at x"
+    )
     assert "at 0 of 2 sites. Largest change: x, from 0.0 % to 20.0 %." in made["calibrated_reliability"].finding
-    assert "With the threshold: x, y (5.0 %). Coverage with the threshold: x, y (75.0 %)." in made["risk_coverage"].finding
+    assert (
+        "With the threshold: x, y (5.0 %). Coverage with the threshold: x, y (75.0 %)." in made["risk_coverage"].finding
+    )
     assert svg_text(made["bars"]).startswith(f'<svg role="img" aria-label="{made["bars"].finding}"')
 
 
