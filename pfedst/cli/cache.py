@@ -93,7 +93,7 @@ def _clear(arguments: Sequence[str]) -> int:
         try:
             remove_store(stores[name])
         except TimeoutError as error:
-            raise ConfigurationError(f"{error}; nothing was removed of it") from error
+            raise ConfigurationError(f"{error}; the store was not removed") from error
         print(f"removed {name}, {len(stores[name]):,} images, {bytes_text(stores[name].bytes)}")
     if given.all:
         forget(given.folder)

@@ -67,14 +67,14 @@ def _summary(run: Path, site: str) -> Mapping[str, Any]:
         raise ConfigurationError(f"{run}: no folder.{nearest(run.name, there)} Give the folder of a finished run")
     found = RunFolder(run).summary()
     if found is None:
-        raise ConfigurationError(f"{run} holds no summary.json: no run, or one that is not finished")
+        raise ConfigurationError(f"{run} holds no summary.json: not a run, or a run that is not finished")
     samples = found["protocol"]["samples"]
     if site not in samples:
         raise ConfigurationError(
             f"--site {site}: {run} has no such site.{nearest(site, samples)} There are: {listed(list(samples))}"
         )
     if not samples[site]["validation"]:
-        raise ConfigurationError(f"--site {site}: the site has no validation images, so that nothing can be fitted")
+        raise ConfigurationError(f"--site {site}: the site has no validation images, so nothing can be fitted")
     return present_summary(found, run / "summary.json")
 
 

@@ -220,7 +220,7 @@ def _write(target: Path, content: bytes) -> None:
     try:
         write_atomically(target, content)
     except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}); give --manifest elsewhere") from error
+        raise DataError(f"{target} cannot be written ({error.strerror}); give another --manifest") from error
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -248,8 +248,8 @@ class FederatedDataModule(LightningDataModule):
         """
         if self._datasets and preprocessing != self._preprocessing:
             raise ConfigurationError(
-                f"these data are prepared for {self._preprocessing}, not for {preprocessing}: make a data module an "
-                f"encoder"
+                f"these data are prepared for {self._preprocessing}, not for {preprocessing}: use one data module "
+                f"per encoder"
             )
         if self._datasets:
             return
@@ -309,7 +309,7 @@ class FederatedDataModule(LightningDataModule):
         else:
             for site, rare in found.rare_classes(self.folds).items():
                 logging.getLogger("pfedst").warning(
-                    "%s: fewer patients, lesions or images than %d folds, so that some folds test none: %s",
+                    "%s: fewer patients, lesions or images than %d folds, so some folds have none in test: %s",
                     site, self.folds, listed(rare),
                 )  # fmt: skip
             found = found.with_fold(self.folds, self.fold, self.split_seed)

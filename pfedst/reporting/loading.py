@@ -140,7 +140,7 @@ def _single(path: Path, choice: RoundChoice) -> FinishedRun:
         raise ConfigurationError(f"{path}: no folder; give the folders of finished runs, or of a comparison")
     run = _finished(path, choice)
     if run is None:
-        raise ConfigurationError(f"{path} holds no summary.json: no run, or one that is not finished")
+        raise ConfigurationError(f"{path} holds no summary.json: not a run, or a run that is not finished")
     return run
 
 

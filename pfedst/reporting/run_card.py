@@ -82,7 +82,7 @@ def card(run: str | Path, data_card: str | Path | None = None) -> RunCard:
     folder = Path(run)
     found = RunFolder(folder).summary()
     if found is None:
-        raise StateError(f"{folder} holds no summary.json: no run, or one that is not finished")
+        raise StateError(f"{folder} holds no summary.json: not a run, or a run that is not finished")
     summary = present_summary(found, folder / "summary.json")
     file = folder / FILE if data_card is None else Path(data_card)
     said = read_data_card(file) if data_card is not None or file.is_file() else {}

@@ -51,7 +51,8 @@ def evaluate_sites(
         if not found:
             fault.stop()
         logging.getLogger("pfedst").warning(
-            "site %s is not evaluated in this round, whose means leave it out, and which cannot be the best one: %s",
+            "site %s is not evaluated in this round; the means of the round do not include it, and the round cannot be "
+            "the best one: %s",
             name,
             fault.text,
         )

@@ -365,7 +365,7 @@ def test_records_that_no_run_writes_are_told(ended, tmp_path, capsys, change) ->
     assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 5
     message = capsys.readouterr().err
     assert "rounds.jsonl, line " in message
-    assert "put back what it was, or start a new run" in message
+    assert "restore the original file, or start a new run" in message
     assert "Traceback" not in message
     assert (tmp_path / "a/rounds.jsonl").read_bytes() == before
 

@@ -14,7 +14,16 @@ from pfedst.reporting.comparison import Compared
 from pfedst.reporting.figures import KINDS, ReportFigure, make_figures, save_figure, svg_text
 from pfedst.reporting.figures.labels import Labelled, label_points
 from pfedst.reporting.figures.reliability import Pooled
-from pfedst.reporting.figures.style import TEXT, figure_style, new_figure, row_styles, settle, text_inches
+from pfedst.reporting.figures.style import (
+    COLORS,
+    GUIDE,
+    TEXT,
+    figure_style,
+    new_figure,
+    row_styles,
+    settle,
+    text_inches,
+)
 from tests.reporting.small import compared
 
 NAMES = [
@@ -430,3 +439,13 @@ def test_a_finding_of_nothing_says_so() -> None:
     assert nothing.finding == (
         "Balanced accuracy, mean over sites: no value is defined. Balanced accuracy of A by site: no value is defined."
     )
+
+
+def test_lines_have_a_contrast_of_3_on_white() -> None:
+    def luminance(color: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert {
+        color: 1.05 / (luminance(color) + 0.05) for color in (*COLORS, GUIDE) if 1.05 / (luminance(color) + 0.05) < 3
+    } == {}

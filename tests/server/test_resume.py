@@ -162,7 +162,7 @@ def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tm
     interrupt(tmp_path / "cut", PFedST, 3)
     folder, before = tmp_path / "cut/run/sites/site_b", left(tmp_path / "cut")
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(StateError, match=r"site_b.*put back a copy of it"):
+    with pytest.raises(StateError, match=r"site_b.*restore a copy of it"):
         go_on(tmp_path / "cut", PFedST())
     shutil.rmtree(folder, ignore_errors=True)
     (tmp_path / "elsewhere").rename(folder)

@@ -151,5 +151,5 @@ def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, file) -> None:
     manifest.pop("sha256")
     manifest["parts"]["server"]["file"] = file
     (tmp_path / "a/manifest.json").write_bytes(_sealed(manifest))
-    with pytest.raises(StateError, match="is no file of a snapshot"):
+    with pytest.raises(StateError, match="is not a file of a snapshot"):
         read_snapshot(tmp_path / "a")

@@ -109,8 +109,8 @@ class Cache:
             )
         if redraws and options.kind not in ("auto", "images"):
             raise ConfigurationError(
-                f"--data.cache {options.kind} with --data.augmentation {redraws}: each epoch draws new images, so that "
-                f"nothing could be read back; set --data.views 4 (so many fixed views an image), --data.cache images, "
+                f"--data.cache {options.kind} with --data.augmentation {redraws}: each epoch draws new images, so "
+                f"cached rows would never be used; set --data.views 4 (fixed views per image), --data.cache images, "
                 f"--data.augmentation none, or --data.cache none"
             )
         self._images = [ImageContent(options.folder, encoder.preprocessing)]

@@ -262,7 +262,7 @@ def test_what_is_not_known_comes_with_the_remedy(tmp_path) -> None:
     tree(tmp_path, "{x,y}/*.png")
     (tmp_path / "notes.txt").write_text("text")
     for path, words in (
-        (tmp_path, ["nothing known in it", "SITE/train/CLASS", f"pfedst data init {tmp_path}"]),
+        (tmp_path, ["its layout is not known", "SITE/train/CLASS", f"pfedst data init {tmp_path}"]),
         (tmp_path / "notes.txt", ["notes.txt", "no table", ".csv or .parquet"]),
         (tmp_path / "none", ["none: no such file or folder"]),
     ):
