@@ -259,7 +259,7 @@ def test_tuning_lists_every_trial(tmp_path) -> None:
     compared = load_compared([write_comparison(tmp_path / "c", ROWS, "PFedST", tuned)])
     table = tables.tuning_table(compared)
     assert [cell.text for cell in table.rows[0]] == ["FedAvg", "lr 0.001", "lr 0.001: 50.0, lr 1e-05: -"]
-    assert "seeds of their own (100)" in table.caption
+    assert "separate seeds (100)" in table.caption
 
 
 def test_pooled_takes_no_part_in_best(tmp_path) -> None:
