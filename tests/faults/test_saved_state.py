@@ -226,11 +226,11 @@ def test_files_and_folders_that_changed_places_are_found(interrupted, tmp_path, 
     other.rename(one)
     (run / "x").rename(other)
     if one.parent.name == "state":
-        with pytest.raises(StateError, match="not what was written"):
+        with pytest.raises(StateError, match="its content has changed"):
             RunState(run / "state").last_round()
     else:
         for folder in (one, other):
-            with pytest.raises(StateError, match="not what was written|not a snapshot of site"):
+            with pytest.raises(StateError, match="its content has changed|not a snapshot of site"):
                 SiteState(run / "sites", folder.parent.name).read(int(folder.name[6:]))
 
 

@@ -107,7 +107,7 @@ def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_
     interrupted(tmp_path / "cut", FedAvg(), 1, rounds=2)
     shutil.rmtree(tmp_path / "cut/run/state")
     assert without_times(go_on(tmp_path / "cut", FedAvg(), rounds=2)) == without_times(whole)
-    assert "starts anew" in caplog.text
+    assert "starts again" in caplog.text
     zero = fit(tmp_path / "zero", ZeroShot())
     assert without_times(go_on(tmp_path / "zero", ZeroShot(), rounds=2)) == without_times(zero)
 

@@ -195,7 +195,7 @@ def test_shares_and_seeds(tmp_path) -> None:
     ("names", "options", "words"),
     [
         ((), {}, ["no image in it or below it", "give the folder"]),
-        (("{x,y}/*.png", "x/deep/1.png"), {}, ["different depths", "x/deep/1.png", "make them alike"]),
+        (("{x,y}/*.png", "x/deep/1.png"), {}, ["different depths", "x/deep/1.png", "move them to the same depth"]),
         (("{a,b}/{x,y}/{p,q}/*.png",), {}, ["cannot be guessed", "a/x/p", "--layout", "site/split/label"]),
         (("train/test/*.png",), {}, ["cannot be guessed", "train/test", "--layout"]),
         (("*.png",), {}, ["cannot be guessed", "no folder", "--layout"]),
