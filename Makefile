@@ -39,8 +39,10 @@ types: $(READY)
 check-wheel: $(READY)
 	$(BIN)/pytest -n 0 -m wheel tests/test_packaging.py
 
-# the site without a warning, its HTML, and every page that can run
+# The site without a warning, its HTML, and every page that can run; reports and pages in a browser, where chromium,
+# chromedriver and npm are.
 check-docs: $(READY)
+	npm install --silent --no-save --no-package-lock --prefix $(VENV) axe-core@4 || true
 	$(BIN)/pytest -n 0 -m docs tests/docs
 
 # Flower's own processes on loopback, in two to three minutes; needs Python 3.11

@@ -4,6 +4,8 @@ Runs `pfedst compare --config configs/compare/NAME.yaml` and keeps its report.js
 `demo` needs no files. The others need images (--data.root) and weights (--model.encoder.weights); their configurations
 name them.
 
+`figure NAME FILE.png` draws the table of sites from the kept report.
+
 Long comparisons go on after they were ended, also on another machine: `keep NAME` copies the summary of every finished
 run into benchmarks/results/comparison/runs/NAME/, and `run` starts from these.
 """
@@ -102,6 +104,43 @@ def readme_table(name: str) -> str:
     return markdown_table(ReportTable("readme", "", "", headings, tuple(rows)))
 
 
+def figure(name: str, file: Path) -> None:
+    """Draw each row at each site as the mean over seeds with its standard deviation, in the style of a report."""
+    from matplotlib.backend_bases import FigureCanvasBase
+    from matplotlib.figure import Figure
+
+    from pfedst.reporting.figures.saving import PNG
+    from pfedst.reporting.figures.style import GUIDE, SMALL, WIDTH, figure_style, panel_title, styles_of
+
+    table = next(part for part in tables(kept(name)) if part.name == "results")
+    labels = [row[0].text for row in table.rows]
+    styles = styles_of(labels, "PFedST")
+    last = table.headings.index("mean")
+    with figure_style():
+        drawn = Figure(figsize=(WIDTH, 0.8 + 0.165 * len(labels)), layout="constrained")
+        panels = drawn.subplots(1, last, sharey=True, sharex=True)
+        for column, axes in enumerate(panels, 1):
+            panel_title(axes, "mean over sites" if column == last else table.headings[column], column == last)
+            reference = 100 * (table.rows[labels.index("PFedST")][column].value or 0)
+            axes.axvline(reference, color=GUIDE, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1)
+            for y, (label, row) in enumerate(zip(labels, table.rows, strict=True)):
+                mean, spread = 100 * (row[column].value or 0), 100 * (row[column].spread or 0)
+                axes.hlines([y], mean - spread, mean + spread, color=styles[label].color, linewidth=1.2, zorder=2)
+                axes.plot([mean], [y], zorder=styles[label].zorder, **styles[label].mark)
+                if not y % 2:
+                    axes.axhspan(y - 0.5, y + 0.5, color="#F5F5F5", zorder=0, linewidth=0)
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+        panels[0].set_yticks(range(len(labels)), labels)
+        for tick, label in zip(panels[0].get_yticklabels(), labels, strict=True):
+            tick.set_fontweight(styles[label].weight)
+        drawn.supxlabel("balanced accuracy on test, %: mean over seeds, line: ± standard deviation; dashed: PFedST",
+                        fontsize=SMALL)  # fmt: skip
+        FigureCanvasBase(drawn).print_figure(file, format="png", **PNG)
+
+
 def kept(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
@@ -120,9 +159,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in map(commands.add_parser, ("run", "keep", "table")):
         command.add_argument("name", choices=sorted(file.stem for file in (ROOT / "configs/compare").glob("*.yaml")))
+    drawing = commands.add_parser("figure")
+    drawing.add_argument("name", choices=sorted(file.stem for file in RESULTS.glob("*.json")))
+    drawing.add_argument("file", type=Path)
     given, options = parser.parse_known_args()
     if given.command == "run":
         run(given.name, options)
+    elif given.command == "figure":
+        figure(given.name, given.file)
     else:
         {"keep": keep_runs, "table": table}[given.command](given.name)
 

@@ -31,7 +31,6 @@ from command_line import run_and_table
 from environment import environment
 
 from pfedst.cli import main as pfedst
-from pfedst.reporting.figures.style import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/joining"
@@ -260,46 +259,54 @@ def table() -> None:
     )
 
 
-COLOURS = (*COLORS, "#000000")
-DRAWN: dict[str, tuple[str, str]] = {
-    "pFedST, generic + prior of the site": ("pFedST's generic model, prior of the site", "-"),
-    "FedAvg, generic + prior of the site": ("FedAvg's model, prior of the site", "-"),
-    "pFedST joined, as shipped": ("pFedST joined", "-"),
-    "fresh LoRA on FedAvg's model": ("a fresh LoRA on FedAvg's model", "-"),
-    "FedAvg's model fine-tuned whole": ("FedAvg's model, all of it trained", "-"),
-    "linear probe": ("linear probe", "--"),
-    "from scratch": ("trained from scratch", "--"),
+DRAWN = {
+    "pFedST, generic + prior of the site": "pFedST's generic model, prior of the site",
+    "FedAvg, generic + prior of the site": "FedAvg's model, prior of the site",
+    "pFedST joined, as shipped": "pFedST joined",
+    "fresh LoRA on FedAvg's model": "a fresh LoRA on FedAvg's model",
+    "FedAvg's model fine-tuned whole": "FedAvg's model, all of it trained",
+    "linear probe": "linear probe",
+    "from scratch": "trained from scratch",
 }
-"""Rows of the figure, with their names in it and the style of their lines."""
+"""Rows of the figure, with their names in it."""
+WITHOUT_LABELS = {
+    "pFedST, generic": "pFedST, generic + prior of the site",
+    "FedAvg, generic": "FedAvg, generic + prior of the site",
+}
 
 
 def figure(file: Path) -> None:
     """Draw the three metrics by the number of labels; a line is a mean over centres and seeds, a dot is a seed."""
-    import matplotlib as mpl
+    from matplotlib.backend_bases import FigureCanvasBase
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from pfedst.reporting.figures.saving import PNG
+    from pfedst.reporting.figures.style import WIDTH, figure_style, panel_title, styles_of
 
     found = results()
-    titles = ("balanced accuracy, balanced prior", "accuracy, prior of the site", "AUROC")
-    drawn, axes = plt.subplots(1, 3, figsize=(12, 4.6), layout="constrained")
-    for axis, metric, title in zip(axes, METRICS, titles, strict=True):
-        for number, (row, (name, style)) in enumerate(DRAWN.items()):
-            points = [(place, by_seed(found, row, labels, metric)) for place, labels in enumerate(LABELS)]
-            means = [(place, statistics.fmean(of.values())) for place, of in points if of]
-            if means:
-                axis.plot(*zip(*means, strict=True), style, color=COLOURS[number], marker="o", markersize=4, label=name)
-            seeds = [(place, value) for place, of in points for value in of.values()]
-            axis.scatter(*zip(*seeds, strict=True), s=6, color=COLOURS[number], alpha=0.35) if seeds else None
-        generic = by_seed(found, "pFedST, generic", "0", metric), by_seed(found, "FedAvg, generic", "0", metric)
-        for number, of in enumerate(generic):
-            if of and metric != "accuracy":  # without labels there is no prior of the site
-                axis.plot([0], [statistics.fmean(of.values())], "D", color=COLOURS[number], markersize=6)
-        axis.set_xticks(range(len(LABELS)), LABELS)
-        axis.set(xlabel="labelled images of the new hospital", ylabel="%", title=title)
-        axis.grid(alpha=0.3)
-    drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    drawn.savefig(file, dpi=120)
+    styles = styles_of(list(DRAWN), "pFedST joined, as shipped")
+    titles = ("balanced accuracy, balanced prior, %", "accuracy, prior of the site, %", "AUROC, %")
+    with figure_style():
+        drawn = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        panels = drawn.subplots(1, 3)
+        for axes, metric, title in zip(panels, METRICS, titles, strict=True):
+            for row, name in DRAWN.items():
+                style = styles[row]
+                points = [(place, by_seed(found, row, labels, metric)) for place, labels in enumerate(LABELS)]
+                if means := [(place, statistics.fmean(of.values())) for place, of in points if of]:
+                    line = style.mark | {"markersize": style.size - 1} | style.stroke
+                    axes.plot(*zip(*means, strict=True), label=name, zorder=style.zorder, **line)
+                if seeds := [(place, value) for place, of in points for value in of.values()]:
+                    axes.scatter(*zip(*seeds, strict=True), s=4, color=style.color, alpha=0.35)
+            for generic, row in WITHOUT_LABELS.items():
+                of = by_seed(found, generic, "0", metric)
+                if of and metric != "accuracy":  # without labels there is no prior of the site
+                    axes.plot([0], [statistics.fmean(of.values())], **styles[row].mark)
+            panel_title(axes, title)
+            axes.set_xticks(range(len(LABELS)), LABELS)
+        panels[1].set_xlabel("labelled images of the new hospital")
+        drawn.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        FigureCanvasBase(drawn).print_figure(file, format="png", **PNG)
 
 
 def main() -> None:

@@ -240,7 +240,7 @@ def check_local_epochs(local: LocalTrainer, method: FederatedMethod) -> None:
     """
     if local.epochs < method.fewest_local_epochs:
         raise ConfigurationError(
-            f"method {type(method).__name__} trains its parts in turns, which {local.epochs} local epochs a "
+            f"method {type(method).__name__} trains its parts alternately, which {local.epochs} local epochs a "
             f"round do not allow: set --trainer.max_epochs {method.fewest_local_epochs} or more"
         )
 

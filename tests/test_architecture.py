@@ -62,7 +62,7 @@ FLOORS = (
     {"adapters", "evaluation", "state"},
     {"encoders", "messages"},
     {"seeds", "options", "configuration"},
-    {"errors", "names", "child_processes", "torch_threads"},
+    {"errors", "names", "child_processes", "time_left", "torch_threads"},
     {""},
     {"version", "renamed"},
 )

@@ -1,1 +1,1 @@
-"""Comparison methods, one file each, over the same public interface and entry points as anyone's."""
+"""Comparison methods, one file each. They use the public interface and entry points, as any other package does."""

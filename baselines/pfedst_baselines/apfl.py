@@ -12,12 +12,12 @@ from pfedst.methods.interface import Batch, FederatedMethod, LocalModel
 
 
 class APFL(FederatedMethod):
-    """A global model by FedAvg, a local one, and a learned share of each in the weights that predict.
+    """A global model by FedAvg and a local model; each client learns in which proportion it mixes their weights.
 
-    Why: each client finds out by itself how much of the federation it needs.
+    Why: each client learns how much it uses of the global model.
     Method: v_bar = a v + (1 - a) w; w follows f_k(w), v and a follow f_k(v_bar), so that the gradient of a is
         <v - w, grad f_k(v_bar)> (Algorithm 1); a stays in [0, 1].
-    When to use: sites that differ in how much they differ.
+    When to use: some sites resemble the others, and some do not.
     Differs from the paper in: the mixture share follows the same optimiser as the weights, at every step.
 
     Args:

@@ -10,16 +10,16 @@ from pfedst.methods.interface import Batch, FederatedMethod, LocalModel, pull_to
 
 
 class Ditto(FederatedMethod):
-    """A global model by FedAvg, and for each client a twin of it that stays at home, pulled to what was received.
+    """A global model by FedAvg, and for each client a personal copy that is pulled towards the received model.
 
-    Why: one number, lambda, leads from purely local (0) to the global model (large).
+    Why: one number, lambda, sets the personal model between purely local (0) and global (large).
     Method: w by FedAvg; v_k minimises f_k(v) + lambda / 2 * ||v - w_t||^2 (Algorithm 1). The two share no parameter,
         so one fit trains both by adding their losses, and the path of w is FedAvg's, bit for bit.
     When to use: enough memory and time for two adapters; fairness between sites matters.
-    Differs from the paper in: both see the same batches, weights n_k / n. Clipping by global norm couples the two.
+    Differs from the paper in: both models see the same batches. Clipping by global norm couples them.
 
     Args:
-        lam: lambda, strength of the pull of the twin to the received model, >= 0.
+        lam: lambda, strength of the pull of the personal copy towards the received model, >= 0.
         options: see FederatedMethod.
     """
 

@@ -13,20 +13,21 @@ from pfedst_baselines.fedclip import FedCLIP
 
 
 class FACMIC(FedCLIP):
-    """FedCLIP with a normalised adapter whose features are aligned, class by class, with those of a target.
+    """FedCLIP with batch norm in the adapter, whose features are aligned class by class with those of target images.
 
-    Why: the comparison made for medical images: features of sites should not tell the sites apart.
+    Why: it was made for medical images: the features of an image should not depend on its site.
     Method: FedCLIP's loss + weight * LMMD(f'_source, f'_target) with soft labels of the target.
-    When to use: where unlabelled images of a target may be seen in training; that is said in the protocol.
-    Differs from the paper in: target features pass the adapter too (its code leaves them raw). There, the target is a
-        site that trains nowhere, whose images every client has: that is `held_out_site`, which moves images.
+    When to use: unlabelled images of the target may be used in training. The protocol of the run reports this use.
+    Differs from the paper in: target features pass the adapter too (the paper's code does not adapt them). In the paper
+        the target is a site that does not train and whose images every client has. That is `held_out_site`, for which
+        images leave their site.
 
     Args:
         target: images aligned to: `none`, the site's own validation images without their labels (`own_unlabelled`),
             or the training images of `target_site`, a site that is held out (`held_out_site`).
         target_site: a site named in --coordinator.held_out_sites.
         alignment: weight of the LMMD, >= 0.
-        options: see FedCLIP and FederatedMethod; the paper's weighting is by training batches, hence `samples`.
+        options: see FedCLIP and FederatedMethod. The paper weighs clients by training batches: `weighting` `samples`.
     """
 
     source = "Wu et al., FACMIC: Federated Adaptative CLIP Model for Medical Image Classification, MICCAI 2024"

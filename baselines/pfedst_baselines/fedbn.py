@@ -1,4 +1,4 @@
-"""FedBN: normalisation layers stay at home."""
+"""FedBN: normalisation layers are personal."""
 
 from pfedst.errors import ConfigurationError
 from pfedst.methods.interface import FederatedMethod, LocalModel
@@ -8,10 +8,10 @@ from pfedst.methods.partition import Rule, norm_keys
 class FedBN(FederatedMethod):
     """Federated averaging without the normalisation layers, which are personal (found by type, LayerNorm included).
 
-    Why: cameras and light shift feature statistics, and a norm layer of one's own takes such a shift up.
+    Why: cameras and light shift the statistics of features, and a personal norm layer corrects such a shift.
     Method: FedAvg on all keys outside norm layers.
-    When to use: sites that differ in their devices.
-    Differs from the paper in: LayerNorm and GroupNorm count as well; weights n_k / n, not uniform.
+    When to use: sites have different devices.
+    Differs from the paper in: LayerNorm and GroupNorm are personal too.
     """
 
     source = "Li et al., FedBN: Federated Learning on Non-IID Features via Local Batch Normalization, ICLR 2021"

@@ -15,11 +15,11 @@ Objective = Literal["class_ce", "infonce"]
 class FedCLIP(FederatedMethod):
     """An attention adapter behind the frozen image tower, averaged over clients.
 
-    Why: CLIP is too large to send and over-fits; half a million numbers behind it train in seconds.
+    Why: CLIP is too large to send and overfits. An adapter of half a million numbers behind it trains in seconds.
     Method: f' = softmax(W2 tanh(W1 f + b1) + b2) * f, then cosines to the class texts; uniform mean.
-    When to use: the smallest memory of all, as embeddings can be computed once.
+    When to use: little memory; embeddings can be computed once.
     Differs from the paper in: cross-entropy over the classes by default. The paper's in-batch contrastive loss
-        (`infonce`) takes images of one class for each other's negatives; with B images its least value is
+        (`infonce`) treats images of the same class as negatives; with B images its minimum is
         sum_c n_c / B * log n_c, not 0. Any optimiser.
 
     Args:

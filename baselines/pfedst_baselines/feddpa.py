@@ -13,14 +13,14 @@ from pfedst_baselines.fedlora import FedLoRA
 
 
 class FedDPA(FedLoRA):
-    """Dual LoRA: two sets of updates in the image tower; one is averaged over clients, the other stays at home.
+    """Dual LoRA: two sets of updates in the image tower; one is averaged over clients, the other is personal.
 
-    Why: the nearest published relative of pFedST: personal low-rank updates, but inside the tower.
+    Why: it is the published method that is closest to pFedST: personal low-rank updates, but inside the tower.
     Method: `joint` (dual LoRA) trains W0 + B A + B_k A_k at once. `alternate` (FedDPA-T) first trains the personal
-        part of a half-and-half mix with the shared part fixed, then the shared part alone. Uniform mean.
-    When to use: as FedLoRA, where sites differ; twice its numbers to train, the same to send.
-    Differs from the paper in: the joint form is the default; `alternate` predicts with a fixed half-and-half mix, not
-        one weighed for each image by its similarity to five local ones.
+        part of an equal mix of both with the shared part fixed, then the shared part alone. Uniform mean.
+    When to use: as FedLoRA, if sites differ. It trains twice as many numbers and sends as many.
+    Differs from the paper in: the joint form is the default; `alternate` predicts with a fixed equal mix. The paper
+        weighs the mix for each image by its similarity to five local images.
 
     Args:
         schedule: `joint`, or `alternate`.

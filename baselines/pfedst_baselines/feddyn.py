@@ -10,12 +10,13 @@ from pfedst.methods.interface import FederatedMethod, LocalModel, ServerState, S
 
 
 class FedDyn(FederatedMethod):
-    """A proximal pull with a memory, such that clients' own optima agree with that of the sum.
+    """Federated averaging with a dynamic regulariser: the optima of the clients agree with the optimum of their sum.
 
-    Why: FedProx's pull has the wrong fixed point; a linear term that is learned on the way mends it.
+    Why: the fixed point of FedProx is not the optimum of the sum; a linear term that is learned corrects this.
     Method: w_k minimises f_k(w) - <g_k, w> + alpha / 2 * ||w - w_t||^2; g_k -= alpha (w_k - w_t);
         h -= alpha / N * sum over S of (w_k - w_t); w = mean of w_k - h / alpha (Algorithm 1).
-    When to use: one model, many rounds, most clients in each. The server extrapolates: with few clients it can diverge.
+    When to use: one model, many rounds, most clients in each round. The server extrapolates, so it can diverge with few
+        clients.
     Differs from the paper in: buffers are averaged, never extrapolated; weights of the mean are an option.
 
     Args:

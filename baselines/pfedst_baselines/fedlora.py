@@ -6,13 +6,13 @@ from pfedst.methods.interface import FederatedMethod
 
 
 class FedLoRA(FederatedMethod):
-    """Federated averaging of LoRA factors inside the frozen image tower, A and B each on its own.
+    """Federated averaging of LoRA factors inside the frozen image tower; A and B are averaged separately.
 
-    Why: the standard way to fine-tune large models together.
-    Method: W = W0 + alpha / r * B A on queries and values; mean of A and mean of B, n_k / n. That is biased: the mean
-        of B times the mean of A is not the mean of B A.
-    When to use: memory and time for gradients through the whole tower, sites that resemble each other.
-    Differs from the paper in: an image tower in place of a language model; the framework's optimiser.
+    Why: it is the standard way to fine-tune large models in a federation.
+    Method: W = W0 + alpha / r * B A on queries and values; mean of A and mean of B over clients. This is biased: the
+        mean of B times the mean of A is not the mean of B A.
+    When to use: enough memory and time for gradients through the whole tower, and sites that resemble each other.
+    Differs from the paper in: an image tower in place of a language model; any optimiser.
     """
 
     source = "Zhang et al., Towards Building the Federated GPT: Federated Instruction Tuning (FedIT), ICASSP 2024"

@@ -7,14 +7,14 @@ from pfedst.methods.partition import Rule
 
 
 class FedOTP(FederatedMethod):
-    """Two learned prompts a class: the first is averaged over clients, the second stays at home.
+    """Two learned prompts for each class: the first is averaged over clients, the second is personal.
 
-    Why: the global prompt keeps what sites agree on, the personal one their traits; transport lets each attend to its
-        own patches.
+    Why: the global prompt learns what sites have in common, the personal prompt how a site differs; optimal transport
+        assigns image patches to each prompt.
     Method: logit_c = scale * sum over patches and prompts of T * cos, with T the unbalanced plan at cost 1 - cos;
-        cross-entropy; prompt 0 averaged by n_k / n.
-    When to use: a text tower that knows the classes' names, and lesions that fill a few patches.
-    Differs from the paper in: the framework's optimiser. The plan's share of mass is 0.8, as in its scripts.
+        cross-entropy; prompt 0 is averaged over clients.
+    When to use: an encoder whose text tower knows the names of the classes, and lesions that fill a few patches.
+    Differs from the paper in: any optimiser. The share of transported mass is 0.8, as in the paper's scripts.
     """
 
     source = "Li et al., Global and Local Prompts Cooperation via Optimal Transport for Federated Learning, CVPR 2024"

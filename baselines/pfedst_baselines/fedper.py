@@ -5,12 +5,12 @@ from pfedst.methods.partition import Rule
 
 
 class FedPer(FederatedMethod):
-    """A shared body under a personal linear head (started at the class anchors), trained together.
+    """A shared body with a personal linear head, which starts at the class anchors; both are trained together.
 
-    Why: sites may agree on what to see and differ in how often, and under which name, they see it.
+    Why: sites may share features and differ in class frequencies and in how they label.
     Method: min over w and h_1 .. h_K of sum_k (n_k / n) f_k(w, h_k); only w is merged (Algorithms 1-2).
-    When to use: sites with other class frequencies or label habits.
-    Differs from the paper in: the head alone is personal, not the last blocks.
+    When to use: sites differ in class frequencies or in labelling.
+    Differs from the paper in: only the head is personal, not the last blocks too.
     """
 
     source = "Arivazhagan et al., Federated Learning with Personalization Layers, arXiv 1912.00818, 2019"

@@ -13,14 +13,14 @@ from pfedst.methods.partition import Rule
 
 
 class FedPGP(FederatedMethod):
-    """A learned prompt sigma + U V: sigma is averaged, the low-rank U V stays at home.
+    """A learned prompt sigma + U V: sigma is averaged over clients, the low-rank U V is personal.
 
-    Why: a personal prompt of full rank forgets what CLIP generalises; a low-rank one cannot.
-    Method: cross-entropy with the prompt sigma + U V, + mu * contrast: the text of sigma is drawn to the zero-shot text
-        t0 and away from the personal one: CE([cos(t0, t_sigma), cos(t_sigma, t_p)] / tau, 0) a class.
-    When to use: as PromptFL, where sites differ. Costs two passes of the text tower a step.
+    Why: a personal prompt of full rank can lose the generalisation of CLIP; low rank limits the change.
+    Method: cross-entropy with the prompt sigma + U V, + mu * contrast: the text of sigma is pulled to the zero-shot
+        text t0 and away from the personal text: CE([cos(t0, t_sigma), cos(t_sigma, t_p)] / tau, 0) for each class.
+    When to use: as PromptFL, if sites differ. It costs two passes of the text tower in each step.
     Differs from the paper in: t0 is the configured class anchor (with --model.anchors text a hand-written prompt; its
-        code encodes "X X .. X NAME."); the framework's optimiser.
+        code encodes "X X .. X NAME."); any optimiser.
 
     Args:
         rank: b of U (p, b) and V (b, dt), >= 1.

@@ -7,12 +7,12 @@ from pfedst.methods.interface import FederatedMethod, LocalModel, pull_towards
 
 
 class FedProx(FederatedMethod):
-    """Federated averaging in which a client may not drift far from what it received.
+    """Federated averaging with a penalty on the distance of a client from the model that it received.
 
-    Why: long local training on skewed images pulls clients apart, so that their mean fits none.
+    Why: after long local training on skewed data the clients' models differ so much that their mean fits none of them.
     Method: f_k(w) + mu / 2 * ||w - w_t||^2 with the received model w_t (Eq. 2); merged as FedAvg.
-    When to use: many local epochs, or sites that differ in their classes; choose mu on validation.
-    Differs from the paper in: all drawn clients finish their epochs.
+    When to use: many local epochs, or sites with different classes; choose mu on validation.
+    Differs from the paper in: all drawn clients finish their local epochs.
 
     Args:
         mu: strength of the pull, >= 0; 0 is FedAvg, bit for bit.

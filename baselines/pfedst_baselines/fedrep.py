@@ -7,11 +7,11 @@ from pfedst_baselines.fedper import FedPer
 
 
 class FedRep(FedPer):
-    """FedPer in turns: in each round first the personal head with the body fixed, then the body with the head fixed.
+    """FedPer with alternating training: first the personal head with the body fixed, then the body with the head fixed.
 
-    Why: a body that learns under a head fitted to its site learns what sites have in common.
+    Why: if the head already fits its site, the body learns what sites have in common.
     Method: head epochs h_k = argmin f_k(w_t, h), then body epochs on w with h_k fixed; w is merged (Algorithm 1).
-    When to use: as FedPer, with two or more local epochs a round. FedPer is its joint form.
+    When to use: as FedPer, with two or more local epochs a round.
     Differs from the paper in: no extra fine-tuning of heads after the last round.
 
     Args:

@@ -1,4 +1,4 @@
-"""FedSA-LoRA: of LoRA's factors only A is shared."""
+"""FedSA-LoRA: only the LoRA factor A is shared."""
 
 from pfedst.methods.interface import LocalModel
 from pfedst.methods.partition import Rule
@@ -6,11 +6,11 @@ from pfedst_baselines.fedlora import FedLoRA
 
 
 class FedSALoRA(FedLoRA):
-    """LoRA in the image tower whose A is averaged, while B and a linear head stay at home.
+    """LoRA in the image tower: A is averaged over clients; B and a linear head are personal.
 
-    Why: A is found to learn what sites have in common, B what is their own.
-    Method: W = W0 + alpha / r * B_k A; mean of A, n_k / n.
-    When to use: as FedLoRA, where sites differ.
+    Why: the paper finds that A learns what sites have in common, and B what is specific to a site.
+    Method: W = W0 + alpha / r * B_k A; mean of A over clients.
+    When to use: as FedLoRA, if sites differ.
     Differs from the paper in: an image tower in place of a language model; the head starts at the class anchors.
     """
 

@@ -1,4 +1,4 @@
-"""Local: every client on its own."""
+"""Local: every client trains alone."""
 
 from pfedst.methods.interface import FederatedMethod, LocalModel
 from pfedst.methods.partition import Rule
@@ -7,9 +7,9 @@ from pfedst.methods.partition import Rule
 class Local(FederatedMethod):
     """No federation: each client trains all of its adapter on its own images.
 
-    Why: what a hospital has without taking part; a federated method that is worse for a site harms it.
+    Why: it shows what a hospital reaches without the federation; a federated method that is worse at a site harms it.
     Method: min over w_k of f_k(w_k); nothing is sent.
-    When to use: as the lower reference of every table.
+    When to use: as the lower reference in every table.
     """
 
     source = "reference row: no communication"

@@ -16,20 +16,20 @@ from pfedst.methods.interface import Batch, FederatedMethod, LocalModel, ServerS
 
 
 class PFedMe(FederatedMethod):
-    """Each client keeps a model close to the global one; the global model moves towards those.
+    """Each client keeps a personal model close to the global model; the global model moves towards the personal models.
 
-    Why: separates the personal problem from the federated one, with a rate of convergence.
+    Why: it separates the personal problem from the federated one, with a proven rate of convergence.
     Method: theta ~ argmin f_k(theta) + lambda / 2 * ||theta - w_k||^2 by a few inner steps on the batch, then w_k goes
         along lambda (w_k - theta); w = (1 - beta) w + beta * mean of w_k (Algorithm 1).
-    When to use: when time allows `inner_steps` times the computation.
-    Differs from the paper in: weights n_k / n; theta continues from the client's last theta, not from w. It needs plain
-        SGD: Adam's steps do not shrink with the pull.
+    When to use: `inner_steps` times the computation is affordable.
+    Differs from the paper in: theta continues from the client's last theta, not from w. It needs plain SGD, because the
+        steps of Adam do not shrink with the pull.
 
     Args:
         lam: lambda, how close theta stays to w_k, > 0.
         inner_steps: gradient steps for theta a batch, >= 1.
-        inner_learning_rate: of those steps, > 0. A schedule (`--coordinator.lr_schedule`) scales it, too, so that
-            theta and w keep their ratio.
+        inner_learning_rate: learning rate of these steps, > 0. A schedule (`--coordinator.lr_schedule`) scales it
+            too, so that the rates of theta and w keep their ratio.
         beta: share of the new mean in the server's model, in (0, 1].
         options: see FederatedMethod.
     """

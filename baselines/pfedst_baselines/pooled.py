@@ -1,15 +1,15 @@
-"""Pooled: all images in one place."""
+"""Pooled: training on the images of all sites together."""
 
 from pfedst.methods.interface import FederatedMethod
 
 
 class Pooled(FederatedMethod):
-    """One model trained on the images of all sites together, as if they could be brought to one place.
+    """One model trained on the images of all sites together, as if they were in one place.
 
-    Why: the upper reference of a shared model: what the distribution of the images over sites costs.
+    Why: it is the upper reference for a shared model: it shows the cost of having the images at separate sites.
     Method: min over w of sum_k (n_k / n) f_k(w) on mixed batches; a round is `max_epochs` passes over all images.
-    When to use: in a study, never where images may not leave a hospital. What it counts as sent is one model, not
-        the images that pooling moves. A personal model can beat it where sites differ.
+    When to use: in a study, and never if images may not leave a hospital. The bytes sent are those of one model,
+        without the images that pooling moves. A personal model can be better if sites differ.
     """
 
     source = "reference row: centralised training"

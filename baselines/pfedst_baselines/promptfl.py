@@ -1,4 +1,4 @@
-"""PromptFL: the words of the prompt are learned together."""
+"""PromptFL: federated averaging of a learned prompt."""
 
 from pfedst.adapters import Adapter, PromptLearner
 from pfedst.encoders import AnchorHead, Encoder
@@ -6,12 +6,12 @@ from pfedst.methods.interface import FederatedMethod
 
 
 class PromptFL(FederatedMethod):
-    """Federated averaging of a learned text prompt, shared by all classes (CoOp's context).
+    """Federated averaging of a learned text prompt that all classes share (the context of CoOp).
 
-    Why: what users of CLIP try first; a few thousand numbers travel.
-    Method: cross-entropy of cos(image, text tower of [start] v_1 .. v_p NAME . [end]); v is averaged, n_k / n.
-    When to use: a text tower that knows the classes' names, slow links, few images.
-    Differs from the paper in: the framework's optimiser; one context for all classes.
+    Why: prompt learning is the usual first choice with CLIP; a client sends a few thousand numbers.
+    Method: cross-entropy of cos(image, text tower of [start] v_1 .. v_p NAME . [end]); v is averaged.
+    When to use: an encoder whose text tower knows the names of the classes, slow links, few images.
+    Differs from the paper in: any optimiser; one context for all classes.
     """
 
     source = "Guo et al., PromptFL: Let Federated Participants Cooperatively Learn Prompts, IEEE TMC 2023"

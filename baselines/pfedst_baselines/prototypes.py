@@ -4,15 +4,15 @@ from pfedst_baselines.zero_shot import ZeroShot
 
 
 class Prototypes(ZeroShot):
-    """The nearest class mean of frozen embeddings: labels are used, and no gradient.
+    """Predict the class whose mean embedding is nearest: labels are used, and nothing is trained.
 
-    Why: what the labels of all sites are worth without training; where prototypes are the class anchors, the others
-        start from it.
+    Why: it shows what labels give without training. If prototypes are the class anchors, other methods start from this
+        model.
     Method: each site sends sums and counts of its unit embeddings by class, once; argmax over classes of cos(image
         embedding, mean of the class over all sites).
-    When to use: as the first row of a table whose class anchors are prototypes. It is supervised, and what is sent
-        before the first round is counted.
-    Differs from the paper in: the mean is the classifier; no fine-tuning follows.
+    When to use: as the first row of a table whose class anchors are prototypes. It uses labels, and the bytes sent
+        before the first round are counted.
+    Differs from the paper in: the class means are the classifier; no fine-tuning follows.
     """
 
     source = "Legate et al., Guiding the Last Layer in Federated Learning with Pre-Trained Models, NeurIPS 2023"

@@ -10,13 +10,14 @@ from pfedst.methods.interface import FederatedMethod, LocalModel, ServerState, S
 
 
 class SCAFFOLD(FederatedMethod):
-    """Federated averaging in which each gradient is corrected by how the client's differ from the federation's.
+    """Federated averaging with control variates: each gradient is corrected by how the client differs from the mean.
 
-    Why: the mean of drifted clients is not the optimum of the sum; with the right correction it is.
+    Why: the mean of clients that drift apart is not the optimum of the sum; the correction removes the drift.
     Method: steps along g - c_k + c. Then c_k becomes the round's mean gradient, which for plain SGD is Option
         II of Algorithm 1, c_k - c + (w_t - w_k) / (K eta); w += eta_g mean(w_k - w), c += |S| / N mean change of c_k.
-    When to use: one model for skewed sites, plain SGD. With Adam the correction enters its moments, without theory.
-    Differs from the paper in: c_k is the mean gradient for any optimiser; weights of a mean are an option.
+    When to use: one model for skewed sites, with plain SGD. With Adam the correction enters the moments, which theory
+        does not cover.
+    Differs from the paper in: c_k is the mean gradient for any optimiser; the weights of the mean are an option.
 
     Args:
         server_learning_rate: eta_g, in (0, 1].

@@ -1,4 +1,4 @@
-"""ZeroShot: the encoder as it comes."""
+"""ZeroShot: the frozen encoder without training."""
 
 from typing import ClassVar
 
@@ -9,11 +9,11 @@ from pfedst.methods.partition import Rule
 
 
 class ZeroShot(FederatedMethod):
-    """The frozen encoder with the texts of the classes: nothing is trained, nothing is sent, no label is used.
+    """The frozen encoder with the names of the classes as text: nothing is trained or sent, and no label is used.
 
-    Why: shows what training adds at all.
+    Why: it shows what training adds.
     Method: argmax over classes of cos(image embedding, text embedding of the class).
-    When to use: as the first row of every table, with an encoder that has a text tower. Without one see Prototypes.
+    When to use: as the first row of every table, with an encoder that has a text tower; otherwise use Prototypes.
     """
 
     source = "Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021"

@@ -125,7 +125,7 @@ class WholeModel(Adapter):
 
     def embed(self, taps: Taps) -> Tensor:
         """Raise ConfigurationError: the model does not define an embedding."""
-        raise ConfigurationError(f"{type(self).__name__} has no embedding of its own, which this method needs")
+        raise ConfigurationError(f"{type(self).__name__} has no embedding, which this method needs")
 
     def learn_head(self) -> None:
         """Do nothing: the classifier is already trainable."""

@@ -54,8 +54,8 @@ class ClassSequences(nn.Module):
         for name, tokens in zip(head.class_names, ids.tolist(), strict=True):
             if (other := first.setdefault(tuple(tokens), name)) is not name:
                 raise ConfigurationError(
-                    f'the classes "{other}" and "{name}" have the same prompt for the text tower: give them names that '
-                    f"it tells apart (--data.class_names)"
+                    f'the classes "{other}" and "{name}" have the same prompt for the text tower: give them other '
+                    f"names (--data.class_names)"
                 )
         embedded = self.tower.embed_tokens(ids)
         self.register_buffer("start", embedded[:, :1], persistent=False)
@@ -86,7 +86,7 @@ class PromptAdapter(Adapter):
     def learn_head(self) -> None:
         """Raise ConfigurationError: a trained head would not be used."""
         raise ConfigurationError(
-            f"{type(self).__name__} has no head apart from its prompts, so it cannot have a personal one; choose "
+            f"{type(self).__name__} has no head besides its prompts, so it cannot have a personal head; choose "
             f"another --model.adapter"
         )
 

@@ -154,7 +154,7 @@ class SideNetwork(Adapter):
         if width is None:
             width = math.ceil(spec.width / 8 / head_width) * head_width
         if width < 1 or width % head_width:
-            raise ConfigurationError(f"side network: width {width} is no multiple of head_width {head_width}")
+            raise ConfigurationError(f"side network: width {width} is not a multiple of head_width {head_width}")
         if spec.layers < 2:
             raise ConfigurationError(f"side network: the tower has {spec.layers} block; at least 2 are needed")
         self.side = Ladder(spec, width, width // head_width, tap_norm, gate, feed_forward_ratio)

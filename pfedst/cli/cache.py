@@ -72,9 +72,9 @@ def _info(arguments: Sequence[str]) -> int:
 
 def _clear(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the cache.")
-    parser.add_argument("name", nargs="*", help="as listed by pfedst cache info")
+    parser.add_argument("name", nargs="*", help="name of a store, from pfedst cache info")
     parser.add_argument(
-        "--all", action="store_true", help="every store in the folder, and the saved results of image scans"
+        "--all", action="store_true", help="remove all stores in the folder, and the saved results of image scans"
     )
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     given = parser.parse_args(arguments)
@@ -93,7 +93,7 @@ def _clear(arguments: Sequence[str]) -> int:
         try:
             remove_store(stores[name])
         except TimeoutError as error:
-            raise ConfigurationError(f"{error}; nothing was removed of it") from error
+            raise ConfigurationError(f"{error}; the store was not removed") from error
         print(f"removed {name}, {len(stores[name]):,} images, {bytes_text(stores[name].bytes)}")
     if given.all:
         forget(given.folder)

@@ -25,7 +25,7 @@ class BuildCLI(PFedSTCLI):
         make_client(model, datamodule, method, self._seed(), LocalTrainer(self.trainer), sites=None)
         if datamodule.store is None:
             raise ConfigurationError(
-                f"nothing was cached for method {type(method).__name__}: the cache would pass --data.cache_max_bytes "
+                f"nothing was cached for method {type(method).__name__}: the cache would exceed --data.cache_max_bytes "
                 f"{datamodule.cache.max_bytes}, or fill the disk"
             )
         store = datamodule.store

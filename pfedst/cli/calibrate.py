@@ -25,12 +25,15 @@ def run_calibrate(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pfedst calibrate",
         allow_abbrev=False,
-        description="Fit temperature and threshold of the model of a site on its kept predictions on validation.",
+        description="Fit temperature and threshold of a site's model on its saved predictions on validation.",
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run, with the site's own folder in it")
+    parser.add_argument("run", type=Path, help="folder of a finished run that contains the folder of the site")
     parser.add_argument("--site", required=True, help="name of the site")
     parser.add_argument(
-        "--coverage", type=float, default=0.8, help="share of the images that are predicted; default: %(default)s"
+        "--coverage",
+        type=float,
+        default=0.8,
+        help="share of the images for which the model predicts; default: %(default)s",
     )
     given = parser.parse_args(arguments)
     if not 0 < given.coverage < 1:
@@ -67,7 +70,7 @@ def _summary(run: Path, site: str) -> Mapping[str, Any]:
             f"--site {site}: {run} has no such site.{nearest(site, samples)} There are: {listed(list(samples))}"
         )
     if not samples[site]["validation"]:
-        raise ConfigurationError(f"--site {site}: the site has no validation images, so that nothing can be fitted")
+        raise ConfigurationError(f"--site {site}: the site has no validation images, so nothing can be fitted")
     return present_summary(found, run / "summary.json")
 
 

@@ -20,7 +20,7 @@ def run_card(arguments: Sequence[str]) -> int:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--output", type=Path, help="folder to write; default: that of the run")
     parser.add_argument(
-        "--data_card", type=Path, help="YAML of what people know of the images; default: data_card.yaml in the run"
+        "--data_card", type=Path, help="YAML file with facts that people know; default: data_card.yaml in the run"
     )
     given = parser.parse_args(arguments)
     made = card(given.run, given.data_card)

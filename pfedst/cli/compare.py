@@ -36,18 +36,24 @@ def run_compare(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pfedst compare",
         allow_abbrev=False,
-        description="Methods x seeds on one data set. The same command continues a comparison; finished runs are kept.",
-        epilog="Any other option is one of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
+        description="Run methods x seeds on one data set. The same command continues a comparison and skips finished "
+        "runs.",
+        epilog="All other options are those of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
     )
     parser.add_argument(
         "--config",
         required=True,
-        help="file of rows, seeds and a base, or the name of a shipped one: pfedst configs list",
+        help="file with rows, seeds and a base, or the name of a shipped one: pfedst configs list",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default: %(default)s")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where the folder is created")
-    parser.add_argument("--name", help="name of the folder; default: compare- and the name of the file")
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use in place of those of the file")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time; default: %(default)s")
+    parser.add_argument(
+        "--runs_dir",
+        type=Path,
+        default=Path("runs"),
+        help="folder in which the comparison is created; default: %(default)s",
+    )
+    parser.add_argument("--name", help="name of the folder; default: compare-FILE")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use instead of those in the file")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="run only these rows and the reference")
     parser.add_argument(
         "--round",

@@ -22,11 +22,11 @@ def run_configs(arguments: Sequence[str]) -> int:
     """List, print or copy shipped configurations. Return the exit code."""
     parser = argparse.ArgumentParser(prog="pfedst configs", description="Configurations that come with pfedst.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="name, command and purpose of each")
-    show = commands.add_parser("show", help="print one")
-    show.add_argument("name", help="as listed")
-    copy = commands.add_parser("copy", help="write a copy, to be edited")
-    copy.add_argument("name", help="as listed")
+    commands.add_parser("list", help="list name, command and purpose")
+    show = commands.add_parser("show", help="print a configuration")
+    show.add_argument("name", help="name from pfedst configs list")
+    copy = commands.add_parser("copy", help="write a copy that you can edit")
+    copy.add_argument("name", help="name from pfedst configs list")
     copy.add_argument("target", type=Path, nargs="?", help="file to write; default: NAME.yaml here")
     given = parser.parse_args(arguments)
     if given.command == "list":

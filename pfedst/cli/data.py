@@ -141,10 +141,10 @@ def _audit(arguments: Sequence[str]) -> int:
         parser = DataParser(
             prog="pfedst data audit",
             description="Find leaks, duplicates, absent classes, damaged images and differences between sites.",
-            epilog="Any other option is one of pfedst fit, such as --data FolderSites --data.root FOLDER, or --config "
-            "FILE: see pfedst fit --help.",
+            epilog="All other options are those of pfedst fit, such as --data FolderSites --data.root FOLDER, or "
+            "--config FILE: see pfedst fit --help.",
         )
-        parser.add_argument("path", type=Path, nargs="?", help="folder or manifest, in place of --data")
+        parser.add_argument("path", type=Path, nargs="?", help="folder or manifest, instead of --data")
         parser.add_class_arguments(AuditOptions, "audit")
         parser.print_help()
         return 0
@@ -160,10 +160,10 @@ def _audit(arguments: Sequence[str]) -> int:
 def _preprocess(arguments: Sequence[str]) -> int:
     from pfedst.data.prepare.preprocessing import PreprocessingOptions, preprocess_tree
 
-    parser = DataParser(prog="pfedst data preprocess", description="Small copies of a tree of large images.")
-    parser.add_argument("source", type=Path, help="folder of images, of any depth")
-    parser.add_argument("target", type=Path, help="folder for the copies, of the same names")
-    parser.add_argument("--workers", type=int, default=0, help="threads; 0: as many as there are cores")
+    parser = DataParser(prog="pfedst data preprocess", description="Write small copies of large images.")
+    parser.add_argument("source", type=Path, help="folder with images, also in subfolders")
+    parser.add_argument("target", type=Path, help="folder for the copies, which have the same names")
+    parser.add_argument("--workers", type=int, default=0, help="number of threads; 0: number of cores")
     parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(PreprocessingOptions)
     given = parser.parse_args(list(arguments))
@@ -181,11 +181,14 @@ def _partition(arguments: Sequence[str]) -> int:
     from pfedst.data.prepare.partition_files import save_partition, shift_images
     from pfedst.data.tables import read_table
 
-    parser = DataParser(prog="pfedst data partition", description="Simulated sites from one pooled set.")
-    parser.add_argument("manifest", type=Path, help="columns path, label, split, and optionally group")
+    parser = DataParser(prog="pfedst data partition", description="Divide one pooled data set into simulated sites.")
+    parser.add_argument("manifest", type=Path, help="table with the columns path, label, split, and optionally group")
     parser.add_argument("target", type=Path, help="folder to write: manifest.csv, partition.json, partition.png")
     parser.add_argument(
-        "--root", type=Path | None, default=None, help="folder of the paths; default: that of the manifest"
+        "--root",
+        type=Path | None,
+        default=None,
+        help="folder to which the paths are relative; default: that of the manifest",
     )
     parser.add_argument("--outside_files", type=bool, default=False, help=OUTSIDE)
     parser.add_class_arguments(PartitionOptions)
@@ -217,7 +220,7 @@ def _write(target: Path, content: bytes) -> None:
     try:
         write_atomically(target, content)
     except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}); give --manifest elsewhere") from error
+        raise DataError(f"{target} cannot be written ({error.strerror}); give another --manifest") from error
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -39,15 +39,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pfedst explain",
         allow_abbrev=False,
-        description="Show by how much the probability of a class falls where a part of an image is blurred. With "
+        description="Show how much the probability of a class decreases if a part of an image is blurred. With "
         "--site and --generic the personal and the generic model are shown beside each other.",
-        epilog="Needs pip install 'pfedst[explain]'. A map does not say why; docs/explain.md says what it is worth.",
+        epilog="Needs pip install 'pfedst[explain]'. A map is not an explanation of a diagnosis; see docs/explain.md.",
     )
     add_model_options(parser)
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders with images")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures, README.md and explain.json")
     parser.add_argument(
-        "--class", dest="class_name", metavar="CLASS", help="class to explain; default: the class that is predicted"
+        "--class", dest="class_name", metavar="CLASS", help="class to explain; default: the predicted class"
     )
     parser.add_argument(
         "--window", type=int, help="side of the blurred square in pixels of the input; default: 2 strides"
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stride",
         type=int,
-        help="its step in pixels of the input, a divisor of the side; default: about a seventh of it",
+        help="step of the square in pixels of the input, a divisor of the side; default: about a seventh of the side",
     )
     parser.add_argument("--prior", help="training, balanced, site, or a file; default: the prior of the run")
     return parser

@@ -23,8 +23,8 @@ def run_export(arguments: Sequence[str]) -> int:
         "encoder is not part of it.",
     )
     add_model_options(parser)
-    parser.add_argument("folder", type=Path, help="to write; must be absent or empty")
-    parser.add_argument("--licence", help="of the model, as the hub knows it, such as cc-by-nc-4.0")
+    parser.add_argument("folder", type=Path, help="folder to write; it must be empty or not exist")
+    parser.add_argument("--licence", help="licence of the model as the hub names it, such as cc-by-nc-4.0")
     parser.add_argument(
         "--onnx",
         nargs="+",
@@ -34,7 +34,7 @@ def run_export(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--prior",
-        help="of the probabilities of model.onnx: training, balanced, site, or a file; default: that of the run",
+        help="prior of the probabilities in model.onnx: training, balanced, site, or a file; default: that of the run",
     )
     given = parser.parse_args(arguments)
     if given.prior is not None and given.onnx is None:
@@ -74,7 +74,7 @@ def run_push(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="pfedst push", allow_abbrev=False, description="Upload an exported model to the Hugging Face hub."
     )
-    parser.add_argument("folder", type=Path, help="of pfedst export")
+    parser.add_argument("folder", type=Path, help="folder that pfedst export has written")
     parser.add_argument("name", help="USER/NAME")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     given = parser.parse_args(arguments)

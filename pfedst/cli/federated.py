@@ -90,12 +90,17 @@ class PFedSTCLI(LightningCLI):
         parser.add_subclass_arguments(FederatedMethod, "method", required=True)
         parser.add_class_arguments(FederatedCoordinator, "coordinator")
         parser.add_class_arguments(FlowerOptions, "flower")
-        parser.add_argument("--name", type=str | None, default=None, help="name of the run's folder; must be new")
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="name of the run folder; it must not exist, except with --resume",
+        )
         parser.add_argument(
             "--init",
             type=str | None,
             default=None,
-            help="begin with the shared tensors and class anchors of another run, RUN, of its last round; RUN@best: of "
+            help="start from the shared tensors and class anchors of another run: RUN, its last round; RUN@best, "
             "its best round on validation",
         )
         parser.add_argument(
@@ -104,7 +109,7 @@ class PFedSTCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="continue the run of that name, if it exists: it ends as if it had never been interrupted",
+            help="continue the run of this name, if it exists; the results are those of a run without interruption",
         )
         parser.add_argument(
             "--dry_run",
@@ -112,24 +117,30 @@ class PFedSTCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="do all checks and a few steps, write no run, and print bytes, disk, memory and minutes of the run",
+            help="do all checks and a few steps without writing a run; print bytes, disk, memory and time of the run",
         )
         if self.command != "fit":
             parser.add_argument(
                 "--round",
                 type=str,
                 default=LAST,
-                help="which saved round: last, best (on validation), or the number of one that is kept",
+                help="round to evaluate: last, best (on validation), or the number of a saved round",
             )
             parser.add_argument(
                 "--site",
                 type=str | None,
                 default=None,
-                help="evaluate this site alone; images of the others need not be on disk",
+                help="evaluate only this site; images of the others need not be on disk",
             )
-        parser.add_argument("--pfedst_version", type=str | None, default=None, help="written by pfedst: its version")
-        parser.add_argument("--config_format", type=int | None, default=None, help="written by pfedst: of the file")
-        parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where run folders are made")
+        parser.add_argument(
+            "--pfedst_version", type=str | None, default=None, help="written by pfedst: version that wrote the file"
+        )
+        parser.add_argument(
+            "--config_format", type=int | None, default=None, help="written by pfedst: format of the file"
+        )
+        parser.add_argument(
+            "--runs_dir", type=Path, default=Path("runs"), help="folder in which run folders are created"
+        )
         parser.set_defaults(
             {
                 "model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"},

@@ -12,12 +12,13 @@ usage: pfedst join RUN|MODEL --site NAME [--epochs N] [--name NEW] [OPTIONS OF F
   RUN       the folder of a finished run, or RUN@best for its best round on validation
   MODEL     a folder of pfedst export --generic, or hf://USER/NAME; options of data, coordinator and trainer are then
             those of pfedst fit, and --model.encoder.weights names the file of the encoder
-  --site    the new hospital, as the data name it
-  --epochs  passes over its training images; default: up to 20, chosen on its validation images, and 3 where it has
+  --site    name of the new hospital in the data
+  --epochs  maximum number of passes over its training images; default: 20, of which validation selects one, or 3 with
             fewer than 50 labelled images
-  --name    the name of the new folder; default: that of the run and the site
+  --name    name of the new folder; default: that of the run and the site
 
-Options are those of pfedst fit, at the values of the run: give --data and its options for the new images.
+Other options are those of pfedst fit, with the values of the run as defaults: give --data and its options for the new
+images.
 """
 
 

@@ -31,8 +31,10 @@ class JoinCLI(PFedSTCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a join."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--site", type=str | None, default=None, help="the new hospital, as the data name it")
-        parser.add_argument("--epochs", type=int, default=MOST_PASSES, help="the most passes over its training images")
+        parser.add_argument("--site", type=str | None, default=None, help="name of the new hospital in the data")
+        parser.add_argument(
+            "--epochs", type=int, default=MOST_PASSES, help="maximum number of passes over its training images"
+        )
 
     def fit(self, model: FederatedClient, datamodule: FederatedDataModule, **_: Any) -> None:
         """Join, print the table and leave a folder like that of a run."""

@@ -11,27 +11,27 @@ from pfedst.version import __version__
 USAGE = """\
 usage: pfedst COMMAND [OPTIONS]
 
-  fit       train a method across sites     pfedst fit --config demo [--name NAME] [--resume]
-  validate  a finished run on validation    pfedst validate runs/NAME
-  test      a finished run on test          pfedst test runs/NAME
-  join      a new hospital to a run         pfedst join runs/NAME --data ... --site SITE
-  site      a hospital in a run on Flower   pfedst site --config study.yaml --data ... --site NAME --superlink HOST:PORT
-  compare   methods x seeds, and a report   pfedst compare --config demo [--jobs 2]
-  calibrate a model's confidence, anew      pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
-  report    a table from finished runs      pfedst report runs/A runs/B ... [--reference ROW]
-  card      facts of a run on one page      pfedst card runs/NAME [--data_card FILE]
-  predict   the class of images             pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
-  export    a model into a folder           pfedst export runs/NAME FOLDER --site NAME | --generic
-  push      that folder to the hub          pfedst push FOLDER USER/NAME [--private]
-  explain   maps of what a model needs      pfedst explain runs/NAME IMAGES --site NAME --out FOLDER
-  data      get, check and audit images     pfedst data init | audit | prepare | preprocess | partition
-  cache     cached encoder output on disk   pfedst cache build --config FILE | info | clear
-  methods   the installed methods
-  configs   shipped configurations          pfedst configs list | show NAME | copy NAME
-  env       versions and hardware, for bug reports
+  fit        train a method across sites        pfedst fit --config demo [--name NAME] [--resume]
+  validate   evaluate a run on validation       pfedst validate runs/NAME
+  test       evaluate a run on test             pfedst test runs/NAME
+  join       train a run's model at a new site  pfedst join runs/NAME --data ... --site SITE
+  site       take part in a run on Flower       pfedst site --config FILE --data ... --site NAME --superlink HOST:PORT
+  compare    run methods x seeds, and report    pfedst compare --config demo [--jobs 2]
+  calibrate  refit temperature and threshold    pfedst calibrate runs/NAME --site SITE [--coverage 0.8]
+  report     tables and figures of runs         pfedst report runs/A runs/B ... [--reference ROW]
+  card       write the facts of a run           pfedst card runs/NAME [--data_card FILE]
+  predict    predict the class of images        pfedst predict runs/NAME IMAGES --site NAME --out predictions.csv
+  export     write a model into a folder        pfedst export runs/NAME FOLDER --site NAME | --generic
+  push       upload an exported model           pfedst push FOLDER USER/NAME [--private]
+  explain    draw occlusion maps                pfedst explain runs/NAME IMAGES --site NAME --out FOLDER
+  data       prepare, check and audit images    pfedst data init | audit | prepare | preprocess | partition
+  cache      manage cached activations          pfedst cache build --config FILE | info | clear
+  methods    list the installed methods         pfedst methods [NAME]
+  configs    list the shipped configurations    pfedst configs list | show NAME | copy NAME
+  env        print versions and hardware        pfedst env
 
 Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.help PFedST.
-Exit codes: 0 done, 1 a run that failed, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
+Exit codes: 0 success, 1 other failure, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
 6 too few clients, 130 interrupted.
 """
 COMMANDS = tuple(line.split()[0] for line in USAGE.splitlines() if line.startswith("  "))

@@ -19,8 +19,10 @@ from pfedst.reporting import console_of
 def run_methods(arguments: Sequence[str]) -> int:
     """Print a table of all methods or the pages of some, or write all pages. Return the exit code."""
     parser = argparse.ArgumentParser(prog="pfedst methods", description="List and explain the installed methods.")
-    parser.add_argument("name", nargs="*", help="print the page of each of these methods in place of the table")
-    parser.add_argument("--docs", type=Path, help="write a page for every method, and README.md with the table, here")
+    parser.add_argument("name", nargs="*", help="print the pages of these methods instead of the table")
+    parser.add_argument(
+        "--docs", type=Path, help="folder in which to write a page for every method, and README.md with the table"
+    )
     given = parser.parse_args(arguments)
     from pfedst.cli.method_pages import HEADINGS, PROTOCOL, cells, page, pages
     from pfedst.methods.registry import get_method, registered_methods

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the name of the model, and the options that choose it."""
     parser.add_argument("model", help="folder of a run (runs/NAME), folder of pfedst export, or hf://USER/NAME")
-    parser.add_argument("--site", help="the personal model of this site of a run")
-    parser.add_argument("--generic", action="store_true", help="the model that a hospital gets that was not in the run")
+    parser.add_argument("--site", help="use the personal model of this site of the run")
     parser.add_argument(
-        "--round", default="last", help="round of a run: last, best (on validation), or the number of one that is kept"
+        "--generic", action="store_true", help="use the generic model, for a hospital that was not in the run"
+    )
+    parser.add_argument(
+        "--round", default="last", help="round of the run: last, best (on validation), or the number of a saved round"
     )
     parser.add_argument("--encoder-weights", help="file or tag of the encoder's weights; default: those of the run")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on; default: %(default)s")

@@ -62,15 +62,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Predict the class of images. Research software, not a medical device.",
     )
     add_model_options(parser)
-    parser.add_argument("images", nargs="+", help="image files (DICOM too), or folders with all folders in them")
+    parser.add_argument(
+        "images", nargs="+", help="image files (also DICOM), or folders with images, also in subfolders"
+    )
     parser.add_argument("--out", type=Path, required=True, help=f"table to write: {', '.join(FORMATS)}")
     parser.add_argument(
         "--prior",
-        help="class frequencies that predictions are for: training (as the model learned), balanced, site, or a JSON "
-        "or CSV file; default: that of the run",
+        help="class frequencies that predictions are for: training (those that the model learned), balanced, site, or "
+        "a JSON or CSV file; default: that of the run",
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="32", help="default: %(default)s")
-    parser.add_argument("--batch_size", type=int, default=16, help="images computed at once; default: %(default)s")
+    parser.add_argument("--batch_size", type=int, default=16, help="images per batch; default: %(default)s")
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     parser.add_argument(
         "--labels",

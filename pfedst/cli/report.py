@@ -23,26 +23,30 @@ PathLike = str | Path
 def run_report(arguments: Sequence[str]) -> int:
     """Report on the given runs. Return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="pfedst report", allow_abbrev=False, description="Tables and figures from finished runs."
+        prog="pfedst report", allow_abbrev=False, description="Write tables and figures of finished runs."
     )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of comparisons")
     parser.add_argument(
-        "--reference", help="row against which the others are tested; default: that of the comparison, or PFedST"
+        "--reference", help="row with which the others are compared; default: that of the comparison, or PFedST"
     )
-    parser.add_argument("--metric", default=SELECTION_METRIC, help="default: %(default)s")
+    parser.add_argument(
+        "--metric", default=SELECTION_METRIC, help="metric by which rows are compared; default: %(default)s"
+    )
     parser.add_argument(
         "--round",
         choices=ROUND_CHOICES,
         help="round of each run whose numbers are reported: its last, or its best on validation; default: that of the "
         "comparison, or last",
     )
-    parser.add_argument("--output", type=Path, help="folder; default: report/ in the only folder named, or report")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write; default: report/ in the run, or report/ if there are several"
+    )
     parser.add_argument(
         "--figures",
         nargs="+",
         choices=FIGURE_FORMATS,
         default=(),
-        help="also write each figure as a file of these formats; report.html holds all figures without it",
+        help="also write each figure as a file in these formats; report.html always holds all figures",
     )
     given = parser.parse_args(arguments)
     print_report(given.runs, given.output, given.reference, given.metric, given.figures, given.round)

@@ -312,8 +312,8 @@ class Client:
             return []
         if place[0] != name and place[0] not in self.held_out:
             raise ConfigurationError(
-                f'method {type(self.method).__name__} shows images of site "{place[0]}" to client {name}: only a site '
-                f"that is held out may give its images away; add --coordinator.held_out_sites [{place[0]}]"
+                f'method {type(self.method).__name__} uses images of site "{place[0]}" at client {name}: only images '
+                f"of held-out sites may be used elsewhere; add --coordinator.held_out_sites [{place[0]}]"
             )
         if "train" in self.data.needed_splits:  # else nothing is trained, and the images need not be here
             self.data.unlabelled(*place, seed=0)  # a missing site or split is reported before the first round

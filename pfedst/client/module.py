@@ -48,12 +48,12 @@ class FederatedClient(LightningModule):
         adapter: class and options of the adapter; with null, the choice of the method.
         anchors: where the class anchors come from: `text` prompts, `prototypes` (class means of frozen embeddings,
             merged over clients by class counts), or `learned`. Not used if the adapter is a `WholeModel`.
-        prompts: templates with a {} for the class name, averaged; used by `text` only.
+        prompts: templates with {} for the class name; their embeddings are averaged. Used only by `text` anchors.
         optimizer: class and options of the optimiser of a local fit. Norms and biases get no weight decay.
         loss: class and options of the loss over classes, which every classification term of a method uses:
             `BalancedSoftmax`, `CrossEntropy`, `ClassWeighted` or `Focal`; with null, `CrossEntropy`.
-        prior: the class frequencies that predictions are for: `training` (logits as the model gives them), `balanced`
-            (all classes alike), `site` (those of the training split of each site), or a JSON or CSV file of class name
+        prior: the class frequencies that predictions are for: `training` (unchanged logits), `balanced` (all classes
+            equally frequent), `site` (those of the training split of each site), or a JSON or CSV file of class name
             and frequency. Metrics and model selection are at this prior; training is not changed.
         non_finite: what a fit does if a loss or a gradient is NaN or infinite: `stop` (the client is excluded from
             the round), or `skip` the step and count it. With 16-mixed precision the gradient scaler handles such

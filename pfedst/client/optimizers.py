@@ -76,6 +76,6 @@ def _check(optimizer: Optimizer, scaled: bool) -> None:
     if scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
         # it unscales within its step, after the method has edited gradients
         raise ConfigurationError(
-            "--model.optimizer: fused optimisers do not go with --trainer.precision 16-mixed; use bf16-mixed, or leave "
-            "fused out"
+            "--model.optimizer: fused optimisers cannot be used with --trainer.precision 16-mixed; use bf16-mixed, or "
+            "leave fused out"
         )

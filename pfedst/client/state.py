@@ -122,7 +122,7 @@ class SiteState:
             yield
         except StateError as error:
             raise StateError(
-                f"{error}; client {self.name} continues from this folder: put back a copy of it, or continue with the "
+                f"{error}; client {self.name} continues from this folder: restore a copy of it, or continue with the "
                 f"same command, --name and --resume true, which looks for an older round, or start a new run"
             ) from error
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pfedst.child_processes import ChildProcess, ParentProcess, start_child
 from pfedst.state import writing
+from pfedst.time_left import time_left
 
 Target = Callable[[ParentProcess, list[str], str], None]
 """Runs `pfedst fit` with arguments and writes its output to a file; it ends by `SystemExit`."""
@@ -172,6 +173,4 @@ def last_words(log: Path) -> str:
 
 
 def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return "time left not known yet"
-    return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
+    return "time left not known yet" if seconds is None else time_left(seconds)

@@ -91,7 +91,7 @@ def _transport(executor: str) -> str:
 
 def _warn_of_save_fits() -> None:
     logging.getLogger("pfedst").warning(
-        "--%s.%s is gone: every local fit is saved, since the state of a site lives in its folder; please remove it",
+        "--%s.%s no longer exists: every local fit is saved, in the folder of its site; please remove it",
         GROUP,
         SAVE_FITS,
     )

@@ -80,7 +80,7 @@ def check_configurations(arguments: Sequence[str], environment: str) -> None:
         except OSError:  # such as missing rights
             continue
         except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{value}: no text in UTF-8 ({error}): {REMEDY}") from error
+            raise ConfigurationError(f"{value}: not UTF-8 text ({error}): {REMEDY}") from error
 
 
 def _check_size(file: Path) -> None:
@@ -110,7 +110,7 @@ def _values(text: str, name: str) -> int:
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in opened):
-                raise ConfigurationError(f"{name}: *{event.anchor} stands within itself: {REMEDY}")
+                raise ConfigurationError(f"{name}: *{event.anchor} contains itself: {REMEDY}")
             values += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             values += 1

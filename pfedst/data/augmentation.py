@@ -143,7 +143,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, type | FunctionType) and "<" not in value.__qualname__:
         return _path(value)
     raise ConfigurationError(
-        f"{OPTION}: it holds {value!r}, which no configuration can name; write a class of your own, derived from "
+        f"{OPTION}: it holds {value!r}, which a configuration cannot hold; write a class of your own, derived from "
         f"torchvision.transforms.v2.Transform, with numbers and texts as options"
     )
 

@@ -58,50 +58,51 @@ class FederatedDataModule(LightningDataModule):
         missing: kind, number and bytes of the rows that `complete_cache` found missing in the cache.
 
     Args:
-        batch_size: images of one training step, >= 1; the last batch of an epoch may be smaller, none is dropped.
-        evaluation_batch_size: images of one evaluation step, >= 1. Default: as many as `evaluation_batch_bytes` allows,
-            and 64 for an adapter that needs images, of whose layers nothing is known.
-        evaluation_batch_bytes: most bytes of one evaluation step, >= 1: the pixels of its images, and what the adapter
-            needs of the encoder or the widest layer of the encoder, in float32. The number of images follows from
-            shapes alone, whether they are cached or not.
+        batch_size: images per training step, >= 1; the last batch of an epoch may be smaller and is not dropped.
+        evaluation_batch_size: images per evaluation step, >= 1. Default: as many as `evaluation_batch_bytes` allows,
+            or 64 for an adapter that needs images, because the size of its layers is not known.
+        evaluation_batch_bytes: maximum bytes of one evaluation step, >= 1: the pixels of its images, and the
+            activations that the adapter needs or the widest layer of the encoder, in float32. The number of images
+            depends only on shapes, not on the cache.
         validation_fraction: share of train that becomes validation, in [0, 1), at sites without a validation split.
-        split_seed: seed of that cut and of folds; apart from the run's seed, so that all runs share their splits.
-        folds: number of folds, 2 or more, over which all images of each site are dealt, whatever their split: by
+        split_seed: seed of the validation split and of folds; it does not depend on the run's seed, so that all runs
+            share their splits.
+        folds: number of folds, 2 or more, over which all images of each site are distributed, whatever their split: by
             groups, stratified by class, with `split_seed`. Default: the splits of the data set.
-        fold: the fold that is test, from 0 to `folds` - 1; the others are train, from which validation is cut.
-        augmentation: of training images: `none`, `flips`, `crops` (random resized crop and flips), or a transform of
-            `torchvision.transforms.v2` by class path and options, or a list of them. It gets the square image of the
-            encoder's size, uint8, before it is normalised, and must keep its shape.
+        fold: the fold that is test, from 0 to `folds` - 1; the others are train, from which validation is split.
+        augmentation: augmentation of training images: `none`, `flips`, `crops` (random resized crop and flips), or a
+            transform of `torchvision.transforms.v2` by class path and options, or a list of them. It receives the
+            square image of the encoder's size, uint8, before normalisation, and must keep its shape.
         views: number of augmented views of each training image, fixed over epochs and runs, 1 or more. With 0 every
             epoch draws new views, which cannot be cached.
-        sampler: order of the training images of an epoch: `shuffle` shows every image once, `class_balanced` as many
-            images, of equally many of each class that the site has; images of rare classes are repeated.
+        sampler: order of the training images of an epoch: `shuffle` uses every image once; `class_balanced` uses the
+            same number of images, equally many of each class that the site has, and repeats images of rare classes.
         num_workers: number of processes that load images; results do not depend on it.
         verify_images: decode every image before training, so that a damaged image is reported at once. Files that
             have not changed are not decoded again (the result is kept in the cache's folder).
-        audit: search for leaks between splits, absent classes, duplicates and the like before training: `warn` prints
-            a headline, `strict` refuses to train on an error, `off` skips the audit. Duplicates are searched for only
-            with verify_images.
-        outside_files: allow images outside of the folders that the data set names, where a path with `..`, an
-            absolute path or a link leads out of them. Otherwise such an image is an error.
+        audit: search for leaks between splits, absent classes, duplicates and similar errors before training: `warn`
+            prints a headline, `strict` refuses to train on an error, `off` skips the audit. Duplicates are searched for
+            only with verify_images.
+        outside_files: allow images outside the folders that the data set names, to which a path with `..`, an absolute
+            path or a link leads. Otherwise such an image is an error.
         pixel_range: values of grey images that become black and white, such as [0, 4095] for 12 bits kept in 16, or
             [-160, 240] for Hounsfield units. It applies to grey images of more than 8 bits and to grey DICOM files.
             Default: what each file declares (its bits, its DICOM window), otherwise its smallest and its largest
             value, with a warning.
-        ordinal: the classes are grades in their order, so that the quadratic weighted kappa is defined.
-        cache: what to cache on disk. `images`: decoded images, cut to the square of the encoder, so that each file is
-            read once. `pooled`, `tokens` or `taps`: activations of the encoder, so that each image passes the encoder
-            once. `auto`: what the adapter needs, if it fits the budget, and `images` for an adapter that needs images,
-            or where each epoch draws new augmented images. `none`: nothing.
+        ordinal: true if the classes are grades in their order; this adds the quadratic weighted kappa.
+        cache: what to cache on disk. `images`: decoded images, cropped to the square of the encoder, so that each file
+            is read once. `pooled`, `tokens` or `taps`: activations of the encoder, so that each image passes the
+            encoder once. `auto`: what the adapter needs, if it fits the budget, and `images` for an adapter that needs
+            images, or if each epoch draws new augmented images. `none`: nothing.
         cache_dtype: dtype of cached values. float32 gives the bits of a run without cache; bfloat16 and float16 take
             half the bytes, int8 a quarter.
         cache_folder: folder of the caches; default: PFEDST_CACHE of the environment, or `pfedst` in the user's cache.
         cache_max_bytes: a cache that would grow larger is refused before it is built, >= 0.
-        cache_device_bytes: rows of the cache that this run uses are copied once to the memory of the device where it
-            trains (on a CPU: out of the mapped files), if they take so many bytes at most; 0: they are read from the
-            mapped files. Each process of `--coordinator.transport processes` has its own copy on a GPU.
-        only_sites: use these sites alone: images of the others need not be on disk. Validation and drawn test images
-            are those that a site has among all sites. Default: all sites.
+        cache_device_bytes: copy the rows of the cache that this run uses to the memory of the device once (on a CPU:
+            from the mapped files to memory), if they take at most this many bytes; 0: read them from the mapped files.
+            Each process of `--coordinator.transport processes` has its own copy on a GPU.
+        only_sites: use only these sites: images of the others need not be on disk. Validation and drawn test images of
+            a site are the same as with all sites. Default: all sites.
         subgroups: columns of the table of the images, such as `[sex, device]`, by whose values results on test are
             reported too. Metrics and number of images of each subgroup leave the site then, once, after the last round.
             Default: none.
@@ -262,8 +263,8 @@ class FederatedDataModule(LightningDataModule):
         """
         if self._datasets and preprocessing != self._preprocessing:
             raise ConfigurationError(
-                f"these data are prepared for {self._preprocessing}, not for {preprocessing}: make a data module an "
-                f"encoder"
+                f"these data are prepared for {self._preprocessing}, not for {preprocessing}: use one data module "
+                f"per encoder"
             )
         if self._datasets:
             return
@@ -326,7 +327,7 @@ class FederatedDataModule(LightningDataModule):
         else:
             for site, rare in found.rare_classes(self.folds).items():
                 logging.getLogger("pfedst").warning(
-                    "%s: fewer patients, lesions or images than %d folds, so that some folds test none: %s",
+                    "%s: fewer patients, lesions or images than %d folds, so some folds have none in test: %s",
                     site, self.folds, listed(rare),
                 )  # fmt: skip
             found = found.with_fold(self.folds, self.fold, self.split_seed)

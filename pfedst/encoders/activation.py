@@ -27,7 +27,7 @@ OPENAI_CLASS_EMBEDDINGS = {"48f61989319f64dd": "ViT-B-16"}
 def check_file_activation(
     model: str, file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], configuration: Mapping[str, Any]
 ) -> None:
-    """Refuse a file with weights of the other activation, or warn if the file does not tell its activation.
+    """Refuse a file with weights of the other activation, or warn if the activation of the file is not known.
 
     The activation is known from the metadata of the file (`model`), from OpenAI's own layout, from the class embedding
     of OpenAI's ViT-B/16, and from `open_clip_config.json` or transformers' `config.json` beside the file. Nothing is
@@ -50,7 +50,7 @@ def check_file_activation(
     found = _of_file(file, state, configuration)
     if found is None:
         logging.getLogger("pfedst").warning(
-            "--model.encoder.weights %s: the file does not tell its activation; %s computes %s. If the weights were "
+            "--model.encoder.weights %s: the activation of the file is not known; %s computes %s. If the weights were "
             "trained with the other one (OpenAI's with quick-GELU), use --model.encoder.model %s: predictions would "
             "be worse without an error",
             file,

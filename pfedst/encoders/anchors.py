@@ -88,13 +88,12 @@ class AnchorHead(nn.Module):
         for one, other in (unit @ unit.T > SURELY_OTHER).triu(1).nonzero().tolist():
             if (unit[one] - unit[other]).abs().max() < ROUNDING:
                 remedy = {
-                    "text": "give them names that the text tower tells apart (--data.class_names), or use "
-                    "--model.anchors prototypes",
+                    "text": "give them other names (--data.class_names), or use --model.anchors prototypes",
                     "prototypes": "they have the same images; see pfedst data audit, or use --model.anchors text",
                 }
                 raise ConfigurationError(
                     f'the classes "{self.class_names[one]}" and "{self.class_names[other]}" have the same class anchor '
-                    f"({self.kind}), so that no image can be told to be of one of them: {remedy[self.kind]}"
+                    f"({self.kind}), so their images cannot be distinguished: {remedy[self.kind]}"
                 )
 
     @torch.no_grad()

@@ -60,7 +60,7 @@ class Encoder:
         if isinstance(inputs, Tensor):
             return self.extract(inputs, need)
         if inputs.kind != need:
-            raise ConfigurationError(f"the cache hands out {inputs.kind}, and {need} is needed")
+            raise ConfigurationError(f"the cache gives {inputs.kind}, and {need} is needed")
         return inputs.decode()
 
     @property

@@ -279,8 +279,8 @@ class FrozenCLIP(Encoder):
         """
         if self.text is None:
             raise WeightsError(
-                f"encoder {self.label}: {self._without_text}, so prompts mean nothing; use --model.anchors prototypes "
-                f"or learned, or weights of the whole model"
+                f"encoder {self.label}: {self._without_text}, so text prompts cannot be used; use --model.anchors "
+                f"prototypes or learned, or weights of the whole model"
             )
         tokens = token_ids(self._tokenizer, prompts, self.label).to(self.device)
         return F.normalize(self.text.encode_text(tokens), dim=-1)  # type: ignore[operator]

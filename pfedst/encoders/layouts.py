@@ -93,14 +93,14 @@ def from_transformers(state: Mapping[str, Tensor], what: str) -> dict[str, Tenso
     """
     if key := next((key for key in state if key.startswith("vision_model.model.")), None):
         raise WeightsError(
-            f"{what}: laid out as FLAIR, a torchvision ResNet with a projection of its own ({key}), which open_clip "
+            f"{what}: has the layout of FLAIR, a torchvision ResNet with its own projection ({key}), which open_clip "
             f"does not have. To use its ResNet, save the tensors below vision_model.model. without that prefix, and "
             f"give --model.encoder.model timm/resnet50"
         )
     if key := next((key for key in state if key.startswith("vision_model.head.")), None):
         raise WeightsError(
-            f"{what}: laid out as transformers' SigLIP ({key}), which is not converted; take the same model from its "
-            f"repository for open_clip (hf-hub:timm/ViT-...-SigLIP), not the one for transformers"
+            f"{what}: has the layout of transformers' SigLIP ({key}), which is not converted; use the same model from "
+            f"its repository for open_clip (hf-hub:timm/ViT-...-SigLIP), not the one for transformers"
         )
     converted: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}

@@ -48,7 +48,7 @@ def read_file(
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"--model.encoder.weights {path}: only .safetensors files are read, since a pickled checkpoint can run "
-            f"code. Convert it once on a machine that you can lose:\n"
+            f"code. Convert it once on a machine without important data:\n"
             f"  state = torch.load(FILE, weights_only=True); state = state.get('state_dict', state)\n"
             f"  safetensors.torch.save_file({{k: v.contiguous() for k, v in state.items()}}, 'weights.safetensors')"
         )
@@ -56,7 +56,7 @@ def read_file(
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # safetensors' own errors, and torch's errors for an invalid shape or type
-        raise WeightsError(f"--model.encoder.weights {path}: not a whole safetensors file ({error})") from error
+        raise WeightsError(f"--model.encoder.weights {path}: not a complete safetensors file ({error})") from error
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

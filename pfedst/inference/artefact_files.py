@@ -48,7 +48,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise StateError(f"{file} has {file.stat().st_size:,} bytes; {COPY_AGAIN}")
         content = file.read_bytes()
     except FileNotFoundError as error:
-        raise StateError(f"{folder}: no model, as it holds no {CONFIG_FILE}; give a folder of pfedst export") from error
+        raise StateError(
+            f"{folder}: not a model, because it has no {CONFIG_FILE}; give a folder of pfedst export"
+        ) from error
     except OSError as error:
         raise StateError(f"{file} cannot be read ({error}); {COPY_AGAIN}") from error
     return checked_config(content, folder)

@@ -30,10 +30,10 @@ def labels_of(names: list[str], labels: str, class_names: tuple[str, ...]) -> li
         names: paths of the images.
         labels: `folders`, or a CSV or parquet table with a column `path` and a column `label`. A path is as it was
             given, relative to the table, or the file's name where that is unique.
-        class_names: of the model; a label that is no class of the model is refused.
+        class_names: of the model; a label that is not a class of the model is refused.
 
     Raises:
-        DataError: an image has no label, or a label is no class of the model.
+        DataError: an image has no label, or a label is not a class of the model.
         ConfigurationError: the table has no such columns.
     """
     found = [Path(name).parent.name for name in names] if labels == FOLDERS else _from_table(names, Path(labels))
@@ -41,8 +41,8 @@ def labels_of(names: list[str], labels: str, class_names: tuple[str, ...]) -> li
     for name, label in zip(names, found, strict=True):
         if plain_name(label) not in known:
             raise DataError(
-                f'{name}: the label "{label}" is no class of the model.{nearest(label, class_names)} Its classes are: '
-                f"{listed(class_names)}"
+                f'{name}: the label "{label}" is not a class of the model.{nearest(label, class_names)} Its classes '
+                f"are: {listed(class_names)}"
             )
     return [known[plain_name(label)] for label in found]
 

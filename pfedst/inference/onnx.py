@@ -136,7 +136,7 @@ def build_onnx(
     size_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     if size_bytes > LARGEST_BYTES:
         raise ConfigurationError(
-            f"ONNX: the weights of {encoder.label} have {size_bytes:,} bytes, and one file ends at 2 GB; choose a "
+            f"ONNX: the weights of {encoder.label} have {size_bytes:,} bytes, and a file is limited to 2 GB; choose a "
             f"smaller encoder"
         )
     # also fills what a tower computes at its first use, which tracing must not do

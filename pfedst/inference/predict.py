@@ -20,6 +20,7 @@ from pfedst.encoders import Encoder, Need, Taps
 from pfedst.errors import ConfigurationError, DataError
 from pfedst.inference.images import Item, items_of, reader
 from pfedst.methods.priors import TargetPrior
+from pfedst.time_left import time_left
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -220,6 +221,5 @@ class Progress:
         if self.console is None or images == self.images or now - self.printed < SECONDS_BETWEEN_LINES:
             return
         self.printed = now
-        left = (now - self.started) / images * (self.images - images)
-        shown = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-        self.console.print(f"{self.command}: {images:,} of {self.images:,} images, about {shown} left", highlight=False)
+        left = time_left((now - self.started) / images * (self.images - images))
+        self.console.print(f"{self.command}: {images:,} of {self.images:,} images, {left}", highlight=False)

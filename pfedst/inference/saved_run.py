@@ -57,7 +57,9 @@ class SavedRun:
         self.folder = Path(folder)
         self._files = RunFolder(self.folder)
         if not (self.folder / "config.yaml").is_file():
-            raise ConfigurationError(f"{folder}: no run, as it holds no config.yaml; give a folder such as runs/NAME")
+            raise ConfigurationError(
+                f"{folder}: not a run, because it has no config.yaml; give a folder such as runs/NAME"
+            )
         try:
             self.config: dict[str, Any] = read_yaml(self.folder / "config.yaml")
             data = self.config["data"].get("init_args") or {}
@@ -65,7 +67,7 @@ class SavedRun:
             self.pixel_range: PixelRange | None = None if given is None else (given[0], given[1])
             self._seed = int(self.config["seed_everything"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise StateError(f"{self.folder / 'config.yaml'} is damaged ({error!r}): put back a copy of it") from error
+            raise StateError(f"{self.folder / 'config.yaml'} is damaged ({error!r}): restore a copy of it") from error
         self._identity = self._files.identity()
 
     @property

@@ -152,9 +152,9 @@ class FederatedMethod:
 
     Attributes:
         source: paper, venue and year: where the method comes from.
-        requires: the class of adapter that the method needs; None for any. Other adapters are refused.
-        requires_anchors: the class anchors that the method needs; None for any. Others are refused.
-        sequential: True for ring methods: a round takes the clients one after the other and merges after each.
+        requires: the class of adapter that the method needs, other adapters are refused; None for any.
+        requires_anchors: the class anchors that the method needs, others are refused; None for any.
+        sequential: True for ring methods: in a round clients train one after the other, with a merge after each.
         pooled: True for the upper reference: one client trains on the images of all sites together.
         personalises: False declares that all clients predict with the server's model alone, so that it is evaluated
             once; a client whose model is another one is then refused. True, the default, is for clients that predict
@@ -168,8 +168,8 @@ class FederatedMethod:
             clients of a round send the same keys and shapes under a name; a client that differs from most is left out.
 
     Args:
-        weighting: how clients count when the server averages: all alike (`uniform`), or by their training `samples`
-            (n_k / sum n, as in FedAvg's paper), where the largest site decides.
+        weighting: weights of the clients in the average: all equal (`uniform`), or by the number of training images
+            (`samples`: n_k / sum n, as in the FedAvg paper), which lets the largest site dominate.
         finetune_epochs: local epochs of each client after the last round, >= 0; nothing is sent after them.
         norm_statistics: running statistics of norm layers are `merged` like the layer they belong to, or kept
             `private`.

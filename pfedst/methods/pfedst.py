@@ -24,12 +24,12 @@ def _is_lora(key: str) -> bool:
 class PFedST(FederatedMethod):
     """Personalised federated side-tuning: a shared side network with personal LoRA beside its projections.
 
-    Why: hospitals agree on what to look for and differ in cameras, light and case mix. Personal low-rank updates absorb
-        these differences, so that they do not enter the merge. Gradients cross one block of the frozen tower only.
+    Why: hospitals share the task and differ in cameras, light and case mix. Personal low-rank updates absorb these
+        differences, so that they do not enter the merge. Gradients pass through only one block of the frozen tower.
     Method: every client trains the whole side network. Its LoRA (beside every down-projection, every attention output
-        O, and the up-projection) never leaves the hospital; the rest is merged, n_k / n.
-    When to use: sites that differ, memory for little more than the last block, a link for a few megabytes.
-    Differs from the paper in: details that its figure does not show (widths, rank, initialisation, schedule) are
+        O, and the up-projection) never leaves the hospital; the rest is averaged over clients.
+    When to use: sites that differ, little memory (one block of the tower is trained through), a few megabytes a round.
+    Differs from the paper in: details that the paper does not give (widths, rank, initialisation, schedule) are
         options, with our own defaults.
 
     Args:
@@ -39,8 +39,8 @@ class PFedST(FederatedMethod):
             off in the first `shared_epochs` local epochs of a round, then the LoRA alone.
         shared_epochs: epochs of the shared part in `alternate`, >= 1; a round needs at least one more epoch.
         lora_learning_rate_scale: factor on the learning rate of the LoRA, > 0.
-        strength: share of the LoRA with which a site predicts, in [0, 1]. It is trained in full. 1: as trained;
-            0: the merged part alone. In between lies a mixture of the two in the space of weights.
+        strength: factor on the LoRA in predictions, in [0, 1]; training uses the full LoRA. 1: as trained; 0: the
+            merged part alone. Values between them interpolate the weights.
         options: see FederatedMethod.
     """
 

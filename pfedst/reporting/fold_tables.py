@@ -155,7 +155,7 @@ def differences_table(compared: Compared, metric: str) -> ReportTable | None:
     caption = (
         f"Each row minus {compared.reference}: {metric_words(metric)} of the personal model on "
         f"{compared.protocol['split']}, in points, mean and standard deviation over the folds of all repetitions, and "
-        f"the number of folds in which the row is higher. A description: nothing is tested here."
+        f"the number of folds in which the row is higher. Nothing is tested here."
     )
     headings = ("row", "difference", "deviation", "folds higher")
     return ReportTable("differences", f"Against {compared.reference}, described", caption, headings, tuple(rows))
@@ -180,9 +180,9 @@ def tuning_table(compared: Compared) -> ReportTable | None:
         rows.append((Cell(label), Cell(counts or "-"), Cell(tried), Cell(edges or "-")))
     caption = (
         f"Options chosen within each fold by {compared.tuning['metric']}, of the personal model, and how often; mean "
-        f"validation of each trial over folds, %. Every row that is listed got as many trials on every fold, the "
-        f"others none. A trial is run with the seeds of its fold, and the runs of the chosen trial are those of the "
-        f"tables: test is reported, and played no part. At an edge: a best value of some fold lies at an edge of the "
+        f"validation of each trial over folds, %. Every listed row had the same number of trials on every fold, "
+        f"the other rows none. A trial is run with the seeds of its fold, and the runs of the chosen trial are those "
+        f"of the tables: test is reported and was not used. At an edge: a best value of some fold is at an edge of the "
         f"grid, with possible values beyond it."
     )
     return ReportTable(

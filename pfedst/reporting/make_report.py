@@ -50,7 +50,8 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
     found = [table for table in made if table is not None]
     if not any(tables.is_claimed(compared, differences, difference) for difference in differences.values()):
         found = [table.without_marks() for table in found]
-    title = f"{compared.name}: {len(compared.rows)} rows, {len(compared.sites)} sites, {compared.runs_text}"
+    rows, sites = len(compared.rows), len(compared.sites)
+    title = f"{compared.name}: {rows} row{'s'[: rows != 1]}, {sites} site{'s'[: sites != 1]}, {compared.runs_text}"
     return Report(
         title,
         (*protocol_lines(compared), *made_lines(compared, made_with)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 from pfedst.reporting.formats import DASHES, is_marked, is_numeric, number, plain, right_aligned
 from pfedst.reporting.report import Report
@@ -62,8 +62,9 @@ th[aria-sort] button::after { color: var(--link); }
 th[aria-sort=ascending] button::after { content: "\\25B2"; }
 th[aria-sort=descending] button::after { content: "\\25BC"; }
 .hint { display: none; } .sortable .hint { display: inline; }
-figure { margin: 1rem 0; max-width: 78rem; } figure img { display: block; width: 100%; height: auto; background: #fff;
-  border: 1px solid var(--line); border-radius: .3rem; padding: .5rem; }
+figure { margin: 1rem 0; max-width: 78rem; }
+.scroll.drawing { width: 100%; background: #fff; border: 1px solid var(--line); border-radius: .3rem; padding: .5rem; }
+.drawing svg { display: block; width: 100%; min-width: 42rem; height: auto; }
 figcaption { margin-top: .5rem; max-width: 50rem; }
 @media (max-width: 40rem) { body { padding: 1rem .9rem 3rem; font-size: 15px; } h1 { font-size: 1.35rem; }
   tr > th:first-child { max-width: 8.5rem; min-width: 6rem; } th, td { padding: .35rem .5rem; } }
@@ -71,7 +72,8 @@ figcaption { margin-top: .5rem; max-width: 50rem; }
 @media print { :root { font-size: 10pt; color-scheme: light; --page: #fff; --text: #000; --soft: #444; --line: #bbb;
   --best: #e4e4e4; --note: #fff; --edge: #000; --link: #000; --shade: transparent; }
   body { padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } tr > th:first-child { position: static; } .sortable .hint { display: none; }
+  .scroll { overflow: visible; } .drawing svg { min-width: 0; } .sortable .hint { display: none; }
+  tr > th:first-child { position: static; }
   th button::after { display: none; } th button, th.right button { padding: 0; }
   h2, .caption { break-after: avoid; } tr, figure, .notes { break-inside: avoid; }
   .wide { page: wide; } .wide table { font-size: 6.5pt; }
@@ -107,22 +109,31 @@ document.documentElement.classList.add("sortable");
 """
 
 
-def html_page(report: Report, figures: Sequence[tuple[str, str, str]] = ()) -> str:
-    """Render the page.
+class PageFigure(NamedTuple):
+    """A figure of a page.
 
-    Args:
-        report: the report.
-        figures: title, caption and SVG text of each figure.
+    Attributes:
+        title: one line.
+        caption: sentences that describe the content and the protocol.
+        svg: an `svg` element that is safe within a page and names itself, see `figures.svg_text`.
     """
+
+    title: str
+    caption: str
+    svg: str
+
+
+def html_page(report: Report, figures: Sequence[PageFigure] = ()) -> str:
+    """Render the page."""
     names = anchors([table.name for table in report.tables])
     parts = [
         f"<h1>{_text(report.title)}</h1>",
         _list("notes", "Read this first", report.notes),
-        _contents(report, names, [title for title, _, _ in figures]),
+        _contents(report, names, [figure.title for figure in figures]),
         _list("protocol", "What the numbers mean", report.protocol),
         _legend(report),
         *(_table(table, name) for table, name in zip(report.tables, names, strict=True)),
-        *(_figure(index, *figure) for index, figure in enumerate(figures, 1)),
+        *(_figure(index, figure) for index, figure in enumerate(figures, 1)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -229,14 +240,11 @@ def _class(names: str) -> str:
     return f' class="{names}"' if names else ""
 
 
-def _figure(index: int, title: str, caption: str, svg: str) -> str:
-    """Embed a figure as an image, so that its ids, styles and scripts cannot affect other figures or the page."""
-    if "xmlns=" not in svg:  # required for an image, unlike for inline SVG
-        svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    data = base64.b64encode(svg.encode(errors="replace")).decode()
+def _figure(index: int, figure: PageFigure) -> str:
+    """Place a figure into the page itself, so that its letters can be found, selected and copied."""
+    name = f"figure-{index}"
     return (
-        f'<section><h2 id="figure-{index}">Figure {index}: {_text(title)}</h2>\n'
-        f'<figure><img alt="{_text(title)}" aria-describedby="figure-{index}-caption" '
-        f'src="data:image/svg+xml;base64,{data}">\n'
-        f'<figcaption id="figure-{index}-caption">{_text(caption)}</figcaption></figure></section>'
+        f'<section><h2 id="{name}">Figure {index}: {_text(figure.title)}</h2>\n'
+        f'<figure><div class="scroll drawing" tabindex="0" role="region" aria-labelledby="{name}">{figure.svg}</div>\n'
+        f"<figcaption>{_text(figure.caption)}</figcaption></figure></section>"
     )

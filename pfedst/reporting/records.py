@@ -59,7 +59,7 @@ def check_records(
         wrong = next(_faults(record, place, samples, alike), None)
         if wrong is not None:
             raise StateError(
-                f"{file}, line {line}: {wrong}, which no run writes; put back what it was, or start a new run"
+                f"{file}, line {line}: {wrong}, which no run writes; restore the original file, or start a new run"
             )
 
 

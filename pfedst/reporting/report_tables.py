@@ -54,7 +54,7 @@ def results_table(compared: Compared, metric: str) -> ReportTable:
     caption = (
         f"{metric_title(metric)}, %, of the personal model on {compared.protocol['split']} (images in brackets), "
         f"{compared.protocol['when']}, {compared.round_words}. {_over_seeds(compared)} Mean, worst and std over sites "
-        f"are taken in each run. Generic: personal tensors at their start, what a hospital that joins gets."
+        f"are taken in each run. Generic: personal tensors at their start, the model for a hospital that joins."
         f"{_held_out(compared)}{_pooled(compared)}"
     )
     return _table("results", f"{metric_title(metric)} by site", caption, compared, columns, percent)
@@ -95,9 +95,9 @@ def classes_table(compared: Compared) -> ReportTable | None:
     caption = (
         f"Each class against the others at a site, %, personal model of {compared.reference} with {run.words} on "
         f"{run.protocol['split']}, {run.protocol['when']}. The prediction is the class with the highest probability. "
-        f"Average precision: by chance it is the share of the class. Units: patients or lesions, or images where these "
-        f"are not known. {units_text(run, compared.sites)} No interval if fewer than {FEWEST_UNITS} units have an "
-        f"image that the number depends on, or if all resamples agree. summary.json of each run holds its own."
+        f"Average precision: for a random order it is the share of the class. Units: patients or lesions, or images "
+        f"where these are not known. {units_text(run, compared.sites)} No interval if fewer than {FEWEST_UNITS} units "
+        f"have an image that the number depends on, or if all resamples agree. summary.json has these for each run."
     )
     return ReportTable(
         "classes", "Sensitivity, specificity and average precision by class", caption,
@@ -156,9 +156,9 @@ def recall_table(compared: Compared) -> ReportTable:
     ]
     columns.append(("mean of classes", _recall(there), True))
     caption = (
-        f"Share of the images of a class that are found, %, over all sites together (images in brackets); personal "
-        f"model on {compared.protocol['split']}. A mean over sites weighs a class by the sites that have it, however "
-        f"few its images are there; this one does not. {_over_seeds(compared)}"
+        f"Share of the images of a class that are predicted right, %, over all sites together (images in brackets); "
+        f"personal model on {compared.protocol['split']}. In a mean over sites a site with few images of a class has "
+        f"the same weight as others; here every image has the same weight. {_over_seeds(compared)}"
     )
     return _table("recall", "Recall by class", caption, compared, columns, percent)
 
@@ -186,10 +186,10 @@ def cost_table(compared: Compared) -> ReportTable:
             cells.append(Cell(text(fmean(found)), fmean(found)) if found else Cell("-"))
         rows.append(tuple(cells))
     caption = (
-        "Numbers of parameters; bytes over all clients, counted from the messages, class prototypes included in all; "
-        "FLOPs of forward and backward passes of training (matrix products, convolutions, attention; a multiplication "
-        "with its addition is two), what a tap cache holds not included; peak memory of the process; seconds are of "
-        "this machine, and of a run that was resumed since then. Means over seeds."
+        "Numbers of parameters; bytes of the messages of all clients, in all with class prototypes; FLOPs of forward "
+        "and backward passes of training (matrix products, convolutions, attention; a multiply-add counts as two), "
+        "without those that a tap cache saves; peak memory of the process; seconds on this machine, for a resumed run "
+        "since it was resumed. Means over seeds."
     )
     return ReportTable("cost", "Cost", caption, ("row", *(heading for heading, _, _ in costs)), tuple(rows))
 
@@ -201,11 +201,10 @@ def tests_table(compared: Compared, metric: str, found: Mapping[str, Difference]
     caption = (
         f"Each row minus {compared.reference}: {metric_words(metric)} of the personal model on "
         f"{compared.protocol['split']}, in points, over pairs of (site, seed). Interval: 95 % bootstrap over seeds, on "
-        f"these sites and images, where there are seeds enough for a claim; of ten seeds it covers about 91 %. Effect: "
+        f"these sites and images, if there are enough seeds for a claim; with ten seeds it covers about 91 %. Effect: "
         f"matched-pairs rank-biserial correlation in [-1, 1]. p: exact two-sided Wilcoxon signed-rank tests with "
-        f"Holm's correction over the {len(found)} rows, over pairs, which overstates as the sites of a seed share "
-        f"their training, and over seeds, which does not. A claim needs both below {LEVEL:g}. Positive: the row is "
-        f"higher."
+        f"Holm's correction over the {len(found)} rows: over pairs, where p is too small because the sites of a seed "
+        f"share their training, and over seeds. A claim needs both below {LEVEL:g}. Positive: the row is higher."
     )
     headings = ("row", "difference", "interval", "effect", "pairs", "seeds", "p, pairs", "p, seeds", "claim")
     return ReportTable("tests", f"Against {compared.reference}", caption, headings, rows)
@@ -223,8 +222,8 @@ def tuning_table(compared: Compared) -> ReportTable | None:
         rows.append((Cell(label), Cell(_options_text(tuned["chosen"]) if tuned["chosen"] else "-"), Cell(tried)))
     seeds = ", ".join(str(seed) for seed in compared.tuning["seeds"])
     caption = (
-        f"Options chosen by {compared.tuning['metric']}, %, of the personal model, with seeds of their own ({seeds}); "
-        f"every row that is listed got as many trials, the others none. Test played no part."
+        f"Options chosen by {compared.tuning['metric']}, %, of the personal model, with separate seeds ({seeds}); "
+        f"every listed row had the same number of trials, the other rows none. Test was not used."
     )
     return ReportTable("tuning", "Tuned on validation", caption, ("row", "chosen", "tried"), tuple(rows))
 

@@ -72,7 +72,9 @@ class RunFolder:
             raise ConfigurationError(f'--name "{name}": use letters, digits, "_", "-" and "." only')
         there = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ConfigurationError(f"--runs_dir {runs_dir} cannot be written: {there} is no folder of yours")
+            raise ConfigurationError(
+                f"--runs_dir {runs_dir} cannot be written: {there} is not a folder in which you may write"
+            )
         if name is not None and cls(runs_dir / name)._is_taken():
             raise ConfigurationError(
                 f"{runs_dir / name} exists and a run is never overwritten: choose another --name, continue it with "
@@ -183,7 +185,7 @@ class RunFolder:
             return _table(file)
         except (OSError, ValueError, RecursionError) as error:
             raise StateError(
-                f"{file} is missing or damaged ({error!r}): put back a copy of it, or start a new one"
+                f"{file} is missing or damaged ({error!r}): restore a copy of it, or start a new one"
             ) from error
 
     def identify(self, identity: Mapping[str, Any], resume: bool) -> None:
@@ -230,8 +232,8 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, RecursionError):  # the same, by someone who made the sums right again
             pass
         raise StateError(
-            f"{self.records_file} was changed after it was written, and the state of its rounds does not go with it: "
-            f"put back what it was, or start a new run"
+            f"{self.records_file} was changed after it was written, and the saved rounds do not match it: restore "
+            f"the original file, or start a new run"
         )
 
     def keep_records(self, mark: Mapping[str, Any] | None) -> None:

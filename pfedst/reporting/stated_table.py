@@ -121,18 +121,18 @@ def _stated(summary: Summary) -> Mapping[str, Any]:
 def _caption(rows: Sequence[_Row]) -> str:
     split = rows[0].summaries[0]["protocol"]["split"]
     sentences = [
-        f"Personal model on {split}, means over sites; %, but for NLL (nats) and Brier scores (0 to 2).",
-        "The numbers of a row are of one model, its logits shifted to a prior. Balanced: all classes alike. Site: the "
-        "class frequencies of the training split of each site. Federation: their mean over sites. Rows at different "
-        "priors are not compared.",
+        f"Personal model on {split}, means over sites; %, except NLL (nats) and Brier scores (0 to 2).",
+        "The numbers of a row are of one model, with logits shifted to a prior. Balanced: equal class frequencies. "
+        "Site: the class frequencies of the training split of each site. Federation: their mean over sites. Rows at "
+        "different priors are not compared.",
     ]
     if derived := [row for row in rows if row.derived_from]:
         sentences.append(
             f"{derived[0].label}: the model of {derived[0].derived_from}, shifted to the frequencies of each site: a "
-            f"personal model of one number a class and no training, which a method that personalises has to beat."
+            f"personal model with one number per class and no training. A method that personalises should be better."
         )
     if any(row.prior == FEDERATION and not row.values(FEDERATION, "accuracy") for row in rows):
-        sentences.append("The prior of the federation is known if sites share class counts.")
+        sentences.append("The prior of the federation is known only if sites share class counts.")
     for row in rows:
         if row.reason and not row.derived_from:
             which = "" if not row.values(BALANCED, BALANCED_ACCURACY) else " at the prior of some sites"

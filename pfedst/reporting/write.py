@@ -11,7 +11,7 @@ from pfedst.reporting.environment import environment
 from pfedst.reporting.formats import csv_text, markdown, report_json
 from pfedst.reporting.latex import latex, latex_document
 from pfedst.reporting.make_report import make_report
-from pfedst.reporting.page import html_page
+from pfedst.reporting.page import PageFigure, html_page
 from pfedst.reporting.report import FigureFormat, Report
 from pfedst.reporting.summary import SELECTION_METRIC
 from pfedst.state import json_bytes, write_atomically, writing
@@ -44,7 +44,7 @@ def write_files(
     files = {
         "report.md": markdown(report),
         "report.tex": latex_document(report),
-        "report.html": html_page(report, [(figure.title, figure.caption, svg_text(figure)) for figure in drawn]),
+        "report.html": html_page(report, [PageFigure(one.title, one.caption, svg_text(one)) for one in drawn]),
         **{f"{table.name}.tex": latex(table) for table in report.tables},
         **{f"{table.name}.csv": csv_text(table) for table in report.tables},
     }

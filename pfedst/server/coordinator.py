@@ -61,16 +61,16 @@ class FederatedCoordinator:
         workers: number of worker processes, >= 1; default: one a thread of torch, or on GPUs as many as should fit in
             their memory, spread over all that are visible. For `processes` only.
         threads: threads of torch within a request, >= 1; default: all that torch has, divided over the workers. The
-            last bits of a result depend on it, and on neither transport nor workers.
-        timeout_seconds: the longest time of a local fit or an evaluation, > 0; a client that takes longer is left out
-            of its round. Default: any time. Not for `in_process`: nothing can end a fit in this process.
+            last bits of a result depend on it, but not on transport and workers.
+        timeout_seconds: maximum time of a local fit or an evaluation, > 0; a client that takes longer is excluded from
+            the round. Default: no limit. Not for `in_process`: nothing can end a fit in this process.
         min_clients: a round in which fewer clients report ends the run, with its state saved, >= 0; with 0 such a round
             changes nothing.
         most_norm_ratio: a client is left out of a round if its message changes what it was sent by more than this many
             times the median over clients (from three clients on), or than what it was sent, > 1 (norms over all
             numbers). Null for no limit.
-        held_out_sites: sites that are evaluated like the others and never train: hospitals that join later. No image
-            and no label of theirs is used elsewhere, also not in class prototypes.
+        held_out_sites: sites that never train and are evaluated like the others: hospitals that join later. Their
+            images and labels are not used elsewhere, not even in class prototypes.
         most_samples: a site counts as at most so many images, in merges with `--method.weighting samples` and in class
             prototypes, >= 1: the number of its images is a site's own claim. Null for no limit.
         share_class_counts: each site sends its number of training images by class, once. With them the server knows the

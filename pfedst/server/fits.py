@@ -173,7 +173,7 @@ class Fits:
         """Note a fault."""
         reported.left_out[name] = {"left_out": fault.kind}
         text = self.faults.text(name, fault)
-        logging.getLogger("pfedst").warning("client %s is left out of round %d: %s", name, round_number, text)
+        logging.getLogger("pfedst").warning("client %s is excluded from round %d: %s", name, round_number, text)
 
     def _require_enough(self, reported: Reported, when: str) -> None:
         count = len(reported.records) + len(reported.left_out)
@@ -182,6 +182,6 @@ class Fits:
         faults = [f"{name} ({record['left_out']})" for name, record in sorted(reported.left_out.items())]
         raise TooFewClientsError(
             f"{when}: {len(reported.records)} of {count} clients reported, --coordinator.min_clients is "
-            f"{self.options.min_clients}; left out: {listed(faults)}. What was done is saved: mend what is said above, "
+            f"{self.options.min_clients}; excluded: {listed(faults)}. The state is saved: correct the cause above, "
             f"then continue with the same command, --name and --resume true"
         )

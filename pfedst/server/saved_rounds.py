@@ -65,7 +65,7 @@ class SavedRounds:
         found = self.older()
         if found is None:
             if not self.run.is_empty:
-                logging.getLogger("pfedst").warning("%s: no round is saved; the run starts anew", self.run.path)
+                logging.getLogger("pfedst").warning("%s: no round is saved; the run starts again", self.run.path)
             self.run.keep_records(None)
         return found
 

@@ -24,8 +24,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StateError(
-            f"{path} cannot be written ({error.strerror or error}): what was saved before is whole; make room or make "
-            f"the folder writable, then continue with the same command, --name and --resume true"
+            f"{path} cannot be written ({error.strerror or error}): the state saved before is complete; free some "
+            f"space or make the folder writable, then continue with the same command, --name and --resume true"
         ) from error
 
 

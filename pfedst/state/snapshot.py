@@ -192,7 +192,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     place = folder / MANIFEST
     try:
         if place.exists() and not place.is_file():  # a device or a pipe would be read without end
-            raise StateError(f"{place} is no file of a snapshot")
+            raise StateError(f"{place} is not a file of a snapshot")
         if place.stat().st_size > MOST_MANIFEST_BYTES:
             raise StateError(f"{place} is damaged (larger than any manifest)")
         content = place.read_bytes()
@@ -214,14 +214,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(f"{place} is missing or damaged ({error!r})") from error
     if changed:
-        raise StateError(f"{place} is damaged (it is not what was written)")
+        raise StateError(f"{place} is damaged (its content has changed)")
     return manifest
 
 
 def _read_part(folder: Path, file: str, size_bytes: int, sha256: str) -> dict[str, Any]:
     path = folder / file
     if not re.fullmatch(PART_FILE, file) or (path.exists() and not path.is_file()):  # a device, another's file
-        raise StateError(f"{folder}: {file} is no file of a snapshot")
+        raise StateError(f"{folder}: {file} is not a file of a snapshot")
     try:
         # the size first: a file that was replaced by a huge one is never in memory
         if path.stat().st_size != size_bytes:
@@ -234,4 +234,4 @@ def _read_part(folder: Path, file: str, size_bytes: int, sha256: str) -> dict[st
     try:
         return unflatten(load(content))
     except SafetensorError as error:
-        raise StateError(f"{path} is no safetensors file: {error}") from error
+        raise StateError(f"{path} is not a safetensors file: {error}") from error

@@ -92,8 +92,8 @@ class RunLoggers:
                 if recorder not in self._reported:
                     self._reported.append(recorder)
                     logging.getLogger("pfedst").warning(
-                        "%s: %s: %s; the run goes on, its folder holds all records, and further errors of this logger "
-                        "are not reported",
+                        "%s: %s: %s; the run continues, its folder holds all records, and further errors of this "
+                        "logger are not reported",
                         type(recorder.logger).__name__,
                         type(error).__name__,
                         error,

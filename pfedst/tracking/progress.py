@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pfedst.time_left import time_left
+
 
 class RunProgress:
     """Count local fits over all rounds.
@@ -74,6 +76,5 @@ class RunProgress:
         """Print the end of a round if there is no terminal."""
         if self.bar.disable:
             left = self.seconds_left()
-            self.console.print(
-                text + ("" if left is None else f", about {left:.0f} s left"), highlight=False, soft_wrap=True
-            )
+            ends = "" if left is None else f", {time_left(left)}"
+            self.console.print(text + ends, highlight=False, soft_wrap=True)

@@ -239,7 +239,7 @@ def test_a_rank_that_does_not_fit_is_refused(rank) -> None:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_there_is_no_head_to_learn(adapter) -> None:
-    with pytest.raises(ConfigurationError, match="no head apart from its prompts"):
+    with pytest.raises(ConfigurationError, match="no head besides its prompts"):
         make(adapter).learn_head()
 
 

@@ -56,7 +56,7 @@ def test_info_verifies_and_clear_removes(folder, capsys) -> None:
         ),
         (
             ["build", *SMALL, "--data.cache=taps", "--data.augmentation=flips"],
-            ["--data.views 4", "nothing could be read"],
+            ["--data.views 4", "cached rows would never be used"],
         ),
         (["build", *SMALL, "--data.views=2"], ["--data.views 2", "--data.augmentation"]),
         (["build", *SMALL, "--model.encoder.token_grid=4"], ["--model.encoder.token_grid 4", "4x4 patches"]),

@@ -262,7 +262,7 @@ def test_damage_is_told_and_the_fit_is_done_again(tmp_path, model, caplog, file,
 
 
 def test_a_lost_snapshot_is_told_with_its_remedy(tmp_path) -> None:
-    with pytest.raises(StateError, match=r"after-000004.*put back a copy of it, or .*start a new run"):
+    with pytest.raises(StateError, match=r"after-000004.*restore a copy of it, or .*start a new run"):
         SiteState(tmp_path, "site_a").start(4)
 
 

@@ -1,6 +1,7 @@
 """Runs as processes: so many at a time, failures reported, nothing left behind. A function stands in for a run."""
 
 import os
+import re
 import sys
 import time
 from io import StringIO
@@ -13,6 +14,9 @@ from rich.console import Console
 from pfedst.comparison import Grid, GridRun
 from pfedst.comparison.grid import last_words
 from pfedst.errors import StateError
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+"""Characters that move a cursor or colour a text, all but the end of a line."""
 
 
 def stand_in(parent, arguments, log) -> None:
@@ -67,6 +71,7 @@ def test_so_many_at_a_time_in_order(grid, tmp_path) -> None:
     told = made.console.file.getvalue()
     assert "testing: 4 of 4, run" in told
     assert "left" in told
+    assert not CONTROL.search(told)  # a log file
 
 
 def test_the_longest_run_of_a_group_comes_first(tmp_path) -> None:

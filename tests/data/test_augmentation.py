@@ -113,7 +113,7 @@ def test_a_list_is_a_compose() -> None:
         (v2.Grayscale(), r"Grayscale\(\): it makes \(1, 32, 32\) of an image \(3, 32, 32\)"),
         (v2.FiveCrop(32), "FiveCrop.*fails on a single image"),
         (Noisy(), "Noisy.*the same seed gives different images"),
-        (v2.Lambda(lambda image: image), "which no configuration can name"),
+        (v2.Lambda(lambda image: image), "which a configuration cannot hold"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_a_run(transform, words) -> None:

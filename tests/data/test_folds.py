@@ -183,7 +183,7 @@ def test_a_class_of_few_groups_is_reported(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING, "pfedst"):
         ManifestSites(make_manifest(tmp_path, table), folds=2, fold=0).found()
     assert [r.getMessage() for r in caplog.records if "fewer" in r.getMessage()] == [
-        f"{site}: fewer patients, lesions or images than 2 folds, so that some folds test none: benign"
+        f"{site}: fewer patients, lesions or images than 2 folds, so some folds have none in test: benign"
         for site in ("north", "south")
     ]
 

@@ -32,7 +32,7 @@ FOLDER = [
     (lambda root: shutil.rmtree(root / "clinic_a" / "test"), {}, ["clinic_a/test is missing", "train", "SITE/train/CLASS"]),
     (lambda root: shutil.rmtree(root / "clinic_b" / "test") or (root / "clinic_b" / "test").mkdir(), {}, ["images: ", "clinic_b", "no test image", "train"]),
     (lambda root: [shutil.rmtree(path) for path in root.iterdir()], {}, ["holds no folder", "SITE/train/CLASS"]),
-    (lambda root: None, {"root": "clinic_a"}, ["train/test itself", "folder a site"]),
+    (lambda root: None, {"root": "clinic_a"}, ["train/test itself", "one folder per site"]),
     (lambda root: None, {"site_names": ["clinic_c"]}, ["clinic_c", "Did you mean", "clinic_a"]),
     (lambda root: None, {"class_names": ["benign", "maligant", "unclear"]}, ["malignant", 'Did you mean "maligant"', "rename"]),
     (lambda root: truncate(root / "clinic_a/train/benign/1.png"), {}, ["1 of 60", "clinic_a/train/benign/1.png", "copy them again"]),

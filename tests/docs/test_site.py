@@ -27,6 +27,7 @@ def small(folder, text):
     """Build a site of one page with the project's own settings; the finished process."""
     settings = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=_Loader)
     settings |= {"docs_dir": str(folder / "docs"), "nav": [{"Start": "index.md"}], "plugins": ["search"]}
+    settings |= {"extra_css": [], "extra_javascript": []}
     (folder / "docs").mkdir(parents=True)
     (folder / "docs" / "index.md").write_text(f"# Start\n\n{text}\n")
     (folder / "mkdocs.yml").write_text(yaml.safe_dump(settings))

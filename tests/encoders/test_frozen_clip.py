@@ -219,7 +219,7 @@ def test_other_wrong_files(tmp_path, tower_file) -> None:
     with pytest.raises(WeightsError, match=r"only .safetensors"):
         FrozenCLIP("vit-nano", str(tmp_path / "model.pt"))
     tower_file.write_bytes(tower_file.read_bytes()[:500])
-    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+    with pytest.raises(WeightsError, match="not a complete safetensors file"):
         FrozenCLIP("vit-nano", str(tower_file))
     save_file({"a": torch.zeros(1)}, tmp_path / "named.safetensors", metadata={"model": "ViT-L-14"})
     with pytest.raises(WeightsError, match="made for ViT-L-14"):

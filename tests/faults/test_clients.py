@@ -125,7 +125,7 @@ def test_a_faulty_client_is_as_one_that_was_not_asked(tmp_path, caplog, absent_o
     assert [(r["round"], r["client"], r["participated"], r["left_out"]) for r in faulty] == [(2, "site_b", False, kind)]
     others = [record for record in records if record not in faulty]
     assert others == [r for r in expected_records if (r["client"], r["round"]) != BAD]
-    assert f"client site_b is left out of round {BAD[1]}" in caplog.text
+    assert f"client site_b is excluded from round {BAD[1]}" in caplog.text
     assert "left out site_b: 1 of 3 rounds" in protocol_text(summary).plain
 
 

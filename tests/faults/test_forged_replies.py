@@ -222,7 +222,7 @@ def test_a_forged_fit_leaves_its_client_out(tmp_path, caplog, absent_once, after
     with forged((FITS | NOT_FINITE)[name], of_bad("fit")):
         summary = go_on(tmp_path, PFedST(), rounds=ROUNDS)
     assert summary["left_out"] == {BAD[0]: {"NotFiniteError" if name in NOT_FINITE else "StateError": 1}}
-    assert f"client {BAD[0]} is left out of round {BAD[1]}: " in caplog.text
+    assert f"client {BAD[0]} is excluded from round {BAD[1]}: " in caplog.text
     assert "Traceback" not in caplog.text
     for model in ("personal", "generic"):
         assert summary[model] == absent_once[1][model]

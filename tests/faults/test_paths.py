@@ -171,7 +171,7 @@ def test_archives_of_hugging_face(tmp_path, monkeypatch) -> None:
         HuggingFaceSites(root).found()
     except DataError as error:
         told = str(error)
-    assert told == "" or "lies in an archive; unpack it" in told
+    assert told == "" or "is in an archive; unpack it" in told
 
 
 # -- what leads nowhere ----------------------------------------------------------------------------------------

@@ -226,11 +226,11 @@ def test_files_and_folders_that_changed_places_are_found(interrupted, tmp_path, 
     other.rename(one)
     (run / "x").rename(other)
     if one.parent.name == "state":
-        with pytest.raises(StateError, match="not what was written"):
+        with pytest.raises(StateError, match="its content has changed"):
             RunState(run / "state").last_round()
     else:
         for folder in (one, other):
-            with pytest.raises(StateError, match="not what was written|not a snapshot of site"):
+            with pytest.raises(StateError, match="its content has changed|not a snapshot of site"):
                 SiteState(run / "sites", folder.parent.name).read(int(folder.name[6:]))
 
 
@@ -365,7 +365,7 @@ def test_records_that_no_run_writes_are_told(ended, tmp_path, capsys, change) ->
     assert main([*CLI, f"--runs_dir={tmp_path}", "--coordinator.rounds=2", "--resume"]) == 5
     message = capsys.readouterr().err
     assert "rounds.jsonl, line " in message
-    assert "put back what it was, or start a new run" in message
+    assert "restore the original file, or start a new run" in message
     assert "Traceback" not in message
     assert (tmp_path / "a/rounds.jsonl").read_bytes() == before
 

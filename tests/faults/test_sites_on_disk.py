@@ -150,7 +150,7 @@ def test_damage_in_all_rounds_is_one_error_that_names_the_file(cut, name) -> Non
     with pytest.raises(StateError) as caught:
         go_on(cut, PFedST(), rounds=ROUNDS)
     assert "sites/site_c/after-00000" in str(caught.value)
-    assert "put back a copy of it" in str(caught.value)
+    assert "restore a copy of it" in str(caught.value)
     assert "start a new run" in str(caught.value)
     assert (cut / "run/rounds.jsonl").read_bytes() == before
 
@@ -185,7 +185,7 @@ def test_damage_during_a_run_is_told_and_the_run_can_be_resumed(tmp_path, whole,
     if round_number:
         callbacks = [Damages(folder, round_number)]
         summary = fit(tmp_path, PFedST(), trainer_options={"callbacks": callbacks}, **options)
-        assert re.search(r"client site_b is left out of round 2: .*site_b/after-000001.*--resume true", caplog.text)
+        assert re.search(r"client site_b is excluded from round 2: .*site_b/after-000001.*--resume true", caplog.text)
         assert summary["left_out"] == {"site_b": {"StateError": 2}}
         assert summary["not_evaluated"] == {"site_b": [2, 3]}
     else:
@@ -401,7 +401,7 @@ def test_a_full_disk_of_a_site_leaves_that_client_out(
     monkeypatch.setattr(Path, name, refusing(name, at, half))
     summary = fit(tmp_path, PFedST(), rounds=ROUNDS)
     assert summary["left_out"] == {BAD[0]: {"StateError": 1}}
-    assert f"client {BAD[0]} is left out of round {BAD[1]}" in caplog.text
+    assert f"client {BAD[0]} is excluded from round {BAD[1]}" in caplog.text
     assert "cannot be written (No space left on device)" in caplog.text
     assert "Traceback" not in caplog.text
     for model in ("personal", "generic"):

@@ -200,7 +200,7 @@ YAML = {
     "bomb": (BOMB, "stands for more than 50,000 values"),
     "merged": (MERGED, "stands for more than 50,000 values"),
     "many": ("a: [" + "1, " * MOST_VALUES + "1]\n", "stands for more than 50,000 values"),
-    "itself": ("a: &a [*a]\n", "*a stands within itself"),
+    "itself": ("a: &a [*a]\n", "*a contains itself"),
     "deep": ("a: " + "[" * 10_000 + "]" * 10_000, "nesting"),
     "fairly deep": ("a: " + "[" * DEEPEST + "]" * DEEPEST, "nested more than 100 deep"),
     "deep by lines": ("".join(f"{' ' * i}a:\n" for i in range(1000)), "nested more than 100 deep"),
@@ -231,7 +231,7 @@ def test_a_configuration(tmp_path, capsys, monkeypatch, events, name, way) -> No
 def test_a_configuration_of_a_gigabyte_and_one_that_is_no_text(tmp_path, capsys) -> None:
     hollow(tmp_path / "a.yaml", 1 << 30)
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, words in (("a.yaml", "a.yaml: 1,073,741,824 bytes"), ("b.yaml", "b.yaml: no text in UTF-8")):
+    for name, words in (("a.yaml", "a.yaml: 1,073,741,824 bytes"), ("b.yaml", "b.yaml: not UTF-8 text")):
         assert main(["fit", "--config", str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err
     assert main(["fit", "--config", "/dev/zero"]) == 2

@@ -204,7 +204,7 @@ def test_too_few_images_a_missing_package_and_too_large_an_encoder(monkeypatch) 
     with pytest.raises(ConfigurationError, match="needs 8 images or more, and 7 are given"):
         build_onnx(encoder(), adapter, CLASSES, images(7))
     monkeypatch.setattr(onnx_module, "LARGEST_BYTES", 1000)
-    with pytest.raises(ConfigurationError, match="bytes, and one file ends at 2 GB"):
+    with pytest.raises(ConfigurationError, match="bytes, and a file is limited to 2 GB"):
         build_onnx(encoder(), adapter, CLASSES, images())
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'pfedst\[onnx\]'"):

@@ -221,7 +221,7 @@ def test_labels_that_do_not_fit(run_folder, pictures, tmp_path, capsys) -> None:
     for text, code, message in (
         ("path,label\nother.png,nevus\n", 3, "has no label of"),
         ("name,kind\nx,y\n", 2, "needs a column path and a column label"),
-        ("path,label\nimage_0.png,wart\n", 3, 'the label "wart" is no class of the model'),
+        ("path,label\nimage_0.png,wart\n", 3, 'the label "wart" is not a class of the model'),
     ):
         (tmp_path / "t.csv").write_text(text)
         assert main([*common, f"--labels={tmp_path / 't.csv'}"]) == code

@@ -14,7 +14,16 @@ from pfedst.reporting.comparison import Compared
 from pfedst.reporting.figures import KINDS, ReportFigure, make_figures, save_figure, svg_text
 from pfedst.reporting.figures.labels import Labelled, label_points
 from pfedst.reporting.figures.reliability import Pooled
-from pfedst.reporting.figures.style import TEXT, figure_style, new_figure, row_styles, settle, text_inches
+from pfedst.reporting.figures.style import (
+    COLORS,
+    GUIDE,
+    TEXT,
+    figure_style,
+    new_figure,
+    row_styles,
+    settle,
+    text_inches,
+)
 from tests.reporting.small import compared
 
 NAMES = [
@@ -267,7 +276,9 @@ def test_an_svg_goes_into_a_page(made) -> None:
     assert len(ids) == len(set(ids))
     for svg in svgs:
         assert svg.startswith("<svg")
-        assert "font-family" not in svg
+        assert svg.count("<text ") > 10  # letters, not outlines
+        assert set(re.findall(r"font-family: ([^;\"]+)", svg)) == {"'DejaVu Sans', Verdana, sans-serif"}
+        assert "*{" not in svg  # a style of the whole page
         assert "<dc:date>" not in svg
         assert not re.findall(r'(?:href|src)="(?!#)', svg.replace("data:image/png", "#"))
         known = set(re.findall(r'\bid="([^"]+)"', svg))
@@ -399,3 +410,42 @@ def test_of_many_sites_those_with_most_images_are_calibrated_in_a_figure() -> No
         found["test"]["images"] += number
     titles = [axes.get_title("left") for axes in drawn("risk_coverage", made).figure.axes]
     assert titles == [f"site {n:02}" for n in range(3, 15)]
+
+
+def test_each_figure_says_what_it_shows(made) -> None:
+    assert {name: figure.finding for name, figure in made.items() if name in ("bars", "cost", "confusion", "reliability")} == {
+        "bars": "Balanced accuracy, mean over sites: highest PFedST (80.0 %); lowest ZeroShot (25.0 %). "
+        "Balanced accuracy of PFedST by site: highest y (90.0 %); lowest x (70.0 %).",
+        "cost": "Balanced accuracy, mean over sites: highest PFedST (80.0 %); lowest ZeroShot (25.0 %). Bytes moved in the "
+        "whole run: highest FedAvg, PFedST (3.81 MiB); lowest ZeroShot (0 B). Peak memory: ZeroShot, FedAvg, PFedST (600.00 MiB).",
+        "confusion": "Share of a class that PFedST predicts right: nevus, melanoma, keratosis (80.0 %). "
+        "Most frequent error: 20.0 % of nevus predicted as melanoma.",
+        "reliability": "Pooled calibration error (ECE): highest PFedST (30.0 %); lowest FedAvg (20.0 %). "
+        "PFedST has a mean confidence of 50.0 % and an accuracy of 80.0 %.",
+    }  # fmt: skip
+    assert "PFedST: 37.5 % after round 0, 75.0 % after round 2, best after round 2" in made["learning_curves"].finding
+    assert made["classes"].finding.startswith(
+        "Sensitivity: highest nevus at y, melanoma at y (80.0 %); lowest nevus at x"
+    )
+    assert "at 0 of 2 sites. Largest change: x, from 0.0 % to 20.0 %." in made["calibrated_reliability"].finding
+    assert (
+        "With the threshold: x, y (5.0 %). Coverage with the threshold: x, y (75.0 %)." in made["risk_coverage"].finding
+    )
+    assert svg_text(made["bars"]).startswith(f'<svg role="img" aria-label="{made["bars"].finding}"')
+
+
+def test_a_finding_of_nothing_says_so() -> None:
+    nothing = drawn("bars", compared({"A": {0: {"x": None}}, "B": {0: {"x": None}}}))
+    assert nothing.finding == (
+        "Balanced accuracy, mean over sites: no value is defined. Balanced accuracy of A by site: no value is defined."
+    )
+
+
+def test_lines_have_a_contrast_of_3_on_white() -> None:
+    def luminance(color: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert {
+        color: 1.05 / (luminance(color) + 0.05) for color in (*COLORS, GUIDE) if 1.05 / (luminance(color) + 0.05) < 3
+    } == {}

@@ -85,7 +85,7 @@ FOREIGN = [
 def test_what_no_run_writes_is_told_by_its_line(change, line, words) -> None:
     lines = records()
     change(lines)
-    with pytest.raises(StateError, match=rf"^rounds.jsonl, line {line}: .*{words}.*; put back what it was"):
+    with pytest.raises(StateError, match=rf"^rounds.jsonl, line {line}: .*{words}.*; restore the original file"):
         check(lines)
 
 

@@ -259,7 +259,7 @@ def test_tuning_lists_every_trial(tmp_path) -> None:
     compared = load_compared([write_comparison(tmp_path / "c", ROWS, "PFedST", tuned)])
     table = tables.tuning_table(compared)
     assert [cell.text for cell in table.rows[0]] == ["FedAvg", "lr 0.001", "lr 0.001: 50.0, lr 1e-05: -"]
-    assert "seeds of their own (100)" in table.caption
+    assert "separate seeds (100)" in table.caption
 
 
 def test_pooled_takes_no_part_in_best(tmp_path) -> None:
@@ -300,7 +300,7 @@ def test_what_a_reader_may_not_miss(tmp_path) -> None:
 def test_a_single_row_is_reported_without_tests(tmp_path) -> None:
     report = make_report(load_compared([write_run(tmp_path / "a", {"a": 0.9})]), METRIC)
     assert "tests" not in [table.name for table in report.tables]
-    assert report.title == "a: 1 rows, 1 sites, 1 seed"
+    assert report.title == "a: 1 row, 1 site, 1 seed"
 
 
 def test_optimisers_that_differ_are_told_by_row(tmp_path) -> None:

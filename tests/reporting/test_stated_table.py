@@ -82,7 +82,7 @@ def test_over_seeds() -> None:
 def test_without_shared_counts_the_prior_of_the_federation_is_missing_and_said_so() -> None:
     table = stated_table([("FedAvg", [summary(blocks={"at_priors": at_priors(balanced=0.5, site=0.75)})])])
     assert texts(table)[0] == ["FedAvg", "50.0", "federation", *["-"] * 5]
-    assert "The prior of the federation is known if sites share class counts." in table.caption
+    assert "The prior of the federation is known only if sites share class counts." in table.caption
 
 
 def test_a_row_without_numbers_says_why() -> None:

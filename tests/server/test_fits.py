@@ -144,7 +144,7 @@ def test_a_client_at_fault_is_left_out_and_the_others_are_merged(caplog, reply, 
     assert made.change() == 2.0  # (1 + 3) / 2
     assert list(reported.records) == ["site_a", "site_c"]
     assert reported.left_out == {"site_b": {"left_out": kind, "download_bytes": payload_bytes({NET: made.before})}}
-    assert "client site_b is left out of round 2" in caplog.text
+    assert "client site_b is excluded from round 2" in caplog.text
 
 
 def test_a_fault_is_told_at_length_once_a_client_and_kind(caplog) -> None:

@@ -107,7 +107,7 @@ def test_without_a_saved_round_it_starts_anew_and_a_method_without_training_has_
     interrupted(tmp_path / "cut", FedAvg(), 1, rounds=2)
     shutil.rmtree(tmp_path / "cut/run/state")
     assert without_times(go_on(tmp_path / "cut", FedAvg(), rounds=2)) == without_times(whole)
-    assert "starts anew" in caplog.text
+    assert "starts again" in caplog.text
     zero = fit(tmp_path / "zero", ZeroShot())
     assert without_times(go_on(tmp_path / "zero", ZeroShot(), rounds=2)) == without_times(zero)
 
@@ -162,7 +162,7 @@ def test_states_of_a_site_that_are_all_lost_are_told_and_the_run_is_as_it_was(tm
     interrupt(tmp_path / "cut", PFedST, 3)
     folder, before = tmp_path / "cut/run/sites/site_b", left(tmp_path / "cut")
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(StateError, match=r"site_b.*put back a copy of it"):
+    with pytest.raises(StateError, match=r"site_b.*restore a copy of it"):
         go_on(tmp_path / "cut", PFedST())
     shutil.rmtree(folder, ignore_errors=True)
     (tmp_path / "elsewhere").rename(folder)

@@ -62,7 +62,7 @@ def test_before_it_has_its_name_nothing_is_there(tmp_path) -> None:
     assert not (tmp_path / "a").exists()
     with pytest.raises(StateError, match="missing or damaged"):
         read_snapshot(tmp_path / "a")
-    with pytest.raises(StateError, match="not what was written"):
+    with pytest.raises(StateError, match="its content has changed"):
         read_snapshot(temporary)
 
 
@@ -138,7 +138,7 @@ def test_damage_is_told(tmp_path, file, damage, words) -> None:
 
 def test_a_snapshot_under_another_name_is_refused(tmp_path) -> None:
     saved(tmp_path / "after-000001").rename(tmp_path / "after-000002")
-    with pytest.raises(StateError, match="not what was written"):
+    with pytest.raises(StateError, match="its content has changed"):
         read_snapshot(tmp_path / "after-000002")
 
 
@@ -151,5 +151,5 @@ def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, file) -> None:
     manifest.pop("sha256")
     manifest["parts"]["server"]["file"] = file
     (tmp_path / "a/manifest.json").write_bytes(_sealed(manifest))
-    with pytest.raises(StateError, match="is no file of a snapshot"):
+    with pytest.raises(StateError, match="is not a file of a snapshot"):
         read_snapshot(tmp_path / "a")

@@ -49,7 +49,7 @@ def class_findings(sites: Sites) -> Checked:
                 "class_not_trained_at_site",
                 "warning",
                 f"in test of a site, but not in its train ({'; '.join(lines)})",
-                "only what other sites share can teach it there; expect it to be missed by personal models",
+                "there only the shared part can learn the class; personal models may miss it",
             )
         )
     if lines := by_site(lambda train, test: train and not test):
@@ -90,7 +90,7 @@ def lone_class_findings(sites: Sites) -> Checked:
         "class_at_one_site",
         "warning",
         f"one site alone has images of a class ({by_site})",
-        "check its spelling; no other site can teach such a class, and it identifies its site",
+        "check its spelling; the class identifies its site, and other sites cannot contribute to it",
     )
     return [finding], None
 
@@ -115,7 +115,7 @@ def skew_findings(sites: Sites) -> Checked:
         "note",
         f"class shares differ from the pooled ones by {min(distances.values()):.2f} to {distances[far]:.2f} (total "
         f"variation), most at {far}",
-        "compare balanced accuracy and the worst site; accuracy alone rewards the majority class",
+        "compare balanced accuracy and the worst site; accuracy favours the majority class",
     )
     return [finding], distances
 
@@ -150,7 +150,7 @@ def group_findings(sites: Sites) -> Checked:
             Finding(
                 "some_groups_unknown",
                 "warning",
-                f"{unknown:,} of {total:,} images have no group, and count as a patient of their own",
+                f"{unknown:,} of {total:,} images have no group; each counts as a separate patient",
                 "complete the groups",
             )
         )

@@ -31,7 +31,7 @@ def duplicate_findings(sites: Sites, seen: Seen) -> Checked:
             Finding(
                 "contradicting_labels",
                 "error",
-                f"{len(torn):,} images are there twice with different classes",
+                f"{len(torn):,} images occur twice with different classes",
                 "find out which class is right, and remove the other row",
                 tuple(torn),
             )

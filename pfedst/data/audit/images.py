@@ -59,7 +59,7 @@ def image_findings(sites: Sites, facts: Mapping[Place, ImageFacts]) -> Checked:
                 "mixed_modes",
                 "note",
                 f"images of different colour modes ({by_mode}); all become RGB",
-                "check that grey images are intended; a model can recognise a site that alone has grey images",
+                "check that grey images are intended; a model can recognise a site if only this site has grey images",
             )
         )
     sides = {site: Counter((h.width, h.height) for h in headers.values()) for site, headers in by_site.items()}

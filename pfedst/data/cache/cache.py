@@ -24,6 +24,7 @@ from pfedst.data.sampling import Draws
 from pfedst.data.tables import read_json
 from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
 from pfedst.errors import ConfigurationError, DataError
+from pfedst.time_left import time_left
 
 CacheKind = Literal["none", "images", "pooled", "tokens", "taps", "auto"]
 
@@ -108,8 +109,8 @@ class Cache:
             )
         if redraws and options.kind not in ("auto", "images"):
             raise ConfigurationError(
-                f"--data.cache {options.kind} with --data.augmentation {redraws}: each epoch draws new images, so that "
-                f"nothing could be read back; set --data.views 4 (so many fixed views an image), --data.cache images, "
+                f"--data.cache {options.kind} with --data.augmentation {redraws}: each epoch draws new images, so "
+                f"cached rows would never be used; set --data.views 4 (fixed views per image), --data.cache images, "
                 f"--data.augmentation none, or --data.cache none"
             )
         self._images = [ImageContent(options.folder, encoder.preprocessing)]
@@ -224,8 +225,8 @@ def _compute(
             seconds = time.perf_counter() - started
             is_due = not reported or seconds - reported >= REPORT_SECONDS
             if is_due and done < len(missing) and not console.is_terminal:  # which has the bar
-                left = _duration(seconds / done * (len(missing) - done))
-                console.print(f"cache: {done:,} of {len(missing):,} images, about {left} left", highlight=False)
+                left = time_left(seconds / done * (len(missing) - done))
+                console.print(f"cache: {done:,} of {len(missing):,} images, {left}", highlight=False)
                 reported = seconds
 
 
@@ -277,7 +278,3 @@ def remove_store(store: Store) -> None:
 
 def _existing(folder: Path) -> Path:
     return folder if folder.exists() or folder == folder.parent else _existing(folder.parent)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

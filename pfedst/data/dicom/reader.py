@@ -195,7 +195,7 @@ def _patient(dataset: Dataset) -> str | None:
 
 def _check(dataset: Dataset) -> None:
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise NamelessError("its pixels are floating-point numbers, which are not read; export them as whole numbers")
+        raise NamelessError("its pixels are floating-point numbers, which are not read; export them as integers")
     if "PixelData" not in dataset:
         raise NamelessError(f"no pixel data (cut short, or no image); {COPY_AGAIN}")
     check_single(int(dataset.get("NumberOfFrames") or 1), "frame")

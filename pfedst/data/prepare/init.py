@@ -102,7 +102,8 @@ def make_manifest(folder: Path, options: InitOptions, outside_files: bool = Fals
     if len(depths) > 1:
         shallow, deep = depths[min(depths)], depths[max(depths)]
         raise DataError(
-            f"{folder}: images lie at different depths ({shallow}, {deep}); make them alike, or init a part"
+            f"{folder}: images are at different depths ({shallow}, {deep}); move them to the same depth, "
+            f"or run init on a part"
         )
     names = [path.parts[:-1] for path in images]
     levels = options.levels or _guess(folder, names)
@@ -139,7 +140,7 @@ def _images_below(folder: Path) -> list[Path]:
             str(path).encode()
         except UnicodeEncodeError as error:
             name = FileSource([folder / path]).name(0)
-            raise DataError(f"{name}: a name that is no text, which no table can hold; rename it") from error
+            raise DataError(f"{name}: the name is not valid text; rename it") from error
     return sorted(found)
 
 
@@ -155,8 +156,8 @@ def _guess(folder: Path, names: Sequence[Sequence[str]]) -> list[str]:
     if levels.count("split") > 1 or not 1 <= len(left) <= 2:
         example = "/".join(names[0]) or "no folder"
         raise DataError(
-            f"{folder}: what its folders mean cannot be guessed (the first image lies in {example}); say it with "
-            f"--layout, such as site/split/label or label/group"
+            f"{folder}: the meaning of its folders cannot be guessed (the first image is in {example}); "
+            f"give it with --layout, such as site/split/label or label/group"
         )
     for level, meaning in zip(reversed(left), ("label", "site"), strict=False):
         levels[level] = meaning

@@ -133,7 +133,7 @@ def _with_plain_names(table: pd.DataFrame, options: PartitionOptions) -> pd.Data
 def _checked_units(table: pd.DataFrame, options: PartitionOptions) -> pd.Series[str]:
     """Return the unit of every row: "image" and its path, or "group" and its name, so that the two cannot collide."""
     if table.empty:
-        raise DataError("the table has no rows: there is nothing to cut into sites")
+        raise DataError("the table has no rows: there is nothing to divide into sites")
     found = [str(name) for name in table.columns]
     for column in ("path", "label", "split", *([options.column] if options.column else [])):
         if column not in found:

@@ -244,7 +244,9 @@ def preprocess_tree(
 def _jobs(source: Path, target: Path, form: Format) -> list[_Job]:
     """Return sorted pairs of source and target file. Nothing is written."""
     if target.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"{target} lies in {source}, and would be taken for images of it; give a folder outside")
+        raise DataError(
+            f"{target} lies in {source}, so its copies would be read as source images; give a folder outside"
+        )
     files = [path.relative_to(source) for path in _files(source)]
     images = [name for name in files if is_image(source / name)]
     if not images:

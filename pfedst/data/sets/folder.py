@@ -50,7 +50,7 @@ class FolderSites(FederatedDataModule):
         if not found:
             raise DataError(f"{root} holds no folder; {LAYOUT}")
         if {"train", "test"} & set(found):
-            raise DataError(f"{root} holds train/test itself; put them into a folder a site: {LAYOUT}")
+            raise DataError(f"{root} holds train/test itself; put them into one folder per site: {LAYOUT}")
         tree: dict[str, dict[Split, Classes]] = {}
         for site in self.site_names or found:
             if site not in found:

@@ -227,7 +227,7 @@ def _names_and_files(images: Any, column: str, where: str) -> tuple[list[str], l
         if not path and not held:
             raise DataError(f"{where} row {row}: the image is empty; remove the row, or give its file")
         if path and not held and "://" in path:
-            raise DataError(f"{where} row {row}: {path} lies in an archive; unpack it, and remove the archive")
+            raise DataError(f"{where} row {row}: {path} is in an archive; unpack it, and remove the archive")
     names = [f"{where} row {row}" + (f" ({path})" if path else "") for row, (path, _) in enumerate(cells)]
     return names, [None if held else Path(str(path)) for path, held in cells]
 

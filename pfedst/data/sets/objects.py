@@ -51,7 +51,7 @@ class DatasetSource:
             return found.convert("RGB")
         except Exception as error:  # of whatever the item is
             raise DataError(
-                f"{self.name(index)}: no image of Pillow, array (H, W, 3) or tensor (3, H, W) of uint8: {error}"
+                f"{self.name(index)}: not a Pillow image, array (H, W, 3) or tensor (3, H, W) of uint8: {error}"
             ) from error
 
     def item(self, index: int) -> tuple[Any, int]:
@@ -136,7 +136,7 @@ def _splits(site: str, parts: Mapping[str, Dataset[Any]]) -> dict[Split, Labelle
         labels = [source.item(index)[1] for index in range(len(source))]
         groups = [None if group is None else str(group) for group in getattr(dataset, "groups", ())]
         if groups and len(groups) != len(labels):
-            raise DataError(f"{site} {split}: {len(groups)} groups for {len(labels)} images; give one an image")
+            raise DataError(f"{site} {split}: {len(groups)} groups for {len(labels)} images; give one group per image")
         found[split] = LabelledImages(source, labels, groups)
     return found
 

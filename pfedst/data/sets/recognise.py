@@ -38,6 +38,6 @@ def recognise(path: Path) -> tuple[str, dict[str, str]]:
     if any(split_of(folder) == "train" for name in inside for folder in folders(path / name)):
         return "FolderSites", root
     raise DataError(
-        f"{path}: nothing known in it; {LAYOUT}. For any other tree of folders pfedst data init {path} writes a "
+        f"{path}: its layout is not known; {LAYOUT}. For any other tree of folders pfedst data init {path} writes a "
         f"manifest for you to check"
     )

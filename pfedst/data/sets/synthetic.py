@@ -105,7 +105,9 @@ class SyntheticSites(FederatedDataModule):
         if not 1 <= sites <= 26 or not 2 <= classes <= len(CLASS_NAMES) or image_size < 16:
             raise ConfigurationError("--data: 1 to 26 sites, 2 to 6 classes and an image_size of 16 or more")
         if len(train) != sites or len(test) != sites or min(train + test) < classes:
-            raise ConfigurationError("--data: samples_per_site needs one number a site, not below the classes")
+            raise ConfigurationError(
+                "--data: samples_per_site needs one number per site, at least the number of classes"
+            )
         if heterogeneity < 0 or label_skew <= 0 or noise < 0:
             raise ConfigurationError("--data: heterogeneity and noise must be 0 or more, label_skew above 0")
         self.names = [f"site_{'abcdefghijklmnopqrstuvwxyz'[index]}" for index in range(sites)]

@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from pfedst.reporting.comparison import Compared, OverSites
+from pfedst.reporting.figures.findings import extremes, means_of_rows
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     GUIDE,
     WIDTH,
     RowStyle,
+    mean_over_seeds,
     new_figure,
     protocol_caption,
     round_text,
@@ -64,7 +66,15 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
         f"its mean over sites, {seeds_text(compared)}. A percent is as wide in every panel, and panels start where "
         f"their values do. {protocol_caption(compared)}"
     )
-    return ReportFigure("bars", f"Sites: {metric_words(metric)} on {compared.protocol['split']}", caption, figure)
+    title = f"Sites: {metric_words(metric)} on {compared.protocol['split']}"
+    return ReportFigure("bars", title, _finding(compared, metric), caption, figure)
+
+
+def _finding(compared: Compared, metric: str) -> str:
+    reference = compared.row(compared.reference)
+    name, means = metric_title(metric), means_of_rows(compared, metric)
+    by_site = extremes({site: mean_over_seeds(reference, site, metric) for site in compared.sites})
+    return f"{name}, mean over sites: {means}. {name} of {reference.label} by site: {by_site}."
 
 
 def _ends(compared: Compared, column: str | OverSites, metric: str) -> tuple[float, float]:

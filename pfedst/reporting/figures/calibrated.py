@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from pfedst.reporting.comparison import Compared
+from pfedst.reporting.figures.findings import extremes, percents
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     COLORS,
@@ -51,7 +52,8 @@ def calibrated_reliability(compared: Compared, metric: str) -> ReportFigure | No
         f"Accuracy against mean confidence in bins on {split}, at each site, before and after its temperature: the run "
         f"of the table. {protocol_caption(compared)}"
     )
-    return ReportFigure("calibrated_reliability", f"Reliability before and after on {split}", caption, figure)
+    title = f"Reliability before and after on {split}"
+    return ReportFigure("calibrated_reliability", title, _errors(sites), caption, figure)
 
 
 def risk_coverage(compared: Compared, metric: str) -> ReportFigure | None:
@@ -78,7 +80,33 @@ def risk_coverage(compared: Compared, metric: str) -> ReportFigure | None:
         f"Share of wrong predictions among the images that are predicted, against their share of all images of a site, "
         f"on {split}. The threshold was set on validation. {protocol_caption(compared)}"
     )
-    return ReportFigure("risk_coverage", f"Risk and coverage on {split}", caption, figure)
+    return ReportFigure("risk_coverage", f"Risk and coverage on {split}", _risks(sites), caption, figure)
+
+
+def _errors(sites: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the calibration errors before and after the temperatures."""
+    errors = {site: (found["test"]["before"]["ece"], found["test"]["after"]["ece"]) for site, found in sites.items()}
+    lower = sum(after < before for before, after in errors.values())
+    site, (before, after) = max(errors.items(), key=lambda item: abs(item[1][0] - item[1][1]))
+    change = f" Largest change: {site}, from {percents(before)} to {percents(after)}." if before != after else ""
+    ends = extremes({name: fitted for name, (_, fitted) in errors.items()})
+    return (
+        f"The calibration error (ECE) is lower with the fitted temperature at {lower} of {len(errors)} sites.{change} "
+        f"ECE with the fitted temperature: {ends}."
+    )
+
+
+def _risks(sites: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the share of wrong predictions without and with the threshold."""
+    curves = {site: found["test"]["risk_coverage"] for site, found in sites.items()}
+    given = {site: found["test"]["selective"] or {} for site, found in sites.items()}
+    wrong = {site: curve[-1][1] for site, curve in curves.items() if curve}
+    kept = {site: 1 - one["accuracy"] for site, one in given.items() if one.get("accuracy") is not None}
+    coverage = {site: one["coverage"] for site, one in given.items() if one.get("coverage") is not None}
+    return (
+        f"Wrong predictions among all images: {extremes(wrong)}. With the threshold: {extremes(kept)}. Coverage with "
+        f"the threshold: {extremes(coverage)}."
+    )
 
 
 def _of_run(compared: Compared) -> str:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from pfedst.evaluation.averages import CLASS_METRICS
 from pfedst.reporting.by_class import ClassAtSite, classes_at_sites, shown_run
 from pfedst.reporting.comparison import Compared, FinishedRun
+from pfedst.reporting.figures.findings import extremes
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     GUIDE,
@@ -58,7 +59,17 @@ def classes(compared: Compared, metric: str) -> ReportFigure | None:
         + (f"Shown are the {len(sites)} sites with most images, {left_out} are left out. " if left_out else "")
         + f"A mark without a line has no interval. {protocol_caption(compared)}"
     )
-    return ReportFigure("classes", f"Sensitivity, specificity and average precision on {split}", caption, figure)
+    title = f"Sensitivity, specificity and average precision on {split}"
+    return ReportFigure("classes", title, _finding(lines), caption, figure)
+
+
+def _finding(lines: Sequence[ClassAtSite | str]) -> str:
+    found = [line for line in lines if not isinstance(line, str)]
+    ends = {
+        shown: extremes({f"{one.name} at {one.site}": one.estimates[shown].value for one in found})
+        for shown in CLASS_METRICS
+    }
+    return " ".join(f"{metric_title(shown)}: {text}." for shown, text in ends.items())
 
 
 def _largest(compared: Compared, run: FinishedRun) -> list[str]:

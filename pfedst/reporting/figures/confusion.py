@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow, summed
+from pfedst.reporting.figures.findings import extremes, percents
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     SMALL,
@@ -62,7 +63,19 @@ def confusion(compared: Compared, metric: str) -> ReportFigure:
         f"{compared.protocol['split']}, summed over sites and {seeds_text(compared)}. {_shown(compared, rows)}"
         f"Above each panel: {metric_words(metric)}, mean over sites and seeds. {protocol_caption(compared)}"
     )
-    return ReportFigure("confusion", f"Confusion on {compared.protocol['split']}", caption, figure)
+    title = f"Confusion on {compared.protocol['split']}"
+    return ReportFigure("confusion", title, _finding(compared), caption, figure)
+
+
+def _finding(compared: Compared) -> str:
+    found = shares(compared.row(compared.reference))
+    known = [(number, [(value or 0) / 100 for value in line]) for number, line in enumerate(found) if None not in line]
+    right = extremes({compared.classes[number]: line[number] for number, line in known})
+    wrong = [(line[to], compared.classes[number], compared.classes[to])
+             for number, line in known for to in range(len(line)) if to != number]  # fmt: skip
+    share, of, to = max(wrong, default=(0.0, "", ""))
+    error = f" Most frequent error: {percents(share)} of {of} predicted as {to}." if share else ""
+    return f"Share of a class that {compared.reference} predicts right: {right}.{error}"
 
 
 def _shown(compared: Compared, rows: Sequence[RunsOfARow]) -> str:

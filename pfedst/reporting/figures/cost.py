@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pfedst.reporting.comparison import Compared, OverSites, RunsOfARow
+from pfedst.reporting.figures.findings import extremes, means_of_rows
 from pfedst.reporting.figures.labels import Labelled, label_points
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
@@ -24,7 +25,7 @@ from pfedst.reporting.figures.style import (
     settle,
     shortened,
 )
-from pfedst.reporting.tables import metric_title, metric_words
+from pfedst.reporting.tables import bytes_text, metric_title, metric_words
 
 UNITS = (("B", 1), ("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30), ("TiB", 2**40))
 
@@ -69,7 +70,16 @@ def cost(compared: Compared, metric: str) -> ReportFigure | None:
         f"against bytes up and down over all sites, rounds and the setup, and against the peak memory of a process. "
         f"{protocol_caption(compared)}"
     )
-    return ReportFigure("cost", f"Cost: {metric_words(metric)} on {split} against bytes and memory", caption, figure)
+    title = f"Cost: {metric_words(metric)} on {split} against bytes and memory"
+    return ReportFigure("cost", title, _finding(compared, metric, panels), caption, figure)
+
+
+def _finding(compared: Compared, metric: str, panels: Sequence[tuple[list[_Point], str]]) -> str:
+    costs = " ".join(
+        f"{name[:1].upper()}{name[1:]}: {extremes({point.label: point.cost for point in points}, bytes_text)}."
+        for points, name in panels
+    )
+    return f"{metric_title(metric)}, mean over sites: {means_of_rows(compared, metric)}. {costs}"
 
 
 def _peaks(row: RunsOfARow) -> list[float]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pfedst.evaluation import CALIBRATION
 from pfedst.reporting.comparison import Compared, FinishedRun, OverSites, RunsOfARow, has_present_bins
+from pfedst.reporting.figures.findings import extremes, percents
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     WIDTH,
@@ -52,7 +53,28 @@ def learning_curves(compared: Compared, metric: str) -> ReportFigure | None:
         f"{metric_title(metric)} of the personal model on each site's validation images, after the merge of a round, "
         f"{seeds_text(compared)}. A row that trains nothing is a horizontal line. {protocol_caption(compared)}"
     )
-    return ReportFigure("learning_curves", f"Learning curves: {metric_words(metric)} on validation", caption, figure)
+    means = {label: _means(points.get(panels[-1], {})) for label, points in found.items()}
+    title = f"Learning curves: {metric_words(metric)} on validation"
+    return ReportFigure("learning_curves", title, _finding(compared, metric, means), caption, figure)
+
+
+def _means(points: Points) -> dict[int, float]:
+    return {at: fmean(values) for at, values in sorted(points.items())}
+
+
+def _finding(compared: Compared, metric: str, means: Mapping[str, Mapping[int, float]]) -> str:
+    """Describe the mean over sites, or the only site: all rows at their last round, and the course of the reference."""
+    last = extremes({label: [*found.values()][-1] if found else None for label, found in means.items()})
+    sentences = [f"{metric_title(metric)} on validation, mean over sites, at the last round: {last}."]
+    course = means[compared.reference]
+    if len(course) > 1:
+        (first, start), *_, (end, value) = course.items()
+        best = (min if metric in CALIBRATION else max)(course, key=lambda at: course[at])
+        sentences.append(
+            f"{compared.reference}: {percents(start)} after round {first}, {percents(value)} after round {end}, best "
+            f"after round {best} with {percents(course[best])}."
+        )
+    return " ".join(sentences)
 
 
 def _empty(compared: Compared, metric: str, panels: int) -> Figure:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from pfedst.reporting.comparison import Compared, RunsOfARow
 from pfedst.reporting.figures.confusion import MOST_PANELS
+from pfedst.reporting.figures.findings import extremes, percents
 from pfedst.reporting.figures.saving import ReportFigure
 from pfedst.reporting.figures.style import (
     GUIDE,
@@ -98,7 +99,21 @@ def reliability(compared: Compared, metric: str) -> ReportFigure:
         f"all sites and of {seeds_text(compared)} pooled; the rows of the confusion figure. The ECE in a panel is that "
         f"of its pooled diagram, and not the mean over sites and seeds of a table. {protocol_caption(compared)}"
     )
-    return ReportFigure("reliability", f"Reliability on {split}", caption, figure)
+    finding = _finding(compared, {row.label: one for row, one in zip(rows, found, strict=True)})
+    return ReportFigure("reliability", f"Reliability on {split}", finding, caption, figure)
+
+
+def _finding(compared: Compared, found: Mapping[str, Pooled]) -> str:
+    errors = extremes({label: None if one.ece is None else one.ece / 100 for label, one in found.items()})
+    of_reference = found[compared.reference]
+    images = sum(of_reference.images)
+    if not images:
+        return f"Pooled calibration error (ECE): {errors}."
+    confidence, accuracy = sum(of_reference.confidence) / images, sum(of_reference.right) / images
+    return (
+        f"Pooled calibration error (ECE): {errors}. {compared.reference} has a mean confidence of "
+        f"{percents(confidence)} and an accuracy of {percents(accuracy)}."
+    )
 
 
 def _diagram(axes: Axes, found: Pooled, style: RowStyle) -> None:

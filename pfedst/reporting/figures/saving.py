@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import quoteattr
 
 import matplotlib
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from pfedst.reporting.figures.names import FONT
 from pfedst.reporting.figures.style import DPI, figure_style
 from pfedst.reporting.report import FigureFormat
 from pfedst.state import write_atomically
 
 PNG: dict[str, Any] = {"dpi": DPI, "metadata": {"Software": None}}
+STYLE_OF_ALL = "*{"
+"""Start of the style that matplotlib gives to all elements. In a page it would apply to the whole page."""
+WITHOUT_IT = "Verdana, sans-serif"
+"""Fonts for a browser that lacks the font of the figures; the letters of the first have the same width."""
 PDF: dict[str, Any] = {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}}
 
 
@@ -30,12 +35,14 @@ class ReportFigure:
     Attributes:
         name: name of its files and its anchor, such as `cost`.
         title: one line.
+        finding: what the figure shows, with its numbers, for readers who do not see it.
         caption: sentences that describe the content and the protocol.
         figure: matplotlib figure, without a window or any state of pyplot.
     """
 
     name: str
     title: str
+    finding: str
     caption: str
     figure: Figure
 
@@ -62,7 +69,7 @@ def save_figure(figure: ReportFigure, folder: Path, formats: Collection[FigureFo
 
 
 def svg_text(figure: ReportFigure) -> str:
-    """Return the `svg` element for an HTML page. Letters are outlines, so it looks the same everywhere."""
+    """Return the `svg` element for an HTML page. Letters are text, which can be found, selected and copied."""
     svg = BytesIO()
     with figure_style():
         # ids are made with a salt, which is random by default
@@ -73,5 +80,6 @@ def svg_text(figure: ReportFigure) -> str:
     text = text[text.index("<svg") :]  # without the XML declaration, which is not allowed within a page
     # ids must be unique in a page, which holds several figures
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.name}-", text)
-    head, rest = text.split(">", 1)
-    return f'{head} role="img">\n <title>{escape(figure.title)}</title>{rest}'
+    text = text.replace(STYLE_OF_ALL, f"#{figure.name}-figure_1{{", 1)
+    text = re.sub(rf"(?<=font-family: )'{FONT}'", f"'{FONT}', {WITHOUT_IT}", text)
+    return text.replace("<svg", f'<svg role="img" aria-label={quoteattr(figure.finding)}', 1)

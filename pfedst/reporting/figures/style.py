@@ -62,7 +62,7 @@ RC: dict[Any, Any] = {
     "ytick.major.size": 2.5,
     "text.parse_math": False,  # a dollar in a name is no formula
     "pdf.fonttype": 42,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
 }
 
 
@@ -112,9 +112,14 @@ class RowStyle:
 
 
 def row_styles(compared: Compared) -> dict[str, RowStyle]:
+    """Return the style of each row by its label."""
+    return styles_of([row.label for row in compared.rows], compared.reference)
+
+
+def styles_of(labels: Sequence[str], reference: str) -> dict[str, RowStyle]:
     """Return styles by label: the reference is black and thick; of 24 others no two share colour and mark."""
-    styles = {compared.reference: RowStyle("#000000", "o", "#000000", "solid", 2.2, 6.5, 5.0, "bold")}
-    others = [row.label for row in compared.rows if row.label != compared.reference]
+    styles = {reference: RowStyle("#000000", "o", "#000000", "solid", 2.2, 6.5, 5.0, "bold")}
+    others = [label for label in labels if label != reference]
     for number, label in enumerate(others):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         face = "#FFFFFF" if number // len(MARKERS) % 2 else color

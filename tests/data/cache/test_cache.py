@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -722,7 +723,9 @@ def test_a_log_file_learns_the_time_left_again_and_again(tmp_path, monkeypatch, 
     """93 images in steps of 32: after the first step and after the second one; after the last nothing is left."""
     monkeypatch.setattr(taps_cache, "REPORT_SECONDS", seconds)
     cached(tmp_path)
-    left = [line for line in capsys.readouterr().err.splitlines() if "left" in line]
+    log = capsys.readouterr().err
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", log)  # no control character but the end of a line
+    left = [line for line in log.splitlines() if "left" in line]
     assert [line.split(" of ")[0] for line in left] == ["cache: 32", "cache: 64"][:lines]
 
 

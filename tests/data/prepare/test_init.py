@@ -195,7 +195,7 @@ def test_shares_and_seeds(tmp_path) -> None:
     ("names", "options", "words"),
     [
         ((), {}, ["no image in it or below it", "give the folder"]),
-        (("{x,y}/*.png", "x/deep/1.png"), {}, ["different depths", "x/deep/1.png", "make them alike"]),
+        (("{x,y}/*.png", "x/deep/1.png"), {}, ["different depths", "x/deep/1.png", "move them to the same depth"]),
         (("{a,b}/{x,y}/{p,q}/*.png",), {}, ["cannot be guessed", "a/x/p", "--layout", "site/split/label"]),
         (("train/test/*.png",), {}, ["cannot be guessed", "train/test", "--layout"]),
         (("*.png",), {}, ["cannot be guessed", "no folder", "--layout"]),
@@ -262,7 +262,7 @@ def test_what_is_not_known_comes_with_the_remedy(tmp_path) -> None:
     tree(tmp_path, "{x,y}/*.png")
     (tmp_path / "notes.txt").write_text("text")
     for path, words in (
-        (tmp_path, ["nothing known in it", "SITE/train/CLASS", f"pfedst data init {tmp_path}"]),
+        (tmp_path, ["its layout is not known", "SITE/train/CLASS", f"pfedst data init {tmp_path}"]),
         (tmp_path / "notes.txt", ["notes.txt", "no table", ".csv or .parquet"]),
         (tmp_path / "none", ["none: no such file or folder"]),
     ):

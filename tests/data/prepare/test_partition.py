@@ -395,7 +395,7 @@ def test_options_out_of_range(options, words) -> None:
 
 BY_COLUMN = {"by": "column", "column": "hospital"}
 TABLES = [
-    (lambda t: t.iloc[:0], {}, "the table has no rows: there is nothing to cut into sites"),
+    (lambda t: t.iloc[:0], {}, "the table has no rows: there is nothing to divide into sites"),
     (lambda t: t.rename(columns={"label": "labels"}), {}, 'no column "label". Did you mean "labels"? Found: path, labels, split, group'),
     (lambda t: t.assign(hospitals="a"), BY_COLUMN, 'no column "hospital". Did you mean "hospitals"? Found: path, label, split, group, hospitals'),
     (lambda t: t.assign(hospital=["a", "", *["b"] * 358]), BY_COLUMN, 'row "images/train0001.png": the column "hospital" is empty; fill it in, or leave the row out'),
