@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pfedst.errors import ConfigurationError, listed, nearest
+from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.reporting import console_of
 from pfedst.reporting.loading import present_summary
 from pfedst.reporting.report_table import percent
@@ -50,9 +50,12 @@ def run_calibrate(arguments: Sequence[str]) -> int:
     protocol = summary["protocol"]
     finetuned = bool(protocol["rounds"] and protocol["method_options"].get("finetune_epochs"))
     made = calibrate(folder, summary["evaluated"]["round"], finetuned, given.coverage)
+    file = folder / "calibration.json"
+    if made.reported["reason"]:
+        raise DataError(f"site {given.site}: nothing was fitted: {made.reported['reason']}; {file} is not changed")
     made.calibration.save(folder)
     _print(given.site, made.reported, made.calibration.threshold)
-    print(f"written: {folder / 'calibration.json'}")
+    print(f"written: {file}")
     return 0
 
 
@@ -78,7 +81,7 @@ def _print(site: str, found: Mapping[str, Any], threshold: float | None) -> None
     """Print a calibration."""
     console, test = console_of(120), found["test"]
     told = f"{site}: T = {found['temperature']:.2f}, {found['images']} validation images, {found['errors']} errors"
-    console.print(told + (f"; not fitted: {found['reason']}" if found["reason"] else ""), highlight=False, markup=False)
+    console.print(told, highlight=False, markup=False)
     if found["prior"] == "training":
         console.print("The class frequencies that the model has learned are not known: T divides its logits.")
     if not test["images"]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -25,7 +26,7 @@ from pfedst.configuration.renamed_options import CONFIG_FORMAT
 from pfedst.data import FederatedDataModule, Split
 from pfedst.deployment.options import NEED_IMAGES, FlowerOptions, check_centre
 from pfedst.deployment.requirement import check_flower
-from pfedst.errors import ConfigurationError, PfedstError
+from pfedst.errors import ConfigurationError, PfedstError, WeightsError
 from pfedst.inference.artefact_files import is_model
 from pfedst.joining import evaluate_model
 from pfedst.methods.interface import FederatedMethod
@@ -167,6 +168,10 @@ class PFedSTCLI(LightningCLI):
             start_fork_server()  # now: all is imported, and nothing is computed yet
         try:
             super().instantiate_classes()
+        except WeightsError:
+            if not self._is_centre:
+                self._check_tables()
+            raise
         except ValueError as error:  # the parser's, which lists every branch of a union, with a class's error as cause
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, KNOWN_CAUSES):
@@ -179,6 +184,11 @@ class PFedSTCLI(LightningCLI):
             if isinstance(cause, MisconfigurationException):  # of a callback
                 raise ConfigurationError(f"--trainer.callbacks: {cause}") from error
             raise cause from None
+
+    def _check_tables(self) -> None:
+        """Read the tables of the images: a wrong path can be mended without the weights that an encoder lacks."""
+        data = Namespace(data=self._get(self.config, "data"))
+        self._parser(self.command).instantiate_classes(data, instantiate_groups=False).data.found()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer.
@@ -262,7 +272,7 @@ class PFedSTCLI(LightningCLI):
     @property
     def _is_centre(self) -> bool:
         """True for a run between hospitals, whose images are not on this machine."""
-        return bool(self._get(self.config_init, "coordinator").transport == "flower")
+        return bool(self._get(self.config, "coordinator").transport == "flower")
 
     def _warm_start(self, run: RunFolder | None) -> WarmStart | None:
         """Return the run that `--init` names; a run that has saved a round reads it no more."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     if key and re.search(r"not accepted|does not accept|unrecognized", message, re.IGNORECASE):
         return _unknown_option(full, pairs, bases)
     base = bases.get(full.split(".")[-1])
-    if base is not None and re.search(r"import path|subclass|Problem with given class_path", message, re.IGNORECASE):
+    of_a_class = r"import path|subclass|Problem with given class_path|not accessible"
+    if base is not None and re.search(of_a_class, message, re.IGNORECASE):
         return _unknown_class(full, pairs, base, message)
     # the part after the last arrow of a chain of parsers is the problem; the key is the location
     detail = re.sub(r'^.*?[Kk]ey "[\w.]+":\s*', "", message, flags=re.DOTALL).strip()
@@ -115,10 +118,10 @@ def _plain(key: str) -> str:
 
 
 def _chosen(key: str, pairs: Sequence[tuple[str, Any]]) -> str | None:
-    """Return the class chosen at `key`, written in either way."""
+    """Return the class chosen at `key`, written in either way, with its import path if one is given."""
     for path, value in reversed(pairs):
         if _plain(path) in (_plain(key), f"{_plain(key)}.class_path") and isinstance(value, str):
-            return value.split(".")[-1]
+            return value
     return None
 
 
@@ -128,7 +131,7 @@ def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[
     if base is None:
         return f'unknown option "--{full}".{nearest(full.split(".")[0], bases)} See --help, or --print_config'
     known = subclasses(base)
-    owner = known.get(_chosen(parent, pairs) or "", base)
+    owner = known.get((_chosen(parent, pairs) or "").split(".")[-1], base)
     options = list(
         dict.fromkeys(o for cls in ([owner] if owner is not base else known.values()) for o in _options(cls))
     )
@@ -139,11 +142,38 @@ def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, mess
     words = re.search(r"typing\.Literal\[(.*?)\]", message)  # where a word is allowed in place of a class
     known = [*re.findall(r"'(\w+)'", words.group(1) if words else "")]
     known += sorted(name for name in subclasses(base) if not name.startswith("_"))
-    chosen = _chosen(full, pairs) or "?"
+    given = _chosen(full, pairs) or "?"
+    if "." in given and (reason := _import_problem(given)):
+        return f"--{full} {given}: {reason}"
+    chosen = given.split(".")[-1]
     problem = f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
     if chosen in known:  # of the same name, and elsewhere
         problem = f"the {chosen} of that import path is no {base.__module__}.{base.__name__}"
     return f"--{full}: {problem}.{nearest(chosen, known)}\n  known: {', '.join(known)} (or an import path)"
+
+
+def _import_problem(path: str) -> str:
+    """Return why a class cannot be imported, with a remedy; empty if it can be."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            return _raised_in(module, error)
+        return f'there is no module "{error.name}"; put the folder that holds it on PYTHONPATH, or install its package'
+    except Exception as error:
+        return _raised_in(module, error)
+    classes = [key for key, value in vars(found).items() if isinstance(value, type)]
+    return "" if hasattr(found, name) else f'module {module} has no class "{name}".{nearest(name, classes)}'
+
+
+def _raised_in(module: str, error: Exception) -> str:
+    """Return what the import of a module raised, and where."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    file, line = frames[-1].filename, frames[-1].lineno
+    if isinstance(error, SyntaxError):
+        file, line = error.filename or file, error.lineno
+    return f"importing {module} failed: {type(error).__name__}: {getattr(error, 'msg', error)} ({file}, line {line})"
 
 
 def _options(owner: type) -> list[str]:

@@ -56,6 +56,17 @@ def test_another_coverage_is_kept_and_shown(run, capsys) -> None:
     assert "coverage 30.0 % asked for" in capsys.readouterr().out
 
 
+def test_too_few_validation_images_are_an_error_that_changes_nothing(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("pfedst.evaluation.calibration.FEWEST_IMAGES", 10**6)
+    file = run / "sites/site_a" / FILE
+    before = file.read_bytes()
+    assert main(["calibrate", str(run), "--site", "site_a", "--coverage", "0.3"]) == 3
+    assert file.read_bytes() == before
+    told = capsys.readouterr()
+    assert "site site_a: nothing was fitted: fewer than" in told.err
+    assert not told.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

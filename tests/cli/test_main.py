@@ -93,6 +93,7 @@ def test_help_version_and_no_command(capsys) -> None:
         (["fit", "--config=none.yaml"], 2, ["--config", "none.yaml"]),
         (["fit", *SMALL, "--data=FolderSites", "--data.root=none"], 3, ["--data.root none", "no such folder"]),
         (["fit", *SMALL, "--model.encoder.weights=none.safetensors"], 4, ["none.safetensors", "no such file"]),
+        (["fit", "--config=folder", "--data.root=nowhere", "--model.encoder.weights=no.safetensors"], 3, ["--data.root nowhere"]),
         (["fit", *SMALL, "--model.encoder.model=RN50"], 2, ["RN50", "ModifiedResNet", "--model.adapter"]),
         (["fit", *SMALL, "--method=ZeroShot", "--model.anchors=learned"], 2, ["ZeroShot runs on the class anchors text", "--model.anchors text", "Prototypes"]),
         (["fit", *SMALL, "--method.rank=null"], 2, ["--method.rank", "int", "None"]),
