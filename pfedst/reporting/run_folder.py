@@ -166,7 +166,7 @@ class RunFolder:
             raise ConfigurationError(f"{path}: no folder.{nearest(path.name, there)} Give the folder of a finished run")
         found = self.summary()
         if found is None and not (path / "config.yaml").is_file():
-            raise ConfigurationError(f"{path} holds no summary.json: it is no run; give a folder such as runs/NAME")
+            raise ConfigurationError(f"{path} holds no summary.json: it is not a run; give a folder such as runs/NAME")
         if found is None:
             raise StateError(
                 f"{path} holds no summary.json: the run is not finished; continue it with --name "
