@@ -45,7 +45,7 @@ def test_its_method_is_listed_explained_and_trained_without_touching_pfedst(inst
     assert programs.finished(programs.commands_in, output, installed, *lines) == 0, output.read_text()
     listed, explained, fitted, refused, _ = output.read_text().split("exit code ")
     assert "FedMine" in listed
-    for words in ("the tutorial of pfedst", "where a site's own look enters", "mu", "norm_statistics"):
+    for words in ("the tutorial of pfedst", "whose look differs between sites", "mu", "norm_statistics"):
         assert words in explained
     assert refused.startswith("0\n"), fitted
     assert (installed / "runs" / "mine" / "summary.json").is_file()

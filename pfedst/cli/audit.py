@@ -46,7 +46,7 @@ class AuditCLI(PFedSTCLI):
                     return
                 reason = f"{type(encoder).__name__} has no embedding; give --model.encoder FrozenCLIP for it"
             except WeightsError as error:
-                reason = str(error)
+                reason = str(error).splitlines()[0]
             logging.getLogger("pfedst").warning("the comparison of sites by the encoder is skipped: %s", reason)
             self.encoder_is_there = False
         self.config["fit"]["model"]["encoder"] = Namespace(  # type: ignore[no-untyped-call]

@@ -19,7 +19,9 @@ from pfedst.reporting import console_of
 def run_methods(arguments: Sequence[str]) -> int:
     """Print a table of all methods or the pages of some, or write all pages. Return the exit code."""
     parser = argparse.ArgumentParser(prog="pfedst methods", description="List and explain the installed methods.")
-    parser.add_argument("name", nargs="*", help="print the pages of these methods instead of the table")
+    parser.add_argument(
+        "name", nargs="*", help="print the pages of these, by name or import path, instead of the table"
+    )
     parser.add_argument(
         "--docs", type=Path, help="folder in which to write a page for every method, and README.md with the table"
     )
@@ -35,7 +37,8 @@ def run_methods(arguments: Sequence[str]) -> int:
         print(given.docs)
     elif given.name:
         for name in given.name:
-            console.print(Markdown(page(name, get_method(name))))
+            method = get_method(name)
+            console.print(Markdown(page(method.__name__, method)))
     else:
         table = Table(title=f"Methods, with {PROTOCOL}")
         for heading in HEADINGS:

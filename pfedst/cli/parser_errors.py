@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pfedst.configuration.imports import import_class
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, nearest
 
@@ -143,37 +142,16 @@ def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, mess
     known = [*re.findall(r"'(\w+)'", words.group(1) if words else "")]
     known += sorted(name for name in subclasses(base) if not name.startswith("_"))
     given = _chosen(full, pairs) or "?"
-    if "." in given and (reason := _import_problem(given)):
-        return f"--{full} {given}: {reason}"
+    if "." in given:
+        try:
+            import_class(given)
+        except ConfigurationError as error:
+            return f"--{full} {given}: {error}"
     chosen = given.split(".")[-1]
     problem = f"{chosen} is no {base.__name__}" if "correspond to a subclass" in message else f'no class "{chosen}"'
     if chosen in known:  # of the same name, and elsewhere
         problem = f"the {chosen} of that import path is no {base.__module__}.{base.__name__}"
     return f"--{full}: {problem}.{nearest(chosen, known)}\n  known: {', '.join(known)} (or an import path)"
-
-
-def _import_problem(path: str) -> str:
-    """Return why a class cannot be imported, with a remedy; empty if it can be."""
-    module, _, name = path.rpartition(".")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            return _raised_in(module, error)
-        return f'there is no module "{error.name}"; put the folder that holds it on PYTHONPATH, or install its package'
-    except Exception as error:
-        return _raised_in(module, error)
-    classes = [key for key, value in vars(found).items() if isinstance(value, type)]
-    return "" if hasattr(found, name) else f'module {module} has no class "{name}".{nearest(name, classes)}'
-
-
-def _raised_in(module: str, error: Exception) -> str:
-    """Return what the import of a module raised, and where."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    file, line = frames[-1].filename, frames[-1].lineno
-    if isinstance(error, SyntaxError):
-        file, line = error.filename or file, error.lineno
-    return f"importing {module} failed: {type(error).__name__}: {getattr(error, 'msg', error)} ({file}, line {line})"
 
 
 def _options(owner: type) -> list[str]:

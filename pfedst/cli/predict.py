@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfedst.cli.model_options import add_model_options, models_of
-from pfedst.errors import ConfigurationError, DataError, StateError
+from pfedst.errors import ConfigurationError, DataError, StateError, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,8 @@ def run_predict(arguments: Sequence[str]) -> int:
     target = models[0].target(given.prior)
     if models[0].abstention is not None and models[0].threshold(target) is None:
         console.print(f"abstained is empty: there is no threshold for the prior {target.option}", highlight=False)
-    print(f"{given.out}: {len(table):,} images, {models[0].name}, at the prior {target.label or target.option}")
+    names = listed([model.name for model in models])
+    print(f"{given.out}: {len(table):,} images, {names}, at the prior {target.label or target.option}")
     if labels is not None:
         _report(table, labels, given.out, class_names)
     failed = table.loc[table["error"] != ""]

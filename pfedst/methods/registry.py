@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.metadata import EntryPoint, entry_points
 
+from pfedst.configuration.imports import import_class
 from pfedst.errors import ConfigurationError, nearest
 from pfedst.methods.interface import FederatedMethod
 
@@ -51,11 +52,16 @@ def list_methods() -> list[str]:
 
 
 def get_method(name: str) -> type[FederatedMethod]:
-    """Return the class of an installed method.
+    """Return the class of an installed method by its name, or of any method by its import path.
 
     Raises:
         ConfigurationError: there is no such method.
     """
+    if "." in name:
+        found = import_class(name)
+        if not issubclass(found, FederatedMethod):
+            raise ConfigurationError(f"{name} is no method: derive it from pfedst.FederatedMethod")
+        return found
     methods = registered_methods()
     if name not in methods:
         raise ConfigurationError(

@@ -32,7 +32,12 @@ class Item:
 
 
 PEOPLE = {
-    **dict.fromkeys(range(1, 7), "title, abstract, background, aims and design of the study"),
+    1: "title that names the kind of model",
+    2: "abstract",
+    3: "medical background and role of the model",
+    4: "aims and hypotheses",
+    5: "prospective or retrospective",
+    6: "goal of the study",
     8: "source of the data",
     10: "selection of the data",
     11: "de-identification",
@@ -43,6 +48,8 @@ PEOPLE = {
     17: "annotators",
     18: "variability of annotations",
     21: "sample size",
+    27: "ensembles",
+    31: "explanation of predictions",
     34: "registration and protocol",
     35: "flow of patients",
     36: "demographics",
@@ -113,8 +120,7 @@ def claim_items(summary: Mapping[str, Any], data_card: Mapping[str, str]) -> lis
         if number in numbers:
             continue
         said = OF_DATA_CARD.get(number) in data_card
-        topic = PEOPLE.get(number, "not recorded by a run")
-        found.append(Item(number, topic, "in part" if said else "to be stated", "Data card" if said else ""))
+        found.append(Item(number, PEOPLE[number], "in part" if said else "to be stated", "Data card" if said else ""))
     return [
         Item(item.number, item.topic, item.status, item.where if item.status != "to be stated" else "")
         for item in sorted(found, key=lambda item: item.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -378,6 +379,9 @@ def _options(rows: Sequence[RunsOfARow], tuned: Mapping[str, Any]) -> list[str]:
         methods = {(row.first.protocol["method"], values[row.label]) for row in recorded}
         of_one_method = len(methods) > len({method for method, _ in methods})
         compared = [row for row in recorded if of_one_method or (row.trains and key.startswith(EQUAL_FOR_ALL))]
+        if key.startswith("method."):  # an option of one method says nothing of the others, which do not have it
+            several = [method for method, number in Counter(method for method, _ in methods).items() if number > 1]
+            compared = [row for row in recorded if row.first.protocol["method"] in several]
         told: dict[str, list[str]] = {}
         for row in compared:
             folders = listed([str(run.folder) for run in row.runs], most=3)

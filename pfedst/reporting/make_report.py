@@ -67,7 +67,7 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
     return (
         f"data: {protocol['data']}; {_images(compared)}; classes {', '.join(compared.classes)}",
         f"encoder: {protocol['encoder']}; class anchors: {protocol['anchors']}",
-        f"budget of every row that trains: {protocol['rounds']} rounds, {protocol['local_epochs']} local epochs "
+        f"budget of every row that trains: {_rounds(compared)} rounds, {protocol['local_epochs']} local epochs "
         f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
         f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}"
         + (f", sampler {protocol['sampler']}" if "sampler" in protocol else ""),
@@ -78,6 +78,13 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
         f"seeds: {', '.join(str(seed) for seed in compared.seeds)}{_folds(compared)}; validation selects (tuning), "
         f"test is only reported",
     )
+
+
+def _rounds(compared: Compared) -> str:
+    """Return the number of rounds, or the smallest and the largest one."""
+    trained = {row.first.protocol["rounds"] for row in compared.rows if row.trains}
+    numbers = sorted(trained or {compared.protocol["rounds"]})
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _images(compared: Compared) -> str:

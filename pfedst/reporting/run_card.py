@@ -14,6 +14,7 @@ from pfedst.reporting.environment import environment_lines
 from pfedst.reporting.loading import present_summary
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_folder import RunFolder
+from pfedst.reporting.run_warnings import warning_text
 from pfedst.state import json_bytes, write_atomically, writing
 from pfedst.version import __version__
 
@@ -165,6 +166,8 @@ def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
     if missing := summary["personal"].get("not_evaluated"):
         found["hospitals without numbers, as they could not be evaluated"] = ", ".join(missing)
+    if warnings := summary["warnings"]:
+        found["warnings of the run"] = "; ".join(warning_text(warning) for warning in warnings)
     for model in MODELS:
         if model not in summary:
             continue

@@ -186,10 +186,11 @@ def warning_text(warning: Mapping[str, Any]) -> str:
     if warning["what"] == "one_class":
         return f"{place}: the model predicts only {warning['class']} for all {images}"
     if warning["what"] == "start_is_best":
+        better = "no better" if warning["now"] == warning["start"] else "worse"
         return (
             f"NO ROUND IS BETTER THAN THE START: of all evaluated rounds, round 0 is the best on validation "
             f"({IN_WORDS} {_percent(warning['start'])}, {_percent(warning['now'])} after round "
-            f"{warning['round']}): what was trained is worse than, or no better than, what the run began with"
+            f"{warning['round']}; {images}): what was trained is {better} than what the run began with"
         )
     points, fewest = 100 * (warning["start"] - warning["now"]), warning["fewest_images"]
     text = (

@@ -7,6 +7,7 @@ import pytest
 
 from pfedst.errors import ConfigurationError
 from pfedst.methods import registry
+from pfedst.methods.registry import get_method
 
 
 def points(*pairs):
@@ -36,3 +37,11 @@ def test_wrong_entry_points_are_refused(monkeypatch, pairs, words) -> None:
     with pytest.raises(ConfigurationError) as caught:
         registry.registered_methods()
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_method_is_found_by_its_import_path_too() -> None:
+    assert get_method("pfedst_baselines.fedavg.FedAvg") is get_method("FedAvg")
+    with pytest.raises(ConfigurationError, match="is no method"):
+        get_method("pathlib.Path")
+    with pytest.raises(ConfigurationError, match='there is no module "nowhere"'):
+        get_method("nowhere.Method")

@@ -8,6 +8,7 @@ from pfedst.errors import ConfigurationError, StateError
 from pfedst.reporting.comparison import OverSites
 from pfedst.reporting.figures.curves import learning_curves
 from pfedst.reporting.loading import load_compared
+from pfedst.reporting.make_report import protocol_lines
 from tests.reporting.fake_runs import as_format_1, write_comparison, write_run
 
 SITES = {"a": 0.5, "b": 0.7}
@@ -178,6 +179,21 @@ def test_two_comparisons_share_a_row_only_with_the_same_options(tmp_path) -> Non
     assert missing == "A, other, seed 3: missing, as it failed or is not done"
     assert [note.split(" (")[0] for note in differences] == [f"rows differ in {key}" for key in sorted(PRECISE)]
     assert compared.reference == "B"
+
+
+def test_an_option_of_one_method_says_nothing_of_the_others(tmp_path) -> None:
+    key = "method.init_args.mu"
+    given = {"a": ("FedAvg", {}, 3), "b": ("FedProx", {key: 1.0}, 3), "c": ("FedProx", {key: 2.0}, 20)}
+    compared = load_compared(
+        [
+            write_run(tmp_path / name, SITES, study=STUDY | own, method=method, rounds=rounds)
+            for name, (method, own, rounds) in given.items()
+        ]
+    )
+    (note,) = [note for note in compared.notes if key in note]
+    assert "FedProx" in note
+    assert "FedAvg" not in note
+    assert any("budget of every row that trains: 3 to 20 rounds" in line for line in protocol_lines(compared))
 
 
 def test_a_row_that_trains_nothing_has_no_budget_to_differ_in(tmp_path) -> None:

@@ -195,4 +195,6 @@ def test_only_options_that_are_not_set_are_advised() -> None:
 
 def test_a_run_that_is_best_at_its_start_is_loud() -> None:
     assert "NO ROUND IS BETTER THAN THE START" in warning_text(start_is_best(3, 0.5, 0.4, 10))
-    assert "50.0 %, - after round 3" in warning_text(start_is_best(3, 0.5, None, 10))
+    assert "50.0 %, - after round 3; 10 validation images)" in warning_text(start_is_best(3, 0.5, None, 10))
+    assert "is worse than what the run began with" in warning_text(start_is_best(3, 0.5, 0.4, 10))
+    assert "is no better than what the run began with" in warning_text(start_is_best(3, 0.5, 0.5, 10))

@@ -107,7 +107,7 @@ def skew_findings(sites: Sites) -> Checked:
         site: sum(abs(a - b) for a, b in zip(shares(of), shares(pooled), strict=True)) / 2
         for site, of in counts.items()
     }
-    if len(distances) < 2:
+    if len(distances) < 2 or not any(distances.values()):
         return [], distances
     far = max(distances, key=lambda site: distances[site])
     finding = Finding(
