@@ -449,3 +449,12 @@ def test_lines_have_a_contrast_of_3_on_white() -> None:
     assert {
         color: 1.05 / (luminance(color) + 0.05) for color in (*COLORS, GUIDE) if 1.05 / (luminance(color) + 0.05) < 3
     } == {}
+
+
+def test_a_name_cannot_leave_its_figure() -> None:
+    hostile = '"</text></svg><script>x</script>-->'
+    for figure in make_figures(compared({hostile: {0: {hostile: 0.5}}}, classes=[hostile, "b"])):
+        svg = svg_text(figure)
+        assert "<script" not in svg
+        assert svg.count("</svg>") == svg.count("<svg") == 1
+        assert "&lt;script&gt;" in svg
