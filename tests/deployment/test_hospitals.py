@@ -173,7 +173,7 @@ def test_a_hospital_predicts_with_its_own_state_and_the_files_of_the_centre(mach
 
 def test_a_late_site_is_left_out_of_its_round_and_a_killed_centre_goes_on(machines) -> None:
     """Site b stands still for longer than the time of a request. When it goes on, its reply is too late."""
-    line = machines.fit_command("late", "--coordinator.timeout_seconds 40")
+    line = machines.fit_command("late", "--coordinator.timeout_seconds 30")
     machines.start("fit", line)
     wait_until(lambda: has_asked(machines, "site_b", "late", 1))
     site_b = machines.processes["site_b"].pid
