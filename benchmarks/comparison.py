@@ -20,7 +20,6 @@ from typing import Any
 from environment import environment
 
 from pfedst.cli import main as pfedst
-from pfedst.reporting.claims import OWN_PRIOR
 from pfedst.reporting.formats import markdown_table
 from pfedst.reporting.report_table import Cell, ReportTable
 
@@ -30,8 +29,9 @@ README = (
     ("results", "mean"),
     ("results", "worst site"),
     ("results", "generic mean"),
+    ("recall", "mean of classes"),
     ("metrics", "AUROC, mean"),
-    ("priors", "accuracy"),
+    ("metrics", "accuracy, mean"),
     ("cost", "bytes in all"),
 )
 """Columns of the table in docs/results.md."""
@@ -91,16 +91,14 @@ def table(name: str) -> None:
 
 
 def readme_table(name: str) -> str:
-    """Return the table of docs/results.md. Accuracy is at the prior of each site, also that of a global model."""
+    """Return the table of docs/results.md."""
     found = {part.name: part for part in tables(kept(name))}
     headings = ("method", *(heading.removesuffix(", mean") for _, heading in README))
-
-    def cell(label: str, part: str, heading: str) -> Cell:
-        rows = {row[0].text: row for row in found[part].rows}
-        row = rows.get(label + OWN_PRIOR, rows[label]) if part == "priors" else rows[label]
-        return row[found[part].headings.index(heading)]
-
-    rows = [(first, *(cell(first.text, *column) for column in README)) for first, *_ in found["results"].rows]
+    columns = [(found[part].rows, found[part].headings.index(heading)) for part, heading in README]
+    rows = [
+        (first, *(of_table[number][column] for of_table, column in columns))
+        for number, (first, *_) in enumerate(found["results"].rows)
+    ]
     return markdown_table(ReportTable("readme", "", "", headings, tuple(rows)))
 
 

@@ -110,7 +110,7 @@ class TimedRounds(RoundHooks):
             self.seconds.append(time.perf_counter() - self._started[0])
             self.processor_seconds.append(time.process_time() - self._started[1])
 
-    def after_evaluation(self, round_number: int, metrics: Any, shared: Any) -> bool:
+    def after_evaluation(self, round_number: int, metrics: Any, shared: Any, is_whole: bool = True) -> bool:
         return False
 
 

@@ -65,12 +65,12 @@ def test_it_runs_and_its_saved_config_runs_again(name, tmp_path, capsys, monkeyp
 def test_the_environment_gives_root_and_weights(tmp_path, monkeypatch, capsys) -> None:
     arguments = ["fit", "--config", str(CONFIGS / "fed_isic_ham4.yaml"), *SHORT, f"--runs_dir={tmp_path / 'runs'}"]
     arguments += ["--model.encoder.model=vit-nano", "--model.encoder.image_size=32"]
-    assert main(arguments) == 4
-    assert "--model.encoder.weights is not given" in capsys.readouterr().err
-    monkeypatch.setenv("PFEDST_ENCODER_WEIGHTS", "random")
     assert main(arguments) == 3
     assert "PFEDST_DATA_ROOT" in capsys.readouterr().err
     monkeypatch.setenv("PFEDST_DATA_ROOT", str(make_fed_isic(tmp_path / "data")))
+    assert main(arguments) == 4
+    assert "--model.encoder.weights is not given" in capsys.readouterr().err
+    monkeypatch.setenv("PFEDST_ENCODER_WEIGHTS", "random")
     assert main(arguments) == 0
 
 

@@ -187,7 +187,7 @@ class PFedSTCLI(LightningCLI):
 
     def _check_tables(self) -> None:
         """Read the tables of the images: a wrong path can be mended without the weights that an encoder lacks."""
-        data = Namespace(data=self._get(self.config, "data"))
+        data = Namespace(data=self._get(self.config, "data"))  # type: ignore[no-untyped-call]
         self._parser(self.command).instantiate_classes(data, instantiate_groups=False).data.found()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -434,7 +434,7 @@ class LooksAtB(FedAvg):
 
 def test_images_are_shown_to_other_clients_only_of_a_site_that_is_held_out(tmp_path) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"images of site \"site_b\" to client site_a.*held_out_sites \[site_b\]"
+        ConfigurationError, match=r"images of site \"site_b\" at client site_a.*held_out_sites \[site_b\]"
     ):
         client_of(LooksAtB(), tmp_path)
     assert client_of(LooksAtB(), tmp_path, held_out=("site_b",)).held_out == ("site_b",)

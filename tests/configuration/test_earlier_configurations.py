@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pfedst.cli.federated import parse_only
+from pfedst.cli.start import parse_only
 from pfedst.comparison.plan import as_arguments, make_plan
 from pfedst.configuration.renamed_options import with_present_names
 
@@ -20,7 +20,7 @@ PLANS = sorted(EARLIER.glob("format_*/configs/compare/*.yaml"))
 SWEEPS = sorted(EARLIER.glob("format_*/configs/sweeps/*.yaml"))
 WRITTEN = sorted((EARLIER / "written").glob("*.yaml"))
 RENAMED = "--coordinator.executor {} is now --coordinator.transport {}; please rename it"
-GONE = "--coordinator.save_fits is gone"
+GONE = "--coordinator.save_fits no longer exists"
 LOSS = "is read with the loss of that time, cross-entropy"
 WARNINGS = {
     "format_1_PFedST": [RENAMED.format("sequential", "in_process"), GONE, LOSS],

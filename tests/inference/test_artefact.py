@@ -198,7 +198,7 @@ def test_a_damaged_file_is_refused(folders, file, kind, place, bit) -> None:
 
 
 def test_files_that_are_missing_or_foreign(tmp_path, folders) -> None:
-    with pytest.raises(StateError, match="holds no config.json"):
+    with pytest.raises(StateError, match="has no config.json"):
         load_model(tmp_path)
     (tmp_path / CONFIG_FILE).write_text('{"architectures": ["Bert"]}')
     with pytest.raises(StateError, match="not of a model that pfedst export has written"):

@@ -62,5 +62,5 @@ def test_names_and_folders_are_checked_first(tmp_path) -> None:
             local_folder(f"hf://{name}")
         with pytest.raises(ConfigurationError, match="USER/NAME"):
             push(tmp_path, name)
-    with pytest.raises(StateError, match=r"holds no config.json"):
+    with pytest.raises(StateError, match=r"has no config.json"):
         push(tmp_path, "me/lesions")

@@ -88,7 +88,7 @@ def test_a_run_refuses_another_encoder_and_an_unknown_site(run_folder, tmp_path)
     (copy / "identity.json").write_text(text)
     with pytest.raises(StateError, match="another encoder"):
         load(copy).model()
-    with pytest.raises(ConfigurationError, match="no run"):
+    with pytest.raises(ConfigurationError, match="not a run"):
         load(tmp_path / "none")
     (copy / "config.yaml").write_text("model: [")
     with pytest.raises(StateError, match="config.yaml is damaged"):

@@ -85,7 +85,10 @@ def _splits(site_folders: Sequence[Path], needed: Sequence[Split]) -> dict[Split
         if split not in found:
             first = site_folders[0]
             have = ", ".join(folders(first)) or "no folder"
-            raise DataError(f"{first / split} is missing ({first} holds: {have}); {LAYOUT}")
+            raise DataError(
+                f"{first / split} is missing ({first} holds: {have}); {LAYOUT}. For folders without train and test "
+                f"pfedst data init {first.parent} writes a table that pfedst reads"
+            )
     return {split: found[split] for split in SPLITS if split in found}
 
 
