@@ -530,9 +530,10 @@ def test_a_data_folder_that_vanishes_ends_the_run_and_it_goes_on(tmp_path, capsy
                 root.rename(tmp_path / "elsewhere")
 
         patch.setattr(Server, "merge", merge_and_lose)
-        assert main(arguments) == 3
+        assert main(arguments) == 6  # each site says why it could not be evaluated, and no other is left
     message = capsys.readouterr().err
     assert "no such file" in message
+    assert "no site could be evaluated" in message
     assert "Traceback" not in message
     (tmp_path / "elsewhere").rename(root)
     assert main([*arguments, "--resume"]) == 0
