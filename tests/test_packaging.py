@@ -177,7 +177,7 @@ def test_a_model_leaves_the_environment_that_trained_it(installed) -> None:
         pixels = draws.integers(0, 255, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
     three = ["--data.sites=3", "--data.samples_per_site=[170,16,16]", "--data.test_samples_per_site=[4,4,4]"]
-    four = ["--data.sites=4", "--data.samples_per_site=[170,16,16,60]", "--data.test_samples_per_site=[4,4,4,8]"]
+    four = ["--data.sites=4", "--data.samples_per_site=[170,16,16,160]", "--data.test_samples_per_site=[4,4,4,8]"]
     installed.commands(
         ["fit", "--method=PFedST", *SHORT, *three, "--name=way_out"],
         ["export", "runs/way_out", "personal", "--site=site_a", "--licence=mit"],
