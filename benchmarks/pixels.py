@@ -449,8 +449,8 @@ def table() -> None:
         f"{sum(SIZES['test']):,} test images of {IMAGE_SIZE} px; CNN of 44 thousand parameters, batch {BATCH_SIZE}, "
         f"SGD {LEARNING_RATE}; {first['rounds']} rounds, 1 thread; medians over blocks of {BLOCK} rounds. Target: "
         f"a ratio of {LARGEST_RATIO} at most. Difference: the largest of a shared weight after all rounds. "
-        "The bare loop sums the control variates of SCAFFOLD in another order: no difference after the first round, 2e-7 "
-        "after the second, and more with every step since then."
+        "The bare loop sums the control variates of SCAFFOLD in another order: no difference after the first round, "
+        "2e-7 after the second, and more with every step since then."
     )
 
 
