@@ -66,8 +66,10 @@ def keep_runs(name: str) -> None:
     for made in sorted(folder_of(name).glob("*/*/summary.json")):  # */: `runs` or `tuning`
         kept = RESULTS / "runs" / name / made.parent.parent.name / f"{made.parent.name}.json"
         if not kept.exists():
+            summary = json.loads(made.read_text())
+            summary["environment"]["command"] = f"pfedst compare --config {name}"  # without the paths of a machine
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(json.loads(made.read_text())) + "\n")
+            kept.write_text(json.dumps(summary) + "\n")
 
 
 def restore_runs(name: str) -> None:
