@@ -173,8 +173,7 @@ def test_a_hospital_predicts_with_its_own_state_and_the_files_of_the_centre(mach
 
 def test_a_late_site_is_left_out_of_its_round_and_a_killed_centre_goes_on(machines) -> None:
     """Site b stands still for longer than the time of a request. When it goes on, its reply is too late."""
-    line = machines.fit_command("late", "--coordinator.timeout_seconds 30")
-    machines.start("fit", line)
+    machines.start("fit", machines.fit_command("late", "--coordinator.timeout_seconds 30"))
     wait_until(lambda: has_asked(machines, "site_b", "late", 1))
     site_b = machines.processes["site_b"].pid
     os.kill(site_b, signal.SIGSTOP)
@@ -184,7 +183,8 @@ def test_a_late_site_is_left_out_of_its_round_and_a_killed_centre_goes_on(machin
     finally:
         os.kill(site_b, signal.SIGCONT)
     machines.kill("fit")
-    machines.start("fit", f"{line} --resume")
+    # on a busy machine 30 s are short for the sites to start
+    machines.start("fit", machines.fit_command("late", "--coordinator.timeout_seconds 120", "--resume"))
     assert machines.ended("fit", 300) == 0, machines.log("fit")
     fits = {(row["round"], row["client"]): row.get("left_out", row["participated"]) for row in records(run)}
     assert {at: what for at, what in fits.items() if at[0]} == {
