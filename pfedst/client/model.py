@@ -166,7 +166,7 @@ class ClientModel(nn.Module):
 
     def own_keys(self) -> list[str]:
         """Return the keys of all tensors that are not frozen, private modules of the method included."""
-        return [key for key in self.state_dict() if self.kind(key) != "frozen"]
+        return list(self.own_tensors())
 
     def own_tensors(self) -> State:
         """Return the tensors under `own_keys` themselves, detached."""

@@ -377,11 +377,11 @@ def _options(rows: Sequence[RunsOfARow], tuned: Mapping[str, Any]) -> list[str]:
     for key in sorted({key for row in recorded for key in row.first.study} - {*own, *BUDGET_OPTIONS}):
         values = {row.label: json.dumps(row.first.study.get(key, "default")).strip('"') for row in recorded}
         methods = {(row.first.protocol["method"], values[row.label]) for row in recorded}
-        of_one_method = len(methods) > len({method for method, _ in methods})
-        compared = [row for row in recorded if of_one_method or (row.trains and key.startswith(EQUAL_FOR_ALL))]
+        several = {method for method, number in Counter(method for method, _ in methods).items() if number > 1}
         if key.startswith("method."):  # an option of one method says nothing of the others, which do not have it
-            several = [method for method, number in Counter(method for method, _ in methods).items() if number > 1]
             compared = [row for row in recorded if row.first.protocol["method"] in several]
+        else:
+            compared = [row for row in recorded if several or (row.trains and key.startswith(EQUAL_FOR_ALL))]
         told: dict[str, list[str]] = {}
         for row in compared:
             folders = listed([str(run.folder) for run in row.runs], most=3)

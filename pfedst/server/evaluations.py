@@ -70,11 +70,10 @@ def evaluate_all(
     return evaluation
 
 
-def require_a_site(evaluation: Evaluation, counted: Collection[str], faults: Mapping[str, Fault], when: str) -> None:
+def require_a_site(counted: Collection[str], faults: Mapping[str, Fault], when: str) -> None:
     """Check that at least one site of the means could be evaluated.
 
     Args:
-        evaluation: of the others.
         counted: the sites of the means: those that train.
         faults: of the sites that could not be evaluated.
         when: the round, in words.

@@ -274,7 +274,7 @@ class RoundLoop:
             logging.getLogger("pfedst").warning(
                 "site %s is not evaluated after round %d, and excluded from its means: %s", name, round_number, text
             )
-        require_a_site(evaluation, server.training_sites, faults, f"round {round_number}")
+        require_a_site(server.training_sites, faults, f"round {round_number}")
         return evaluation, faults
 
     def _write_records(
