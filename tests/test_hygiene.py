@@ -1,6 +1,8 @@
 """What a stranger finds at the top of the repository is there, and true of this version."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,10 @@ def test_the_commands_that_contributors_are_asked_for_exist() -> None:
     asked = re.findall(r"`make ([a-z-]+)`", (ROOT / ".github" / "PULL_REQUEST_TEMPLATE.md").read_text())
     assert set(asked) <= targets
     assert asked
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="not a git checkout")
+def test_kept_summaries_are_not_ignored_and_runs_are() -> None:
+    kept = "benchmarks/results/comparison/runs/fed_isic_ham4/runs/row-seed0.json"
+    ignored = subprocess.run(["git", "check-ignore", kept, "runs/first/summary.json"], cwd=ROOT, capture_output=True)
+    assert ignored.stdout.decode().split() == ["runs/first/summary.json"]
