@@ -1,11 +1,13 @@
 """The process of a hospital: a SuperNode as its child, and one loop that answers all messages.
 
-A SuperNode that has ended is started again, unless it has never worked: then its log says why.
+A SuperNode that has ended, or that a lost message has stopped, is started again, unless it has never worked: then its log
+says why.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import secrets
 import signal
@@ -20,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from pfedst.deployment.hospital import Hospital
-from pfedst.deployment.runtime import POLL_SECONDS, Address, answer_one
+from pfedst.deployment.runtime import POLL_SECONDS, Address, LostMessageError, answer_one
 from pfedst.errors import ConfigurationError, NoAnswerError
 from pfedst.state import write_atomically
 
@@ -107,7 +109,7 @@ def run_hospital(hospital: Hospital, superlink: str, root_certificates: Path, ke
 
 
 def _answer(hospital: Hospital, node: Address, process: subprocess.Popen[bytes]) -> bool:
-    """Answer messages until a SuperNode ends; return True if there were any."""
+    """Answer messages until a SuperNode ends or must be ended; return True if any was answered."""
     tasks, answered = node.tasks("SuperExec"), False
     while process.poll() is None:
         try:
@@ -115,6 +117,9 @@ def _answer(hospital: Hospital, node: Address, process: subprocess.Popen[bytes])
                 answered = True
             else:
                 time.sleep(POLL_SECONDS)
+        except LostMessageError as error:
+            logging.getLogger("pfedst").warning("a message was lost: %s", error)
+            return answered
         except httpx.HTTPError:
             time.sleep(POLL_SECONDS)  # it starts, or has ended
     return answered

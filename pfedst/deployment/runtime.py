@@ -23,6 +23,8 @@ from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
     PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
@@ -51,10 +53,13 @@ RETRY_SECONDS = 120.0
 """How long the SuperLink may be away, for a restart."""
 TAKE_SECONDS = 30.0
 """How long the SuperLink may take to offer a run that was just submitted."""
+STORE_SECONDS = 60.0
+"""How long a SuperNode may take to store the message of a task that it offers."""
 POLL_SECONDS = 0.3
 BUSY = (502, 503, 504)
 """Codes of HTTP with which a request is repeated."""
 Handle = Callable[[Message], Message]
+Pull = Callable[[PullAppMessagesRequest], PullAppMessagesResponse]
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -170,16 +175,22 @@ def _end(client: RuntimeHttpClient, status: str = SubStatus.FAILED) -> None:
         logging.getLogger("pfedst").warning("the SuperLink was not told that the run has ended; it notices by itself")
 
 
+class LostMessageError(Exception):
+    """A message was taken and got no reply. Its SuperNode waits for one for ever, and takes no other message."""
+
+
 def answer_one(node: Address, tasks: RuntimeHttpClient, handle: Handle) -> bool:
     """Take a message from the SuperNode and answer it; return False if there is none.
 
     Raises:
         httpx.HTTPError: the SuperNode cannot be reached.
+        LostMessageError: the SuperNode must be started again; the server then sends the request again.
     """
     task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
     if not (task.HasField("task") and task.token):
         return False
     client = node.client(RuntimeHttpClient, "flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
+    client.PullMessages = _until_stored(client.PullMessages)
     context, status = None, SubStatus.FAILED
     with _heartbeat(client):
         try:
@@ -193,11 +204,23 @@ def answer_one(node: Address, tasks: RuntimeHttpClient, handle: Handle) -> bool:
                 reply = handle(message)
                 status = SubStatus.COMPLETED
             push_message(client, reply, context)
-        except Exception as error:  # a message is lost, and the site lives on; Flower tells the server
-            logging.getLogger("pfedst").warning("a message was lost: %s: %s", type(error).__name__, error)
+        except Exception as error:
+            raise LostMessageError(f"{type(error).__name__}: {error}") from error
         push_task_output(client, context, status, "")
     client.close()
     return True
+
+
+def _until_stored(pull: Pull) -> Pull:
+    """Ask for the message of a task until it is there: a SuperNode offers a task before it has stored its message."""
+
+    def pulled(request: PullAppMessagesRequest) -> PullAppMessagesResponse:
+        end = time.monotonic() + STORE_SECONDS
+        while not (found := pull(request)).messages_list and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        return found
+
+    return pulled
 
 
 @contextmanager

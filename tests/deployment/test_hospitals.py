@@ -41,6 +41,31 @@ http {{
 }}
 """
 """A whole configuration around the part that the page ships, with all files in one folder."""
+FAULTY = """\
+import time
+
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from pfedst.deployment import runtime
+
+store, push, lost = InMemoryNodeState.store_message, runtime.push_message, []
+
+
+def store_late(state, message):
+    if not message.metadata.reply_to_message_id:
+        time.sleep(0.6)
+    return store(state, message)
+
+
+def lose_first_fit(client, message, context):
+    if message.metadata.message_type == "train" and not lost:
+        lost.append(message)
+        raise TimeoutError("a request of this machine")
+    push(client, message, context)
+
+
+InMemoryNodeState.store_message, runtime.push_message = store_late, lose_first_fit
+"""
+"""What a slow machine does to a site: a task is offered before its message is stored; a reply does not get through."""
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +148,12 @@ def supernode_of(machines, site):
 
 
 def test_a_run_with_every_fault_has_the_bits_of_a_run_in_one_process(machines, proxy) -> None:
-    """A site comes late, by the proxy; the SuperLink is killed and started again; then a site, and the SuperNode alone
-    of another."""
+    """A site comes late, by the proxy, and loses a message; the SuperLink is killed and started again; then a site,
+    and the SuperNode alone of another."""
     machines.start("fit", machines.fit_command("first"))
-    machines.start("site_c", machines.site_command("site_c", port=proxy))
+    (machines.folder / "faulty").mkdir()
+    (machines.folder / "faulty" / "sitecustomize.py").write_text(FAULTY)
+    machines.start("site_c", f"env PYTHONPATH=faulty {machines.site_command('site_c', port=proxy)}")
     wait_until(lambda: has_asked(machines, "site_a", "first", 1))
     machines.kill("superlink")
     machines.start_superlink()
@@ -137,6 +164,7 @@ def test_a_run_with_every_fault_has_the_bits_of_a_run_in_one_process(machines, p
     machines.do(f"{PFEDST} fit --config study.yaml --data FolderSites --data.root all --name reference")
     assert machines.ended("fit", 300) == 0, machines.log("fit")
     assert "Flower's SuperNode has ended; it is started again" in machines.log("site_a")
+    assert machines.log("site_c").count("a message was lost: TimeoutError") == 1
     runs = machines.folder / "runs"
     for file in sorted((runs / "reference" / "state").rglob("*.safetensors")):
         one, other = load_file(file), load_file(runs / "first" / file.relative_to(runs / "reference"))

@@ -74,3 +74,20 @@ def test_one_that_works_no_more_ends_after_a_while(run) -> None:
     text, left = run(*[(1, False, REFUSED)] * 20)
     assert "KEY.pub" in text
     assert 0 < left < 20
+
+
+def test_a_lost_message_ends_the_supernode_that_waits_for_its_reply(monkeypatch, caplog) -> None:
+    """The next SuperNode gets the message again."""
+    ends = [True, False, runner.LostMessageError("TimeoutError: too late"), True]
+
+    def answer_one(node, tasks, handle):
+        if isinstance(end := ends.pop(0), Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(runner, "answer_one", answer_one)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.0)
+    node, process = SimpleNamespace(tasks=lambda kind: None), SimpleNamespace(poll=lambda: None)
+    assert runner._answer(SimpleNamespace(handle=None), node, process)
+    assert ends == [True]
+    assert "a message was lost: TimeoutError: too late" in caplog.text
