@@ -45,9 +45,9 @@ check-docs: $(READY)
 	npm install --silent --no-save --no-package-lock --prefix $(VENV) axe-core@4 || true
 	$(BIN)/pytest -n 0 -m docs tests/docs
 
-# Flower's own processes on loopback, in two to three minutes; needs Python 3.11
+# Flower's own processes on loopback, and a Ray cluster of two machines, in about five minutes; needs Python 3.11
 check-hospitals: $(READY)
-	$(BIN)/pytest -n 0 -m hospitals tests/deployment/test_hospitals.py
+	$(BIN)/pytest -n 0 -m hospitals tests/deployment/test_hospitals.py tests/transport/test_ray_cluster.py
 
 check: test lint types coverage check-faults check-kernels check-wheel check-docs check-hospitals
 

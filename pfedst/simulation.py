@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +229,14 @@ def make_transport(coordinator: FederatedCoordinator, client: Client) -> Transpo
     """Make the transport that the coordinator's options name."""
     if coordinator.transport == "in_process":
         return InProcess(client, coordinator.threads)
-    return Processes(client, coordinator.threads, coordinator.workers, coordinator.timeout_seconds)
+    pool: Callable[..., Transport] = Processes
+    if coordinator.transport == "ray":
+        try:
+            from pfedst.transport.ray_cluster import RayCluster
+        except ImportError as error:
+            raise ConfigurationError("--coordinator.transport ray: pip install 'pfedst[ray]'") from error
+        pool = RayCluster
+    return pool(client, coordinator.threads, coordinator.workers, coordinator.timeout_seconds)
 
 
 def check_local_epochs(local: LocalTrainer, method: FederatedMethod) -> None:

@@ -24,7 +24,7 @@ from pfedst.server.server import Server
 from pfedst.simulation import EVALUATED, Simulation
 from pfedst.torch_threads import torch_threads
 from pfedst.tracking import peak_memory_bytes
-from pfedst.transport.processes import Processes
+from pfedst.transport.pool import WorkerPool
 
 BATCHES = 3
 """Number of training batches, and of evaluation batches, that are timed."""
@@ -70,7 +70,7 @@ class DryRun:
     def __init__(self, simulation: Simulation, runs_dir: Path) -> None:
         self.client, self.runs_dir = simulation.client, runs_dir
         self.options = simulation.coordinator.options
-        self.workers = simulation.transport.workers if isinstance(simulation.transport, Processes) else 1
+        self.workers = simulation.transport.workers if isinstance(simulation.transport, WorkerPool) else 1
         hellos, self.server = simulation.coordinator.check(
             simulation.transport,
             simulation.method,

@@ -1,7 +1,7 @@
 """The process of a hospital: a SuperNode as its child, and one loop that answers all messages.
 
-A SuperNode that has ended, or that a lost message has stopped, is started again, unless it has never worked: then its log
-says why.
+A SuperNode that has ended, or that a lost message has stopped, is started again, unless it has never worked: then its
+log says why.
 """
 
 from __future__ import annotations

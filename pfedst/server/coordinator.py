@@ -35,7 +35,7 @@ from pfedst.state.run_state import LAST, RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 
-TransportKind = Literal["in_process", "processes", "flower"]
+TransportKind = Literal["in_process", "processes", "ray", "flower"]
 LoadFrozen = Callable[[State], None]
 
 
@@ -57,11 +57,13 @@ class FederatedCoordinator:
         evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
         keep_states: number of rounds whose state is kept on disk, >= 1, besides the best round on validation.
         transport: how requests reach clients: `in_process` (one after another), `processes` (side by side, in worker
-            processes), or `flower` (hospitals, each with its own images; see `docs/deployment.md`).
-        workers: number of worker processes, >= 1; default: one a thread of torch, or on GPUs as many as should fit in
-            their memory, spread over all that are visible. For `processes` only.
-        threads: threads of torch within a request, >= 1; default: all that torch has, divided over the workers. The
-            last bits of a result depend on it, but not on transport and workers.
+            processes), `ray` (the same on the machines of a Ray cluster; see `docs/speed.md`), or `flower` (hospitals,
+            each with its own images; see `docs/deployment.md`).
+        workers: number of worker processes, >= 1. Default for `processes`: one a thread of torch, or on GPUs as many as
+            should fit in their memory, spread over all that are visible; for `ray`: as many as the cluster has room
+            for. Not for other transports.
+        threads: threads of torch within a request, >= 1; default: all that torch has, for `processes` divided over the
+            workers. The last bits of a result depend on it, but not on transport and workers.
         timeout_seconds: maximum time of a local fit or an evaluation, > 0; a client that takes longer is excluded from
             the round. Default: no limit. Not for `in_process`: nothing can end a fit in this process.
         min_clients: a round in which fewer clients report ends the run, with its state saved, >= 0; with 0 such a round
@@ -110,8 +112,8 @@ class FederatedCoordinator:
             if value is not None and value < 1:
                 raise ConfigurationError(f"--coordinator.{name} {value}: must be 1 or more")
         for name, option, kinds in (
-            ("workers", workers, ("processes",)),
-            ("timeout_seconds", timeout_seconds, ("processes", "flower")),
+            ("workers", workers, ("processes", "ray")),
+            ("timeout_seconds", timeout_seconds, ("processes", "ray", "flower")),
         ):
             if option is not None and transport not in kinds:
                 raise ConfigurationError(f"--coordinator.{name} {option}: add --coordinator.transport processes")

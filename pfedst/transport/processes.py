@@ -1,19 +1,11 @@
-"""Clients side by side, in worker processes of this machine.
-
-Workers keep nothing between requests: the state of a site lies in its folder. Hence any worker may answer any request,
-and since every random number is derived from the request itself, the bits are those of a run in one process with as
-many threads a request.
-"""
+"""Clients side by side, in worker processes of this machine."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,25 +15,29 @@ from pfedst.child_processes import ChildProcess, start_child
 from pfedst.client.client import Client
 from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError
 from pfedst.messages.faults import Fault
-from pfedst.messages.payload import from_bytes, to_bytes
-from pfedst.messages.requests import Reply, Request
-from pfedst.messages.transport import Started
-from pfedst.transport.in_process import all_hellos
+from pfedst.messages.requests import Request
+from pfedst.transport.pool import Worker, WorkerPool, packed
 from pfedst.transport.workers import TorchSettings, serve
 
 GPU_BYTES_A_WORKER = 3 * 10**9
 """Memory of a GPU that a worker takes beside the encoder: a CUDA context and the activations of a step, rounded up."""
 
 
-@dataclass(eq=False)
-class _Worker:
-    index: int
-    child: ChildProcess
-    deadline: float = float("inf")
+class ChildWorker(Worker):
+    """A child process with its connection.
+
+    Args:
+        index: counts the workers; a GPU follows from it.
+        child: the process.
+    """
+
+    def __init__(self, index: int, child: ChildProcess) -> None:
+        self.index = index
+        self.child = child
 
 
-class Processes:
-    """Worker processes that live as long as the run.
+class Processes(WorkerPool[ChildWorker]):
+    """Worker processes of this machine.
 
     On a CPU they share one encoder in memory with this process; with several GPUs they are spread over them.
 
@@ -59,108 +55,36 @@ class Processes:
     def __init__(
         self, client: Client, threads: int | None, workers: int | None, timeout_seconds: float | None = None
     ) -> None:
-        self.client = client
-        clients = 1 if client.method.pooled else len(client.names)
-        self.workers = min(clients, workers or fitting_workers(client.local.device, client.module.encoder.nbytes))
-        self.timeout_seconds = float("inf") if timeout_seconds is None else timeout_seconds
+        workers = workers or fitting_workers(client.local.device, client.module.encoder.nbytes)
+        super().__init__(client, workers, timeout_seconds)
         client.threads = threads or max(1, torch.get_num_threads() // self.workers)
-        self._idle: list[_Worker] = []
-        self._all: list[_Worker] = []
 
-    def hello(self, run: str) -> dict[str, Reply]:
-        """Return what every client has; this process knows it itself."""
-        return all_hellos(self.client, run)
+    def _open(self) -> None:
+        _allow_open_files()
 
-    def __enter__(self) -> Processes:
-        """Start the workers. A spawned one imports for some seconds, so all start before the first is waited for."""
-        try:
-            self.client.module.encoder.to("cpu")
-            _allow_open_files()
-            for worker in [self._start(index) for index in range(self.workers)]:
-                self._make_ready(worker)
-        except BaseException as error:
-            self._stop()
-            if isinstance(error, PfedstError) or not isinstance(error, Exception):
-                raise
-            # what cannot be sent says so in many ways
-            raise ConfigurationError(
-                f"--coordinator.transport processes: this run cannot be sent to another process ({error}). Methods, "
-                f"adapters and data must be classes of a module, a script must start under if __name__ == "
-                f'"__main__", and shared memory (/dev/shm) must hold the encoder; or use --coordinator.transport '
-                f"in_process"
-            ) from error
-        return self
-
-    def _start(self, index: int) -> _Worker:
+    def _start(self, index: int) -> ChildWorker:
         environment = os.environ | gpu_variables(index)
-        worker = _Worker(index, start_child(serve, list(TorchSettings.here()), environment=environment))
-        self._all.append(worker)
-        return worker
+        return ChildWorker(index, start_child(serve, list(TorchSettings.here()), environment=environment))
 
-    def _make_ready(self, worker: _Worker) -> None:
+    def _greeting(self, worker: ChildWorker) -> Any:
         """Send the client to a new worker. One at a time: until it is received, each tensor is an open file."""
         with suppress(ConnectionError):  # it has ended: its answer says how
             worker.child.connection.send(self.client)
-        answer = self._receive(worker)
-        if isinstance(answer, Fault):
-            answer.stop()
-        self._idle.append(worker)
+        return self._receive(worker)
 
-    def _replace(self, worker: _Worker) -> None:
-        """Start another process in the place of one that has ended, or must end."""
-        worker.child.process.kill()
-        worker.child.process.join()
-        worker.child.connection.close()
-        self._all.remove(worker)
-        self._make_ready(self._start(worker.index))
+    def _send(self, worker: ChildWorker, name: str, request: Request) -> bool:
+        try:
+            worker.child.connection.send((name, *packed(request)))
+        except ConnectionError:  # it has ended while it was idle
+            return False
+        return True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def ask(self, requests: Mapping[str, Request], started: Started) -> Iterator[tuple[str, Reply | Fault]]:
-        """Hand requests to free workers, the client with most images first, so that none ends long after the others."""
-        data = self.client.data
-        sizes = {name: data.samples(name, "train") if name in data.sites else 0 for name in requests}
-        waiting, running = sorted(requests, key=lambda name: -sizes[name]), dict[_Worker, str]()
-        while waiting or running:
-            while waiting and self._idle:
-                worker, name = self._idle.pop(0), waiting.pop(0)
-                started(name)
-                worker.deadline = time.monotonic() + self.timeout_seconds
-                request = requests[name]
-                try:
-                    worker.child.connection.send((name, request.values(), to_bytes(request.parts)))
-                except ConnectionError:  # it has ended while it was idle
-                    self._replace(worker)
-                    waiting.insert(0, name)
-                    continue
-                running[worker] = name
-            for worker, answer in self._answers(list(running)):
-                name = running.pop(worker)
-                yield name, answer if isinstance(answer, Fault) else Reply(answer[0], from_bytes(answer[1]))
-
-    def _answers(self, running: Sequence[_Worker]) -> Iterator[tuple[_Worker, Any]]:
-        """Yield the workers that answer next; a worker that is late or has ended is replaced."""
-        soonest = min(worker.deadline for worker in running) - time.monotonic()
+    def _ready(self, running: Sequence[ChildWorker], seconds: float) -> Collection[ChildWorker]:
         connections = [worker.child.connection for worker in running]
-        ready = wait(connections, None if soonest == float("inf") else max(0.0, soonest))
-        for worker in running:
-            if worker.child.connection in ready:
-                answer = self._receive(worker)
-            elif time.monotonic() >= worker.deadline:
-                answer = Fault.of(NoAnswerError(f"no answer within {self.timeout_seconds:g} s; it is ended"))
-            else:
-                continue
-            if isinstance(answer, Fault) and isinstance(answer.error, NoAnswerError):
-                self._replace(worker)
-            else:
-                self._idle.append(worker)
-            yield worker, answer
+        found = wait(connections, None if seconds == float("inf") else seconds)
+        return [worker for worker in running if worker.child.connection in found]
 
-    def _receive(self, worker: _Worker) -> Any:
-        """Return a worker's packed reply, or a Fault; raise what cannot work at any client."""
+    def _receive(self, worker: ChildWorker) -> Any:
         try:
             answer = worker.child.connection.recv()
         except (EOFError, ConnectionError):
@@ -176,14 +100,25 @@ class Processes:
             raise answer
         return answer
 
-    def _stop(self) -> None:
+    def _end(self, worker: ChildWorker) -> None:
+        worker.child.process.kill()
+        worker.child.process.join()
+        worker.child.connection.close()
+
+    def _close(self) -> None:
         for worker in self._all:
             worker.child.connection.close()  # a worker ends at this
         for worker in self._all:
             worker.child.process.join(2)
-            worker.child.process.kill()
-            worker.child.process.join()
-        self._all, self._idle = [], []
+        super()._close()
+
+    def _refusal(self, error: Exception) -> PfedstError:
+        return ConfigurationError(
+            f"--coordinator.transport processes: this run cannot be sent to another process ({error}). Methods, "
+            f"adapters and data must be classes of a module, a script must start under if __name__ == "
+            f'"__main__", and shared memory (/dev/shm) must hold the encoder; or use --coordinator.transport '
+            f"in_process"
+        )
 
 
 def fitting_workers(device: torch.device, encoder_bytes: int) -> int:

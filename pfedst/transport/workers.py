@@ -1,4 +1,4 @@
-"""The other end of `Processes`: a worker process."""
+"""The other end of a `WorkerPool`: a worker process."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ class TorchSettings(NamedTuple):
 def serve(parent: ParentProcess, settings: list[Any]) -> None:
     """Run a worker: receive the client, then answer requests until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the run
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    be_quiet()
     with suppress(ConnectionError):
         try:
             TorchSettings(*settings).adopt()
@@ -64,6 +63,12 @@ def serve(parent: ParentProcess, settings: list[Any]) -> None:
         while True:
             name, values, parts = parent.receive()
             parent.send(answer(client, name, values, parts))
+
+
+def be_quiet() -> None:
+    """Leave it to the process that has the run to say what Lightning has to say."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 def answer(client: Client, name: str, values: dict[str, Any], parts: dict[str, bytes]) -> Any:

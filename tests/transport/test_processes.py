@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -223,6 +224,13 @@ def test_a_run_that_cannot_be_sent_to_a_process_is_refused(tmp_path) -> None:
 def test_options_out_of_range(tmp_path, options, words) -> None:
     with pytest.raises(ConfigurationError, match=words):
         small.fit(tmp_path, FedAvg(), **options)
+
+
+def test_a_cluster_needs_its_extra(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pfedst.transport.ray_cluster", raising=False)
+    with pytest.raises(ConfigurationError, match=r"pip install 'pfedst\[ray\]'"):
+        small.fit(tmp_path, FedAvg(), transport="ray")
 
 
 def test_workers_and_threads_are_chosen_to_fit() -> None:
