@@ -80,7 +80,7 @@ def claim_items(summary: Mapping[str, Any], data_card: Mapping[str, str]) -> lis
         data_card: entries that people gave.
     """
     protocol, audit = summary["protocol"], summary["protocol"].get("data_audit")
-    grouped = audit is not None and "groups_unknown" not in audit["codes"]
+    grouped = audit is not None and "not_audited" not in audit and "groups_unknown" not in audit["codes"]
     apart = bool(protocol["held_out_sites"] or protocol.get("new_sites"))
     means = summary["personal"]["mean"]
     of_sites = any(of["low"] is not None for site in summary["intervals"].values() for of in site["personal"].values())

@@ -142,7 +142,8 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _audit(audit: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{number} of severity {severity}" for severity, number in audit["findings"].items())
     codes = f" ({', '.join(audit['codes'])})" if audit["codes"] else ""
-    return f"{counts}{codes}; {'every image was opened' if audit['opened'] else 'tables alone'}"
+    missing = f"; not done at {', '.join(audit['not_audited'])}" if "not_audited" in audit else ""
+    return f"{counts}{codes}; {'every image was opened' if audit['opened'] else 'tables alone'}{missing}"
 
 
 def _listed(options: Mapping[str, Any]) -> str:

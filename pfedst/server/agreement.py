@@ -98,6 +98,25 @@ def check_prior(server: Server, hellos: Mapping[str, Reply]) -> None:
         )
 
 
+def joint_audit(hellos: Mapping[str, Reply]) -> dict[str, Any] | None:
+    """Return the audit of the data of all sites; None if none was audited.
+
+    Sites of one data set (the same fingerprint) send one audit. Of several, findings are added.
+    """
+    found = {hello.values["fingerprint"]: hello.values["protocol"]["data_audit"] for hello in hellos.values()}
+    audits = [audit for audit in found.values() if audit is not None]
+    if not audits:
+        return None
+    severities = dict.fromkeys(severity for audit in audits for severity in audit["findings"])
+    missing = [name for name, hello in hellos.items() if hello.values["protocol"]["data_audit"] is None]
+    return {
+        "opened": all(audit["opened"] for audit in audits),
+        "findings": {key: sum(audit["findings"].get(key, 0) for audit in audits) for key in severities},
+        "codes": list(dict.fromkeys(code for audit in audits for code in audit["codes"])),
+        **({"not_audited": missing} if missing else {}),
+    }
+
+
 def identity(hellos: Mapping[str, Reply]) -> dict[str, Any]:
     """Return what the bits of a run depend on besides its configuration: one value, or one a site."""
 

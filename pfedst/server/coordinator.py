@@ -21,7 +21,7 @@ from pfedst.reporting.loading import load_compared
 from pfedst.reporting.run_warnings import what_to_try
 from pfedst.reporting.summary import of_stated
 from pfedst.reporting.write import write_files
-from pfedst.server.agreement import check_hellos, check_new_sites, check_prior, check_same_model, identity
+from pfedst.server.agreement import check_hellos, check_new_sites, check_prior, check_same_model, identity, joint_audit
 from pfedst.server.evaluations import ask_calibration, ask_class_metrics, evaluate_all
 from pfedst.server.fits import FitOptions
 from pfedst.server.merged import Merged
@@ -332,7 +332,7 @@ class FederatedCoordinator:
             None if options.fits.schedule.is_constant else str(options.fits.schedule),
         )
         limit = {} if self.most_samples is None else {"most_samples": self.most_samples}
-        return described | of_source | limit
+        return described | {"data_audit": joint_audit(hellos)} | of_source | limit
 
 
 def _conclude(loop: RoundLoop, started: float) -> dict[str, Any]:

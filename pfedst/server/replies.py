@@ -21,7 +21,7 @@ from pfedst.messages.requests import Reply, Request
 from pfedst.messages.transport import Started, Transport
 from pfedst.reporting.records import is_stated
 from pfedst.server.calibration_replies import is_calibration, known_of_calibration
-from pfedst.server.site_replies import ENDS, is_estimate, known_of_site, known_of_subgroups
+from pfedst.server.site_replies import ENDS, is_audit, is_estimate, known_of_site, known_of_subgroups
 
 PROTOCOL = {
     "encoder",
@@ -246,6 +246,7 @@ def _hello(values: dict[str, Any], what: str, fewest_images: int) -> dict[str, A
         "protocol": isinstance(values.get("protocol"), dict)
         and set(values["protocol"]) - OPTIONAL == PROTOCOL
         and isinstance(values["protocol"].get("prior", ""), str)
+        and is_audit(values["protocol"]["data_audit"])
         and _is_json(values["protocol"]),
     }
     for key, holds in checks.items():

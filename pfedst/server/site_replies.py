@@ -13,7 +13,24 @@ SIZES = ("images", "units", "classes", "rare_classes")
 ENDS = ("value", "low", "high")
 """Keys of an estimate."""
 MOST_COLUMNS = 100
+MOST_SEVERITIES = 10
 ROUNDING = 1e-6
+
+
+def is_audit(found: Any) -> bool:
+    """Return True for the summary of an audit of data, or None."""
+    if found is None:
+        return True
+    if not isinstance(found, dict) or not isinstance(found.get("opened"), bool):
+        return False
+    findings, codes = found.get("findings"), found.get("codes")
+    return (
+        isinstance(findings, dict)
+        and len(findings) <= MOST_SEVERITIES
+        and all(severity.isidentifier() and is_count(number) for severity, number in findings.items())
+        and isinstance(codes, list)
+        and all(isinstance(code, str) for code in codes)
+    )
 
 
 def is_estimate(found: Any, images: int) -> bool:

@@ -41,6 +41,7 @@ def test_an_item_is_answered_where_its_fact_is_there() -> None:
     audited = {"opened": True, "findings": {"error": 0, "warning": 0, "note": 0}, "codes": []}
     assert status(summary_of(data_audit=audited), 20) == "answered"
     assert status(summary_of(data_audit={**audited, "codes": ["groups_unknown"]}), 20) == "to be stated"
+    assert status(summary_of(data_audit={**audited, "not_audited": ["site_b"]}), 20) == "to be stated"
     assert status(summary_of(held_out_sites=["site_c"]), 33) == "answered"
     sensitivity = {"value": 0.5, "low": 0.2, "high": 0.8}
     with_interval = {**summary_of(), "class_metrics": {"site_a": {"personal": [{"sensitivity": sensitivity}]}}}

@@ -402,6 +402,7 @@ def test_whatever_a_client_sends_is_a_fault_or_plain(real, kind, values) -> None
     assert isinstance(found, Fault) or json.dumps(found.values, allow_nan=False)
 
 
+CLEAN = {"error": 0, "warning": 0, "note": 0}
 HELLOS = {
     "no samples": (["samples"], None),
     "no test": (["samples", "test"], None),
@@ -422,6 +423,16 @@ HELLOS = {
     "no encoder": (["protocol", "encoder"], None),
     "a key of the server": (["protocol", "rounds"], 3),
     "a protocol of text": (["protocol"], "x"),
+    "an audit of text": (["protocol", "data_audit"], "clean"),
+    "an audit without codes": (["protocol", "data_audit"], {"opened": True, "findings": CLEAN}),
+    "an audit of a severity that is no word": (
+        ["protocol", "data_audit"],
+        {"opened": True, "findings": {"<b>": 1}, "codes": []},
+    ),
+    "findings of text": (
+        ["protocol", "data_audit"],
+        {"opened": True, "findings": CLEAN | {"note": "<b>"}, "codes": []},
+    ),
 }
 
 
