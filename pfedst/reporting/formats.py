@@ -23,6 +23,8 @@ from pfedst.reporting.report_table import Cell, ReportTable
 LEGEND = "Best in bold, second best underlined."
 STYLES = {"": "", "best": "bold", "second": "underline"}
 DASHES = ("", "-", "\N{EN DASH}", "\N{EM DASH}")  # texts of empty cells
+SAID_FIRST = ("results", "priors", "tests", "claims", "warnings")
+"""Names of the tables that a terminal shows: how good, at which class frequencies, whether it can be claimed."""
 WORDS = 24  # terminal columns for words before they wrap
 BORDER = 3  # terminal columns between two table columns: a line and two spaces
 
@@ -64,7 +66,7 @@ def captioned(table: ReportTable) -> str:
 
 
 def rich_report(report: Report, width: int = 120) -> RenderableType:
-    """Render a report for a terminal of `width` columns.
+    """Render what a report says first for a terminal of `width` columns, and the titles of its other tables.
 
     A wider table is split into parts, each with the names of its rows.
     """
@@ -72,7 +74,10 @@ def rich_report(report: Report, width: int = 120) -> RenderableType:
     shown += [Text(f"! {plain(note)}", style="bold yellow") for note in report.notes]
     shown += [Text(plain(line)) for line in report.protocol]
     for table in report.tables:
-        shown += ["", rich_table(table, width)]
+        if table.name in SAID_FIRST:
+            shown += ["", rich_table(table, width)]
+    if others := [plain(table.title) for table in report.tables if table.name not in SAID_FIRST]:
+        shown += ["", Text(f"in the report alone: {'; '.join(others)}")]
     return Group(*shown)
 
 

@@ -288,7 +288,7 @@ def test_rich_cuts_nothing_off(width: int) -> None:
     """Every number is on a line of its own row, and every border is within the terminal."""
     headings = ("method", *(f"balanced accuracy {i}" for i in range(15)))
     rows = [(Cell(f"m{m}"), *(Cell(f"{m}{c:02}.5 ± 1", 1.0) for c in range(15))) for m in range(3)]
-    lines = shown(Report("", (), (), (ReportTable("t", "", "", headings, tuple(rows)),)), width)
+    lines = shown(Report("", (), (), (ReportTable("results", "", "", headings, tuple(rows)),)), width)
     assert all(len(line) <= width for line in lines)
     assert not [line for line in lines if "…" in line]
     for line in lines:
@@ -302,12 +302,20 @@ def test_rich_cuts_nothing_off(width: int) -> None:
 @settings(max_examples=30, deadline=None)
 @given(WORDS)
 def test_rich_takes_any_text(text: str) -> None:
-    table = ReportTable("t", text, text, ("h", text), ((Cell(text), Cell(text)),))
+    table = ReportTable("results", text, text, ("h", text), ((Cell(text), Cell(text)),))
     assert shown(Report(text, (text,), (text,), (table,)), 80)
 
 
+def test_a_terminal_shows_the_first_tables_and_the_titles_of_the_others() -> None:
+    tables = [ReportTable(name, name.upper(), "", ("a", "b"), ()) for name in ("results", "cost", "tests", "recall")]
+    text = "\n".join(shown(Report("r", (), (), tuple(tables)), 80))
+    assert "in the report alone: COST; RECALL" in text
+    assert text.index("RESULTS") < text.index("TESTS") < text.index("in the report alone")
+    assert "in the report alone" not in "\n".join(shown(Report("r", (), (), tuple(tables[:1])), 80))
+
+
 def test_an_empty_report() -> None:
-    empty = ReportTable("t", "T", "", ("a", "b"), ())
+    empty = ReportTable("results", "T", "", ("a", "b"), ())
     report = Report("r", (), (), (empty,))
     assert "| a   | b   |\n| --- | --- |\n" in markdown(report)
     assert csv_text(empty) == "a,b\n"
