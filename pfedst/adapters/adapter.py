@@ -95,13 +95,16 @@ class Adapter(nn.Module):
 
 def _before_batch_norm(layer: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
     """Use running statistics for a batch with one value per channel, which torch refuses in training mode."""
+    if not layer.training:
+        return
     (values,) = (*inputs, *named.values())
-    layer.is_lone = layer.training and values.numel() == layer.num_features
-    layer.training = layer.training and not layer.is_lone
+    if values.numel() == layer.num_features:
+        layer.training, layer.is_lone = False, True
 
 
 def _after_batch_norm(layer: Any, inputs: tuple[Tensor, ...], output: Tensor | None) -> None:
-    layer.training = layer.training or layer.is_lone
+    if vars(layer).pop("is_lone", False):
+        layer.training = True
 
 
 class WholeModel(Adapter):
