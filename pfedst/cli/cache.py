@@ -58,11 +58,12 @@ def _info(arguments: Sequence[str]) -> int:
 
     stores, console = stores_in(given.folder), console_of(200)
     table = Table(title=f"Cache in {given.folder}")
-    for heading in ("name", "images", "a row", "total", *(("damaged rows",) if given.verify else ())):
+    for heading in ("name", "images", "an image", "total", *(("damaged rows",) if given.verify else ())):
         table.add_column(heading, justify="left" if heading == "name" else "right", overflow="fold")
     damaged = {name: store.damaged() for name, store in stores.items()} if given.verify else {}
     for name, store in stores.items():
-        row = [name, f"{len(store):,}", bytes_text(store.layout.row_bytes), bytes_text(store.bytes)]
+        images = store.images
+        row = [name, f"{images:,}", bytes_text(store.bytes / max(images, 1)), bytes_text(store.bytes)]
         table.add_row(*row, *((str(len(damaged[name])),) if given.verify else ()))
     console.print(table, highlight=False)
     if bad := [name for name, rows in damaged.items() if rows]:

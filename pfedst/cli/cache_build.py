@@ -29,4 +29,4 @@ class BuildCLI(PFedSTCLI):
                 f"{datamodule.cache.max_bytes}, or fill the disk"
             )
         store = datamodule.store
-        print(f"{store.folder}: {len(store):,} images, {bytes_text(store.bytes)}")
+        print(f"{store.folder}: {store.images:,} images, {bytes_text(store.bytes)}")

@@ -22,7 +22,7 @@ from pfedst.data.cache.cache import Cache, CachedDataset, CacheKind, CacheOption
 from pfedst.data.cache.contents import Wanted
 from pfedst.data.cache.place import default_folder
 from pfedst.data.cache.store import ImageStore, Store, TapStore
-from pfedst.data.datasets import SiteDataset, StoredSquares
+from pfedst.data.datasets import SiteDataset, StoredImages, StoredSquares
 from pfedst.data.grey_scale import check_range
 from pfedst.data.left_out import left_out_line
 from pfedst.data.loaders import image_loader
@@ -356,14 +356,16 @@ class FederatedDataModule(LightningDataModule):
             )
             self.evaluation_batch_size = max(1, fitting)
         for dataset in self._datasets.values():
-            dataset.stored = None
+            dataset.stored = dataset.whole = None
         if self.cache.kind == "none":
             return
         redraws = self.augmentation != "none" and not self.views
         cache = Cache(self.cache, encoder, need, self.augmentation_text if redraws else "")
         keys = {place: self._keys(*place) for place in self._datasets}
         wanted = [item for of_place in keys.values() for of_image in of_place for item in of_image]
-        self.store = cache.complete(wanted, device, self.num_workers, fills)
+        cut = {place: [of_image[0] for of_image in of_place] for place, of_place in keys.items() if self._cuts(*place)}
+        whole = [item for of_place in cut.values() for item in of_place]
+        self.store, images = cache.complete(wanted, device, self.num_workers, fills, whole)
         self.missing = cache.missing
         if self.store is None:
             return
@@ -378,6 +380,12 @@ class FederatedDataModule(LightningDataModule):
         if isinstance(self.store, ImageStore):
             for place, rows in self._rows.items():
                 self._datasets[place].stored = StoredSquares(self.store, rows.flatten())
+        if images is not None:
+            for place, items in cut.items():
+                self._datasets[place].whole = StoredImages(images, [images.row_of[item.key] for item in items])
+
+    def _cuts(self, site: str, split: Split) -> bool:
+        return self._datasets[site, split].transform.cuts_at_random
 
     def _hold_rows(self, store: Store) -> None:
         """Copy the rows of this run to the device, if they fit."""

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pfedst.data.cache.contents import IMAGES_A_STEP, Content, ImageContent, TapContent, Wanted
+from pfedst.data.cache.contents import Content, ImageContent, TapContent, Wanted, WholeImageContent
 from pfedst.data.cache.layout import layout_of
-from pfedst.data.cache.store import Store, TapStore
+from pfedst.data.cache.store import Store, TapStore, WholeImageStore
 from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws
 from pfedst.data.tables import read_json
@@ -121,59 +121,96 @@ class Cache:
         ]
 
     def complete(
-        self, wanted: Iterable[Wanted], device: torch.device, num_workers: int, fills: bool = True
-    ) -> Store | None:
-        """Return a store that holds every wanted image, or None if `auto` finds that it would not fit.
+        self,
+        wanted: Iterable[Wanted],
+        device: torch.device,
+        num_workers: int,
+        fills: bool = True,
+        whole: Sequence[Wanted] = (),
+    ) -> tuple[Store | None, WholeImageStore | None]:
+        """Return a store that holds every wanted image, and one of whole images.
 
-        Without `fills` nothing is computed, and None is also returned if an image is missing.
+        The first is None if `auto` finds that it would not fit, the second also beside a store of taps. Without `fills`
+        nothing is computed, and None also stands for a store that an image is missing from.
+
+        Args:
+            wanted: images that are read as they are, or as fixed views.
+            device: where the encoder runs.
+            num_workers: processes that decode images.
+            fills: compute what is missing.
+            whole: images from which random crops are cut.
 
         Raises:
-            ConfigurationError: If the store would exceed the byte limit or the free disk space.
+            ConfigurationError: If a store would exceed the byte limit or the free disk space.
             DataError: If an image cannot be read, the folder cannot be written, or values are not finite.
         """
-        found, log = list(wanted), logging.getLogger("pfedst")
+        found = list(wanted)
+        content = self._chosen(found)
+        if content is None:
+            return None, None
+        is_filled = self._is_filled(content, found, device, num_workers, fills)
+        store = content.store if is_filled else None
+        if content.kind != "images" or not whole:
+            return store, None
+        crops = WholeImageContent(self.options.folder)
+        if _missing(crops, whole) and (refusal := self._refusal(crops, whole)):
+            if self.options.kind != "auto":
+                raise ConfigurationError(refusal)
+            _log("--data.cache auto: each epoch decodes the training images anew, as %s", refusal)
+            return store, None
+        is_filled = self._is_filled(crops, whole, device, num_workers, fills)
+        return store, crops.store if is_filled else None
+
+    def _chosen(self, wanted: Sequence[Wanted]) -> Content | None:
+        """Return what is cached: the first content that is complete, or else the first that fits."""
         contents: Sequence[Content] = self._images if self.options.kind == "images" else self._taps or self._images
         for content in contents:
-            if not _missing(content, found):
-                return content.store
+            if not _missing(content, wanted):
+                return content
         content = contents[0]
-        refusal = self._refusal(content, found)
+        refusal = self._refusal(content, wanted)
         if refusal and self.options.kind == "auto" and self._taps:
             (content,) = self._images
-            taps, refusal = refusal, self._refusal(content, found)
+            taps, refusal = refusal, self._refusal(content, wanted)
             if not refusal:
-                log.warning("--data.cache auto caches decoded images, no taps: %s", taps)
+                _log("--data.cache auto caches decoded images, no taps: %s", taps)
         if refusal and self.options.kind == "auto":
-            log.warning("--data.cache auto caches nothing: %s", refusal)
+            _log("--data.cache auto caches nothing: %s", refusal)
             return None
         if refusal:
             raise ConfigurationError(refusal)
-        missing = _missing(content, found)
-        self.missing = content.kind, len(missing), len(missing) * content.store.layout.row_bytes
-        if missing and not fills:
-            return None
+        return content
+
+    def _is_filled(
+        self, content: Content, wanted: Sequence[Wanted], device: torch.device, num_workers: int, fills: bool
+    ) -> bool:
+        """Fill a store if it `fills`; return True if no image is missing now."""
+        missing = _missing(content, wanted)
         if missing:
+            _, images, needed = self.missing
+            self.missing = content.kind, images + len(missing), needed + content.bytes_of(missing)
+        if missing and fills:
             self._fill(content, missing, device, num_workers)
-        return content.store
+        return fills or not missing
 
     def _refusal(self, content: Content, wanted: Sequence[Wanted]) -> str:
         """Return the reason why the missing images must not be written, or an empty text."""
-        missing, store = len(_missing(content, wanted)), content.store
-        needed = missing * store.layout.row_bytes
-        total = store.bytes + needed
+        missing = _missing(content, wanted)
+        needed, count = content.bytes_of(missing), len(missing)
+        total = content.store.bytes + needed
         smaller = "choose --data.cache none"
         if content.kind != "images":
             smaller = "choose a smaller --data.cache_dtype or --model.encoder.token_grid, or --data.cache none"
         if total > self.options.max_bytes:
             return (
-                f"the cache would hold {total / GIGABYTE:.2f} GB ({missing:,} more images of "
-                f"{store.layout.row_bytes / 1024:.0f} KiB), and --data.cache_max_bytes allows "
+                f"the cache would hold {total / GIGABYTE:.2f} GB ({count:,} more images of "
+                f"{needed / count / 1024 if count else 0:.0f} KiB), and --data.cache_max_bytes allows "
                 f"{self.options.max_bytes / GIGABYTE:.2f} GB: raise it to {total}, or {smaller}"
             )
         free = shutil.disk_usage(_existing(self.options.folder)).free
         if needed > free:
             return (
-                f"{missing:,} images need {needed / GIGABYTE:.2f} GB in {self.options.folder}, where "
+                f"{count:,} images need {needed / GIGABYTE:.2f} GB in {self.options.folder}, where "
                 f"{free / GIGABYTE:.2f} GB are free: free some space, choose another --data.cache_folder, or {smaller}"
             )
         return ""
@@ -188,6 +225,10 @@ class Cache:
             console.print(f"another process fills {content.store.folder}; waiting for it", soft_wrap=True)
         with content.store.writing():
             _compute(content, wanted, device, num_workers, console)
+
+
+def _log(text: str, reason: str) -> None:
+    logging.getLogger("pfedst").warning(text, reason)
 
 
 def _missing(content: Content, wanted: Iterable[Wanted]) -> list[Wanted]:
@@ -205,21 +246,27 @@ def _compute(
     missing = _missing(content, wanted)
     if not missing:
         return
-    needed = len(missing) * store.layout.row_bytes
+    needed = content.bytes_of(missing)
     console.print(
         f"cache: {len(missing):,} images, {needed / GIGABYTE:.2f} GB of {content.kind} in {store.folder}",
         highlight=False,
         soft_wrap=True,
     )
     # without its own generator a loader would draw from the global one
-    loader = image_loader(_Images(content, missing), num_workers, batch_size=IMAGES_A_STEP, generator=torch.Generator())
+    loader = image_loader(
+        _Images(content, missing),
+        num_workers,
+        batch_size=content.images_a_step,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
     columns = (TextColumn("cache"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task, done, started = progress.add_task("cache", total=len(missing)), 0, time.perf_counter()
         reported = 0.0
         for images in loader:
             keys = [item.key for item in missing[done : done + len(images)]]
-            store.append(keys, content.rows(images, device))
+            content.append(keys, images, device)
             done += len(images)
             progress.update(task, completed=done)
             seconds = time.perf_counter() - started

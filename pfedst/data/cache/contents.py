@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pfedst.data.cache.layout import ImageLayout, TapLayout
-from pfedst.data.cache.store import ImageStore, Store, TapStore
+from pfedst.data.cache.layout import ImageLayout, Layout, PieceLayout, TapLayout
+from pfedst.data.cache.store import CHANNELS, ImageStore, Store, TapStore, WholeImageStore
 from pfedst.data.datasets import SiteDataset
 from pfedst.encoders import Encoder, Need, Preprocessing, TapDtype
 
@@ -42,6 +43,11 @@ class Content:
 
     kind: Need
     store: Store
+    images_a_step: int = IMAGES_A_STEP
+
+    def bytes_of(self, wanted: Sequence[Wanted]) -> int:
+        """Return the bytes of the rows of so many images."""
+        return len(wanted) * self.store.layout.row_bytes
 
     @abstractmethod
     def holds(self, wanted: Wanted) -> bool:
@@ -49,14 +55,15 @@ class Content:
 
     @abstractmethod
     def load(self, wanted: Wanted) -> Tensor:
-        """Return one image, (3, S, S), from which its row is made; possibly in a process of its own."""
+        """Return one image from which its row is made; possibly in a process of its own."""
 
     @abstractmethod
-    def rows(self, images: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """Return the rows of a batch of images, by field.
+    def append(self, keys: Sequence[str], images: Sequence[Tensor], device: torch.device) -> None:
+        """Write the rows of a batch of images, within `store.writing`.
 
         Args:
-            images: (B, 3, S, S), as `load` returns them.
+            keys: of the images.
+            images: as `load` returns them.
             device: where to compute.
         """
 
@@ -91,9 +98,47 @@ class ImageContent(Content):
         """Return the square (3, S, S), uint8."""
         return wanted.dataset.squares([wanted.position])[0]
 
-    def rows(self, images: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """Return the pixels themselves."""
-        return {"pixels": images.contiguous()}
+    def append(self, keys: Sequence[str], images: Sequence[Tensor], device: torch.device) -> None:
+        """Write the pixels themselves."""
+        self.store.append(keys, {"pixels": torch.stack(list(images))})
+
+
+class WholeImageContent(Content):
+    """Decoded training images as they are, for crops that are drawn anew in each epoch.
+
+    The store depends on the images alone.
+
+    Args:
+        folder: of the caches.
+    """
+
+    kind: Need = "images"
+    images_a_step = 4
+
+    def __init__(self, folder: Path) -> None:
+        identity = {"whole": "RGB"}
+        name = f"whole-images-uint8-{_digest(identity, PieceLayout())}"
+        self.store: WholeImageStore = WholeImageStore(folder / name, identity)
+
+    def holds(self, wanted: Wanted) -> bool:
+        """Return True for a plain image."""
+        return wanted.view is None
+
+    def load(self, wanted: Wanted) -> Tensor:
+        """Return the image (H, W, 3), uint8."""
+        return torch.from_numpy(np.array(wanted.dataset.source.load(wanted.position)))
+
+    def bytes_of(self, wanted: Sequence[Wanted]) -> int:
+        """Return the bytes that sizes in the headers of the images lead to."""
+        found = 0
+        for item in wanted:
+            header = item.dataset.source.header(item.position)
+            found += self.store.pieces(header.width * header.height * CHANNELS) * self.store.layout.piece_bytes
+        return found
+
+    def append(self, keys: Sequence[str], images: Sequence[Tensor], device: torch.device) -> None:
+        """Write the images as they are."""
+        self.store.append_images(keys, images)
 
 
 class TapContent(Content):
@@ -137,11 +182,12 @@ class TapContent(Content):
         seeds = None if wanted.view is None else [dataset.view_seed(position, wanted.view)]
         return dataset.images([position], seeds)[0]
 
-    def rows(self, images: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """Return what the encoder gives for normalised images."""
+    def append(self, keys: Sequence[str], images: Sequence[Tensor], device: torch.device) -> None:
+        """Write what the encoder gives for normalised images."""
         needs: tuple[Need, ...] = ("pooled",) if self.kind == "pooled" else ("pooled", self.kind)
         self.encoder.to(device)
-        return self.store.layout.pack(self.encoder.encode(images.to(device), needs))
+        answers = self.encoder.encode(torch.stack(list(images)).to(device), needs)
+        self.store.append(keys, self.store.layout.pack(answers))
 
     def convert(self, keys: Sequence[str]) -> None:
         """Convert rows of the float32 store, if it has them: another dtype needs no pass through the tower."""
@@ -157,6 +203,6 @@ class TapContent(Content):
             self.store.append(batch, self.store.layout.pack(answers))
 
 
-def _digest(identity: Mapping[str, Any], layout: ImageLayout | TapLayout) -> str:
+def _digest(identity: Mapping[str, Any], layout: Layout) -> str:
     text = json.dumps([identity, vars(layout)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

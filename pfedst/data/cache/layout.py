@@ -63,6 +63,26 @@ class ImageLayout(Layout):
 
 
 @dataclass(frozen=True)
+class PieceLayout(Layout):
+    """One field, `piece`: a part of a decoded image of any size (see `WholeImageStore`).
+
+    Attributes:
+        piece_bytes: bytes of a part. The last part of an image is half empty on average.
+        kind: `images`.
+        dtype: `uint8`.
+    """
+
+    piece_bytes: int = 2**16
+    kind: Need = "images"
+    dtype: str = "uint8"
+
+    @property
+    def fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of a part."""
+        return {"piece": ((self.piece_bytes,), torch.uint8)}
+
+
+@dataclass(frozen=True)
 class TapLayout(Layout):
     """Fields of a row of taps. Every store of taps has `pooled` in float32: it is small, and class prototypes need it.
 
@@ -122,4 +142,6 @@ def layout_of(values: Mapping[str, Any]) -> Layout:
     Raises:
         KeyError, TypeError: these are not the values of a layout.
     """
+    if "piece_bytes" in values:
+        return PieceLayout(**values)
     return ImageLayout(**values) if values["kind"] == "images" else TapLayout(**values)

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from pfedst.data.cache.layout import ImageLayout, Layout, TapLayout
+from pfedst.data.cache.layout import ImageLayout, Layout, PieceLayout, TapLayout
 from pfedst.data.tables import read_json
 from pfedst.encoders.spec import Need
 from pfedst.encoders.stored import StoredTaps
@@ -36,6 +36,9 @@ FORMAT = 1
 KEY = re.compile("[0-9a-f]{32}")
 LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{8})\n")
 LINE_LENGTH = 32 + 1 + 8 + 1
+SIZE_BYTES, CHANNELS = 8, 3
+"""Height and width of a whole image, two int32; red, green, blue."""
+ROW_DIGITS = 8
 CHECKED_ON_OPENING = 8
 """Number of last rows whose CRC is checked on opening, since a crash of the machine may have left them unwritten. If
 one of them is wrong, all rows are checked."""
@@ -74,6 +77,11 @@ class Store:
     def bytes(self) -> int:
         """Bytes of all rows."""
         return len(self) * self.layout.row_bytes
+
+    @property
+    def images(self) -> int:
+        """Number of images, or of views of them."""
+        return len(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the mapped files: another process maps them itself."""
@@ -245,6 +253,52 @@ class ImageStore(Store):
         return self._select("pixels", rows)
 
 
+class WholeImageStore(Store):
+    """A store of decoded images of any size: each in as many rows as it needs, one after another.
+
+    The row of an image is its last one, whose last bytes are height and width: an image whose rows are not all there
+    has no row.
+    """
+
+    layout: PieceLayout
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], layout: PieceLayout | None = None) -> None:
+        super().__init__(folder, layout or PieceLayout(), identity)
+
+    @property
+    def images(self) -> int:
+        """Number of images whose rows are all there."""
+        return sum(not key.startswith(_part_of(row)) for key, row in self.row_of.items())
+
+    def read(self, row: int) -> Tensor:
+        """Return the pixels (H, W, 3), uint8, of an image; they lie in the mapped file."""
+        height, width = self._size(row)
+        size = height * width * CHANNELS
+        first = row + 1 - self.pieces(size)
+        return self._field("piece")[first : row + 1].reshape(-1)[:size].view(height, width, CHANNELS)
+
+    def _size(self, row: int) -> tuple[int, int]:
+        height, width = self._field("piece")[row, -SIZE_BYTES:].clone().view(torch.int32).tolist()
+        return height, width
+
+    def pieces(self, size: int) -> int:
+        """Return the number of rows of an image of so many bytes."""
+        return -(-(size + SIZE_BYTES) // self.layout.piece_bytes)
+
+    def append_images(self, keys: Sequence[str], images: Sequence[Tensor]) -> None:
+        """Write images (H, W, 3), uint8. Only within `writing`."""
+        names, parts = list[str](), list[Tensor]()
+        for key, image in zip(keys, images, strict=True):
+            rows = torch.zeros(self.pieces(image.numel()), self.layout.piece_bytes, dtype=torch.uint8)
+            rows.view(-1)[: image.numel()] = image.reshape(-1)
+            rows[-1, -SIZE_BYTES:] = torch.tensor(image.shape[:2], dtype=torch.int32).view(torch.uint8)
+            # a part has a name of its own: those of an image that was cut off may still be there
+            first = len(self) + len(names)
+            names += [_part_of(first + part) + key[:ROW_DIGITS] * 3 for part in range(len(rows) - 1)] + [key]
+            parts.append(rows)
+        self.append(names, {"piece": torch.cat(parts)})
+
+
 class TapStore(Store):
     """A store of the output of an encoder."""
 
@@ -263,6 +317,11 @@ class TapStore(Store):
             scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
         correction = self._select("correction", rows) if self.layout.corrected else None
         return StoredTaps(self.layout.kind, tensors, scales, correction)
+
+
+def _part_of(row: int) -> str:
+    """Return how the name of a row begins that is not the last one of its image; a hash begins so once in 4e9 times."""
+    return f"{row:0{ROW_DIGITS}x}"
 
 
 def _crc(fields: Sequence[Tensor], key: str) -> int:

@@ -1,6 +1,7 @@
 """The store of decoded images: the bits of the files, whatever the source and the augmentation."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torchvision.transforms import v2
 
 from pfedst.data import FolderSites
 from pfedst.data.cache.cache import stores_in
+from pfedst.data.cache.layout import PieceLayout
+from pfedst.data.cache.store import WholeImageStore
 from pfedst.data.sets.hugging_face import HuggingFaceSites
 from pfedst.encoders import Pixels
 from pfedst.encoders.spec import Preprocessing
@@ -147,6 +150,76 @@ def test_a_store_of_images_serves_no_adapter_in_place_of_taps(tmp_path) -> None:
     cached(tmp_path, "images")
     assert cached(tmp_path, "taps").store.layout.kind == "taps"
     assert encoder().preprocessing.image_size == 32
+
+
+# -- whole images, from which crops are cut ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [files, table, arrays])
+def test_random_crops_have_the_bits_of_the_files_and_decode_nothing(tmp_path, monkeypatch, kind) -> None:
+    made, options = kind(tmp_path / "data", monkeypatch)
+    options |= {"audit": "off", "validation_fraction": 0.3, "batch_size": 4} if made is not synthetic else {}
+    options |= {"augmentation": "crops", "cache_folder": tmp_path / "cache"}
+    own = Shapes(PREPROCESSINGS[0])
+    plain = made(**options | {"cache": "none"})
+    plain.prepare(own.preprocessing)
+    same(cached(None, "images", own=own, module=made(**options | {"cache": "images"})), plain)
+    again = cached(None, "images", own=own, module=made(**options | {"cache": "auto"}))
+    for dataset in again._datasets.values():
+        monkeypatch.setattr(type(dataset.source), "load", lambda self, index: pytest.fail("decoded again"))
+    assert len(batches(again)) > 8
+    whole = next(store for name, store in stores_in(tmp_path / "cache").items() if name.startswith("whole"))
+    train = {part.source.digest(i) for (_, split), part in again._datasets.items() if split == "train"
+             for i in range(len(part))}  # fmt: skip
+    assert whole.images == len(train)
+    assert not whole.damaged()
+
+
+def pieces(tmp_path):
+    """A store of whole images in pieces of 64 bytes, and what is in it."""
+    store = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    sizes = ((1, 1), (4, 5), (18, 1), (19, 1), (1, 200), (7, 9))  # 54 + 8 bytes fill less than a piece, 57 + 8 two
+    images = {f"{n:x}" * 32: torch.randint(256, (*size, 3), dtype=torch.uint8) for n, size in enumerate(sizes, 1)}
+    with store.writing():
+        store.append_images(list(images)[:4], list(images.values())[:4])
+        store.append_images(list(images)[4:], list(images.values())[4:])
+    return store, images
+
+
+def test_whole_images_of_any_size_are_read_as_they_were(tmp_path) -> None:
+    store, images = pieces(tmp_path)
+    opened = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    assert len(store) == 1 + 2 + 1 + 2 + 10 + 4
+    for one in (store, opened):
+        assert one.images == 6
+        assert all(torch.equal(one.read(one.row_of[key]), image) for key, image in images.items())
+
+
+@pytest.mark.parametrize("kept", range(20))
+def test_an_image_that_was_cut_off_is_written_again(tmp_path, kept) -> None:
+    """A build was killed, or the disk was full, after any number of rows."""
+    pieces(tmp_path)
+    os.truncate(tmp_path / "store" / "piece.bin", kept * 64 + 7)
+    store = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    _, images = pieces(tmp_path / "other")
+    with store.writing():
+        missing = [key for key in images if key not in store.row_of]
+        store.append_images(missing, [images[key] for key in missing])
+    opened = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    assert opened.images == 6
+    assert {opened.read(opened.row_of[key]).shape for key in images} == {image.shape for image in images.values()}
+    assert all(torch.equal(opened.read(opened.row_of[key]), images[key]) for key in missing)
+
+
+def test_auto_decodes_images_that_would_not_fit(tmp_path, caplog) -> None:
+    budget = IMAGES * 3 * 32 * 32
+    options = {"augmentation": "crops", "cache_max_bytes": budget}
+    with caplog.at_level(logging.WARNING, "pfedst"):
+        sites = cached(tmp_path, "images", **options)
+    assert "--data.cache auto: each epoch decodes the training images anew, as the cache would hold" in caplog.text
+    same(sites, uncached(augmentation="crops"))
+    with pytest.raises(ConfigurationError, match=r"--data.cache_max_bytes allows .* raise it to \d+, or choose"):
+        cached(tmp_path, "images", "images", **options)
 
 
 # -- rows in the memory of the device ----------------------------------------------------------------------------------
