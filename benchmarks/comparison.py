@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def folder_of(name: str) -> Path:
 def keep_report(name: str, report: Path) -> None:
     """Copy a report into the results."""
     content = {"environment": environment()} | json.loads((report / "report.json").read_text())
+    shown = f"command: pfedst compare --config {name};"  # without the paths of a machine
+    content["protocol"] = [re.sub(r"command: [^;]*;", shown, line) for line in content["protocol"]]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
@@ -73,11 +76,12 @@ def keep_runs(name: str) -> None:
 
 
 def restore_runs(name: str) -> None:
-    """Make a finished run of every summary that was kept: a comparison needs nothing else of it."""
+    """Make a finished run of every summary that was kept. It has no records of rounds: curves are without its seed."""
     for kept in sorted((RESULTS / "runs" / name).glob("*/*.json")):
         made = folder_of(name) / kept.parent.name / kept.stem / "summary.json"
         if not made.exists():
             made.parent.mkdir(parents=True, exist_ok=True)
+            (made.parent / "rounds.jsonl").touch()
             made.write_text(kept.read_text())
 
 
