@@ -17,10 +17,10 @@ Written by `python benchmarks/render.py` from the files in `results/`. Each file
 measurement. `make bench` repeats the measurements that need no images. The studies on the four FedISIC centres need
 their images and the weights of an image tower; the docstring of each script gives its command. Times were taken on
 shared CPU cores: compare ratios within a table, which come from one run, and not seconds across tables. The former
-defaults are cross-entropy and weights by the number of images; comparisons on the four centres have not been run again.
+defaults are cross-entropy and weights by the number of images; tables that were measured with them say so.
 """
 SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
-    ("Methods on the four FedISIC centres, with the former defaults", "comparison", ("fed_isic_ham4",)),
+    ("Methods on the four FedISIC centres", "comparison", ("fed_isic_ham4",)),
     ("Variants of pFedST on the same centres, with the former defaults", "comparison", ("pfedst_ham4",)),
     ("The demo's comparison", "comparison", ("demo",)),
     ("One training step", "step", ()),
