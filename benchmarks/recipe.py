@@ -122,8 +122,8 @@ def write_inner_splits(split_file: Path, folder: Path) -> list[Path]:
 # -- the shipped defaults ----------------------------------------------------------------------------------------------
 
 NAMED = ("PFedST", "FedAvg", "Local", "FedProx", "Ditto")
-OTHERS = "Pooled FedBN SCAFFOLD FedDyn FedPer FedRep APFL FedCLIP FACMIC FedSALoRA"
-WITHIN_THE_TOWER = "FedLoRA FFALoRA FedDPA"
+OTHERS = "Pooled FedBN SCAFFOLD FedDyn FedPer FedRep APFL FedCLIP FACMIC"
+WITHIN_THE_TOWER = "FedLoRA FFALoRA FedDPA FedSALoRA"
 """Their steps cross the whole tower: 3 rounds on 377 of the images."""
 IN_TURNS = {"FedRep": ("--trainer.max_epochs=2", "--trainer.limit_train_batches=4")}
 """What a method needs that trains its parts in turns: as many steps."""

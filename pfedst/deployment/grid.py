@@ -6,20 +6,19 @@ version of flwr.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any
 
 import httpx
 from flwr.app import Message
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.superlink.grid import HttpGrid
 
-from pfedst.transport.flower import Limit, Unread
+from pfedst.deployment.pieces import ArrivingMessage, PullPiece
+from pfedst.transport.flower import Unread
 
 PULL_PATH = "/v1/runtime/pull-object"
 MOST_PIECE_BYTES = 2**24
@@ -35,47 +34,61 @@ class _OversizedError(Exception):
 class LimitedGrid(HttpGrid):
     """The way to the SuperLink; see `pfedst.transport.flower.ReplyGrid`."""
 
+    def __init__(self, *options: Any, **named: Any) -> None:
+        super().__init__(*options, **named)
+        self._arriving: dict[str, ArrivingMessage] = {}
+        """By the number of the request."""
+
     def _connect(self) -> None:
         super()._connect()
         # called before the body is read: a piece that is too large is not received
         self._runtime_client._client.event_hooks["response"].append(_refuse_large_piece)
 
-    def pull_replies(self, limits: Mapping[str, Limit]) -> Iterator[tuple[str, Message | Unread]]:
-        """Yield the replies that have arrived, by the number of their request."""
-        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=list(limits)))
+    def pull_replies(self, limits: Mapping[str, int]) -> Iterator[tuple[str, Message | Unread]]:
+        """Yield the replies that are there now, by the number of their request; the others are pulled on next time."""
+        for number in self._arriving.keys() - limits.keys():  # given up
+            self._confirm(self._arriving.pop(number).name)
+        new = [number for number in limits if number not in self._arriving]
+        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=new))
         for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             number = head.metadata.reply_to_message_id
             if number in limits:
-                yield number, self._pull(head.metadata.message_id, tree, limits[number])
+                self._arriving[number] = ArrivingMessage(tree, self._counting(limits[number]))
+        for number, arriving in list(self._arriving.items()):
+            if (reply := _pulled(arriving)) is not None:
+                del self._arriving[number]
+                self._confirm(arriving.name)
+                yield number, reply
 
-    def _pull(self, name: str, tree: ObjectTree, limit: Limit) -> Message | Unread:
-        """Pull one reply. The SuperLink deletes it afterwards, whether it was read or not."""
-        client, run_id = self._runtime_client, self.run.run_id
-        pull, received, lock = make_pull_object_fn_protobuf(client.PullObject, self.node, run_id), [0], threading.Lock()
+    def _counting(self, most_bytes: int) -> PullPiece:
+        """Return a function that pulls the pieces of one reply, up to a number of bytes."""
+        pull, received = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, self.run.run_id), [0]
 
         def counted(piece: str) -> bytes:
             content = pull(piece)
-            with lock:
-                received[0] += len(content)
-                if received[0] > limit.most_bytes:
-                    raise _OversizedError
+            received[0] += len(content)
+            if received[0] > most_bytes:
+                raise _OversizedError
             return content
 
-        pieces = [of_tree.object_id for of_tree in iterate_object_tree(tree)]
-        try:
-            if len(pieces) > MOST_PIECES:
-                return Unread.TOO_LARGE
-            contents = pull_objects(pieces, counted, max_time=limit.seconds)
-        except _OversizedError:
-            return Unread.TOO_LARGE
-        except ObjectPullError:  # the sender was away before all pieces were there, or the time is over
-            return Unread.INCOMPLETE
-        finally:
-            confirmed = ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=name)
-            client.ConfirmMessageReceived(confirmed)
-        message = cast(Message, inflate_object_from_contents(name, contents))
-        message.metadata.__dict__["_message_id"] = name
-        return message
+        return counted
+
+    def _confirm(self, name: str) -> None:
+        """Let the SuperLink delete a reply, whether it was read or not."""
+        confirmed = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=name)
+        self._runtime_client.ConfirmMessageReceived(confirmed)
+
+
+def _pulled(arriving: ArrivingMessage) -> Message | Unread | None:
+    """Return a reply, or why it is not read; None while pieces are missing."""
+    if arriving.pieces > MOST_PIECES:
+        return Unread.TOO_LARGE
+    try:
+        return arriving.message() if arriving.pull() else None
+    except _OversizedError:
+        return Unread.TOO_LARGE
+    except ObjectPullError:  # the sender was away before all pieces were there
+        return Unread.INCOMPLETE
 
 
 def _refuse_large_piece(response: httpx.Response) -> None:

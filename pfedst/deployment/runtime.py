@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.app.error import Error
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import fab_to_proto, run_from_proto
+from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
-    PullAppMessagesResponse,
     PullTaskInputRequest,
+    PullTaskInputResponse,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
@@ -33,6 +34,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -41,10 +43,11 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from pfedst.deployment.bundle import bundle, bundle_digest
 from pfedst.deployment.grid import LimitedGrid
+from pfedst.deployment.pieces import ArrivingMessage
 from pfedst.errors import ConfigurationError, NoAnswerError
 
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -53,13 +56,10 @@ RETRY_SECONDS = 120.0
 """How long the SuperLink may be away, for a restart."""
 TAKE_SECONDS = 30.0
 """How long the SuperLink may take to offer a run that was just submitted."""
-STORE_SECONDS = 60.0
-"""How long a SuperNode may take to store the message of a task that it offers."""
 POLL_SECONDS = 0.3
 BUSY = (502, 503, 504)
 """Codes of HTTP with which a request is repeated."""
 Handle = Callable[[Message], Message]
-Pull = Callable[[PullAppMessagesRequest], PullAppMessagesResponse]
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -186,41 +186,64 @@ def answer_one(node: Address, tasks: RuntimeHttpClient, handle: Handle) -> bool:
         httpx.HTTPError: the SuperNode cannot be reached.
         LostMessageError: the SuperNode must be started again; the server then sends the request again.
     """
+    token = first = _taken(tasks)
+    while token:
+        token = _answered(node, tasks, token, handle)
+    return bool(first)
+
+
+def _taken(tasks: RuntimeHttpClient) -> str:
+    """Return the token of a task; empty if there is none."""
     task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
-    if not (task.HasField("task") and task.token):
-        return False
-    client = node.client(RuntimeHttpClient, "flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
-    client.PullMessages = _until_stored(client.PullMessages)
+    return str(task.token) if task.HasField("task") else ""
+
+
+def _answered(node: Address, tasks: RuntimeHttpClient, token: str, handle: Handle) -> str:
+    """Answer the message of a task. Return the token of a next task if this message will never be there.
+
+    A SuperNode offers a task before it has the message, and takes the next message only after this one is answered or
+    given up: a next task says that its centre was killed meanwhile.
+    """
+    client = node.client(RuntimeHttpClient, "flwr-clientapp", RuntimeTokenHttpInterceptor(token))
     context, status = None, SubStatus.FAILED
     with _heartbeat(client):
         try:
-            message, context, run, fab = pull_task_input(client)
-            if fab.hash_str != bundle_digest():
-                logging.getLogger("pfedst").warning(
-                    "refused: run %d brings another bundle, %s", run.run_id, fab.hash_str
-                )
-                reply = Message(Error(ErrorCode.INVALID_FAB, "another bundle"), reply_to=message)
-            else:
-                reply = handle(message)
-                status = SubStatus.COMPLETED
-            push_message(client, reply, context)
+            taken = client.PullTaskInput(PullTaskInputRequest())
+            TaskIdentity.task_id, TaskIdentity.run_id = taken.task_id, taken.run.run_id
+            TaskIdentity.node_id = taken.context.node_id
+            context = context_from_proto(taken.context)
+            arriving, next_token = _named(client, context), ""
+            while not (arriving and arriving.pull()) and not next_token:
+                time.sleep(POLL_SECONDS)
+                arriving, next_token = arriving or _named(client, context), _taken(tasks)
+            if arriving and not next_token:
+                reply, status = _reply(arriving.message(), taken, handle)
+                push_message(client, reply, context)
         except Exception as error:
             raise LostMessageError(f"{type(error).__name__}: {error}") from error
         push_task_output(client, context, status, "")
     client.close()
-    return True
+    return next_token
 
 
-def _until_stored(pull: Pull) -> Pull:
-    """Ask for the message of a task until it is there: a SuperNode offers a task before it has stored its message."""
+def _named(client: RuntimeHttpClient, context: Context) -> ArrivingMessage | None:
+    """Return the message of a task as far as it is there; None if it is not named yet."""
+    found = client.PullMessages(PullAppMessagesRequest())
+    if not found.messages_list:
+        return None
+    of_node = Node(node_id=context.node_id)
+    pull = make_pull_object_fn_protobuf(client.PullObject, of_node, context.run_id)
+    return ArrivingMessage(found.message_object_trees[0], pull)
 
-    def pulled(request: PullAppMessagesRequest) -> PullAppMessagesResponse:
-        end = time.monotonic() + STORE_SECONDS
-        while not (found := pull(request)).messages_list and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
-        return found
 
-    return pulled
+def _reply(message: Message, taken: PullTaskInputResponse, handle: Handle) -> tuple[Message, str]:
+    """Return the reply to a message, and what becomes of its task."""
+    if taken.fab.hash_str == bundle_digest():
+        return handle(message), SubStatus.COMPLETED
+    logging.getLogger("pfedst").warning(
+        "refused: run %d brings another bundle, %s", taken.run.run_id, taken.fab.hash_str
+    )
+    return Message(Error(ErrorCode.INVALID_FAB, "another bundle"), reply_to=message), SubStatus.FAILED
 
 
 @contextmanager

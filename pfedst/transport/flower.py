@@ -40,19 +40,6 @@ LONGEST_SECONDS = 7 * 24 * 3600.0
 """How long Flower keeps a message of a request without a time limit."""
 
 
-@dataclass(frozen=True)
-class Limit:
-    """What a reply may take.
-
-    Attributes:
-        most_bytes: of all its pieces.
-        seconds: to pull it.
-    """
-
-    most_bytes: int
-    seconds: float
-
-
 class Unread(Enum):
     """Why a reply that has arrived was not read."""
 
@@ -71,11 +58,11 @@ class ReplyGrid(Protocol):
         """Send messages; return their numbers."""
         ...
 
-    def pull_replies(self, limits: Mapping[str, Limit]) -> Iterable[tuple[str, Message | Unread]]:
+    def pull_replies(self, limits: Mapping[str, int]) -> Iterable[tuple[str, Message | Unread]]:
         """Yield the replies that have arrived, by the number of their request; a reply is pulled up to its limit.
 
         Args:
-            limits: by the number of each request under way.
+            limits: most bytes of all pieces of a reply, by the number of each request under way.
         """
         ...
 
@@ -229,15 +216,11 @@ class Flower:
         self, waiting: Mapping[str, _Sent], requests: Mapping[str, Request]
     ) -> Iterator[tuple[str, Reply | Fault]]:
         names = {sent.message: name for name, sent in waiting.items() if sent.message}
-        now = time.monotonic()
-        limits = {
-            number: Limit(most_bytes(requests[name]), max(1.0, waiting[name].deadline - now))
-            for number, name in names.items()
-        }
+        limits = {number: most_bytes(requests[name]) for number, name in names.items()}
         for number, message in self.grid.pull_replies(limits) if names else ():
             name = names.pop(number)
             if message is Unread.TOO_LARGE:
-                most = bytes_text(limits[number].most_bytes)
+                most = bytes_text(limits[number])
                 yield name, Fault.of(StateError(f"site {name}: a reply of more than {most}, which was not read"))
             elif isinstance(message, Unread) or (message.has_error() and message.error.code in LOST):
                 waiting[name].message = ""

@@ -69,7 +69,7 @@ class FakeGrid:
             reply = self.replies.pop(number)
             if not isinstance(reply, Unread):
                 pieces = get_all_nested_objects(reply).values()
-                if sum(len(piece.deflate()) for piece in pieces) > limits[number].most_bytes:
+                if sum(len(piece.deflate()) for piece in pieces) > limits[number]:
                     reply = Unread.TOO_LARGE
             yield number, reply
 

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from pfedst.deployment import grid as grid_module
 from pfedst.deployment.grid import LimitedGrid, _refuse_large_piece
-from pfedst.transport.flower import Limit, Unread, packed, unpacked
+from pfedst.transport.flower import Unread, packed, unpacked
 
 PIECE = 1000
 
@@ -63,12 +63,12 @@ def reply(number, parts=30):
 def pull(monkeypatch):
     """A function that pulls replies from a table with a limit of bytes."""
 
-    def pulled(table, most_bytes=10**6, seconds=5.0):
+    def pulled(table, most_bytes=10**6):
         made = LimitedGrid(token="t")
         monkeypatch.setattr(LimitedGrid, "_runtime_client", table)
         monkeypatch.setattr(LimitedGrid, "run", SimpleNamespace(run_id=1))
         numbers = [reply.metadata.reply_to_message_id for reply in table.replies]
-        return dict(made.pull_replies({number: Limit(most_bytes, seconds) for number in numbers}))
+        return dict(made.pull_replies(dict.fromkeys(numbers, most_bytes)))
 
     return pulled
 
@@ -105,6 +105,41 @@ def test_a_reply_without_all_its_pieces_is_incomplete(pull) -> None:
     table = Table(reply("half"))
     del table.pieces[next(iter(table.pieces))]
     assert pull(table) == {"half": Unread.INCOMPLETE}
+
+
+def test_a_reply_whose_sender_is_slow_or_gone_keeps_no_other_waiting(monkeypatch) -> None:
+    """Flower's own function waits for the last piece: of a hospital that was killed while it sent, for two hours."""
+    slow, whole, gone = reply("slow", 0), reply("whole", 2), reply("gone", 1)
+    table = Table(slow, whole, gone)
+    table.replies = slow, whole
+    made = LimitedGrid(token="t")
+    monkeypatch.setattr(LimitedGrid, "_runtime_client", table)
+    monkeypatch.setattr(LimitedGrid, "run", SimpleNamespace(run_id=1))
+    on_its_way = {slow.object_id}
+    pull = table.PullObject
+
+    def pull_object(request):
+        found = pull(request)
+        found.object_available = request.object_id not in on_its_way
+        return found
+
+    table.PullObject = pull_object
+    limits = {"slow": 10**6, "whole": 10**6}
+    assert [number for number, _ in made.pull_replies(limits)] == ["whole"]
+    assert table.deleted == [whole.object_id]
+    table.replies = ()  # each is named once
+    pulled = len(table.pulled)
+    assert list(made.pull_replies({"slow": limits["slow"]})) == []
+    assert len(table.pulled) == pulled + 1  # what is there is not pulled again
+    on_its_way.clear()
+    ((number, found),) = made.pull_replies({"slow": limits["slow"]})
+    assert (number, unpacked(found.content)[0]) == ("slow", {"number": "slow"})
+    # of a request that was given up nothing is pulled any more, and it is deleted
+    table.replies = (gone,)
+    on_its_way.add(gone.object_id)
+    assert list(made.pull_replies({"gone": limits["slow"]})) == []
+    assert list(made.pull_replies({})) == []
+    assert table.deleted == [whole.object_id, slow.object_id, gone.object_id]
 
 
 @pytest.mark.parametrize(("path", "refused"), [("/v1/runtime/pull-object", True), ("/v1/runtime/get-nodes", False)])
