@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import socket
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -29,9 +30,9 @@ from pfedst.transport.workers import TorchSettings, answer, be_quiet, refusal
 ADDRESS = "RAY_ADDRESS"
 START_SECONDS = 120.0
 """How long a worker may take to find its place in the cluster and to import."""
+ANSWER_SECONDS = 10.0
 PREFIX = "PFEDST_"
 """Of the variables that a worker gets from this process."""
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
 
 
 class Place(NamedTuple):
@@ -103,6 +104,17 @@ def check_shared(sites: Path | None) -> None:
         )
 
 
+def check_listening(address: str) -> None:
+    """Check that something listens at HOST:PORT: Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+
+
 class RayWorker(Worker):
     """An actor, and the answer that it is asked for.
 
@@ -143,12 +155,15 @@ class RayCluster(WorkerPool[RayWorker]):
 
     def _open(self) -> None:
         if not ray.is_initialized():
+            address = os.environ.get(ADDRESS, "local")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
             try:
-                ray.init(os.environ.get(ADDRESS, "local"), log_to_driver=False, logging_level=logging.WARNING)
-            except ConnectionError as error:
+                check_listening(address)
+                ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+            except OSError as error:
                 raise NoAnswerError(
-                    f"no Ray cluster at {ADDRESS}={os.environ.get(ADDRESS)}: start it (`ray start --head`), or unset "
-                    f"the variable to use this machine alone"
+                    f"no Ray cluster at {ADDRESS}={address} ({error}): start it (`ray start --head`), or unset the "
+                    f"variable to use this machine alone"
                 ) from error
             self._is_ours = True
         room = self._room()

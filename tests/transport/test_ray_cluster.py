@@ -108,7 +108,6 @@ def test_a_machine_that_leaves_costs_one_site_one_round(cluster, tmp_path, monke
 
 def test_no_cluster_at_the_address(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
     with pytest.raises(NoAnswerError, match="start it"):
         small.fit(tmp_path, PFedST(), **RAY)
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
