@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from pfedst.data.cache.contents import Content, ImageContent, TapContent, Wanted, WholeImageContent
 from pfedst.data.cache.layout import layout_of
-from pfedst.data.cache.store import Store, TapStore, WholeImageStore
+from pfedst.data.cache.store import Store, TapStore, WholeImageStore, opened
 from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws
 from pfedst.data.tables import read_json
@@ -304,7 +304,7 @@ def stores_in(folder: Path) -> dict[str, Store]:
     for place in sorted(folder.glob("*/manifest.json")):
         try:
             manifest = read_json(place)
-            found[place.parent.name] = Store(place.parent, layout_of(manifest["layout"]), manifest["identity"])
+            found[place.parent.name] = opened(place.parent, layout_of(manifest["layout"]), manifest["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{place} is damaged ({error!r}); remove {place.parent}") from error
     return found

@@ -116,9 +116,9 @@ class WholeImageContent(Content):
     images_a_step = 4
 
     def __init__(self, folder: Path) -> None:
-        identity = {"whole": "RGB"}
-        name = f"whole-images-uint8-{_digest(identity, PieceLayout())}"
-        self.store: WholeImageStore = WholeImageStore(folder / name, identity)
+        identity, layout = {"whole": "RGB"}, PieceLayout()
+        name = f"whole-images-{layout.dtype}-{_digest(identity, layout)}"
+        self.store: WholeImageStore = WholeImageStore(folder / name, layout, identity)
 
     def holds(self, wanted: Wanted) -> bool:
         """Return True for a plain image."""

@@ -262,9 +262,6 @@ class WholeImageStore(Store):
 
     layout: PieceLayout
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], layout: PieceLayout | None = None) -> None:
-        super().__init__(folder, layout or PieceLayout(), identity)
-
     @property
     def images(self) -> int:
         """Number of images whose rows are all there."""
@@ -317,6 +314,12 @@ class TapStore(Store):
             scales = tuple(kept[:, layer].index_select(0, rows) for layer in range(self.layout.layers))
         correction = self._select("correction", rows) if self.layout.corrected else None
         return StoredTaps(self.layout.kind, tensors, scales, correction)
+
+
+def opened(folder: Path, layout: Layout, identity: Mapping[str, Any]) -> Store:
+    """Open the store that a layout is for; arguments as those of `Store`."""
+    kinds = {ImageLayout: ImageStore, PieceLayout: WholeImageStore, TapLayout: TapStore}
+    return kinds[type(layout)](folder, layout, identity)
 
 
 def _part_of(row: int) -> str:

@@ -177,7 +177,7 @@ def test_random_crops_have_the_bits_of_the_files_and_decode_nothing(tmp_path, mo
 
 def pieces(tmp_path):
     """A store of whole images in pieces of 64 bytes, and what is in it."""
-    store = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    store = WholeImageStore(tmp_path / "store", PieceLayout(64), {})
     sizes = ((1, 1), (4, 5), (18, 1), (19, 1), (1, 200), (7, 9))  # 54 + 8 bytes fill less than a piece, 57 + 8 two
     images = {f"{n:x}" * 32: torch.randint(256, (*size, 3), dtype=torch.uint8) for n, size in enumerate(sizes, 1)}
     with store.writing():
@@ -188,7 +188,7 @@ def pieces(tmp_path):
 
 def test_whole_images_of_any_size_are_read_as_they_were(tmp_path) -> None:
     store, images = pieces(tmp_path)
-    opened = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    opened = WholeImageStore(tmp_path / "store", PieceLayout(64), {})
     assert len(store) == 1 + 2 + 1 + 2 + 10 + 4
     for one in (store, opened):
         assert one.images == 6
@@ -200,12 +200,12 @@ def test_an_image_that_was_cut_off_is_written_again(tmp_path, kept) -> None:
     """A build was killed, or the disk was full, after any number of rows."""
     pieces(tmp_path)
     os.truncate(tmp_path / "store" / "piece.bin", kept * 64 + 7)
-    store = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    store = WholeImageStore(tmp_path / "store", PieceLayout(64), {})
     _, images = pieces(tmp_path / "other")
     with store.writing():
         missing = [key for key in images if key not in store.row_of]
         store.append_images(missing, [images[key] for key in missing])
-    opened = WholeImageStore(tmp_path / "store", {}, PieceLayout(64))
+    opened = WholeImageStore(tmp_path / "store", PieceLayout(64), {})
     assert opened.images == 6
     assert {opened.read(opened.row_of[key]).shape for key in images} == {image.shape for image in images.values()}
     assert all(torch.equal(opened.read(opened.row_of[key]), images[key]) for key in missing)
