@@ -192,7 +192,7 @@ def test_flower_is_imported_by_the_transport_and_the_deployment_alone() -> None:
             for other in imported(MODULES[name])
         )
     }
-    assert internals == {f"pfedst.deployment.{name}" for name in ("runtime", "grid", "bundle")}
+    assert internals == {f"pfedst.deployment.{name}" for name in ("runtime", "grid", "pieces", "bundle")}
 
 
 # -- the rest ------------------------------------------------------------------------------------------------------
