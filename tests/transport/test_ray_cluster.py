@@ -1,6 +1,8 @@
 """Actors of a Ray cluster of two machines, here two raylets on loopback: `make check-hospitals` runs this file."""
 
 import os
+import signal
+import time
 
 import pytest
 
@@ -90,12 +92,20 @@ def test_a_machine_that_leaves_costs_one_site_one_round(cluster, tmp_path, monke
     started, second = cluster
     from pfedst.transport import ray_cluster
 
-    sent, send = [], ray_cluster.RayCluster._send
+    sent, send, state = [], ray_cluster.RayCluster._send, ray_cluster.ray._private.state
 
     def leaving(pool, worker, name, request):
         sent.append(request.kind)
         if sent.count("fit") == 5:  # of the second round
+            actors = [actor for actor in state.actors().values() if actor["State"] == "ALIVE"]
+            there = [actor["Pid"] for actor in actors if actor["Address"]["NodeID"] == second.node_id]
+            assert len(there) == 1
             started.remove_node(second, allow_graceful=False)
+            os.kill(
+                there[0], signal.SIGKILL
+            )  # a machine takes its processes along; of raylets they outlive one a while
+            while sum(node["Alive"] for node in ray_cluster.ray.nodes()) > 1:
+                time.sleep(0.1)
             monkeypatch.setattr(ray_cluster, "START_SECONDS", 5.0)
         return send(pool, worker, name, request)
 
