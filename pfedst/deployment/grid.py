@@ -48,12 +48,12 @@ class LimitedGrid(HttpGrid):
         """Yield the replies that are there now, by the number of their request; the others are pulled on next time."""
         for number in self._arriving.keys() - limits.keys():  # given up
             self._confirm(self._arriving.pop(number).name)
-        new = [number for number in limits if number not in self._arriving]
-        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=new))
-        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            number = head.metadata.reply_to_message_id
-            if number in limits:
-                self._arriving[number] = ArrivingMessage(tree, self._counting(limits[number]))
+        if new := [number for number in limits if number not in self._arriving]:
+            found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=new))
+            for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                number = head.metadata.reply_to_message_id
+                if number in limits:
+                    self._arriving[number] = ArrivingMessage(tree, self._counting(limits[number]))
         for number, arriving in list(self._arriving.items()):
             if (reply := _pulled(arriving)) is not None:
                 del self._arriving[number]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ def _answered(node: Address, tasks: RuntimeHttpClient, token: str, handle: Handl
     """
     client = node.client(RuntimeHttpClient, "flwr-clientapp", RuntimeTokenHttpInterceptor(token))
     context, status = None, SubStatus.FAILED
-    with _heartbeat(client):
+    with closing(client), _heartbeat(client):
         try:
             taken = client.PullTaskInput(PullTaskInputRequest())
             TaskIdentity.task_id, TaskIdentity.run_id = taken.task_id, taken.run.run_id
@@ -222,7 +222,6 @@ def _answered(node: Address, tasks: RuntimeHttpClient, token: str, handle: Handl
         except Exception as error:
             raise LostMessageError(f"{type(error).__name__}: {error}") from error
         push_task_output(client, context, status, "")
-    client.close()
     return next_token
 
 

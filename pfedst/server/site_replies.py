@@ -27,7 +27,7 @@ def is_audit(found: Any) -> bool:
     return (
         isinstance(findings, dict)
         and len(findings) <= MOST_SEVERITIES
-        and all(severity.isidentifier() and is_count(number) for severity, number in findings.items())
+        and all(isinstance(key, str) and key.isidentifier() and is_count(number) for key, number in findings.items())
         and isinstance(codes, list)
         and all(isinstance(code, str) for code in codes)
     )

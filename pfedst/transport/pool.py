@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from pfedst.client.client import Client
-from pfedst.errors import NoAnswerError, PfedstError
+from pfedst.errors import ConfigurationError, NoAnswerError, PfedstError
 from pfedst.messages.faults import Fault
 from pfedst.messages.payload import from_bytes, to_bytes
 from pfedst.messages.requests import Reply, Request
@@ -57,7 +57,7 @@ class WorkerPool(ABC, Generic[WorkerT]):
 
     @abstractmethod
     def _greeting(self, worker: WorkerT) -> Any:
-        """Give a new worker the client; return its answer, or a Fault."""
+        """Give a new worker the client; return what it answers, as `_receive`."""
 
     @abstractmethod
     def _send(self, worker: WorkerT, name: str, request: Request) -> bool:
@@ -69,7 +69,7 @@ class WorkerPool(ABC, Generic[WorkerT]):
 
     @abstractmethod
     def _receive(self, worker: WorkerT) -> Any:
-        """Return the packed reply of a worker, or a Fault; raise what cannot work at any client."""
+        """Return what a worker answers: a packed reply, a Fault, or an error that ends the run."""
 
     @abstractmethod
     def _end(self, worker: WorkerT) -> None:
@@ -135,7 +135,7 @@ class WorkerPool(ABC, Generic[WorkerT]):
         return worker
 
     def _make_ready(self, worker: WorkerT) -> None:
-        answer = self._greeting(worker)
+        answer = _checked(self._greeting(worker))
         if isinstance(answer, Fault):
             answer.stop()
         self._idle.append(worker)
@@ -160,7 +160,7 @@ class WorkerPool(ABC, Generic[WorkerT]):
         ready = self._ready(running, max(0.0, soonest))
         for worker in running:
             if worker in ready:
-                answer = self._receive(worker)
+                answer = _checked(self._receive(worker))
             elif time.monotonic() >= worker.deadline:
                 answer = Fault.of(NoAnswerError(f"no answer within {self.timeout_seconds:g} s; it is ended"))
             else:
@@ -174,6 +174,13 @@ class WorkerPool(ABC, Generic[WorkerT]):
     def _stop(self) -> None:
         self._close()
         self._all, self._idle = [], []
+
+
+def _checked(answer: Any) -> Any:
+    """Return an answer; raise what cannot work at any client."""
+    if isinstance(answer, ConfigurationError):
+        raise answer
+    return answer
 
 
 def packed(request: Request) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -86,7 +86,7 @@ class Processes(WorkerPool[ChildWorker]):
 
     def _receive(self, worker: ChildWorker) -> Any:
         try:
-            answer = worker.child.connection.recv()
+            return worker.child.connection.recv()
         except (EOFError, ConnectionError):
             process = worker.child.process
             process.join(5)
@@ -96,9 +96,6 @@ class Processes(WorkerPool[ChildWorker]):
                     f"rule): use fewer --coordinator.workers, or --coordinator.transport in_process"
                 )
             )
-        if isinstance(answer, ConfigurationError):
-            raise answer
-        return answer
 
     def _end(self, worker: ChildWorker) -> None:
         worker.child.process.kill()

@@ -208,14 +208,11 @@ class RayCluster(WorkerPool[RayWorker]):
 
     def _receive(self, worker: RayWorker) -> Any:
         try:
-            answer = ray.get(worker.answer)
+            return ray.get(worker.answer)
         except ray.exceptions.RayError as error:
             return Fault.of(
                 NoAnswerError(f"worker {worker.index} ended, or its machine left the cluster ({type(error).__name__})")
             )
-        if isinstance(answer, ConfigurationError):
-            raise answer
-        return answer
 
     def _end(self, worker: RayWorker) -> None:
         with suppress(ray.exceptions.RayError):

@@ -49,8 +49,7 @@ class FakeRay(ModuleType):
         return copy.deepcopy(reference.value)
 
     def wait(self, references, timeout=None):
-        there = [reference for reference in references if reference.value != "never"]
-        return there[:1], []
+        return references[:1], []
 
     def kill(self, actor) -> None:
         self.killed.append(actor)

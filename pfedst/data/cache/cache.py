@@ -148,8 +148,8 @@ class Cache:
         content = self._chosen(found)
         if content is None:
             return None, None
-        is_filled = self._is_filled(content, found, device, num_workers, fills)
-        store = content.store if is_filled else None
+        is_complete = self._complete(content, found, device, num_workers, fills)
+        store = content.store if is_complete else None
         if content.kind != "images" or not whole:
             return store, None
         crops = WholeImageContent(self.options.folder)
@@ -158,8 +158,8 @@ class Cache:
                 raise ConfigurationError(refusal)
             _log("--data.cache auto: each epoch decodes the training images anew, as %s", refusal)
             return store, None
-        is_filled = self._is_filled(crops, whole, device, num_workers, fills)
-        return store, crops.store if is_filled else None
+        is_complete = self._complete(crops, whole, device, num_workers, fills)
+        return store, crops.store if is_complete else None
 
     def _chosen(self, wanted: Sequence[Wanted]) -> Content | None:
         """Return what is cached: the first content that is complete, or else the first that fits."""
@@ -181,10 +181,10 @@ class Cache:
             raise ConfigurationError(refusal)
         return content
 
-    def _is_filled(
+    def _complete(
         self, content: Content, wanted: Sequence[Wanted], device: torch.device, num_workers: int, fills: bool
     ) -> bool:
-        """Fill a store if it `fills`; return True if no image is missing now."""
+        """Compute the missing rows of a store if it `fills`; return True if no image is missing now."""
         missing = _missing(content, wanted)
         if missing:
             _, images, needed = self.missing

@@ -119,6 +119,7 @@ class WholeImageContent(Content):
         identity, layout = {"whole": "RGB"}, PieceLayout()
         name = f"whole-images-{layout.dtype}-{_digest(identity, layout)}"
         self.store: WholeImageStore = WholeImageStore(folder / name, layout, identity)
+        self._bytes: dict[str, int] = {}
 
     def holds(self, wanted: Wanted) -> bool:
         """Return True for a plain image."""
@@ -130,11 +131,12 @@ class WholeImageContent(Content):
 
     def bytes_of(self, wanted: Sequence[Wanted]) -> int:
         """Return the bytes that sizes in the headers of the images lead to."""
-        found = 0
         for item in wanted:
-            header = item.dataset.source.header(item.position)
-            found += self.store.pieces(header.width * header.height * CHANNELS) * self.store.layout.piece_bytes
-        return found
+            if item.key not in self._bytes:  # a header is read once
+                header = item.dataset.source.header(item.position)
+                pieces = self.store.pieces(header.width * header.height * CHANNELS)
+                self._bytes[item.key] = pieces * self.store.layout.piece_bytes
+        return sum(self._bytes[item.key] for item in wanted)
 
     def append(self, keys: Sequence[str], images: Sequence[Tensor], device: torch.device) -> None:
         """Write the images as they are."""
