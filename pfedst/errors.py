@@ -20,6 +20,11 @@ def listed(items: Sequence[object], separator: str = ", ", most: int = 10) -> st
     return separator.join(str(item) for item in items[:most]) + more
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun: `1 round`, `2,000 rounds`."""
+    return f"{number:,} {what}{'s'[: number != 1]}"
+
+
 class PfedstError(Exception):
     """Base of every error with a remedy."""
 

@@ -113,6 +113,9 @@ class WholeModel(Adapter):
     With the encoder `Pixels`, every method runs on any such model. A subclass creates its layers after calling this
     constructor (`len(head.class_names)` classes), names the last layer `fc` or sets `head_keys` to another name, and
     defines `forward`: `taps.tensors[0]` holds the images (B, 3, S, S).
+
+    Attributes:
+        classes: number of classes K; other logits than (B, K) raise a ConfigurationError.
     """
 
     needs = "images"
@@ -121,6 +124,8 @@ class WholeModel(Adapter):
     def __init__(self, encoder: Encoder, head: AnchorHead) -> None:
         super().__init__(encoder, head)
         del self.head
+        self.classes = len(head.class_names)
+        self.register_forward_hook(_check_logits)
 
     @abstractmethod
     def forward(self, taps: Taps) -> Tensor:
@@ -132,6 +137,14 @@ class WholeModel(Adapter):
 
     def learn_head(self) -> None:
         """Do nothing: the classifier is already trainable."""
+
+
+def _check_logits(model: Any, inputs: Any, logits: Any) -> None:
+    """Raise a ConfigurationError if a model does not return logits (B, K)."""
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(shape, tuple) or shape[1:] != (model.classes,):
+        name = type(getattr(model, "module", model)).__name__
+        raise ConfigurationError(f"{name} returns {shape}, where logits (images, {model.classes} classes) belong")
 
 
 AdapterFactory = Callable[[Encoder, AnchorHead], Adapter]

@@ -46,7 +46,10 @@ class AuditCLI(PFedSTCLI):
                     return
                 reason = f"{type(encoder).__name__} has no embedding; give --model.encoder FrozenCLIP for it"
             except WeightsError as error:
-                reason = str(error).splitlines()[0]
+                reason = (
+                    f"{str(error).splitlines()[0]} Give --model.encoder.weights FILE, or --audit.images_per_site 0 to "
+                    f"leave the comparison out."
+                )
             logging.getLogger("pfedst").warning("the comparison of sites by the encoder is skipped: %s", reason)
             self.encoder_is_there = False
         self.config["fit"]["model"]["encoder"] = Namespace(  # type: ignore[no-untyped-call]

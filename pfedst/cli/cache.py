@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pfedst.data.cache.place import default_folder
-from pfedst.errors import ConfigurationError, DataError, nearest
+from pfedst.errors import ConfigurationError, DataError, counted, nearest
 from pfedst.reporting import bytes_text, console_of
 
 USAGE = """\
@@ -95,7 +95,7 @@ def _clear(arguments: Sequence[str]) -> int:
             remove_store(stores[name])
         except TimeoutError as error:
             raise ConfigurationError(f"{error}; the store was not removed") from error
-        print(f"removed {name}, {len(stores[name]):,} images, {bytes_text(stores[name].bytes)}")
+        print(f"removed {name}, {counted(len(stores[name]), 'image')}, {bytes_text(stores[name].bytes)}")
     if given.all:
         forget(given.folder)
     return 0

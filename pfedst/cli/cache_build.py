@@ -8,7 +8,7 @@ from pfedst.cli.federated import PFedSTCLI
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, counted
 from pfedst.reporting import bytes_text
 from pfedst.simulation import make_client
 
@@ -29,4 +29,4 @@ class BuildCLI(PFedSTCLI):
                 f"{datamodule.cache.max_bytes}, or fill the disk"
             )
         store = datamodule.store
-        print(f"{store.folder}: {store.images:,} images, {bytes_text(store.bytes)}")
+        print(f"{store.folder}: {counted(store.images, 'image')}, {bytes_text(store.bytes)}")

@@ -23,7 +23,7 @@ from pfedst.comparison.printed import PrintedGrid, RunsPrintedError
 from pfedst.comparison.run import Resolve
 from pfedst.configuration.shipped import COMPARE, configuration_file
 from pfedst.configuration.yaml_text import read_yaml
-from pfedst.errors import ConfigurationError, PfedstError, listed
+from pfedst.errors import ConfigurationError, PfedstError, counted, listed
 from pfedst.reporting.best_round import ROUND_CHOICES, RoundChoice
 
 
@@ -168,8 +168,8 @@ def _run(comparison: Comparison, write: Callable[[Sequence[Path]], object]) -> N
     if failed:
         failures = listed([f"{name}: {words}" for name, words in sorted(failed.items())], "\n  ")
         raise FailedRunsError(
-            f"{len(failed)} runs failed; finished runs are kept and reported. Run the same command to try again:\n"
-            f"  {failures}"
+            f"{counted(len(failed), 'run')} failed; finished runs are kept and reported. Run the same command to try "
+            f"again:\n  {failures}"
         )
 
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from rich.table import Table
 from rich.text import Text
 
-from pfedst.errors import ConfigurationError, DataError, listed, nearest
+from pfedst.errors import ConfigurationError, DataError, counted, listed, nearest
 from pfedst.reporting import bytes_text, console_of
 from pfedst.state import write_atomically
 
@@ -110,7 +110,7 @@ def _init(arguments: Sequence[str]) -> int:
     _write(target, table.to_csv(index=False).encode())
     drawn = "" if "split" in levels else f", train and test drawn with seed {given.seed}"
     groups = table["group"].replace("", None).nunique()
-    print(f"{target}: {len(table):,} images, folders read as {'/'.join(levels)}{drawn}")
+    print(f"{target}: {counted(len(table), 'image')}, folders read as {'/'.join(levels)}{drawn}")
     print(f"{groups:,} groups (patients, lesions) known" + ("" if groups else ": give --group_pattern if you can"))
     if not groups and (proposal := propose_pattern([PurePath(path) for path in table["path"]])) is not None:
         print(

@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Show how much the probability of a class decreases if a part of an image is blurred. With "
         "--site and --generic the personal and the generic model are shown beside each other.",
-        epilog="Needs pip install 'pfedst[explain]'. A map is not an explanation of a diagnosis; see docs/explain.md.",
+        epilog="Needs pip install 'pfedst[explain]'. A map is not an explanation of a diagnosis; see the page Explain "
+        "of the documentation.",
     )
     add_model_options(parser)
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders with images")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfedst.cli.model_options import add_model_options, models_of
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, counted
 from pfedst.options import HUB_MODEL
 
 
@@ -56,9 +56,9 @@ def run_export(arguments: Sequence[str]) -> int:
     export(run, model, given.folder, given.licence, made)
     if made is not None:
         print(
-            f"{given.folder / ONNX_FILE}: {len(made.content) / 1e6:.1f} MB, checked on {made.images} images: "
-            f"probabilities differ by {made.worst_difference:.0e} at most. It holds the encoder, whose licence applies "
-            f"to it"
+            f"{given.folder / ONNX_FILE}: {len(made.content) / 1e6:.1f} MB, checked on "
+            f"{counted(made.images, 'image')}: probabilities differ by {made.worst_difference:.0e} at most. It "
+            f"holds the encoder, whose licence applies to it"
         )
     if model.site is not None:
         print(

@@ -142,6 +142,13 @@ class PFedSTCLI(LightningCLI):
         parser.add_argument(
             "--runs_dir", type=Path, default=Path("runs"), help="folder in which run folders are created"
         )
+        what = "--config NAME|FILE" if self.command == "fit" else "RUN|MODEL"
+        parser.usage = f"pfedst {self.command} {what} [--KEY VALUE ...]"
+        parser.description = getattr(type(self), self.command).__doc__
+        # few options of the Trainer matter to a federated run: they come last
+        parser._action_groups = sorted(
+            parser._action_groups, key=lambda of: any(action.dest == "trainer" for action in of._group_actions)
+        )
         parser.set_defaults(
             {
                 "model.encoder": {"class_path": "pfedst.encoders.FrozenCLIP"},

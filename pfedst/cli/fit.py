@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,7 @@ def fit(
     Raises:
         PfedstError: an error with a remedy: of options, data, encoder weights or saved state.
     """
+    _check_given(method, adapter, data)
     arguments = [f"--runs_dir={runs_dir}", f"--resume={json.dumps(resume)}"]
     arguments += [] if name is None else [f"--name={name}"]
     arguments += [] if method is None else [f"--method={_class_path(method)}"]
@@ -63,6 +65,33 @@ def fit(
     if done.folder is None:
         raise ConfigurationError("dry_run: pfedst.fit returns a run; use the command pfedst fit --dry_run")
     return Run(done.folder)
+
+
+def _check_given(method: Any, adapter: Any, data: Any) -> None:
+    """Check that classes are classes, where an object of them comes to mind as well.
+
+    Raises:
+        ConfigurationError: with what to give.
+    """
+    for name, given, option in (("method", method, "method.mu"), ("adapter", adapter, "model.adapter.width")):
+        if given is not None and not isinstance(given, type | str):
+            raise ConfigurationError(
+                f"{name}: give the class {type(given).__name__}, not an object of it; its options are overrides, such "
+                f'as overrides={{"{option}": ...}}'
+            )
+    if isinstance(method, type) and not issubclass(method, FederatedMethod):
+        raise ConfigurationError(f"method: {method.__name__} is no method; derive it from pfedst.FederatedMethod")
+    if isinstance(adapter, type) and not issubclass(adapter, nn.Module):
+        raise ConfigurationError(f"adapter: {adapter.__name__} is no torch.nn.Module")
+    if isinstance(adapter, type) and not issubclass(adapter, Adapter):
+        try:
+            inspect.signature(adapter).bind(1)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"adapter: {adapter.__name__} is called with the number of classes alone ({error})"
+            ) from None
+    if data is not None and not isinstance(data, DatasetSites):
+        raise ConfigurationError(f"data: give pfedst.DatasetSites({{site: ...}}), not a {type(data).__name__}")
 
 
 def _adapter(adapter: type[nn.Module] | str) -> list[str]:

@@ -15,7 +15,7 @@ from pfedst.client.joining import MOST_PASSES, Outcome
 from pfedst.client.module import FederatedClient
 from pfedst.client.training import LocalTrainer
 from pfedst.data import FederatedDataModule
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, DataError
 from pfedst.joining import ROUND, Join, Source
 from pfedst.reporting import RunFolder
 from pfedst.reporting.formats import rich_table
@@ -55,7 +55,14 @@ class JoinCLI(PFedSTCLI):
         coordinator, method = self._get(self.config_init, "coordinator"), self._get(self.config_init, "method")
         with resumable("nothing was written yet. Give the same command again"):
             local = LocalTrainer(self.trainer)
-            join = Join(source, model, datamodule, method, local, coordinator, self._seed(), site, study)
+            try:
+                join = Join(source, model, datamodule, method, local, coordinator, self._seed(), site, study)
+            except DataError as error:
+                if any(name.startswith("--data") for name in given):
+                    raise
+                raise DataError(
+                    f"{error}; these are the data of the run: name those of the new hospital with --data"
+                ) from error
         folder = RunFolder.create(self._runs_dir, name, name)
         folder.write_config(self._configuration(name))
         with resumable("the site has not joined yet. Give the same command again"):

@@ -84,4 +84,5 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise one clear error in place of the usage text of argparse."""
-        raise ConfigurationError(explain(message, self.arguments, self.bases))
+        options = [action.dest for action in self._actions]
+        raise ConfigurationError(explain(message, self.arguments, self.bases, options))

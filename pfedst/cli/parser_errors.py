@@ -15,7 +15,7 @@ from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, nearest
 
 
-def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -> str:
+def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type], options: Sequence[str] = ()) -> str:
     """Return a parser message with the whole key and a remedy.
 
     The parser reports only the last part of a key that a class does not accept. The rest is searched in the arguments
@@ -25,6 +25,7 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
         message: message of the parser.
         arguments: the command line.
         bases: last part of a key -> base class of the values allowed there.
+        options: full keys of the parser.
     """
     # an optional class is parsed as a union; its parser has already explained the error of the relevant branch
     inner = re.search(r"- ((?:unknown option|--[\w.]+:).*?)(?=\n\s*- |\n\s*Given value|$)", message, re.DOTALL)
@@ -34,7 +35,7 @@ def explain(message: str, arguments: Sequence[str], bases: Mapping[str, type]) -
     key = _key_in(message)
     full = next((path for path, _ in reversed(pairs) if path == key or path.endswith(f".{key}")), key)
     if key and re.search(r"not accepted|does not accept|unrecognized", message, re.IGNORECASE):
-        return _unknown_option(full, pairs, bases)
+        return _unknown_option(full, pairs, bases, options)
     base = bases.get(full.split(".")[-1])
     of_a_class = r"import path|subclass|Problem with given class_path|not accessible"
     if base is not None and re.search(of_a_class, message, re.IGNORECASE):
@@ -124,17 +125,31 @@ def _chosen(key: str, pairs: Sequence[tuple[str, Any]]) -> str | None:
     return None
 
 
-def _unknown_option(full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[str, type]) -> str:
+def _unknown_option(
+    full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[str, type], options: Sequence[str]
+) -> str:
     parent, _, last = full.rpartition(".")
     base = bases.get(_plain(parent).split(".")[-1])
     if base is None:
-        return f'unknown option "--{full}".{nearest(full.split(".")[0], bases)} See --help, or --print_config'
+        meant = _elsewhere(last, bases, options)
+        told = f" Did you mean {meant}?" if meant else nearest(full.split(".")[0], bases)
+        return f'unknown option "--{full}".{told} See --help, or --print_config'
     known = subclasses(base)
     owner = known.get((_chosen(parent, pairs) or "").split(".")[-1], base)
     options = list(
         dict.fromkeys(o for cls in ([owner] if owner is not base else known.values()) for o in _options(cls))
     )
     return f'unknown option "--{full}" of {owner.__name__}.{nearest(last, options)}\n  known: {", ".join(options)}'
+
+
+def _elsewhere(name: str, bases: Mapping[str, type], options: Sequence[str]) -> str:
+    """Return the full keys that end with a name: `rounds` is known as `--coordinator.rounds`; empty if none does."""
+    found = [key for key in options if key.split(".")[-1] == name]
+    for key in options:
+        base = bases.get(key.split(".")[-1])
+        if base is not None and any(name in _options(of) for of in (base, *subclasses(base).values())):
+            found.append(f"{key}.{name}")
+    return " or ".join(f'"--{key}"' for key in dict.fromkeys(found))
 
 
 def _unknown_class(full: str, pairs: Sequence[tuple[str, Any]], base: type, message: str) -> str:

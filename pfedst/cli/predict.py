@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pfedst.cli.model_options import add_model_options, models_of
-from pfedst.errors import ConfigurationError, DataError, StateError, listed
+from pfedst.errors import ConfigurationError, DataError, StateError, counted, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ def run_predict(arguments: Sequence[str]) -> int:
     if models[0].abstention is not None and models[0].threshold(target) is None:
         console.print(f"abstained is empty: there is no threshold for the prior {target.option}", highlight=False)
     names = listed([model.name for model in models])
-    print(f"{given.out}: {len(table):,} images, {names}, at the prior {target.label or target.option}")
+    print(f"{given.out}: {counted(len(table), 'image')}, {names}, at the prior {target.label or target.option}")
     if labels is not None:
         _report(table, labels, given.out, class_names)
     failed = table.loc[table["error"] != ""]
@@ -134,7 +134,8 @@ def _tables(found: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
     percent = {key: value for key, value in found["metrics"].items() if value is not None}
-    title = f"{found['images']:,} images, %, with 95 % intervals over images; {found['unread']:,} could not be read"
+    images, unread = counted(found["images"], "image"), found["unread"]
+    title = f"{images}, %, with 95 % intervals over images; {unread:,} could not be read"
     metrics = Table(title=title)
     by_class = Table(title="Each class, %, with 95 % intervals over images")
     confusion = Table(title="Confusion matrix: rows are true classes, columns are predictions")

@@ -19,7 +19,8 @@ usage: pfedst site --config study.yaml --data DATA --data.OPTION ... --site NAME
                        registers KEY.pub
   --state              folder for personal state, predictions and the log of all messages; for this user alone
 
-It prints what leaves the hospital, then answers the centre until it is stopped (Ctrl-C). See docs/deployment.md.
+It prints what leaves the hospital, then answers the centre until it is stopped (Ctrl-C). See the page Between hospitals
+of the documentation.
 """
 
 

@@ -255,8 +255,8 @@ def build_model(
 
     Raises:
         ConfigurationError: the method does not run on this adapter or these anchors, has a loss of its own and another
-            one is chosen, keeps tensors at clients though it declares that it does not personalise, or nothing would
-            train learned anchors.
+            one is chosen, keeps tensors at clients though it declares that it does not personalise, shares nothing
+            though it declares a generic model, or nothing would train learned anchors.
     """
     with seeded(derive_seed(run_seed, "initial weights")):
         head = AnchorHead(class_names, encoder.spec.embedding, encoder.logit_scale, anchors)
@@ -284,6 +284,11 @@ def build_model(
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(model.kind(key) != "frozen" and parameter.requires_grad)
     model.learnable = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+    if model.learnable and method.has_generic and not model.partition.keys("shared"):
+        raise ConfigurationError(
+            f"method {type(method).__name__} shares no tensor, and declares has_generic = True: its generic model "
+            f"would stay at the start; declare has_generic = False in the class, or share a part"
+        )
     if model.anchors == "learned" and not model.learnable:
         raise ConfigurationError(
             f"method {type(method).__name__} trains nothing, so anchors: learned would stay random; use "
@@ -304,6 +309,8 @@ def _check_requirements(method: FederatedMethod, model: ClientModel) -> None:
         ConfigurationError: naming what it runs on.
     """
     name, adapter, anchors = type(method).__name__, type(model.adapter).__name__, method.requires_anchors
+    if not hasattr(method, "weighting"):
+        raise ConfigurationError(f"method {name}: its __init__ must call super().__init__(**options)")
     if method.requires is not None and not isinstance(model.adapter, method.requires):
         raise ConfigurationError(
             f"method {name} runs on {method.requires.__name__}, not on {adapter}: leave --model.adapter out, or choose "

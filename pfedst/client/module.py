@@ -17,7 +17,7 @@ from pfedst.client.model import ADAPTER, ClientModel, build_model
 from pfedst.client.optimizers import grouped_optimizer
 from pfedst.client.priors import check_corrigible
 from pfedst.encoders import AnchorKind, Encoder, Inputs
-from pfedst.errors import NotFiniteError
+from pfedst.errors import ConfigurationError, NotFiniteError
 from pfedst.messages.payload import check_finite
 from pfedst.methods.criteria import DEFAULT_LOSS, Criterion, CrossEntropy
 from pfedst.methods.interface import Batch, FederatedMethod
@@ -118,14 +118,28 @@ class FederatedClient(LightningModule):
     # -- local fit (Lightning) ---------------------------------------------------------------------------------
 
     def training_step(self, batch: tuple[Inputs, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of the method for one batch of (images or cached taps, targets)."""
+        """Return the loss of the method for one batch of (images or cached taps, targets).
+
+        Raises:
+            ConfigurationError: the method returns no scalar, or one that depends on nothing that is trained.
+        """
         inputs, targets = batch
         model = self.model
         other = None if self.unlabelled is None else model.taps_of(next(self.unlabelled).to(targets.device))
         loss = self.method.loss(model, Batch(model.taps_of(inputs), targets, other))
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            raise self._no_loss(loss)
         self._losses.append(loss.detach())
         self.images_seen += len(targets)
         return loss if (scale := self._accumulation_scale(batch_idx)) == 1 else loss * scale
+
+    def _no_loss(self, found: Any) -> ConfigurationError:
+        is_scalar = isinstance(found, Tensor) and not found.ndim
+        kind = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        problem = "no parameter that is trained changes what it returns" if is_scalar else f"it returns {kind}"
+        return ConfigurationError(
+            f"method {type(self.method).__name__}: loss must return a scalar with a gradient, and {problem}"
+        )
 
     def _accumulation_scale(self, batch_idx: int) -> float:
         """Return the factor that makes a step the mean over its batches, also the last one, which may have fewer.
@@ -220,8 +234,8 @@ class FederatedClient(LightningModule):
     def _not_finite(self, what: str) -> NotFiniteError:
         return NotFiniteError(
             f"client {self.model.name}, round {self.model.round}: {what}; lower the learning rate "
-            f"(--model.optimizer.lr), clip gradients (--trainer.gradient_clip_val 1), check the images of this site, "
-            f"or skip such steps (--model.non_finite skip)"
+            f"(--model.optimizer.lr), clip gradients (--trainer.gradient_clip_val 1), check the images of this site "
+            f"and, of a method of your own, its loss, or skip such steps (--model.non_finite skip)"
         )
 
     def on_train_end(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pfedst.configuration.shipped import shipped
-from pfedst.errors import ConfigurationError, nearest
+from pfedst.errors import ConfigurationError, counted, nearest
 from pfedst.evaluation.stated import SITE, STATED
 from pfedst.reporting.claims import OWN_PRIOR, PRIORS, Claim, source_row
 from pfedst.reporting.tables import WORDS
@@ -21,6 +21,8 @@ KEYS = ("base", "options", "seeds", "reference", "rows", "tune", "folds", "claim
 TUNE_KEYS = ("seeds", "grid", "rows", "bounds")
 CLAIM_KEYS = ("row", "against", "measure", "prior")
 OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", "ckpt_path", "dry_run")
+OF_ONE_RUN = {"method", "model", "data", "coordinator", "trainer"}
+"""Keys of a configuration of `pfedst fit`."""
 OF_THE_FOLDS = ("folds", "fold", "split_seed")
 """Options of the data that a comparison over folds sets for every run."""
 ASSUMED_DEVIATION = 4.0
@@ -112,7 +114,12 @@ class Plan:
         trials = sum(len(row.trials) for row in self.rows.values() if row.grid) * len(self.trial_seeds)
         tuning = f", after {trials} runs of tuning on validation" if trials else ""
         seeds = f"seed{'s'[: len(self.seeds) != 1]} {', '.join(map(str, self.seeds))}"
-        return f"{self.file.stem}: {', '.join(self.rows)}; {seeds} on {self.base}: {runs} runs{tuning}"
+        return f"{self.file.stem}: {self._rows}; {seeds} on {self.base}: {counted(runs, 'run')}{tuning}"
+
+    @property
+    def _rows(self) -> str:
+        """The labels; one with a comma is in quotes."""
+        return ", ".join(f'"{label}"' if "," in label else label for label in self.rows)
 
     @property
     def _description_of_folds(self) -> str:
@@ -124,8 +131,8 @@ class Plan:
             ", of which validation chooses the best of each row and fold; more if grids are extended" if tuned else ""
         )
         return (
-            f"{self.file.stem}: {', '.join(self.rows)}; {number} repetition{'s'[: number != 1]} (seeds {seeds}) of "
-            f"{self.folds} folds on {self.base}: {runs} runs{tuning}"
+            f"{self.file.stem}: {self._rows}; {counted(number, 'repetition')} (seeds {seeds}) of "
+            f"{self.folds} folds on {self.base}: {counted(runs, 'run')}{tuning}"
         )
 
     def only(self, labels: Sequence[str]) -> Plan:
@@ -148,7 +155,12 @@ def make_plan(content: Any, file: Path) -> Plan:
     Raises:
         ConfigurationError: If a key is unknown or missing, or a value is invalid.
     """
-    tree = _mapping(content, str(file), KEYS, file)
+    if isinstance(content, dict) and not content.keys() & {"base", "rows"} and content.keys() & OF_ONE_RUN:
+        raise ConfigurationError(
+            f"{file}: the configuration of one run; a comparison names it as its base, and rows: pfedst configs show "
+            f"compare/demo"
+        )
+    tree = _mapping(content, "", KEYS, file)
     base = _base(_text(tree.get("base"), "base", file), file)
     folds = _folds(tree, file)
     repetitions = _repetitions(tree.get("seeds"), folds, file)
@@ -345,12 +357,13 @@ def _base(text: str, file: Path) -> Path:
 
 
 def _mapping(tree: Any, what: str, known: tuple[str, ...] | None, file: Path) -> dict[Any, Any]:
+    where = f"{file}: {what}" if what else str(file)
     if not isinstance(tree, dict):
-        raise ConfigurationError(f"{file}: {what}: give keys with values, not {tree!r}")
+        raise ConfigurationError(f"{where}: give keys with values, not {tree!r}")
     for key in tree if known else ():
         if key not in known:  # type: ignore[operator]
             raise ConfigurationError(
-                f'{file}: {what}: unknown key "{key}".{nearest(str(key), known or ())} Known: {", ".join(known or ())}'
+                f'{where}: unknown key "{key}".{nearest(str(key), known or ())} Known: {", ".join(known or ())}'
             )
     return tree
 

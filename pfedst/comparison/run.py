@@ -82,11 +82,17 @@ class Comparison:
 
         Returns:
             Name of a failed run -> its last output.
+
+        Raises:
+            ConfigurationError: an option of a row cannot be used.
         """
         for row in self.plan.rows.values():  # report a wrong option of the last row before the first row runs
             part = Part(self.plan.trial_seeds) if row.grid and self.plan.trial_seeds else self.plan.parts[0]
-            for trial in row.trials:
-                self._run(row, row.options | trial, part.seeds[0], part)
+            try:
+                for trial in row.trials:
+                    self._run(row, row.options | trial, part.seeds[0], part)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{self.plan.file}, row {row.label}: {error}") from error
         tuned = self._tune_in_parts() if self.plan.folds is not None else self._tune_once()
         runs: dict[tuple[str, int, int | None], GridRun] = {}
         for part in self.plan.parts:

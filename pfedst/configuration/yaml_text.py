@@ -51,7 +51,7 @@ def read_yaml(file: Path) -> Any:
         OSError, ValueError: If the file cannot be read, or is not text.
     """
     if not file.is_file():  # a device or a pipe may never end
-        raise FileNotFoundError(f"{file}: no file")
+        raise FileNotFoundError("no such file")
     _check_size(file)
     return load_yaml(file.read_text(), str(file))
 
@@ -64,7 +64,8 @@ def check_configurations(arguments: Sequence[str], environment: str) -> None:
         environment: prefix of the environment variables with options.
 
     Raises:
-        ConfigurationError: If a file is too large, not text, nested too deeply, or represents too many values.
+        ConfigurationError: If a file is too large, not text, nested too deeply, represents too many values, or is a
+            comparison.
     """
     given = [value for name, value in os.environ.items() if re.fullmatch(rf"{environment}_(\w+__)?CONFIG", name)]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -76,11 +77,25 @@ def check_configurations(arguments: Sequence[str], environment: str) -> None:
             continue
         try:
             _check_size(Path(value))
-            _check(Path(value).read_text(encoding="utf-8"), value)
+            text = Path(value).read_text(encoding="utf-8")
+            _check(text, value)
+            _check_of_one_run(text, value)
         except OSError:  # such as missing rights
             continue
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{value}: not UTF-8 text ({error}): {REMEDY}") from error
+
+
+def _check_of_one_run(text: str, name: str) -> None:
+    """Raise a ConfigurationError if a text is the file of a comparison."""
+    try:
+        content = load_yaml(text, name)
+    except yaml.YAMLError:
+        return  # the parser reports the error with its place
+    if isinstance(content, dict) and {"base", "rows"} <= content.keys():
+        raise ConfigurationError(
+            f"{name}: a comparison, not the configuration of one run: pfedst compare --config {name}"
+        )
 
 
 def _check_size(file: Path) -> None:

@@ -200,6 +200,9 @@ class FederatedDataModule(LightningDataModule):
         self._subgroup_of_file: Mapping[str, Mapping[Path, str]] = {}
         self.needed_splits: tuple[Split, ...] = NEEDED
 
+    def __str__(self) -> str:  # Lightning's asks for loaders that there are none of
+        return f"{type(self).__name__}: {self.described}"
+
     def use_classes(self, names: Sequence[str], all_of_them: bool = False) -> None:
         """Give images the class indices of a trained model, whatever the order in which these data name the classes.
 

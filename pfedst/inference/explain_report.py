@@ -28,6 +28,8 @@ PANEL = 2.4
 LETTERS = 60
 COLORS = "PuOr_r"
 """Two colours that also differ for readers who do not see red and green, with white for no change."""
+FEWEST_IMAGES = 20
+"""Number of images from which on a verdict on the maps of a model is given without a warning."""
 ORDERS = {"random": "a random order", "centre": "a Gaussian at the centre"}
 
 
@@ -111,14 +113,15 @@ def verdict(summary: MapSummary) -> str:
     if summary.images < 2:
         return f"One image says nothing about the maps of the {summary.which} model in general: explain more images."
     numbers = f"({_signed(centre)} on {summary.images} images)"
+    few = f" {summary.images} images are few: explain {FEWEST_IMAGES} or more." * (summary.images < FEWEST_IMAGES)
     if centre.is_beaten:
         return (
             f"The maps of the {summary.which} model order the cells of these images better than a Gaussian at the "
-            f"centre does {numbers}."
+            f"centre does {numbers}.{few}"
         )
     return (
         f"The maps of the {summary.which} model do NOT order the cells of these images better than a Gaussian at the "
-        f"centre does {numbers}. Do not take them as evidence of what the model looks at."
+        f"centre does {numbers}. Do not take them as evidence of what the model looks at.{few}"
     )
 
 

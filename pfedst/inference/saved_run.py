@@ -70,6 +70,9 @@ class SavedRun:
             raise StateError(f"{self.folder / 'config.yaml'} is damaged ({error!r}): restore a copy of it") from error
         self._identity = self._files.identity()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
+
     @property
     def name(self) -> str:
         """Name of the run."""

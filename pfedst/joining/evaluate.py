@@ -21,6 +21,12 @@ from pfedst.transport.in_process import InProcess
 ELSEWHERE = ""
 """In place of the names of the sites that trained the model: no site has this name, so that all sites are new."""
 
+OF_THE_TRAINING = (
+    *("seed", "seeds", "rounds", "participation", "optimizer", "optimizer_state", "lr_schedule"),
+    *("local_epochs", "local_batches", "batch_size", "augmentation", "sampler"),
+)
+"""Entries of a protocol that an exported model does not tell; the options of its evaluation say nothing of them."""
+
 
 def evaluate_model(
     coordinator: FederatedCoordinator,
@@ -57,7 +63,7 @@ def evaluate_model(
     after = {ELSEWHERE: 1}
     about = Merged(after, None, {}, [after]).about() | server.priors.about()
     number = int(source.start.about["round"])
-    return coordinator.evaluate(
+    found = coordinator.evaluate(
         InProcess(client, coordinator.threads),
         method,
         start_maker(client.model),
@@ -70,3 +76,5 @@ def evaluate_model(
         run_seed,
         client.load_frozen,
     )
+    found["protocol"] = {key: value for key, value in found["protocol"].items() if key not in OF_THE_TRAINING}
+    return found

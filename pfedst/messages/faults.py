@@ -42,13 +42,18 @@ class Fault:
 
 
 class FaultTexts:
-    """The texts of faults in the log of a run: the whole text once a client and kind, then the kind."""
+    """The texts of faults in the log of a run: a text once, then its kind and the client that had it first."""
 
     def __init__(self) -> None:
+        self._first: dict[tuple[str, str], str] = {}
         self._logged: set[tuple[str, str]] = set()
 
     def text(self, name: str, fault: Fault) -> str:
         """Return what the log says of a fault of a client."""
         is_known = (name, fault.kind) in self._logged
         self._logged.add((name, fault.kind))
-        return f"{fault.kind}, as before" if is_known else fault.text
+        # a mistake in a method fails at every client alike
+        first = self._first.setdefault((fault.kind, fault.text.replace(f"client {name}", "")), name)
+        if is_known:
+            return f"{fault.kind}, as before"
+        return fault.text if first == name else f"{fault.kind}, as at client {first}"

@@ -19,6 +19,7 @@ from pfedst.encoders import AnchorHead, AnchorKind, Encoder, Taps
 from pfedst.errors import ConfigurationError
 from pfedst.messages.payload import NET, Payload, State
 from pfedst.methods.criteria import Criterion
+from pfedst.methods.declarations import check_declarations
 from pfedst.methods.merging import MergeRule, clipped_mean, trimmed_mean, weighted_mean
 from pfedst.methods.partition import Partition, Rule
 
@@ -179,7 +180,8 @@ class FederatedMethod:
         trim: share of the clients that `trimmed_mean` leaves out at each end, in [0, 0.5].
 
     Raises:
-        ConfigurationError: an option is out of range.
+        ConfigurationError: an option is out of range; or, where the class is defined, one of its names is no hook or
+            declaration (see `check_declarations`).
     """
 
     source: ClassVar[str] = ""
@@ -191,6 +193,10 @@ class FederatedMethod:
     has_generic: ClassVar[bool] = True
     joins: ClassVar[bool] = True
     extra_messages: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_declarations(cls, FederatedMethod)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -49,14 +49,19 @@ class Partition:
         kept_private: keys that are personal even if a rule says shared.
 
     Raises:
-        ConfigurationError: no rule matches a key, or a rule decides nothing (the glob is misspelled, or the adapter
-            lacks the part that the method needs).
+        ConfigurationError: a rule is no pair of a glob and a kind; no rule matches a key; or a rule decides nothing
+            (the glob is misspelled, or the adapter lacks the part that the method needs).
     """
 
     def __init__(
         self, rules: Sequence[Rule], keys: Iterable[str], owner: str, kept_private: Iterable[str] = ()
     ) -> None:
         self.kinds: dict[str, Kind] = {}
+        for rule in rules:
+            if not (isinstance(rule, tuple) and len(rule) == 2 and rule[1] in get_args(Kind)):
+                raise ConfigurationError(
+                    f"{owner}: the rule {rule!r} is no pair of a glob and one of {', '.join(get_args(Kind))}"
+                )
         private = set(kept_private)
         unused = dict.fromkeys(pattern for pattern, _ in rules)
         for key in keys:
@@ -66,7 +71,10 @@ class Partition:
                     unused.pop(pattern, None)
                     break
             else:
-                raise ConfigurationError(f'{owner}: no rule says whether "{key}" is shared, personal or frozen')
+                raise ConfigurationError(
+                    f'{owner}: no rule says whether "{key}" is shared, personal or frozen; end the rules with one for '
+                    f'all other tensors, such as ("*", "shared")'
+                )
         if unused:
             groups = sorted({key.split(".")[0] for key in self.kinds})
             raise ConfigurationError(

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pfedst.errors import StateError
+from pfedst.errors import StateError, counted
 from pfedst.reporting.claims import Claim
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.summary import CALIBRATION_BINS
@@ -259,7 +259,7 @@ class Compared:
     @property
     def runs_text(self) -> str:
         """The number of seeds, and of folds, in words."""
-        seeds = f"{len(self.seeds)} seed{'s'[: len(self.seeds) != 1]}"
+        seeds = counted(len(self.seeds), "seed")
         return seeds if self.folds is None else f"{seeds} x {self.folds} folds"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pfedst.errors import listed
+from pfedst.errors import counted, listed
 from pfedst.evaluation.statistics import Difference, fewest_differences
 from pfedst.reporting import fold_tables
 from pfedst.reporting import report_tables as tables
@@ -51,7 +51,7 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
     if not any(tables.is_claimed(compared, differences, difference) for difference in differences.values()):
         found = [table.without_marks() for table in found]
     rows, sites = len(compared.rows), len(compared.sites)
-    title = f"{compared.name}: {rows} row{'s'[: rows != 1]}, {sites} site{'s'[: sites != 1]}, {compared.runs_text}"
+    title = f"{compared.name}: {counted(rows, 'row')}, {counted(sites, 'site')}, {compared.runs_text}"
     return Report(
         title,
         (*protocol_lines(compared), *made_lines(compared, made_with)),
@@ -67,7 +67,7 @@ def protocol_lines(compared: Compared) -> tuple[str, ...]:
     return (
         f"data: {protocol['data']}; {_images(compared)}; classes {', '.join(compared.classes)}",
         f"encoder: {protocol['encoder']}; class anchors: {protocol['anchors']}",
-        f"budget of every row that trains: {_rounds(compared)} rounds, {protocol['local_epochs']} local epochs "
+        f"budget of every row that trains: {_rounds(compared)}, {counted(protocol['local_epochs'], 'local epoch')} "
         f"({batches} batches of {protocol['batch_size']} images), participation {protocol['participation']:g}, "
         f"{_of_rows(compared, _optimizer)}, loss {_of_rows(compared, _loss)}, augmentation {protocol['augmentation']}"
         + (f", sampler {protocol['sampler']}" if "sampler" in protocol else ""),
@@ -84,7 +84,7 @@ def _rounds(compared: Compared) -> str:
     """Return the number of rounds, or the smallest and the largest one."""
     trained = {row.first.protocol["rounds"] for row in compared.rows if row.trains}
     numbers = sorted(trained or {compared.protocol["rounds"]})
-    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return counted(numbers[0], "round") if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} rounds"
 
 
 def _images(compared: Compared) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from pfedst.errors import counted
 from pfedst.evaluation.averages import CLASS_METRICS
 from pfedst.evaluation.bootstrap import FEWEST_UNITS
 from pfedst.evaluation.statistics import LEVEL, Difference, differences_to, fewest_differences
@@ -203,8 +204,8 @@ def tests_table(compared: Compared, metric: str, found: Mapping[str, Difference]
         f"{compared.protocol['split']}, in points, over pairs of (site, seed). Interval: 95 % bootstrap over seeds, on "
         f"these sites and images, if there are enough seeds for a claim; with ten seeds it covers about 91 %. Effect: "
         f"matched-pairs rank-biserial correlation in [-1, 1]. p: exact two-sided Wilcoxon signed-rank tests with "
-        f"Holm's correction over the {len(found)} rows: over pairs, where p is too small because the sites of a seed "
-        f"share their training, and over seeds. A claim needs both below {LEVEL:g}. Positive: the row is higher."
+        f"Holm's correction over {counted(len(found), 'row')}: over pairs, where p is too small because the sites of "
+        f"a seed share their training, and over seeds. A claim needs both below {LEVEL:g}. Positive: the row is higher."
     )
     headings = ("row", "difference", "interval", "effect", "pairs", "seeds", "p, pairs", "p, seeds", "claim")
     return ReportTable("tests", f"Against {compared.reference}", caption, headings, rows)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pfedst.errors import counted
 from pfedst.evaluation.averages import METRICS
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def warning_text(warning: Mapping[str, Any]) -> str:
         f"{place}: the model is {points:.1f} points below its start in {IN_WORDS} "
         f"({_percent(warning['start'])} at round 0, {_percent(warning['now'])} now; {images})"
     )
-    few = f"{fewest} image{'s'[: fewest != 1]} could cause this difference, so it may be chance"
+    few = f"{counted(fewest, 'image')} could cause this difference, so it may be chance"
     return f"{text}; {few if is_slight(warning) else f'that is {fewest:,} images or more'}"
 
 

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pfedst.errors import listed
+from pfedst.errors import counted, listed
 from pfedst.reporting.formats import rich_table
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_warnings import warning_text
@@ -88,8 +88,8 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         ("worst", "worst client"),
         ("std", "std over clients"),
     ):
-        counted = sum(size for site, size in sizes.items() if site not in {*apart, *missing})
-        size = str(counted) if column == "weighted_mean" else ""
+        images = sum(size for site, size in sizes.items() if site not in {*apart, *missing})
+        size = str(images) if column == "weighted_mean" else ""
         table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
     if "held_out_mean" in summary["personal"]:
         heading = "mean of sites not in the run" if new else "mean of held out"
@@ -107,13 +107,10 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
     text.append(f"         {options}\n")
     text.append(f"encoder  {protocol['encoder']}\n", style="bold yellow" if protocol["random_weights"] else "")
     text.append(f"data     {protocol['data']}\n")
-    text.append(
-        f"protocol {protocol['when']}; round {protocol['round']} of {protocol['rounds']} ({round_words(protocol)}), "
-        f"{protocol['local_epochs']} local epochs, participation {protocol['participation']:g}, "
-        f"seed {protocol['seed']} (one seed: no claim of significance)\n"
-    )
+    text.append(f"protocol {protocol['when']}; {_training(protocol)}\n")
     for name, kinds in summary.get("left_out", {}).items():
-        times = ", ".join(f"{count} of {protocol['rounds']} rounds for {kind}" for kind, count in kinds.items())
+        trained = counted(protocol["rounds"], "round")
+        times = ", ".join(f"{count} of {trained} for {kind}" for kind, count in kinds.items())
         text.append(f"left out {name}: {times}\n", style="bold yellow")
     for name, rounds in summary.get("not_evaluated", {}).items():
         text.append(f"missing  {name}: not evaluated after round {listed(rounds)}\n", style="bold yellow")
@@ -144,6 +141,17 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
             f"peak memory {bytes_text(cost['peak_memory_bytes'])}"
         )
     return text
+
+
+def _training(protocol: Mapping[str, Any]) -> str:
+    """Return in words how the evaluated model was trained."""
+    if "rounds" not in protocol:
+        return f"round {protocol['round']} of the run that the model was exported from"
+    return (
+        f"round {protocol['round']} of {protocol['rounds']} ({round_words(protocol)}), "
+        f"{counted(protocol['local_epochs'], 'local epoch')}, participation {protocol['participation']:g}, "
+        f"seed {protocol['seed']} (one seed: no claim of significance)"
+    )
 
 
 def round_words(protocol: Mapping[str, Any]) -> str:

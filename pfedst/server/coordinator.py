@@ -57,8 +57,8 @@ class FederatedCoordinator:
         evaluate_every: evaluate before the first round and after every n-th, >= 1; always after the last.
         keep_states: number of rounds whose state is kept on disk, >= 1, besides the best round on validation.
         transport: how requests reach clients: `in_process` (one after another), `processes` (side by side, in worker
-            processes), `ray` (the same on the machines of a Ray cluster; see `docs/speed.md`), or `flower` (hospitals,
-            each with its own images; see `docs/deployment.md`).
+            processes), `ray` (the same on the machines of a Ray cluster; see the page Speed of the documentation), or
+            `flower` (hospitals, each with its own images; see the page Between hospitals).
         workers: number of worker processes, >= 1. Default for `processes`: one a thread of torch, or on GPUs as many as
             should fit in their memory, spread over all that are visible; for `ray`: as many as the cluster has room
             for. Not for other transports.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pfedst.errors import ConfigurationError
+from pfedst.errors import ConfigurationError, counted
 
 ScheduleKind = Literal["constant", "cosine", "step"]
 COSINE_FLOOR = 0.01
@@ -56,7 +56,7 @@ class Schedule:
 
     def __str__(self) -> str:
         """Return the schedule in words, such as `cosine after 2 rounds of warm-up`."""
-        warmup = f" after {self.warmup_rounds} round{'s'[: self.warmup_rounds != 1]} of warm-up"
+        warmup = f" after {counted(self.warmup_rounds, 'round')} of warm-up"
         return self.kind + (warmup if self.warmup_rounds else "")
 
     def factor(self, round_number: int) -> float:

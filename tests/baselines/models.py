@@ -36,7 +36,7 @@ PLAIN_SGD = partial(SGD, lr=LR)
 class Quadratic(WholeModel):
     """A model w whose cross-entropy with class 0 is 1 + sum of a / 2 (w - b)^2, for an "image" of rows a and b.
 
-    The logits are 0 and log(exp(f) - 1), so that the cross-entropy is softplus of the second: f itself, and a (w - b)
+    The logits are 0, log(exp(f) - 1) and one without effect, so that the cross-entropy is softplus of the second: f itself, and a (w - b)
     is the gradient that reaches w through the very loss that methods use.
     """
 
@@ -47,7 +47,8 @@ class Quadratic(WholeModel):
     def forward(self, taps: Taps) -> Tensor:
         a, b = taps.tensors[0].unbind(1)
         f = 1 + (a / 2 * (self.w - b).square()).sum(-1)
-        return torch.stack([torch.zeros_like(f), f.expm1().log()], -1)
+        never = torch.full_like(f, -1e30)  # of a third class: its probability is 0
+        return torch.stack([torch.zeros_like(f), f.expm1().log(), never], -1)
 
 
 class Linear(WholeModel):

@@ -13,6 +13,38 @@ MODULES = {
 
 
 @pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--rounds", '"--coordinator.rounds"'),
+        ("--lr", '"--model.optimizer.lr"'),
+        ("--mu", '"--method.mu"'),
+        ("--batch_size", '"--data.batch_size"'),
+    ],
+)
+def test_an_option_without_its_section(capsys, option, meant) -> None:
+    assert main(["fit", "--config=demo", f"{option}=3"]) == 2
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_a_comparison_is_not_the_configuration_of_one_run(tmp_path, capsys) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text('base: demo\nseeds: [0]\nrows: {"FedAvg, mine": {method: FedAvg}}\n')
+    assert main(["fit", f"--config={file}"]) == 2
+    assert f"{file}: a comparison" in (error := capsys.readouterr().err)
+    assert f"pfedst compare --config {file}" in error
+
+
+def test_the_help_begins_with_what_to_give_and_ends_with_the_trainer(capsys) -> None:
+    for command, what in (("fit", "--config NAME|FILE"), ("test", "RUN|MODEL")):
+        assert main([command, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"usage: pfedst {command} {what} [--KEY VALUE ...]"
+        assert next(i for i, line in enumerate(lines) if "--trainer." in line) > max(
+            i for i, line in enumerate(lines) if "--coordinator." in line
+        )
+
+
+@pytest.mark.parametrize(
     ("path", "told"),
     [
         ("nowhere.Method", ['there is no module "nowhere"', "PYTHONPATH"]),

@@ -182,13 +182,55 @@ def test_datasets_that_cannot_be_used_are_refused() -> None:
         pfedst.DatasetSites({"a": {"train": [], "test": []}})
     with pytest.raises(DataError, match=r"a train image 0: the Dataset must return \(image, class index\)"):
         pfedst.DatasetSites({"a": good | {"train": [1]}}, ["x", "y"]).found()
-    floats = pfedst.DatasetSites({"a": good | {"train": Pictures(2, 0, "float")}}).found().splits["a"]["train"].source
-    with pytest.raises(DataError, match="its values are float64 and must be uint8"):
-        floats.load(0)
+    # once, and not once an image
+    with pytest.raises(DataError, match="a train image 0: its values are float64 and must be uint8.*take ToTensor"):
+        pfedst.DatasetSites({"a": good | {"train": Pictures(2, 0, "float")}}).found()
+    for sites, told in (
+        ({"a": Pictures(2, 0)}, 'site "a": give .* not a Pictures'),
+        ({"a": {"train": 3}}, 'site "a", train: a int has no length'),
+        (Pictures(2, 0), "not a Pictures"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            pfedst.DatasetSites(sites)
     grouped = Pictures(4, 0)
     grouped.groups = ["one", "one", None]
     with pytest.raises(DataError, match="3 groups for 4 images"):
         pfedst.DatasetSites({"a": good | {"train": grouped}}).found()
+
+
+class Wide(Small):
+    """A class more than there are."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes + 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"method": Mine()}, "method: give the class Mine, not an object of it"),
+        ({"method": Small}, "method: Small is no method; derive it from pfedst.FederatedMethod"),
+        ({"adapter": Small(2)}, "adapter: give the class Small, not an object"),
+        ({"adapter": Pictures}, "adapter: Pictures is no torch.nn.Module"),
+        ({"adapter": nn.Conv2d}, "adapter: Conv2d is called with the number of classes alone .*missing"),
+        ({"data": {"a": {"train": Pictures(2, 0)}}}, "data: give pfedst.DatasetSites.*, not a dict"),
+    ],
+)
+def test_objects_of_another_kind_are_refused(folder, given, told) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        pfedst.fit("demo", overrides=SMALL, name="never", runs_dir=folder, **given)
+    assert not (folder / "never").exists()
+
+
+def test_a_module_with_other_logits_is_refused_before_the_first_round(folder) -> None:
+    pixels = {"model": {"encoder": {"class_path": "Pixels", "init_args": {"image_size": 32}}}}
+    with pytest.raises(ConfigurationError, match=r"Wide returns \(\d+, 3\), where logits \(images, 2 classes\) belong"):
+        pfedst.fit(pixels, method=Mine, adapter=Wide, data=pictures(), name="wide", runs_dir=folder)
+
+
+def test_objects_say_what_they_are(run) -> None:
+    assert repr(run) == f"Run('{run.folder}')"
+    assert str(pictures()) == "DatasetSites: torch Datasets"
 
 
 def test_groups_of_a_dataset_are_known_to_the_audit() -> None:

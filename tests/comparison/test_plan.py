@@ -75,7 +75,7 @@ def test_options_as_the_command_line_takes_them() -> None:
         ({"rows": {"A": {"seed_everything": 3}}}, "seed_everything is set by the comparison"),
         ({"options": {"name": "x"}}, "options: name is set by the comparison"),
         ({"reference": "a"}, "reference: there is no row a"),
-        ({"row": {}}, 'unknown key "row". Did you mean "rows"'),
+        ({"row": {}}, 'compare.yaml: unknown key "row". Did you mean "rows"'),
         ({"tune": {"seeds": [1], "grid": {"lr": [1]}}}, "tune: seeds: 1 is a seed of the comparison too"),
         ({"tune": {"seeds": [7], "grid": {"lr": 1}}}, "tune: grid: lr: give a list of values"),
         ({"tune": {"seeds": [7], "grid": {"lr": []}}}, "tune: grid: lr: give a list of values"),
@@ -88,6 +88,16 @@ def test_what_cannot_work_is_told(tmp_path, changes, told) -> None:
     with pytest.raises(ConfigurationError, match=told) as error:
         plan(tmp_path, **changes)
     assert "compare.yaml" in str(error.value)
+
+
+def test_the_configuration_of_one_run_is_no_comparison(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="the configuration of one run; a comparison names it as its base"):
+        make_plan({"method": "FedAvg", "seed_everything": 0}, tmp_path / "compare.yaml")
+
+
+def test_a_label_with_a_comma_is_in_quotes(tmp_path) -> None:
+    made = plan(tmp_path, rows={"A": {}, "A, strong": {}}, reference="A", tune=None)
+    assert made.description.startswith('compare: A, "A, strong"; ')
 
 
 @pytest.mark.parametrize("content", [None, [], "text", 3])

@@ -299,7 +299,7 @@ def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, ca
     assert any("broken, seed 0: missing" in note for note in notes)
     # where nothing is done there is nothing to report, and what failed is told all the same
     assert compare("--name=none", "--seeds", "0", rows={"broken": broken}, reference="broken")[0] == 1
-    assert "1 runs failed" in capsys.readouterr().err
+    assert "1 run failed" in capsys.readouterr().err
     # mended, the rest is not repeated
     code, ran, content = compare(rows=PLAN["rows"] | {"broken": {"method": "FedAvg"}})
     assert code == 0
@@ -313,7 +313,7 @@ def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, ca
         (("--jobs", "0"), {}, "--jobs 0: must be 1 or more"),
         (("--name=x", "--seed_everything=3"), {}, "--seed_everything is set by the comparison"),
         (("--data.batchsize=3",), {}, 'unknown option "--data.batchsize"'),
-        ((), {"rows": {"side": {"method": "PFedSTT"}}}, "PFedSTT"),
+        ((), {"rows": {"side": {"method": "PFedSTT"}}}, 'row side: --method: no class "PFedSTT"'),
         ((), {"rows": {"side": {"method": "PFedST", "method.ranks": 3}}}, "ranks"),
         ((), {"base": "other.yaml"}, "no file"),
         (("--only", "sides"), {}, "--only sides: there is no such row"),
@@ -327,8 +327,9 @@ def test_what_is_wrong_is_told_before_the_first_run(compare, capsys, options, ch
 
 
 def test_no_such_file(capsys, tmp_path) -> None:
-    assert main(["compare", "--config", str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml" in capsys.readouterr().err
+    file = str(tmp_path / "none.yaml")
+    assert main(["compare", "--config", file]) == 2
+    assert f"--config {file}: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda file: file.stem)

@@ -269,6 +269,10 @@ def test_an_exported_model_is_tested_on_sites_that_were_not_in_its_run(
     assert found[0]["personal"]["clients"] == found[1]["personal"]["clients"]
     assert found[0]["at_priors"]["last"]["test"] == found[1]["at_priors"]["last"]["test"]
     assert [one["protocol"]["new_sites"] for one in found] == [["site_d"], ["site_d"]]
+    # how the run was trained is not known of a model, and the options here are those of this evaluation
+    assert "round 2 of the run that the model was exported from" in " ".join(capsys.readouterr().out.split())
+    assert {"rounds", "seed", "participation"} <= found[0]["protocol"].keys()
+    assert not {"rounds", "seed", "participation", "local_epochs"} & found[1]["protocol"].keys()
     for arguments, message in (
         ([str(folders / "personal")], "the model of site site_a"),
         ([str(folders / "generic"), "--round=best"], "is an exported model; leave the option out"),

@@ -5,7 +5,7 @@ import multiprocessing
 import pytest
 
 from pfedst.errors import ConfigurationError, DataError, NoAnswerError, NotFiniteError, StateError
-from pfedst.messages.faults import Fault
+from pfedst.messages.faults import Fault, FaultTexts
 
 
 def raised(error):
@@ -51,3 +51,16 @@ def test_a_fault_travels_between_processes() -> None:
         here.send(fault)
         back = there.recv()
         assert (back.kind, back.text, repr(back.error)) == (fault.kind, fault.text, repr(fault.error))
+
+
+def test_a_text_is_logged_once_whichever_client_has_it() -> None:
+    texts = FaultTexts()
+
+    def of(name, error):
+        return texts.text(name, Fault.of(raised(error)))
+
+    assert of("a", StateError("client a: lower the rate")) == "client a: lower the rate"
+    assert of("b", StateError("client b: lower the rate")) == "StateError, as at client a"
+    assert of("b", StateError("client b: lower the rate")) == "StateError, as before"
+    assert of("c", StateError("client c: another reason")) == "client c: another reason"
+    assert of("d", DataError("client d: lower the rate")) == "client d: lower the rate"

@@ -11,7 +11,6 @@ from pfedst_baselines.facmic import FACMIC
 from pfedst_baselines.fedavg import FedAvg
 from pfedst_baselines.fedclip import FedCLIP
 from pfedst_baselines.feddpa import FedDPA
-from pfedst_baselines.local import Local
 from pfedst_baselines.pfedme import PFedMe
 from torch.optim import SGD, AdamW
 
@@ -88,6 +87,66 @@ class TrainsNothing(FederatedMethod):
 def test_learned_anchors_of_a_method_that_trains_nothing_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="TrainsNothing trains nothing, so anchors: learned would stay random"):
         template(anchors="learned").build("abc", TrainsNothing(), 0)
+
+
+class SharesNothing(FederatedMethod):
+    """Whose generic model would stay at its start."""
+
+    def partition(self, client):
+        return [("*", "personal")]
+
+
+class ForgetsTheBase(FederatedMethod):
+    """An __init__ without super()."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (SharesNothing, "SharesNothing shares no tensor, and declares has_generic = True"),
+        (ForgetsTheBase, r"ForgetsTheBase: its __init__ must call super\(\).__init__"),
+    ],
+)
+def test_what_an_author_forgets_is_said_before_a_run(method, told) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        template().build("abc", method(), 0)
+
+
+class LosesNothing(FedAvg):
+    """A loss without return."""
+
+    def loss(self, client, batch):
+        super().loss(client, batch)
+
+
+class LosesAVector(FedAvg):
+    """A loss an image."""
+
+    def loss(self, client, batch):
+        return client.adapter(batch.taps)[:, 0]
+
+
+class LosesAConstant(FedAvg):
+    """A loss that nothing changes."""
+
+    def loss(self, client, batch):
+        return super().loss(client, batch).detach()
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (LosesNothing, "it returns a NoneType"),
+        (LosesAVector, r"it returns a tensor \(\d+,\)"),
+        (LosesAConstant, "no parameter that is trained changes what it returns"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_ends_the_run_with_one_error(tmp_path, method, told) -> None:
+    with pytest.raises(ConfigurationError, match=f"{method.__name__}: loss must return a scalar.*{told}"):
+        fit(tmp_path, method(), rounds=1)
 
 
 # -- methods that break it ---------------------------------------------------------------------------------------
@@ -227,10 +286,11 @@ class DeclaresWhatItDoesNot(FedAvg):
     personalises = True
 
 
-class NobodysModel(Local):
+class NobodysModel(FedAvg):
     """Merges nothing."""
 
-    has_generic = True
+    def merge(self, server, uploads, weights) -> None:
+        pass
 
 
 class NoGenericModel(FedAvg):

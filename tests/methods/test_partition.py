@@ -20,7 +20,10 @@ def test_first_matching_rule_decides() -> None:
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ([("side.*", "shared")], ["no rule", "head.weight"]),
+        ([("side.*", "shared")], ["no rule", "head.weight", "end the rules with one for all other tensors"]),
+        ([("*", "share")], ["('*', 'share') is no pair of a glob and one of shared, personal, frozen"]),
+        ([("side.*", "private"), ("*", "shared")], ["is no pair"]),
+        (["shared"], ["'shared' is no pair"]),
         ([("hed.*", "personal"), ("*", "shared")], ["hed.*", "matches nothing", "head.*", "side.*"]),
         ([("*", "shared"), ("head.*", "personal")], ["head.*", "matches nothing"]),
     ],

@@ -190,7 +190,8 @@ def test_an_option_of_one_method_says_nothing_of_the_others(tmp_path) -> None:
             for name, (method, own, rounds) in given.items()
         ]
     )
-    (note,) = [note for note in compared.notes if key in note]
+    (note,) = [note for note in compared.notes if "method.mu" in note]
+    assert note.startswith("rows of one method differ in method.mu (1.0: ")  # as the option is called
     assert "FedProx" in note
     assert "FedAvg" not in note
     assert any("budget of every row that trains: 3 to 20 rounds" in line for line in protocol_lines(compared))

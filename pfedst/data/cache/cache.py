@@ -23,7 +23,7 @@ from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws
 from pfedst.data.tables import read_json
 from pfedst.encoders import Encoder, Need, StoredTaps, TapDtype
-from pfedst.errors import ConfigurationError, DataError
+from pfedst.errors import ConfigurationError, DataError, counted
 from pfedst.time_left import time_left
 
 CacheKind = Literal["none", "images", "pooled", "tokens", "taps", "auto"]
@@ -210,7 +210,7 @@ class Cache:
         free = shutil.disk_usage(_existing(self.options.folder)).free
         if needed > free:
             return (
-                f"{count:,} images need {needed / GIGABYTE:.2f} GB in {self.options.folder}, where "
+                f"{counted(count, 'image')} to cache: {needed / GIGABYTE:.2f} GB in {self.options.folder}, where "
                 f"{free / GIGABYTE:.2f} GB are free: free some space, choose another --data.cache_folder, or {smaller}"
             )
         return ""
@@ -248,7 +248,7 @@ def _compute(
         return
     needed = content.bytes_of(missing)
     console.print(
-        f"cache: {len(missing):,} images, {needed / GIGABYTE:.2f} GB of {content.kind} in {store.folder}",
+        f"cache: {counted(len(missing), 'image')}, {needed / GIGABYTE:.2f} GB of {content.kind} in {store.folder}",
         highlight=False,
         soft_wrap=True,
     )

@@ -73,7 +73,11 @@ class ManifestSites(FederatedDataModule):
 
     def read(self) -> Sites:
         """Read the table and check every row."""
-        if self.manifest is None or not Path(self.manifest).is_file():
+        if self.manifest is None:
+            raise DataError(
+                "--data.manifest: give the table of the images, .csv or .parquet; pfedst data init makes one"
+            )
+        if not Path(self.manifest).is_file():
             raise DataError(f"--data.manifest {self.manifest}: no such file; give a .csv or .parquet table")
         file = Path(self.manifest)
         root = file.parent if self.root is None else existing_folder(self.root, "--data.root")

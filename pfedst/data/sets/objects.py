@@ -45,8 +45,6 @@ class DatasetSource:
         """
         image = self.item(index)[0]
         try:
-            if isinstance(image, Tensor | np.ndarray) and "uint8" not in str(image.dtype):
-                raise TypeError(f"its values are {image.dtype} and must be uint8")
             found = image if isinstance(image, Image.Image) else to_pil_image(image)
             return found.convert("RGB")
         except Exception as error:  # of whatever the item is
@@ -58,13 +56,19 @@ class DatasetSource:
         """Return image and class index as the data set gives them.
 
         Raises:
-            DataError: the data set raises an error, or its item is no pair.
+            DataError: the data set raises an error, its item is no pair, or its image has other values than uint8.
         """
         try:
             image, label = self.dataset[index]
-            return image, int(label)
+            found = image, int(label)
         except Exception as error:  # of a class that is not ours
             raise DataError(f"{self.name(index)}: the Dataset must return (image, class index): {error!r}") from error
+        if isinstance(image, Tensor | np.ndarray) and "uint8" not in str(image.dtype):
+            raise DataError(
+                f"{self.name(index)}: its values are {image.dtype} and must be uint8, from 0 to 255: take ToTensor and "
+                f"normalisation out of the Dataset, since the encoder prepares its images itself"
+            )
+        return found
 
     def digest(self, index: int) -> str:
         """Return a hash of size and pixels."""
@@ -94,7 +98,7 @@ class DatasetSites(FederatedDataModule):
         options: options of FederatedDataModule.
 
     Raises:
-        ConfigurationError: there are no class names, or a split has another name.
+        ConfigurationError: there are no class names, a split has another name, or something is no Dataset.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class DatasetSites(FederatedDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        _check_given(sites or {})
         self.given = sites
         self.label = label
         names = class_names or _classes_of(sites or {})
@@ -124,6 +129,22 @@ class DatasetSites(FederatedDataModule):
                 "the command line cannot make. Run that program: pfedst.fit(..., data=DatasetSites({...}))"
             )
         return Sites(self.names, {site: _splits(site, parts) for site, parts in self.given.items()})
+
+
+def _check_given(sites: Any) -> None:
+    """Raise a ConfigurationError unless every site has splits of Datasets with a length."""
+    shape = 'give {"site": {"train": dataset, "test": dataset}}'
+    if not isinstance(sites, Mapping):
+        raise ConfigurationError(f"DatasetSites: {shape}, not a {type(sites).__name__}")
+    for site, parts in sites.items():
+        if not isinstance(parts, Mapping):
+            raise ConfigurationError(f'DatasetSites, site "{site}": {shape}, not a {type(parts).__name__}')
+        for name, dataset in parts.items():
+            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+                raise ConfigurationError(
+                    f'DatasetSites, site "{site}", {name}: a {type(dataset).__name__} has no length or no items; give '
+                    f"a torch Dataset of (image, class index)"
+                )
 
 
 def _splits(site: str, parts: Mapping[str, Dataset[Any]]) -> dict[Split, LabelledImages]:
