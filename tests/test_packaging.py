@@ -248,7 +248,7 @@ def test_readme_and_tutorials_run_in_an_empty_folder_with_the_wheel_alone(instal
     for page in pages:
         assert re.search(rf"^{re.escape(str(page))} \d+$", output, re.MULTILINE), page
     assert (folder / "README" / "runs" / "mine" / "summary.json").is_file()
-    assert "not a medical device" in (folder / "README" / "runs" / "first" / "card.md").read_text()
+    assert "not a medical device" in (folder / "README" / "runs" / "readme" / "card.md").read_text()
 
 
 # the last test of the module, as it takes the baselines away

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import traceback
 
-from pfedst.errors import ConfigurationError, nearest
+from pfedst.errors import ConfigurationError, PfedstError, nearest
 
 
 def import_class(path: str) -> type:
@@ -13,6 +13,7 @@ def import_class(path: str) -> type:
 
     Raises:
         ConfigurationError: there is no such module or class, or importing the module failed; with the place.
+        PfedstError: what a class of the module raises when it is defined.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -23,6 +24,8 @@ def import_class(path: str) -> type:
         raise ConfigurationError(
             f'there is no module "{error.name}"; put the folder that holds it on PYTHONPATH, or install its package'
         ) from error
+    except PfedstError:  # of a class of a method, which is checked where it is defined; it names the class
+        raise
     except Exception as error:
         raise ConfigurationError(_raised_in(module, error)) from error
     classes = {key: value for key, value in vars(found).items() if isinstance(value, type)}

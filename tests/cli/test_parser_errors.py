@@ -8,6 +8,7 @@ MODULES = {
     "good": "class Other: ...\n",
     "broken": "\nimport torhc\nclass Method: ...\n",
     "misspelt": "class Method(:\n    ...\n",
+    "hook": "from pfedst import FederatedMethod\nclass Method(FederatedMethod):\n    def agregate(self): ...\n",
     "raising": "from pathlib import Path\nPath('/nowhere/at/all').read_text()\n",
 }
 
@@ -54,6 +55,7 @@ def test_the_help_begins_with_what_to_give_and_ends_with_the_trainer(capsys) -> 
         ("good.Other", ["Other is no FederatedMethod"]),
         ("broken.Method", ["importing broken failed: ModuleNotFoundError", "torhc", "broken.py, line 2"]),
         ("misspelt.Method", ["importing misspelt failed: SyntaxError", "misspelt.py, line 1"]),
+        ("hook.Method", ["method Method (hook): agregate is no hook or declaration"]),
         ("raising.Method", ["importing raising failed: FileNotFoundError"]),
     ],
 )
