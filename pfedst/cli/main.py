@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from pfedst.errors import PfedstError, nearest
 from pfedst.version import __version__
@@ -34,7 +35,26 @@ Options of a command: pfedst COMMAND --help; of a class: pfedst fit --method.hel
 Exit codes: 0 success, 1 other failure, 2 options, 3 data, 4 encoder weights, 5 saved state or messages,
 6 too few clients, 130 interrupted.
 """
-COMMANDS = tuple(line.split()[0] for line in USAGE.splitlines() if line.startswith("  "))
+OF_LIGHTNING = ("fit", "validate", "test")
+"""Commands of one interface, which reads the command itself, too."""
+RUNNERS = {
+    "join": "join.run_join",
+    "site": "site.run_site",
+    "compare": "compare.run_compare",
+    "calibrate": "calibrate.run_calibrate",
+    "report": "report.run_report",
+    "card": "card.run_card",
+    "predict": "predict.run_predict",
+    "export": "export.run_export",
+    "push": "export.run_push",
+    "explain": "explain.run_explain",
+    "data": "data.run_data",
+    "cache": "cache.run_cache",
+    "methods": "methods.run_methods",
+    "configs": "configs.run_configs",
+    "env": "environment.print_environment",
+} | dict.fromkeys(OF_LIGHTNING, "start.run_command")
+"""Command -> module of `pfedst.cli` and function."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,72 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pfedst {__version__}")
         return 0
     try:
-        if command not in COMMANDS:
-            print(
-                f'pfedst: error: there is no command "{command}".{nearest(command, COMMANDS)}',
-                file=sys.stderr,
-            )
+        if command not in RUNNERS:
+            print(f'pfedst: error: there is no command "{command}".{nearest(command, RUNNERS)}', file=sys.stderr)
             print(USAGE, end="", file=sys.stderr)
             return 2
-        if command == "methods":
-            from pfedst.cli.methods import run_methods
-
-            return run_methods(given[1:])
-        if command == "card":
-            from pfedst.cli.card import run_card
-
-            return run_card(given[1:])
-        if command == "configs":
-            from pfedst.cli.configs import run_configs
-
-            return run_configs(given[1:])
-        if command == "env":
-            from pfedst.cli.environment import print_environment
-
-            return print_environment(given[1:])
-        if command == "compare":
-            from pfedst.cli.compare import run_compare
-
-            return run_compare(given[1:])
-        if command == "calibrate":
-            from pfedst.cli.calibrate import run_calibrate
-
-            return run_calibrate(given[1:])
-        if command == "report":
-            from pfedst.cli.report import run_report
-
-            return run_report(given[1:])
-        if command == "predict":
-            from pfedst.cli.predict import run_predict
-
-            return run_predict(given[1:])
-        if command in ("export", "push"):
-            from pfedst.cli.export import run_export, run_push
-
-            return (run_export if command == "export" else run_push)(given[1:])
-        if command == "explain":
-            from pfedst.cli.explain import run_explain
-
-            return run_explain(given[1:])
-        if command == "data":
-            from pfedst.cli.data import run_data
-
-            return run_data(given[1:])
-        if command == "cache":
-            from pfedst.cli.cache import run_cache
-
-            return run_cache(given[1:])
-        if command == "join":
-            from pfedst.cli.join import run_join
-
-            return run_join(given[1:])
-        if command == "site":
-            from pfedst.cli.site import run_site
-
-            return run_site(given[1:])
-        from pfedst.cli.start import run_command
-
-        return run_command(given)
+        return _runner(command)(given if command in OF_LIGHTNING else given[1:])
     except PfedstError as error:
         print(f"pfedst: error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _runner(command: str) -> Callable[[Sequence[str]], int]:
+    """Import the function of a command: no command loads what another one needs."""
+    module, function = RUNNERS[command].split(".")
+    found: Callable[[Sequence[str]], int] = getattr(import_module(f"pfedst.cli.{module}"), function)
+    return found

@@ -38,20 +38,7 @@ Which = Literal["personal", "generic"]
 
 
 class SavedRun:
-    """A run that `pfedst fit` or `pfedst join` has written, and its models; `pfedst.Run` adds what the commands do.
-
-    Attributes:
-        folder: of the run.
-        config: its resolved configuration.
-        pixel_range: grey values that become black and white; None if each file decides.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        ConfigurationError: there is no run in the folder.
-        StateError: its files are damaged.
-    """
+    """A run and its models. `pfedst.Run`, which describes attributes and errors, adds what the commands do."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -10,6 +10,7 @@ import pytest
 
 from pfedst import __version__, load
 from pfedst.cli import main
+from pfedst.cli.main import RUNNERS, USAGE, _runner
 from pfedst.cli.method_pages import method_cost
 from pfedst.cli.parser_errors import explain
 from pfedst.client.lightning_options import UNUSED
@@ -48,6 +49,12 @@ def test_help_version_and_no_command(capsys) -> None:
         assert "usage: pfedst" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"pfedst {__version__}\n"
+
+
+def test_every_command_of_the_usage_has_a_function_and_no_other() -> None:
+    in_usage = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
+    assert sorted(in_usage) == sorted(RUNNERS)
+    assert all(callable(_runner(command)) for command in RUNNERS)
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,7 @@ def skew_findings(sites: Sites) -> Checked:
     finding = Finding(
         "label_skew",
         "note",
-        f"class shares differ from the pooled ones by {min(distances.values()):.2f} to {distances[far]:.2f} (total "
-        f"variation), most at {far}",
+        f"class shares differ from the pooled ones by up to {distances[far]:.2f} (total variation), most at {far}",
         "compare balanced accuracy and the worst site; accuracy favours the majority class",
     )
     return [finding], distances
