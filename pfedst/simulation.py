@@ -24,7 +24,7 @@ from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.warm_start import Initial, WarmStart
-from pfedst.state.run_state import LAST, RunState
+from pfedst.state.run_state import LAST, UNDAMAGED, RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
@@ -179,7 +179,10 @@ def evaluate(
         StateError: no state, one that does not fit the configuration, or another encoder than it was trained with.
         DataError: images of a class that the run does not have.
     """
-    (number, saved), trained = RunState(folder / "state").chosen(choice), RunFolder(folder).identity()
+    state, trained = RunState(folder / "state"), RunFolder(folder).identity()
+    number, saved = state.chosen(choice)
+    if choice == LAST and not state.is_last(saved.name):
+        choice = UNDAMAGED
     if classes := trained.get("classes"):
         data.use_classes(classes)
     data.need_only(*(("test",) if split == "test" else ()))  # validation is cut from train where there is none

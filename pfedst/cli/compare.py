@@ -175,6 +175,8 @@ def _run(comparison: Comparison, write: Callable[[Sequence[Path]], object]) -> N
 
 def _print_runs(comparison: Comparison) -> int:
     """Print the commands of the next runs to standard output, and what follows to standard error."""
+    if comparison.plan.folds is not None:
+        print(comparison.detectable(), file=sys.stderr)
     try:
         comparison.run()
     except RunsPrintedError as printed:

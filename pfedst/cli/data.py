@@ -111,7 +111,10 @@ def _init(arguments: Sequence[str]) -> int:
     drawn = "" if "split" in levels else f", train and test drawn with seed {given.seed}"
     groups = table["group"].replace("", None).nunique()
     print(f"{target}: {counted(len(table), 'image')}, folders read as {'/'.join(levels)}{drawn}")
-    print(f"{groups:,} groups (patients, lesions) known" + ("" if groups else ": give --group_pattern if you can"))
+    print(
+        f"{counted(groups, 'group')} (patients, lesions) known"
+        + ("" if groups else ": give --group_pattern if you can")
+    )
     if not groups and (proposal := propose_pattern([PurePath(path) for path in table["path"]])) is not None:
         print(
             f"{proposal.images:,} images look like several images of {proposal.groups:,} patients "

@@ -47,7 +47,7 @@ def run_predict(arguments: Sequence[str]) -> int:
     names = listed([model.name for model in models])
     print(f"{given.out}: {counted(len(table), 'image')}, {names}, at the prior {target.label or target.option}")
     if labels is not None:
-        _report(table, labels, given.out, class_names)
+        _report(table, labels, given.out, class_names, models[0].name)
     failed = table.loc[table["error"] != ""]
     for error in failed["error"].head(5):
         print(f"not read: {error}", file=sys.stderr)
@@ -115,13 +115,13 @@ def _write(table: pd.DataFrame, file: Path) -> None:
         raise StateError(f"--out {file} cannot be written ({error.strerror or error}); name another file") from error
 
 
-def _report(table: pd.DataFrame, labels: list[str], out: Path, class_names: tuple[str, ...]) -> None:
-    """Print metrics and the confusion matrix, and write them beside the table."""
+def _report(table: pd.DataFrame, labels: list[str], out: Path, class_names: tuple[str, ...], model: str) -> None:
+    """Print metrics and the confusion matrix of a model, and write them beside the table."""
     from pfedst.inference.labels import metrics_of
     from pfedst.reporting import console_of
     from pfedst.state import write_json
 
-    found = metrics_of(table, labels, class_names)
+    found = {"model": model} | metrics_of(table, labels, class_names)
     console = console_of(150)
     for printed in _tables(found):
         console.print(printed, highlight=False)
@@ -133,14 +133,16 @@ def _report(table: pd.DataFrame, labels: list[str], out: Path, class_names: tupl
 def _tables(found: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
+    from pfedst.reporting.tables import metric_title
+
     percent = {key: value for key, value in found["metrics"].items() if value is not None}
     images, unread = counted(found["images"], "image"), found["unread"]
-    title = f"{images}, %, with 95 % intervals over images; {unread:,} could not be read"
+    title = f"{found['model']}, {images}, %, with 95 % intervals over images; {unread:,} could not be read"
     metrics = Table(title=title)
     by_class = Table(title="Each class, %, with 95 % intervals over images")
     confusion = Table(title="Confusion matrix: rows are true classes, columns are predictions")
     for name in percent:
-        metrics.add_column(name.replace("_", " "), justify="right")
+        metrics.add_column(metric_title(name), justify="right")
     no_ends = {"low": None, "high": None}
     metrics.add_row(*(_interval(found["intervals"].get(key, no_ends) | {"value": percent[key]}) for key in percent))
     for heading in ("class", "images", "sensitivity", "specificity", "average precision"):

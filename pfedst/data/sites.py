@@ -13,7 +13,7 @@ from pfedst.data.grey_scale import GreyScale, PixelRange
 from pfedst.data.sources import EncodedSource, FileSource, ImageSource, JoinedSource, Record, Subset
 from pfedst.data.splitting import fold_sites, split_sites, units_of
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
-from pfedst.names import plain_name
+from pfedst.names import alike_names, plain_name
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -169,8 +169,13 @@ class Sites:
                     have = ", ".join(name for name in SPLITS if name in parts and len(parts[name].labels))
                     raise DataError(
                         f'{self._where}site "{site}" has no {split} image (it has: {have}); add some, or leave the '
-                        f"site out"
+                        f"site out.{self._spelling(site)}"
                     )
+
+    def _spelling(self, site: str) -> str:
+        """Return the site that a reader takes for the same one, as a question; empty if there is none."""
+        alike = [other for names in alike_names(self.splits) for other in names if site in names and other != site]
+        return f' Is it "{alike[0]}", written in another way?' if alike else ""
 
     def check_labels(self) -> None:
         """Check that every class is named once, and that every label has a class.

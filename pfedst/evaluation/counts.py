@@ -18,7 +18,7 @@ confidence the number of images (`images`), the number of correct predictions (`
 def bins_of(confidence: Tensor) -> Tensor:
     """Return the bin of each confidence (n,): 0 to BINS - 1. A bin includes its lower edge, and the last one also 1."""
     edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-    return torch.bucketize(confidence.double(), edges[1:-1], right=True)
+    return torch.bucketize(confidence.double().contiguous(), edges[1:-1], right=True)
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:

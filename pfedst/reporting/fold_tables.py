@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from pfedst.errors import ConfigurationError, listed, nearest
+from pfedst.errors import ConfigurationError, counted, listed, nearest
 from pfedst.evaluation.resampled import POWER, ResampledTest, resampled_test, smallest_detectable
 from pfedst.evaluation.statistics import LEVEL, holm
 from pfedst.reporting.claims import Claim, difference, source_row
@@ -129,9 +129,9 @@ def claims_table(compared: Compared, tested: Sequence[TestedClaim]) -> ReportTab
         f"sites, which are fixed. Corrected resampled t-test (Nadeau and Bengio 2003; Bouckaert and Frank 2004): "
         f"t = mean / sqrt(s^2 (1 / J + n_test / n_train)) with J - 1 degrees of freedom, n_test / n_train = "
         f"{test_to_train(compared):.3f}, validation in neither; interval: 95 %, from the same variance. A claim needs "
-        f"p below {LEVEL:g} after Holm's correction over these {len(tested)}, and all planned folds. Detectable: the "
-        f"difference that would be found with a power of {POWER:.0%} at the level {LEVEL:g} without correction, with "
-        f"the deviation found."
+        f"p below {LEVEL:g} after Holm's correction over {counted(len(tested), 'claim')}, and all planned folds. "
+        f"Detectable: the difference that would be found with a power of {POWER:.0%} at the level {LEVEL:g} without "
+        f"correction, with the deviation found."
     )
     headings = (
         "row", "against", "measure", "difference", "interval", "deviation", "folds", "p", "p, Holm", "detectable",

@@ -45,7 +45,7 @@ BUDGET_OPTIONS = (
     "trainer.max_epochs",
 )
 """The same as options."""
-EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.")
+EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.", "init")
 """Groups of options that are no part of a method: also where rows of several methods differ in one, it is told."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round", "when")
 """What the protocols of runs of one row may differ in, where the options of the study were not recorded."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 METRIC = METRICS[0]
 """The metric by which a model is worse than its start: balanced accuracy, as for the selection of a round."""
 IN_WORDS = METRIC.replace("_", " ")
+ROUNDING = 1e-6
+"""Of a balanced accuracy, whose recalls are float32."""
 HANDFUL = 5
 """A difference that so many images could cause, or fewer, is reported as one that may be chance."""
 Warning = dict[str, Any]
@@ -82,7 +84,7 @@ class RunWarnings:
         over = [(what, site) for what, site in before if (what, site) not in self._states]
         lines = [
             *map(warning_text, new),
-            *(f"no longer: {_place(site)}: the model {_WORDS[what]}" for what, site in over),
+            *(f"{_place(site)}: the model {_OVER[what]}" for what, site in over),
         ]
         if new and round_number and self.to_try and not self._has_advised:
             self._has_advised = True
@@ -158,8 +160,8 @@ def fewest_images(confusions: Sequence[Sequence[Sequence[int]]], margin: float) 
         weights += [(1 / (len(confusions) * len(present) * size), size - right) for right, size in present]
     found = 0
     for weight, wrong in sorted(weights, reverse=True):
-        if wrong * weight >= margin - 1e-9:
-            return found + max(1, -int(-(margin - 1e-9) // weight))
+        if wrong * weight >= margin - ROUNDING:
+            return found + max(1, -int(-(margin - ROUNDING) // weight))
         found, margin = found + wrong, margin - wrong * weight
     return max(found, 1)
 
@@ -175,9 +177,9 @@ def start_is_best(round_number: int, start: float, now: float | None, images: in
     return {"what": "start_is_best", **place, "images": images, "start": start, "now": now}
 
 
-_WORDS = {
-    "one_class": "predicts one class only",
-    "below_start": "is below its start",
+_OVER = {
+    "one_class": "no longer predicts one class only",
+    "below_start": "is no longer below its start",
 }
 
 

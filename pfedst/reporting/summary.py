@@ -13,6 +13,7 @@ from pfedst.evaluation.stated import stated_over_clients
 from pfedst.options import Effect, of_the_study, with_effect
 from pfedst.reporting.environment import environment
 from pfedst.reporting.run_warnings import RunWarnings, start_is_best
+from pfedst.state.run_state import BEST, UNDAMAGED
 from pfedst.version import __version__
 
 if TYPE_CHECKING:
@@ -100,17 +101,18 @@ def chosen_round(choice: str, finetuning: int = 0) -> dict[str, Any]:
     """Return what differs in the protocol of numbers that are not of the last round.
 
     Args:
-        choice: `best`, or the number of the round.
+        choice: `best`, `undamaged`, or the number of the round.
         finetuning: epochs of the fine-tuning that followed it.
     """
-    by = (
-        f"the evaluated round with the highest mean validation {SELECTION_METRIC} of the personal model, the first of "
-        f"equal ones; test is only reported"
-    )
+    selections = {
+        BEST: f"the evaluated round with the highest mean validation {SELECTION_METRIC} of the personal model, the "
+        f"first of equal ones; test is only reported",
+        UNDAMAGED: "none: the newest round whose saved state is not damaged, since that of the last round is",
+    }
     return {
         "round_choice": choice,
         "when": _when("the merge of that round", finetuning),
-        "selection": by if choice == "best" else "none: a round that was named",
+        "selection": selections.get(choice, "none: a round that was named"),
     }
 
 

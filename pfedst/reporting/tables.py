@@ -14,6 +14,7 @@ from pfedst.reporting.formats import rich_table
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_warnings import warning_text
 from pfedst.reporting.stated_table import stated_table
+from pfedst.state.run_state import UNDAMAGED
 
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",
@@ -26,6 +27,13 @@ HEADINGS = {
 WORDS = HEADINGS | {"ece": "ECE", "classwise_ece": "classwise ECE"}
 """Words for all metrics, also those without a column in the table of a run."""
 MODELS = ("personal", "generic")
+SUMMARIES = (
+    ("mean", "mean over clients"),
+    ("weighted_mean", "weighted mean"),
+    ("worst", "worst client"),
+    ("std", "std over clients"),
+)
+"""Key of a summary over sites, and its name."""
 
 
 def metric_words(metric: str) -> str:
@@ -82,12 +90,7 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(name, str(size), *_cells([summary[m]["clients"][site] for m in models], metrics))
     table.add_section()
     apart = {*held_out, *new} if "held_out_mean" in summary["personal"] else set()
-    for column, heading in (
-        ("mean", "mean over clients"),
-        ("weighted_mean", "weighted mean"),
-        ("worst", "worst client"),
-        ("std", "std over clients"),
-    ):
+    for column, heading in SUMMARIES if len(sizes) > 1 else ():  # of one site they would be its own row again
         images = sum(size for site, size in sizes.items() if site not in {*apart, *missing})
         size = str(images) if column == "weighted_mean" else ""
         table.add_row(heading, size, *_cells([summary[m][column] for m in models], metrics))
@@ -116,6 +119,8 @@ def protocol_text(summary: Mapping[str, Any]) -> Text:
         text.append(f"missing  {name}: not evaluated after round {listed(rounds)}\n", style="bold yellow")
     if new := protocol.get("new_sites"):
         text.append(f"sites    not in the run, evaluated with the generic model: {', '.join(new)}\n", style="bold")
+    if source := protocol.get("init"):
+        text.append(f"init     shared tensors of {source['name']}, round {source['round']}\n", style="bold")
     if prior := protocol.get("prior"):
         text.append(f"prior    {prior}\n", style="bold")
     best = summary.get("best_on_validation")
@@ -157,7 +162,8 @@ def _training(protocol: Mapping[str, Any]) -> str:
 def round_words(protocol: Mapping[str, Any]) -> str:
     """Return in words how the round of some numbers was chosen."""
     choice = protocol.get("round_choice", "last")
-    return {"last": "the last", "best": "the best on validation"}.get(choice, "chosen by its number")
+    words = {"last": "the last", "best": "the best on validation", UNDAMAGED: "the last one is damaged"}
+    return words.get(choice, "chosen by its number")
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:

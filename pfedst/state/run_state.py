@@ -24,6 +24,8 @@ from pfedst.state.snapshot import Snapshot, name_snapshot, read_snapshot, remove
 FINETUNED = "-finetuned"
 LAST, BEST = "last", "best"
 """Choices of a round beside its number: the last one, and the best one on validation."""
+UNDAMAGED = "undamaged"
+"""The choice in place of the last round where the state of that is damaged: the newest round that is whole."""
 
 
 class RunState:
@@ -68,6 +70,7 @@ class RunState:
             StateError: rounds are saved, and none is whole.
         """
         damage: StateError | None = None
+        skipped: list[StateError] = []
         whole = False
         for place in reversed(self.rounds()):
             if not finetuned and self.is_finetuned(place.name):
@@ -76,12 +79,18 @@ class RunState:
                 found = read_snapshot(place)
             except StateError as error:
                 damage = damage or error
-                logging.getLogger("pfedst").warning("%s; using an older round", error)
+                skipped.append(error)
                 continue
-            whole = True
+            for reason in skipped:
+                logging.getLogger("pfedst").warning("%s; using an older round, %s", reason, place.name)
+            skipped, whole = [], True
             yield found
         if damage is not None and not whole:
             raise damage
+
+    def is_last(self, name: str) -> bool:
+        """Return True if no newer round was saved than the one of that name, whole or not."""
+        return self.rounds()[-1].name == name
 
     def last_round(self) -> Snapshot:
         """Return the newest saved round that is whole.

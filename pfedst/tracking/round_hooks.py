@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class RoundHooks:
             known: the names of all metrics that a round may log.
 
         Raises:
-            ConfigurationError: naming the callback, and metrics to monitor.
+            ConfigurationError: naming the callback, and metrics to monitor; or it would end a run that gets better.
         """
         for callback in self.callbacks:
             if (monitored := _monitored(callback)) is not None and monitored not in known:
@@ -68,6 +69,11 @@ class RoundHooks:
                 raise ConfigurationError(
                     f"--trainer.callbacks {type(callback).__name__}: no round logs {monitored!r}; monitor one of "
                     f"{listed(means, most=len(means))}, or one of a client, such as {known[-1]}"
+                )
+            if isinstance(callback, EarlyStopping) and callback.mode == "min" and not _is_better_low(callback.monitor):
+                raise ConfigurationError(
+                    f"--trainer.callbacks EarlyStopping: with mode min a rise of {callback.monitor} would end the run; "
+                    f"set --trainer.callbacks.mode max"
                 )
 
     @contextmanager
@@ -148,3 +154,8 @@ class RoundHooks:
 def _monitored(callback: Callback) -> str | None:
     """Return the metric that a callback monitors, as those of Lightning name it."""
     return getattr(callback, "monitor", None)
+
+
+def _is_better_low(metric: str) -> bool:
+    """Return True for a loss or a calibration error; the other metrics are better high."""
+    return metric.endswith(("loss", "ece"))

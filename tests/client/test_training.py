@@ -354,10 +354,18 @@ def test_a_csv_logger_writes_a_row_a_round(tmp_path) -> None:
 
 
 def test_early_stopping_ends_the_run_after_a_round(tmp_path) -> None:
-    stopping = EarlyStopping("federation/validation/balanced_accuracy", mode="min", patience=1, min_delta=1.0)
+    stopping = EarlyStopping("federation/validation/balanced_accuracy", mode="max", patience=1, min_delta=1.0)
     summary = fit(tmp_path, FedAvg(), trainer_options={"callbacks": [stopping]}, rounds=9)
     assert summary["protocol"]["round"] == 2
     assert summary["protocol"]["rounds"] == 9
+
+
+def test_early_stopping_that_would_end_a_run_that_gets_better_is_refused(tmp_path) -> None:
+    stopping = EarlyStopping("federation/validation/balanced_accuracy")
+    with pytest.raises(ConfigurationError, match="with mode min a rise of .*balanced_accuracy would end the run"):
+        fit(tmp_path, FedAvg(), trainer_options={"callbacks": [stopping]})
+    for falls in ("federation/validation/ece", "client/site_a/train_loss"):
+        fit(tmp_path / falls[-3:], FedAvg(), trainer_options={"callbacks": [EarlyStopping(falls)]}, rounds=1)
 
 
 @pytest.mark.parametrize("monitored", ["foo", "federation/validation/quadratic_kappa", "client/site_d/test/accuracy"])

@@ -1,5 +1,6 @@
 """Wrong input gets one clear error that names the culprit and the remedy, before the first epoch."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from pfedst.data import FedISIC2019, FolderSites, ManifestSites, SyntheticSites
 from pfedst.encoders import Preprocessing
-from pfedst.errors import PfedstError
+from pfedst.errors import DataError, PfedstError
 from tests.fake_data.fed_isic2019.data import make as make_fed_isic
 from tests.fake_data.folder.data import make as make_folder
 from tests.fake_data.manifest.data import make as make_manifest
@@ -95,7 +96,7 @@ def test_other_manifests(tmp_path) -> None:
     file.write_text(file.read_text().splitlines()[0] + "\n")
     check(lambda: ManifestSites(file), ["no rows"])
     check(lambda: ManifestSites(tmp_path / "none.csv"), ["none.csv", "no such file"])
-    check(lambda: ManifestSites(None), ["no such file"])
+    check(lambda: ManifestSites(None), ["--data.manifest: give the table"])
     (tmp_path / "bad.parquet").write_text("text")
     check(lambda: ManifestSites(tmp_path / "bad.parquet"), ["bad.parquet", "not a readable table"])
     (tmp_path / "bad.csv").write_bytes(b"\xff\xfe\x00")
@@ -156,3 +157,11 @@ def test_an_unverified_image_is_told_when_it_is_read(tmp_path) -> None:
     data.prepare(SMALL)
     with pytest.raises(PfedstError, match=r"benign/1.png"):
         list(data.evaluation_loader("clinic_a", "test"))
+
+
+def test_a_site_that_is_written_in_two_ways_is_named_with_the_other_one() -> None:
+    found = SyntheticSites(sites=2, samples_per_site=[4, 4], test_samples_per_site=[4, 4]).found()
+    whole, other = found.splits.values()
+    twice = dataclasses.replace(found, splits={"Nord": whole, "nord": {"test": other["test"]}})
+    with pytest.raises(DataError, match='site "nord" has no train image.*Is it "Nord", written in another way?'):
+        twice.check_splits()

@@ -107,7 +107,7 @@ def test_a_lean_trainer_is_what_the_command_line_takes_by_default() -> None:
 
 ARGUMENTS = {
     "BackboneFinetuning": {},
-    "EarlyStopping": {"monitor": "federation/validation/accuracy"},
+    "EarlyStopping": {"monitor": "federation/validation/accuracy", "mode": "max"},
     "GradientAccumulationScheduler": {"scheduling": {0: 2}},
     "ModelPruning": {"pruning_fn": "l1_unstructured"},
     "OnExceptionCheckpoint": {"dirpath": "."},

@@ -192,11 +192,14 @@ def test_labels_give_metrics(run_folder, pictures, tmp_path, labels, capsys) -> 
     truth = [name.split("/")[-2] for name in table["image"]]
     found = json.loads((tmp_path / "p.metrics.json").read_text())
     right = sum(one == other for one, other in zip(table["prediction"], truth, strict=True))
+    assert found["model"] == "the personal model of site site_a"
     assert found["metrics"]["accuracy"] == right / 9
     assert found["images"] == 9
     assert found["intervals"]["accuracy"]["value"] == pytest.approx(right / 9)
     assert sum(map(sum, found["confusion"])) == 9
-    assert "Confusion matrix" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Confusion matrix" in printed
+    assert "the personal model of site site_a, 9 images" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pfedst_baselines.fedavg import FedAvg
@@ -60,9 +61,9 @@ def test_one_class_is_reported_once_and_its_end_once() -> None:
     assert warnings.add(3, evaluation({"a": ONE_CLASS, "b": GOOD})) == []
     assert [(found["round"], found["since"]) for found in warnings.current] == [(3, 1)] * 3
     assert warnings.add(4, evaluation({"a": GOOD, "b": GOOD})) == [
-        "round 4: no longer: site a: the model predicts one class only",
-        "round 4: no longer: site a: the model is below its start",
-        "round 4: no longer: mean over sites: the model is below its start",
+        "round 4: site a: the model no longer predicts one class only",
+        "round 4: site a: the model is no longer below its start",
+        "round 4: mean over sites: the model is no longer below its start",
     ]
     assert warnings.current == []
     again = warnings.add(5, evaluation({"a": ONE_CLASS, "b": GOOD}))
@@ -174,6 +175,12 @@ PROTOCOL = {
     "optimizer_state": "reset",
     "samples": {"a": {}, "b": {}},
 }
+
+
+def test_one_image_is_one_image_in_the_rounding_of_float32() -> None:
+    six = [[6, 0, 0], [0, 2, 4], [0, 4, 2]]  # 6, 2 and 2 of 6: an image is 1/18
+    start = float(torch.tensor([1, 1 / 3, 1 / 3], dtype=torch.float32).mean())
+    assert fewest_images([six], start - (10 / 18 - 1 / 18)) == 1
 
 
 def test_only_options_that_are_not_set_are_advised() -> None:

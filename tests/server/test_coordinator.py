@@ -224,8 +224,6 @@ def test_what_is_not_declared_cannot_leave_or_reach_a_client(tmp_path, caplog, m
 class Pulled(FederatedMethod):
     """A proximal pull so strong that nothing moves."""
 
-    seen: tuple[str, ...] = ()
-
     def edit_gradients(self, client) -> None:
         for key, parameter in client.shared_parameters().items():
             assert torch.isfinite(client.received[NET][key]).all()

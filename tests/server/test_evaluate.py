@@ -16,6 +16,7 @@ from pfedst.encoders import FrozenCLIP
 from pfedst.errors import ConfigurationError, DataError, StateError
 from pfedst.methods.criteria import BalancedSoftmax, CrossEntropy
 from pfedst.methods.pfedst import PFedST
+from pfedst.reporting.tables import metrics_table, protocol_text
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.testing.small import data, encoder, fit, template, trainer
 
@@ -117,6 +118,16 @@ def test_a_round_that_is_not_kept_is_refused(run) -> None:
 
 
 @pytest.mark.parametrize("best", ["finetuned", "merged"])
+def test_a_round_in_place_of_a_damaged_last_one_is_not_called_the_last(tmp_path) -> None:
+    fit(tmp_path, FedAvg(), rounds=2)
+    (tmp_path / "run" / "state" / "round-000002" / "server.safetensors").unlink()
+    found = evaluated(tmp_path, data(), template(), method=FedAvg())
+    assert found["protocol"]["round"] == 1
+    assert found["protocol"]["round_choice"] == "undamaged"
+    assert "since that of the last round is" in found["protocol"]["selection"]
+    assert "(the last one is damaged)" in " ".join(protocol_text(found).plain.split())
+
+
 def test_fine_tuning_is_one_more_candidate_for_the_best_round(tmp_path, monkeypatch, best) -> None:
     monkeypatch.setattr(
         "pfedst.reporting.summary._Evaluated.score",
@@ -220,6 +231,7 @@ def test_one_site_of_a_run_is_evaluated_without_the_others(balanced) -> None:
     stated = found["at_priors"]["last"]["test"]["personal"]["site"]["clients"]
     assert stated == {"site_b": summary["at_priors"]["last"]["test"]["personal"]["site"]["clients"]["site_b"]}
     assert "new_sites" not in found["protocol"]
+    assert metrics_table(found).row_count == 1  # no mean of one site
 
 
 def test_held_out_sites_need_not_be_there(tmp_path) -> None:

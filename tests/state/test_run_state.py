@@ -76,6 +76,9 @@ def test_of_damaged_rounds_the_older_ones_are_found(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING, "pfedst"):
         assert [found.name for found in RunState(tmp_path).whole_rounds()] == ["round-000001"]
     assert caplog.text.count("missing or damaged") == 2
+    assert caplog.text.count("using an older round, round-000001") == 2
+    assert not RunState(tmp_path).is_last("round-000001")
+    assert RunState(tmp_path).is_last("round-000003")
     (folders[0] / "manifest.json").write_text("{")
     with pytest.raises(StateError, match=r"round-000003"):  # the newest is told
         list(RunState(tmp_path).whole_rounds())

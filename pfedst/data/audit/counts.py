@@ -8,6 +8,7 @@ from typing import Any
 
 from pfedst.data.audit.findings import Checked, Finding
 from pfedst.data.sites import Place, Sites, Split
+from pfedst.errors import counted
 
 FEW = 5
 
@@ -160,7 +161,7 @@ def group_findings(sites: Sites) -> Checked:
             Finding(
                 "group_at_several_sites",
                 "warning",
-                f"{len(shared):,} groups have images at more than one site",
+                f"{counted(len(shared), 'group')} with images at more than one site",
                 "if it is one patient, keep it at one site; if sites number their patients alike, put the site's "
                 "name before the number",
                 tuple(tuple(places) for places in shared),

@@ -117,4 +117,4 @@ def _single(places: Iterable[Place]) -> tuple[tuple[Place, ...], ...]:
 
 
 def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    return ", ".join(f"{count:,} {name or 'of DICOM'}" for name, count in counts.most_common())

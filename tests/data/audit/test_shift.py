@@ -256,7 +256,7 @@ def test_label_skew() -> None:
     # pooled .4 .4 .2: a 1 0 0: (.6 + .4 + .2) / 2, b .25 .5 .25: (.15 + .1 + .05) / 2
     findings, figures = skew(a=[2, 0, 0], b=[2, 4, 2])
     assert figures == pytest.approx({"a": 0.6, "b": 0.15})
-    assert "0.15 to 0.60" in findings[0].message
+    assert "by up to 0.60" in findings[0].message
     assert "most at a" in findings[0].message
     assert skew(a=[3, 1, 0]) == ([], {"a": 0.0})
 
