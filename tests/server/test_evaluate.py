@@ -112,12 +112,6 @@ def test_the_best_round_gives_the_numbers_of_its_evaluation(tmp_path, monkeypatc
     assert bool(loud) == (best == 0)
 
 
-def test_a_round_that_is_not_kept_is_refused(run) -> None:
-    with pytest.raises(ConfigurationError, match=r"round 7 of .* is not kept"):
-        evaluated(run[0], data(heterogeneity=2.0), choice="7")
-
-
-@pytest.mark.parametrize("best", ["finetuned", "merged"])
 def test_a_round_in_place_of_a_damaged_last_one_is_not_called_the_last(tmp_path) -> None:
     fit(tmp_path, FedAvg(), rounds=2)
     (tmp_path / "run" / "state" / "round-000002" / "server.safetensors").unlink()
@@ -128,6 +122,12 @@ def test_a_round_in_place_of_a_damaged_last_one_is_not_called_the_last(tmp_path)
     assert "(the last one is damaged)" in " ".join(protocol_text(found).plain.split())
 
 
+def test_a_round_that_is_not_kept_is_refused(run) -> None:
+    with pytest.raises(ConfigurationError, match=r"round 7 of .* is not kept"):
+        evaluated(run[0], data(heterogeneity=2.0), choice="7")
+
+
+@pytest.mark.parametrize("best", ["finetuned", "merged"])
 def test_fine_tuning_is_one_more_candidate_for_the_best_round(tmp_path, monkeypatch, best) -> None:
     monkeypatch.setattr(
         "pfedst.reporting.summary._Evaluated.score",
