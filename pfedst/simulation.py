@@ -24,7 +24,8 @@ from pfedst.reporting import RunFolder
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.replies import CheckedTransport
 from pfedst.server.warm_start import Initial, WarmStart
-from pfedst.state.run_state import LAST, UNDAMAGED, RunState
+from pfedst.state.round_choices import LAST, UNDAMAGED
+from pfedst.state.run_state import RunState
 from pfedst.tracking import RoundHooks, RunLoggers
 from pfedst.transport.in_process import InProcess
 from pfedst.transport.processes import Processes
@@ -179,8 +180,8 @@ def evaluate(
         StateError: no state, one that does not fit the configuration, or another encoder than it was trained with.
         DataError: images of a class that the run does not have.
     """
-    state, trained = RunState(folder / "state"), RunFolder(folder).identity()
-    number, saved = state.chosen(choice)
+    state = RunState(folder / "state")
+    (number, saved), trained = state.chosen(choice), RunFolder(folder).identity()
     if choice == LAST and not state.is_last(saved.name):
         choice = UNDAMAGED
     if classes := trained.get("classes"):

@@ -35,7 +35,8 @@ from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.warm_start import WarmStart
 from pfedst.simulation import Simulation, evaluate
 from pfedst.state import write_json, writing
-from pfedst.state.run_state import LAST, RunState
+from pfedst.state.round_choices import LAST
+from pfedst.state.run_state import RunState
 from pfedst.version import __version__
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from pfedst.reporting import RunFolder
 from pfedst.server.merged import Merged
 from pfedst.server.priors import FederationPriors
 from pfedst.server.server import Server
-from pfedst.state.run_state import LAST, RunState
+from pfedst.state.round_choices import LAST
+from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot
 
 Which = Literal["personal", "generic"]

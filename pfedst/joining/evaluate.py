@@ -14,7 +14,8 @@ from pfedst.methods.interface import FederatedMethod
 from pfedst.server.coordinator import FederatedCoordinator
 from pfedst.server.merged import Merged
 from pfedst.simulation import make_client
-from pfedst.state.run_state import LAST, RunState
+from pfedst.state.round_choices import LAST
+from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.transport.in_process import InProcess
 

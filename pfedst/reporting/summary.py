@@ -13,7 +13,7 @@ from pfedst.evaluation.stated import stated_over_clients
 from pfedst.options import Effect, of_the_study, with_effect
 from pfedst.reporting.environment import environment
 from pfedst.reporting.run_warnings import RunWarnings, start_is_best
-from pfedst.state.run_state import BEST, UNDAMAGED
+from pfedst.state.round_choices import BEST, UNDAMAGED
 from pfedst.version import __version__
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pfedst.reporting.formats import rich_table
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_warnings import warning_text
 from pfedst.reporting.stated_table import stated_table
-from pfedst.state.run_state import UNDAMAGED
+from pfedst.state.round_choices import UNDAMAGED
 
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",

@@ -31,7 +31,8 @@ from pfedst.server.rounds import RoundLoop, RoundOptions
 from pfedst.server.schedule import Schedule, ScheduleKind
 from pfedst.server.server import MakeStart, Server
 from pfedst.server.warm_start import Initial
-from pfedst.state.run_state import LAST, RunState
+from pfedst.state.round_choices import LAST
+from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot
 from pfedst.tracking import RoundHooks, peak_memory_bytes
 

@@ -13,7 +13,8 @@ from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.messages.payload import NET, State, check_finite, check_plain, hash_of
 from pfedst.methods.interface import Start
 from pfedst.reporting import RunFolder
-from pfedst.state.run_state import LAST, RunState
+from pfedst.state.round_choices import LAST
+from pfedst.state.run_state import RunState
 from pfedst.state.snapshot import Snapshot, saved_table
 
 INIT = "--init"

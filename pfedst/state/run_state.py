@@ -19,13 +19,10 @@ from typing import Any
 
 from pfedst.errors import ConfigurationError, StateError, listed
 from pfedst.state.files import clear_unfinished, sync_file, sync_folder, writing
+from pfedst.state.round_choices import BEST, LAST
 from pfedst.state.snapshot import Snapshot, name_snapshot, read_snapshot, remove_folder, sync_snapshot, write_snapshot
 
 FINETUNED = "-finetuned"
-LAST, BEST = "last", "best"
-"""Choices of a round beside its number: the last one, and the best one on validation."""
-UNDAMAGED = "undamaged"
-"""The choice in place of the last round where the state of that is damaged: the newest round that is whole."""
 
 
 class RunState:
