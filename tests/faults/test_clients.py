@@ -146,7 +146,8 @@ class AlwaysRaises(FedAvg):
 
 def test_a_fault_is_told_at_length_once(tmp_path, caplog) -> None:
     fit(tmp_path, AlwaysRaises(), rounds=3, evaluate_every=3)
-    assert caplog.text.count("Traceback") == 2
+    assert caplog.text.count("Traceback") == 1  # a defect of a method is one text, whichever client meets it
+    assert caplog.text.count("ZeroDivisionError, as at client site_b") == 1
     assert caplog.text.count("ZeroDivisionError, as before") == 4
 
 
