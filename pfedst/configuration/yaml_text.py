@@ -77,25 +77,15 @@ def check_configurations(arguments: Sequence[str], environment: str) -> None:
             continue
         try:
             _check_size(Path(value))
-            text = Path(value).read_text(encoding="utf-8")
-            _check(text, value)
-            _check_of_one_run(text, value)
-        except OSError:  # such as missing rights
+            content = load_yaml(Path(value).read_text(encoding="utf-8"), value)
+        except (OSError, yaml.YAMLError):  # such as missing rights; the parser reports wrong YAML with its place
             continue
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"{value}: not UTF-8 text ({error}): {REMEDY}") from error
-
-
-def _check_of_one_run(text: str, name: str) -> None:
-    """Raise a ConfigurationError if a text is the file of a comparison."""
-    try:
-        content = load_yaml(text, name)
-    except yaml.YAMLError:
-        return  # the parser reports the error with its place
-    if isinstance(content, dict) and {"base", "rows"} <= content.keys():
-        raise ConfigurationError(
-            f"{name}: a comparison, not the configuration of one run: pfedst compare --config {name}"
-        )
+        if isinstance(content, dict) and {"base", "rows"} <= content.keys():
+            raise ConfigurationError(
+                f"{value}: a comparison, not the configuration of one run: pfedst compare --config {value}"
+            )
 
 
 def _check_size(file: Path) -> None:

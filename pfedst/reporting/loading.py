@@ -46,7 +46,7 @@ BUDGET_OPTIONS = (
 )
 """The same as options."""
 EQUAL_FOR_ALL = ("coordinator.", "data.", "trainer.", "init")
-"""Groups of options that are no part of a method: also where rows of several methods differ in one, it is told."""
+"""Groups of options that are no part of a method: a report names a difference in them between any rows that train."""
 OF_A_RUN = ("seed", "threads", "data_audit", "round", "when")
 """What the protocols of runs of one row may differ in, where the options of the study were not recorded."""
 OF_A_FOLD = ("data.init_args.fold", "data.init_args.split_seed")

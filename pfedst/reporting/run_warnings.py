@@ -108,10 +108,10 @@ class RunWarnings:
                 warnings += _below({"what": "below_start", **head}, [then], [now])
         # the same sites on both sides: one that could not be evaluated is in neither mean
         at_start = start["test"]["personal"]
-        counted = [site for site in sites if site in at_start and site not in self.held_out]
+        in_mean = [site for site in sites if site in at_start and site not in self.held_out]
         # on test only where no site has validation images: a mean over both would be of neither
-        split = "validation" if "validation" in {sites[site] for site in counted} else "test"
-        of_split = [site for site in counted if sites[site] == split]
+        split = "validation" if "validation" in {sites[site] for site in in_mean} else "test"
+        of_split = [site for site in in_mean if sites[site] == split]
         now, then = ([of[split]["personal"][site] for site in of_split] for of in (evaluation, start))
         images = sum(_images(_confusion(found)) for found in now)
         head = {"what": "below_start", "site": None, **about, "split": split, "images": images}

@@ -14,7 +14,7 @@ from pfedst.reporting.formats import rich_table
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_warnings import warning_text
 from pfedst.reporting.stated_table import stated_table
-from pfedst.state.round_choices import UNDAMAGED
+from pfedst.state.round_choices import BEST, LAST, UNDAMAGED
 
 HEADINGS = {
     "balanced_accuracy": "balanced accuracy",
@@ -161,8 +161,8 @@ def _training(protocol: Mapping[str, Any]) -> str:
 
 def round_words(protocol: Mapping[str, Any]) -> str:
     """Return in words how the round of some numbers was chosen."""
-    choice = protocol.get("round_choice", "last")
-    words = {"last": "the last", "best": "the best on validation", UNDAMAGED: "the last one is damaged"}
+    choice = protocol.get("round_choice", LAST)
+    words = {LAST: "the last", BEST: "the best on validation", UNDAMAGED: "the last one is damaged"}
     return words.get(choice, "chosen by its number")
 
 

@@ -66,7 +66,6 @@ class RunState:
         Raises:
             StateError: rounds are saved, and none is whole.
         """
-        damage: StateError | None = None
         skipped: list[StateError] = []
         whole = False
         for place in reversed(self.rounds()):
@@ -75,15 +74,14 @@ class RunState:
             try:
                 found = read_snapshot(place)
             except StateError as error:
-                damage = damage or error
                 skipped.append(error)
                 continue
             for reason in skipped:
                 logging.getLogger("pfedst").warning("%s; using an older round, %s", reason, place.name)
             skipped, whole = [], True
             yield found
-        if damage is not None and not whole:
-            raise damage
+        if skipped and not whole:
+            raise skipped[0]
 
     def is_last(self, name: str) -> bool:
         """Return True if no newer round was saved than the one of that name, whole or not."""
