@@ -25,6 +25,7 @@ OF_ONE_RUN = {"method", "model", "data", "coordinator", "trainer"}
 """Keys of a configuration of `pfedst fit`."""
 OF_THE_FOLDS = ("folds", "fold", "split_seed")
 """Options of the data that a comparison over folds sets for every run."""
+MORE = "; more if grids are extended"
 ASSUMED_DEVIATION = 4.0
 """Points, if the plan says nothing."""
 Bounds = Mapping[str, tuple[float | None, float | None]]
@@ -106,13 +107,18 @@ class Plan:
         return [Part(seeds, seeds[0], fold) for seeds in self.repetitions for fold in range(self.folds)]
 
     @property
+    def tuning_parts(self) -> list[Part]:
+        """What the trials of every tuned row are measured on: with folds each part, otherwise seeds of their own."""
+        return [Part(self.trial_seeds)] if self.folds is None else self.parts
+
+    @property
     def description(self) -> str:
         """The runs of the plan, in one line."""
         if self.folds is not None:
             return self._description_of_folds
         runs = len(self.rows) * len(self.seeds)
         trials = sum(len(row.trials) for row in self.rows.values() if row.grid) * len(self.trial_seeds)
-        tuning = f", after {trials} runs of tuning on validation" if trials else ""
+        tuning = f", after {trials} runs of tuning on validation{MORE}" if trials else ""
         seeds = f"seed{'s'[: len(self.seeds) != 1]} {', '.join(map(str, self.seeds))}"
         return f"{self.file.stem}: {self._rows}; {seeds} on {self.base}: {counted(runs, 'run')}{tuning}"
 
@@ -127,9 +133,7 @@ class Plan:
         seeds = "; ".join(", ".join(map(str, of)) for of in self.repetitions)
         runs = sum(len(row.trials) for row in self.rows.values()) * len(self.seeds) * (self.folds or 0)
         tuned = any(row.grid for row in self.rows.values())
-        tuning = (
-            ", of which validation chooses the best of each row and fold; more if grids are extended" if tuned else ""
-        )
+        tuning = f", of which validation chooses the best of each row and fold{MORE}" if tuned else ""
         return (
             f"{self.file.stem}: {self._rows}; {counted(number, 'repetition')} (seeds {seeds}) of "
             f"{self.folds} folds on {self.base}: {counted(runs, 'run')}{tuning}"
@@ -230,8 +234,6 @@ def _tuning(
     trial_seeds: tuple[int, ...] = ()
     if folds is None:
         trial_seeds = _seeds(given.get("seeds"), "tune: seeds", file)
-        if "bounds" in given:
-            raise ConfigurationError(f"{file}: tune: bounds has no effect without folds; leave it out")
     elif "seeds" in given:
         raise ConfigurationError(
             f"{file}: tune: seeds: leave it out: with folds every trial is run with the seeds of its fold, and the run "

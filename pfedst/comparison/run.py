@@ -35,7 +35,8 @@ FIRST_PART = Part((0,), 0, 0)
 
 
 Tuned = dict[str, Any]
-"""`trials`: `options` and `validation` (None if failed) of each trial; `chosen`: options, None if all trials failed."""
+"""Of a row, `parts` and the `edges` of its grid at which a choice lies. Of a part, `split_seed`, `fold`, `trials` with
+the `options` and `validation` of each (None if failed), and `chosen`: options, None if all trials failed."""
 Trial = tuple[Options, list[GridRun]]
 """Options, and a run for each seed."""
 
@@ -43,8 +44,8 @@ Trial = tuple[Options, list[GridRun]]
 class Comparison:
     """A comparison in its folder.
 
-    Without folds, each row is tuned once, with seeds of its own, in `tuning/`. With folds, each row is tuned within
-    each part: all trials are runs of that part, and those of the chosen trial are its final runs.
+    Without folds, there is one part for tuning, with seeds of its own, in `tuning/`. With folds, each row is tuned
+    within each part: all trials are runs of that part, and those of the chosen trial are its final runs.
 
     Args:
         plan: the plan.
@@ -71,9 +72,9 @@ class Comparison:
         self.folder = folder
         self.overrides = tuple(overrides)
         self._resolve = functools.cache(resolve)
-        self.grid = grid
         self.round_choice = round_choice
         self._grid_of_runs = grid(folder / "runs")
+        self._grid_of_trials = self._grid_of_runs if plan.folds is not None else grid(folder / "tuning")
         self.failed: dict[str, str] = {}
         self.has_finished = False
 
@@ -87,13 +88,13 @@ class Comparison:
             ConfigurationError: an option of a row cannot be used.
         """
         for row in self.plan.rows.values():  # report a wrong option of the last row before the first row runs
-            part = Part(self.plan.trial_seeds) if row.grid and self.plan.trial_seeds else self.plan.parts[0]
+            part = (self.plan.tuning_parts if row.grid else self.plan.parts)[0]
             try:
                 for trial in row.trials:
                     self._run(row, row.options | trial, part.seeds[0], part)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{self.plan.file}, row {row.label}: {error}") from error
-        tuned = self._tune_in_parts() if self.plan.folds is not None else self._tune_once()
+        tuned = self._tune()
         runs: dict[tuple[str, int, int | None], GridRun] = {}
         for part in self.plan.parts:
             for seed in part.seeds:
@@ -134,7 +135,7 @@ class Comparison:
             arguments += [f"--data.fold={part.fold}"]
         return tuple(arguments)
 
-    def _run(self, row: Row, options: Options, seed: int, part: Part, of: str = "runs") -> GridRun:
+    def _run(self, row: Row, options: Options, seed: int, part: Part, grid: Grid | None = None) -> GridRun:
         """Return a run named by its row, its seed and fold, and the hash of its resolved configuration."""
         label = re.sub(r"[^A-Za-z0-9]+", "-", row.label).strip("-") or "row"
         arguments = self._arguments(row, options, seed, part)
@@ -145,7 +146,7 @@ class Comparison:
             where += f"-fold{part.fold}"
             text = f"{self._resolve(self._arguments(row, options, 0, FIRST_PART))}{seed} {part.split_seed} {part.fold}"
         name = f"{label}-{where}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        own = [f"--runs_dir={self.folder / of}", f"--name={name}", "--resume=true"]
+        own = [f"--runs_dir={(grid or self._grid_of_runs).folder}", f"--name={name}", "--resume=true"]
         return GridRun(name, row.label, (*arguments, *own), where)
 
     def _validation_fraction(self) -> float:
@@ -157,72 +158,72 @@ class Comparison:
 
     # -- tuning ------------------------------------------------------------------------------------------------
 
-    def _trials(self, row: Row, part: Part, of: str) -> list[Trial]:
-        return [
-            (trial, [self._run(row, row.options | trial, seed, part, of) for seed in part.seeds])
-            for trial in row.trials
-        ]
-
-    def _tune_once(self) -> dict[str, Tuned]:
-        """Run all trials with the seeds of the tuning and choose options for each row."""
-        part = Part(self.plan.trial_seeds)
-        trials = {row.label: self._trials(row, part, "tuning") for row in self.plan.rows.values() if row.grid}
-        if runs := [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]:
-            self.failed |= self.grid(self.folder / "tuning").run(runs, "tuning on validation")
-        return {label: self._best(of_row, "tuning") for label, of_row in trials.items()}
-
-    def _tune_in_parts(self) -> dict[str, Tuned]:
-        """Run all trials of all parts and choose options for each row and part.
+    def _tune(self) -> dict[str, Tuned]:
+        """Run all trials and choose options for each tuned row in each part.
 
         If a best value lies at an edge of its grid, the grids of all rows are extended there, once, as long as all rows
         then have the same number of trials.
         """
-        rows = self.plan.rows
-        if not any(row.grid for row in rows.values()):
+        rows = {row.label: row for row in self.plan.rows.values() if row.grid}
+        if not rows:
             return {}
-        tuned = self._tuned_parts(rows)
-        at_edge: Edges = set()
-        for label, found in tuned.items():
-            at_edge |= edges_of(rows[label].grid, _options_chosen(found), self.plan.bounds)
+        choices = self._choices(rows)
+        at_edge = {edge for label, row in rows.items() for edge in self._edges(row, choices[label])}
         larger = {
             label: replace(row, grid=extended(row.grid, at_edge, self.plan.bounds)) for label, row in rows.items()
         }
-        if at_edge and len({len(row.trials) for row in larger.values() if row.grid}) == 1:
-            rows, tuned = larger, self._tuned_parts(larger)
-        for label, found in tuned.items():
-            left = edges_of(rows[label].grid, _options_chosen(found), self.plan.bounds)
-            found["edges"] = [list(edge) for edge in sorted(left)]
-        return tuned
+        if at_edge and len({len(row.trials) for row in larger.values()}) == 1:
+            rows, choices = larger, self._choices(larger)
+        return {
+            label: {"parts": choices[label], "edges": sorted(map(list, self._edges(row, choices[label])))}
+            for label, row in rows.items()
+        }
 
-    def _tuned_parts(self, rows: Mapping[str, Row]) -> dict[str, Tuned]:
-        trials = [
-            (part, row.label, self._trials(row, part, "runs")) for part in self.plan.parts for row in rows.values()
-        ]
-        runs = [run for _, _, of_row in trials for _, of_trial in of_row for run in of_trial]
-        self.failed |= self._grid_of_runs.run(runs, "all trials of all folds")
-        tuned: dict[str, Tuned] = {label: {"parts": []} for label, row in rows.items() if row.grid}
-        for part, label, of_row in trials:
-            if label not in tuned:
-                continue
-            where = {"split_seed": part.split_seed, "fold": part.fold}
-            tuned[label]["parts"].append(where | self._best(of_row, "runs"))
-        return tuned
+    def _choices(self, tuned: Mapping[str, Row]) -> dict[str, list[Tuned]]:
+        """Run all trials, and return the choices of each tuned row, one for each part.
 
-    def _best(self, trials: Sequence[Trial], of: str) -> Tuned:
+        Where trials are final runs, those of the other rows are run among them.
+        """
+        final = self._grid_of_trials is self._grid_of_runs
+        rows = {label: tuned.get(label, row) for label, row in self.plan.rows.items() if final or label in tuned}
+        trials: dict[tuple[Part, str], list[Trial]] = {
+            (part, label): [
+                (trial, [self._run(row, row.options | trial, seed, part, self._grid_of_trials) for seed in part.seeds])
+                for trial in row.trials
+            ]
+            for part in self.plan.tuning_parts
+            for label, row in rows.items()
+        }
+        runs = [run for of_row in trials.values() for _, of_trial in of_row for run in of_trial]
+        self.failed |= self._grid_of_trials.run(runs, "tuning on validation")
+        return {
+            label: [
+                {"split_seed": part.split_seed, "fold": part.fold} | self._best(trials[part, label])
+                for part in self.plan.tuning_parts
+            ]
+            for label in tuned
+        }
+
+    def _edges(self, row: Row, choices: Sequence[Tuned]) -> Edges:
+        """Return the edges of the grid of a row at which a choice lies."""
+        chosen = [choice["chosen"] for choice in choices if choice["chosen"] is not None]
+        return edges_of(row.grid, chosen, self.plan.bounds)
+
+    def _best(self, trials: Sequence[Trial]) -> Tuned:
         """Return the options with the highest mean over seeds, the first of equal ones; a failed trial is excluded."""
-        tried: list[Tuned] = [{"options": trial, "validation": self._score(runs, of)} for trial, runs in trials]
+        tried: list[Tuned] = [{"options": trial, "validation": self._score(runs)} for trial, runs in trials]
         scored = [trial for trial in tried if trial["validation"] is not None]
         best = max(scored, key=itemgetter("validation"), default={"options": None})
         return {"chosen": best["options"], "trials": tried}
 
-    def _score(self, runs: Sequence[GridRun], of: str) -> float | None:
+    def _score(self, runs: Sequence[GridRun]) -> float | None:
         """Return the mean over seeds of the validation score of the chosen round.
 
         None if a run failed, or could not evaluate a site: trials are compared over the same sites.
         """
         scores = []
         for run in runs:
-            summary = RunFolder(self.folder / of / run.name).summary()
+            summary = RunFolder(self._grid_of_trials.folder / run.name).summary()
             if summary is None:
                 return None
             best, found = summary["best_on_validation"], summary["validation"]["personal"]
@@ -281,19 +282,12 @@ class Comparison:
         return {"seeds": list(self.plan.trial_seeds), "metric": metric}
 
 
-def _options_chosen(tuned: Tuned) -> list[Options]:
-    return [part["chosen"] for part in tuned["parts"] if part["chosen"] is not None]
-
-
 def _chosen(tuned: Mapping[str, Tuned], row: Row, part: Part) -> Options | None:
     """Return the options that were chosen for a row in a part; None if all of its trials failed."""
     if row.label not in tuned:
         return {}
-    of_row = tuned[row.label]
-    options: Options | None
-    if part.fold is None:
-        options = of_row["chosen"]
-        return options
-    wanted = (part.split_seed, part.fold)
-    options = next(found["chosen"] for found in of_row["parts"] if (found["split_seed"], found["fold"]) == wanted)
+    where = (part.split_seed, part.fold)
+    options: Options | None = next(
+        choice["chosen"] for choice in tuned[row.label]["parts"] if (choice["split_seed"], choice["fold"]) == where
+    )
     return options

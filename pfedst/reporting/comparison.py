@@ -230,7 +230,7 @@ class Compared:
         rows: rows in the order of the table.
         reference: label of the row against which the others are tested.
         notes: remarks that a reader must know: rows that differ in budget, missing runs.
-        tuned: label -> `chosen` and `trials`; empty without tuning.
+        tuned: label -> `parts` with `chosen` and `trials`, and `edges`; empty without tuning.
         tuning: seeds and metric of the trials; None without tuning.
         claims: the comparisons of rows over folds that were named before the runs.
         planned: number of folds of all repetitions of the comparison; 0 without folds.

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
 
 from pfedst.errors import ConfigurationError, counted, listed, nearest
 from pfedst.evaluation.resampled import POWER, ResampledTest, resampled_test, smallest_detectable
 from pfedst.evaluation.statistics import LEVEL, holm
 from pfedst.reporting.claims import Claim, difference, source_row
 from pfedst.reporting.comparison import Compared, RunsOfARow
-from pfedst.reporting.report_table import Cell, ReportTable, interval_cell, p_cell, percent, points_cell
+from pfedst.reporting.report_table import Cell, ReportTable, interval_cell, p_cell, points_cell
 from pfedst.reporting.tables import metric_words
 
 
@@ -161,35 +159,6 @@ def differences_table(compared: Compared, metric: str) -> ReportTable | None:
     return ReportTable("differences", f"Against {compared.reference}, described", caption, headings, tuple(rows))
 
 
-def tuning_table(compared: Compared) -> ReportTable | None:
-    """Table of the options that were chosen within each fold; None without tuning."""
-    if not compared.tuned or compared.tuning is None:
-        return None
-    rows = []
-    for label, tuned in compared.tuned.items():
-        parts = tuned["parts"]
-        chosen = Counter(_text(part["chosen"]) for part in parts if part["chosen"] is not None)
-        scores: dict[str, list[float]] = {}
-        for part in parts:
-            for trial in part["trials"]:
-                found = scores.setdefault(_text(trial["options"]), [])
-                found += [] if trial["validation"] is None else [trial["validation"]]
-        tried = ", ".join(f"{text}: {percent(fmean(of) if of else None)}" for text, of in scores.items())
-        edges = listed([f"{key.split('.')[-1]} {side}est" for key, side in tuned["edges"]], most=20)
-        counts = ", ".join(f"{text}: {number} of {len(parts)}" for text, number in chosen.items())
-        rows.append((Cell(label), Cell(counts or "-"), Cell(tried), Cell(edges or "-")))
-    caption = (
-        f"Options chosen within each fold by {compared.tuning['metric']}, of the personal model, and how often; mean "
-        f"validation of each trial over folds, %. Every listed row had the same number of trials on every fold, "
-        f"the other rows none. A trial is run with the seeds of its fold, and the runs of the chosen trial are those "
-        f"of the tables: test is reported and was not used. At an edge: a best value of some fold is at an edge of the "
-        f"grid, with possible values beyond it."
-    )
-    return ReportTable(
-        "tuning", "Tuned on validation", caption, ("row", "chosen", "tried", "at an edge"), tuple(rows)
-    )  # fmt: skip
-
-
 def claims_note(compared: Compared, tested: Sequence[TestedClaim]) -> str:
     """Return what may be claimed, or the reason why nothing may."""
     if not tested:
@@ -220,10 +189,3 @@ def _row(compared: Compared, label: str) -> RunsOfARow:
 
 def _unsigned(value: float | None) -> Cell:
     return Cell("-") if value is None else Cell(f"{100 * value:.1f}", value)
-
-
-def _text(options: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key.split('.')[-1]} {value:g}" if isinstance(value, float) else f"{key.split('.')[-1]} {value}"
-        for key, value in options.items()
-    )

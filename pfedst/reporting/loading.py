@@ -93,11 +93,11 @@ def load_compared(
             if not row["runs"]:
                 notes.append(f"{label}: missing, as all of its trials failed")
             if row["tuned"]:
-                tuned[label] = row["tuned"]
+                tuned[label] = _in_parts(row["tuned"])
                 notes += [
                     f"{label}, split seed {part['split_seed']}, fold {part['fold']}: missing, as all trials failed"
-                    for part in row["tuned"].get("parts", ())
-                    if part["chosen"] is None
+                    for part in tuned[label]["parts"]
+                    if part["chosen"] is None and part["fold"] is not None
                 ]
     for label, runs in _labelled(single, rows).items():
         rows.setdefault(label, []).extend(runs)
@@ -124,6 +124,13 @@ def load_compared(
         *notes,
     )
     return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning, claims, planned)
+
+
+def _in_parts(tuned: dict[str, Any]) -> dict[str, Any]:
+    """Return what was tuned in parts; pfedst up to 0.2.0 wrote the part of a row without folds by itself."""
+    if "parts" in tuned:
+        return tuned
+    return {"parts": [{"split_seed": None, "fold": None, **tuned}], "edges": None}
 
 
 def _proposed_round(plans: Iterable[Mapping[str, Any] | None]) -> RoundChoice:
@@ -372,7 +379,9 @@ def _options(rows: Sequence[RunsOfARow], tuned: Mapping[str, Any]) -> list[str]:
     notes = []
     recorded = [row for row in rows if row.first.study]
     # options that are tuned within each fold differ from run to run, and have a table of their own
-    in_folds = {option for of in tuned.values() for part in of.get("parts", ()) for option in _tried(part)}
+    in_folds = {
+        option for of in tuned.values() for part in of["parts"] if part["fold"] is not None for option in _tried(part)
+    }
     own = {_recorded(key) for key in in_folds}.union(*(_of_a_run(row.first) for row in recorded))
     for key in sorted({key for row in recorded for key in row.first.study} - {*own, *BUDGET_OPTIONS}):
         values = {row.label: json.dumps(row.first.study.get(key, "default")).strip('"') for row in recorded}

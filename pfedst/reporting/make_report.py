@@ -18,6 +18,7 @@ from pfedst.reporting.stated_table import stated_table
 from pfedst.reporting.subgroup_table import subgroup_table
 from pfedst.reporting.summary import PRIOR
 from pfedst.reporting.temperature_table import temperature_table
+from pfedst.reporting.tuning_table import tuning_table
 
 
 def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | None = None) -> Report:
@@ -45,7 +46,7 @@ def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | 
         tables.calibration_table(compared),
         temperature_table(compared),
         tables.cost_table(compared),
-        fold_tables.tuning_table(compared) if folds else tables.tuning_table(compared),
+        tuning_table(compared),
     ]
     found = [table for table in made if table is not None]
     if not any(tables.is_claimed(compared, differences, difference) for difference in differences.values()):

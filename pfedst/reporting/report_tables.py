@@ -211,24 +211,6 @@ def tests_table(compared: Compared, metric: str, found: Mapping[str, Difference]
     return ReportTable("tests", f"Against {compared.reference}", caption, headings, rows)
 
 
-def tuning_table(compared: Compared) -> ReportTable | None:
-    """Table of the options tried on validation and chosen; None without tuning."""
-    if not compared.tuned or compared.tuning is None:
-        return None
-    rows = []
-    for label, tuned in compared.tuned.items():
-        tried = ", ".join(
-            f"{_options_text(trial['options'])}: {percent(trial['validation'])}" for trial in tuned["trials"]
-        )
-        rows.append((Cell(label), Cell(_options_text(tuned["chosen"]) if tuned["chosen"] else "-"), Cell(tried)))
-    seeds = ", ".join(str(seed) for seed in compared.tuning["seeds"])
-    caption = (
-        f"Options chosen by {compared.tuning['metric']}, %, of the personal model, with separate seeds ({seeds}); "
-        f"every listed row had the same number of trials, the other rows none. Test was not used."
-    )
-    return ReportTable("tuning", "Tuned on validation", caption, ("row", "chosen", "tried"), tuple(rows))
-
-
 def may_claim(compared: Compared, found: Mapping[str, Difference], difference: Difference) -> bool:
     """Return True if a difference to the reference has seeds enough for a claim, and its numbers are results."""
     return difference.seeds >= fewest_differences(len(found)) and not compared.is_demonstration
@@ -329,13 +311,6 @@ def _over_seeds(compared: Compared) -> str:
 def _pooled(compared: Compared) -> str:
     pooled = ", ".join(row.label for row in compared.rows if row.pooled)
     return f" {pooled}: the images of all sites in one place, no part in best and second best." if pooled else ""
-
-
-def _options_text(options: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.split('.')[-1]} {value:g}" if isinstance(value, float) else f"{key.split('.')[-1]} {value}"
-        for key, value in options.items()
-    )
 
 
 def _scaled(value: float | None, unit: float) -> float | None:

@@ -155,9 +155,9 @@ def test_only_some_rows(compare) -> None:
 
 def test_tuning_chooses_on_validation_with_seeds_of_its_own(compare, tmp_path) -> None:
     rates = [1e-30, 1e-2]
-    code, ran, content = compare(
-        "--seeds", "0", tune={"seeds": [7, 8], "grid": {"model.optimizer.lr": rates}, "rows": {"none": {}}}
-    )
+    bounds = {"model.optimizer.lr": [1e-30, 1e-2]}  # nothing beyond the edges
+    tune = {"seeds": [7, 8], "grid": {"model.optimizer.lr": rates}, "rows": {"none": {}}, "bounds": bounds}
+    code, ran, content = compare("--seeds", "0", tune=tune)
     assert code == 0
     assert [name.rsplit("-", 1)[0] for name in ran] == [
         *("side-seed7", "side-seed8") * 2,
@@ -174,18 +174,44 @@ def test_tuning_chooses_on_validation_with_seeds_of_its_own(compare, tmp_path) -
     for row in content["rows"][:2]:
         label = row["label"]
         expected = max(rates, key=lambda rate: sum(scores[label, rate]))  # the first of equals
-        assert row["tuned"]["chosen"] == {"model.optimizer.lr": expected}
-        assert [trial["options"]["model.optimizer.lr"] for trial in row["tuned"]["trials"]] == rates
+        (part,) = row["tuned"]["parts"]
+        assert part["chosen"] == {"model.optimizer.lr": expected}
+        assert [trial["options"]["model.optimizer.lr"] for trial in part["trials"]] == rates
+        assert row["tuned"]["edges"] == []
         run = json.loads((folder / "runs" / row["runs"]["0"] / "summary.json").read_text())
         assert run["protocol"]["optimizer"]["lr"] == expected
     assert content["rows"][2]["tuned"] is None
     assert "Tuned on validation" in (folder / "report" / "report.md").read_text()
 
 
+def test_a_best_value_at_an_edge_extends_the_grids_of_all_rows_once(compare, tmp_path, monkeypatch) -> None:
+    """Two trials that are worse the larger the rate, for two seeds: one smaller rate for both rows, and it is marked."""
+    monkeypatch.setattr(Comparison, "_score", lambda self, runs: -rate_of(runs[0]))
+    grid = {"model.optimizer.lr": [1e-4, 1e-3]}
+    code, ran, content = compare("--seeds", "0", tune={"seeds": [7], "grid": grid, "rows": {"none": {}}})
+    assert code == 0
+    assert [name.rsplit("-", 1)[0] for name in ran] == [
+        *["side-seed7"] * 2, *["average-seed7"] * 2, "side-seed7", "average-seed7",
+        *("side-seed0", "average-seed0", "none-seed0"),
+    ]  # fmt: skip
+    for row in content["rows"][:2]:
+        (part,) = row["tuned"]["parts"]
+        assert [trial["options"]["model.optimizer.lr"] for trial in part["trials"]] == [1e-4, 1e-3, 1e-5]
+        assert part["chosen"] == {"model.optimizer.lr": 1e-5}
+        assert row["tuned"]["edges"] == [["model.optimizer.lr", "low"]]
+    assert "lr lowest" in (tmp_path / "runs" / "compare-plan" / "report" / "report.md").read_text()
+
+
+def rate_of(run):
+    prefix = "--model.optimizer.lr="
+    return next(float(argument.removeprefix(prefix)) for argument in run.arguments if argument.startswith(prefix))
+
+
 @pytest.mark.parametrize("choice", ["last", "best"])
 def test_a_trial_that_could_not_evaluate_a_site_is_no_candidate(tmp_path, choice) -> None:
     """Its mean over the other sites may be higher for their sake."""
-    made = SimpleNamespace(folder=tmp_path, round_choice=choice)
+    trials = SimpleNamespace(folder=tmp_path / "tuning")
+    made = SimpleNamespace(_grid_of_trials=trials, round_choice=choice)
     scores = []
     for name, missing in (("whole", {}), ("missing", {"not_evaluated": ["site_b"]})):
         validation = {"personal": {"mean": {"balanced_accuracy": 0.5}, **missing}}
@@ -193,7 +219,7 @@ def test_a_trial_that_could_not_evaluate_a_site_is_no_candidate(tmp_path, choice
         folder = tmp_path / "tuning" / name
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps({"validation": validation, "best_on_validation": best}))
-        scores.append(Comparison._score(made, [SimpleNamespace(name=name)], "tuning"))
+        scores.append(Comparison._score(made, [SimpleNamespace(name=name)]))
     assert scores == [0.5, None]
 
 
@@ -358,7 +384,9 @@ def test_the_demo_runs(tmp_path, monkeypatch) -> None:
 
 def test_printed_runs_are_run_by_hand_and_collected(compare, capsys) -> None:
     """As a scheduler would: the trials first, then the runs of the table; each command may be given again."""
-    tune = {"seeds": [7], "grid": {"model.optimizer.lr": [0.001, 0.01]}, "rows": {"none": {}}}
+    rates = [0.001, 0.01]
+    tune = {"seeds": [7], "grid": {"model.optimizer.lr": rates}, "rows": {"none": {}}}
+    tune["bounds"] = {"model.optimizer.lr": rates}  # nothing beyond the edges
     plan = {"seeds": [0], "tune": tune, "rows": {name: PLAN["rows"][name] for name in ("side", "none")}}
     arrays = []
     for _ in range(3):
@@ -373,5 +401,5 @@ def test_printed_runs_are_run_by_hand_and_collected(compare, capsys) -> None:
     assert "is finished" in capsys.readouterr().out
     code, ran, content = compare(**plan)
     assert (code, ran) == (0, [])
-    assert content["rows"][0]["tuned"]["chosen"] is not None
+    assert content["rows"][0]["tuned"]["parts"][0]["chosen"] is not None
     assert compare("--print-runs", "--jobs", "2", **plan)[0] == 2

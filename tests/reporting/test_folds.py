@@ -12,6 +12,7 @@ from pfedst.evaluation.resampled import smallest_detectable
 from pfedst.reporting import fold_tables
 from pfedst.reporting.loading import load_compared
 from pfedst.reporting.make_report import make_report
+from pfedst.reporting.tuning_table import tuning_table
 from tests.reporting.fake_runs import write_run
 
 METRIC = "balanced_accuracy"
@@ -191,7 +192,7 @@ def test_options_tuned_within_folds(tmp_path) -> None:
     compared = load_compared([comparison(tmp_path, tuned=tuned)])
     assert "PFedST, split seed 7, fold 1: missing, as all trials failed" in compared.notes
     assert not [note for note in compared.notes if "model.optimizer" in note]
-    (row,) = fold_tables.tuning_table(compared).rows
+    (row,) = tuning_table(compared).rows
     assert [cell.text for cell in row] == [
         "PFedST", "lr 0.1: 1 of 4, lr 0.2: 2 of 4", "lr 0.1: 10.0, lr 0.2: 20.0", "lr highest",
     ]  # fmt: skip

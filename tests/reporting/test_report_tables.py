@@ -251,17 +251,6 @@ def test_lower_is_better_of_calibration(compared) -> None:
     assert [cell.mark for cell in column(table, "ECE, personal mean")] == ["second", "best"]
 
 
-def test_tuning_lists_every_trial(tmp_path) -> None:
-    trials = [
-        {"options": {"model.optimizer.lr": lr}, "validation": value} for lr, value in ((0.001, 0.5), (1e-5, None))
-    ]
-    tuned = {"FedAvg": {"chosen": {"model.optimizer.lr": 0.001}, "trials": trials}}
-    compared = load_compared([write_comparison(tmp_path / "c", ROWS, "PFedST", tuned)])
-    table = tables.tuning_table(compared)
-    assert [cell.text for cell in table.rows[0]] == ["FedAvg", "lr 0.001", "lr 0.001: 50.0, lr 1e-05: -"]
-    assert "separate seeds (100)" in table.caption
-
-
 def test_pooled_takes_no_part_in_best(tmp_path) -> None:
     paths = [
         write_run(tmp_path / "p", {"a": 0.9}, method="Pooled", pooled=True),
