@@ -5,12 +5,12 @@ What needs torch is imported after the options are parsed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.data.cache.place import default_folder
 from pfedst.errors import ConfigurationError, DataError, counted, nearest
 from pfedst.reporting import bytes_text, console_of
@@ -50,7 +50,7 @@ def _build(arguments: Sequence[str]) -> int:
 
 
 def _info(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="pfedst cache info", description="List the content of the cache.")
+    parser = CommandParser(prog="pfedst cache info", description="List the content of the cache.")
     parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read every row and compare it with its checksum")
     given = parser.parse_args(arguments)
@@ -72,7 +72,7 @@ def _info(arguments: Sequence[str]) -> int:
 
 
 def _clear(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="pfedst cache clear", description="Remove stores of the cache.")
+    parser = CommandParser(prog="pfedst cache clear", description="Remove stores of the cache.")
     parser.add_argument("name", nargs="*", help="name of a store, from pfedst cache info")
     parser.add_argument(
         "--all", action="store_true", help="remove all stores in the folder, and the saved results of image scans"

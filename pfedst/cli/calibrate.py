@@ -5,13 +5,13 @@ Neither images nor an encoder are needed. What needs torch is imported after the
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.reporting import console_of
 from pfedst.reporting.loading import present_summary
@@ -22,9 +22,8 @@ from pfedst.reporting.temperature_table import METRICS
 
 def run_calibrate(arguments: Sequence[str]) -> int:
     """Fit the temperature of one site, write its calibration, and print what it does. Return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pfedst calibrate",
-        allow_abbrev=False,
         description="Fit temperature and threshold of a site's model on its saved predictions on validation.",
     )
     parser.add_argument("run", type=Path, help="folder of a finished run that contains the folder of the site")

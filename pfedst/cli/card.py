@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.reporting.run_card import card
 
 
 def run_card(arguments: Sequence[str]) -> int:
     """Write the card of a run. Return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pfedst card",
-        allow_abbrev=False,
         description="Write card.md and card.json of a finished run: data, training, results by hospital and class, "
         "software, and the items of CLAIM 2024.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import yaml
 
 from pfedst.child_processes import start_fork_server
 from pfedst.cli.child import run_fit
+from pfedst.cli.command_parser import CommandParser
 from pfedst.cli.report import print_report, report
 from pfedst.cli.resume import resumable
 from pfedst.comparison import Comparison, Grid, Plan
@@ -33,9 +33,8 @@ class FailedRunsError(PfedstError):
 
 def run_compare(arguments: Sequence[str]) -> int:
     """Run a comparison, or the runs that are not finished, and write its report. Return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pfedst compare",
-        allow_abbrev=False,
         description="Run methods x seeds on one data set. The same command continues a comparison and skips finished "
         "runs.",
         epilog="All other options are those of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
@@ -63,7 +62,7 @@ def run_compare(arguments: Sequence[str]) -> int:
         "default: %(default)s",
     )
     parser.add_argument(
-        "--print-runs",
+        "--print_runs",
         action="store_true",
         help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; "
         "with tuning, print its runs first",
@@ -72,7 +71,7 @@ def run_compare(arguments: Sequence[str]) -> int:
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
     if given.print_runs and given.jobs > 1:
-        raise ConfigurationError(f"--jobs {given.jobs}: has no effect with --print-runs; leave it out")
+        raise ConfigurationError(f"--jobs {given.jobs}: has no effect with --print_runs; leave it out")
     asked = _Asked.of(given.config, given.seeds, given.only, given.runs_dir, given.name, overrides)
     if given.print_runs:
         return _print_runs(asked.comparison(PrintedGrid, given.round))
@@ -182,7 +181,7 @@ def _print_runs(comparison: Comparison) -> int:
     except RunsPrintedError as printed:
         print(f"{printed}, in this folder; then give this command again", file=sys.stderr)
         return 0
-    print("all runs are finished: give this command without --print-runs for the report", file=sys.stderr)
+    print("all runs are finished: give this command without --print_runs for the report", file=sys.stderr)
     return 0
 
 

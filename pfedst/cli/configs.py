@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.configuration.shipped import COMPARE, shipped
 from pfedst.errors import ConfigurationError, nearest
 from pfedst.reporting import console_of
@@ -20,7 +20,7 @@ COMMANDS = {"": "pfedst fit --config {}", COMPARE: "pfedst compare --config {}",
 
 def run_configs(arguments: Sequence[str]) -> int:
     """List, print or copy shipped configurations. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="pfedst configs", description="Configurations that come with pfedst.")
+    parser = CommandParser(prog="pfedst configs", description="Configurations that come with pfedst.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list name, command and purpose")
     show = commands.add_parser("show", help="print a configuration")

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 from rich.table import Table
 from rich.text import Text
 
+from pfedst.cli.command_parser import option_error
 from pfedst.errors import ConfigurationError, DataError, counted, listed, nearest
 from pfedst.reporting import bytes_text, console_of
 from pfedst.state import write_atomically
@@ -38,10 +39,7 @@ def run_data(arguments: Sequence[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise ConfigurationError(f'pfedst data: there is no command "{command}".{nearest(command, COMMANDS)}\n{USAGE}')
-    try:
-        return COMMANDS[command](rest)
-    except SystemExit as end:  # raised by --help
-        return int(end.code or 0)
+    return COMMANDS[command](rest)
 
 
 class DataParser(ArgumentParser):
@@ -49,7 +47,7 @@ class DataParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise an error in place of printing a usage text."""
-        raise ConfigurationError(f"{self.prog}: {str(message).strip()}; see {self.prog} --help")
+        raise option_error(self, str(message))
 
 
 def _prepare(arguments: Sequence[str]) -> int:

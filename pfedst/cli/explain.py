@@ -5,10 +5,10 @@ What needs torch is imported after the options are parsed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.cli.model_options import add_model_options, models_of
 from pfedst.errors import ConfigurationError
 
@@ -35,10 +35,9 @@ def run_explain(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="pfedst explain",
-        allow_abbrev=False,
         description="Show how much the probability of a class decreases if a part of an image is blurred. With "
         "--site and --generic the personal and the generic model are shown beside each other.",
         epilog="Needs pip install 'pfedst[explain]'. A map is not an explanation of a diagnosis; see the page Explain "

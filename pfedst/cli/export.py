@@ -5,10 +5,10 @@ What needs torch is imported after the options are parsed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.cli.model_options import add_model_options, models_of
 from pfedst.errors import ConfigurationError, counted
 from pfedst.options import HUB_MODEL
@@ -16,9 +16,8 @@ from pfedst.options import HUB_MODEL
 
 def run_export(arguments: Sequence[str]) -> int:
     """Write a model of a run into a folder. Return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pfedst export",
-        allow_abbrev=False,
         description="Write a model of a run into a folder: the adapter, everything to rebuild it, a model card. The "
         "encoder is not part of it.",
     )
@@ -71,9 +70,7 @@ def run_export(arguments: Sequence[str]) -> int:
 
 def run_push(arguments: Sequence[str]) -> int:
     """Upload an exported model. Return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="pfedst push", allow_abbrev=False, description="Upload an exported model to the Hugging Face hub."
-    )
+    parser = CommandParser(prog="pfedst push", description="Upload an exported model to the Hugging Face hub.")
     parser.add_argument("folder", type=Path, help="folder that pfedst export has written")
     parser.add_argument("name", help="USER/NAME")
     parser.add_argument("--private", action="store_true", help="make the repository private")

@@ -6,19 +6,19 @@ which needs torch: it is imported after the options are parsed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markdown import Markdown
 from rich.table import Table
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.reporting import console_of
 
 
 def run_methods(arguments: Sequence[str]) -> int:
     """Print a table of all methods or the pages of some, or write all pages. Return the exit code."""
-    parser = argparse.ArgumentParser(prog="pfedst methods", description="List and explain the installed methods.")
+    parser = CommandParser(prog="pfedst methods", description="List and explain the installed methods.")
     parser.add_argument(
         "name", nargs="*", help="print the pages of these, by name or import path, instead of the table"
     )

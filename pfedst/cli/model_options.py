@@ -23,7 +23,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--round", default="last", help="round of the run: last, best (on validation), or the number of a saved round"
     )
-    parser.add_argument("--encoder-weights", help="file or tag of the encoder's weights; default: those of the run")
+    parser.add_argument("--encoder_weights", help="file or tag of the encoder's weights; default: those of the run")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on; default: %(default)s")
 
 

@@ -5,12 +5,12 @@ What needs torch is imported after the options are parsed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.cli.model_options import add_model_options, models_of
 from pfedst.errors import ConfigurationError, DataError, StateError, counted, listed
 
@@ -56,10 +56,9 @@ def run_predict(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="pfedst predict",
-        allow_abbrev=False,
         description="Predict the class of images. Research software, not a medical device.",
     )
     add_model_options(parser)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pfedst.cli.command_parser import CommandParser
 from pfedst.reporting import console_of
 from pfedst.reporting.best_round import ROUND_CHOICES, RoundChoice
 from pfedst.reporting.formats import rich_report
@@ -22,9 +22,7 @@ PathLike = str | Path
 
 def run_report(arguments: Sequence[str]) -> int:
     """Report on the given runs. Return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="pfedst report", allow_abbrev=False, description="Write tables and figures of finished runs."
-    )
+    parser = CommandParser(prog="pfedst report", description="Write tables and figures of finished runs.")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of comparisons")
     parser.add_argument(
         "--reference", help="row with which the others are compared; default: that of the comparison, or PFedST"

@@ -188,7 +188,7 @@ def _rebuilt(
     except WeightsError as error:
         raise WeightsError(
             f"{error}. The model in {folder} needs the encoder {config['encoder']['label']}: name its file with "
-            f"--encoder-weights (encoder_weights=...)"
+            f"--encoder_weights (encoder_weights=...)"
         ) from error
     check_encoder(built.encoder, config["encoder"]["sha256"], f"the model in {folder}")
     found = preprocessing_of(config)

@@ -5,7 +5,7 @@ A map says where blurring an image lowers the probability of a class. It does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from pfedst.encoders import Preprocessing
-from pfedst.errors import ConfigurationError, nearest
-from pfedst.inference.images import items_of, reader
+from pfedst.errors import ConfigurationError, DataError, counted, listed, nearest
+from pfedst.inference.images import Item, items_of, reader
 from pfedst.inference.occlusion import Curves, Grid, Probabilities, centre_map, curves_of, occlusion_maps
 from pfedst.inference.predict import Progress, logits_of
 from pfedst.inference.site_model import SiteModel
@@ -125,7 +125,7 @@ def explain(
 
     Raises:
         ConfigurationError: If an option is out of range, the class is unknown, or the extra `explain` is missing.
-        DataError: If an image cannot be read.
+        DataError: If images cannot be read.
     """
     first = models[0]
     if class_name is not None and class_name not in first.class_names:
@@ -136,10 +136,8 @@ def explain(
     preprocessing = first.encoder.preprocessing
     grid = Grid.of(preprocessing.image_size, window, stride)
     probabilities = probabilities_of(models, [model.target(prior) for model in models])
-    read = reader(preprocessing, first.pixel_range)
     items = items_of(images)
-    # all images are read first, since the maps of an image take seconds
-    loaded = [read(item) for item in items]
+    loaded = _read_all(items, reader(preprocessing, first.pixel_range))
     progress = Progress("explain", len(items), console)
     explained = []
     for number, (item, (pixels, sha256)) in enumerate(zip(items, loaded, strict=True)):
@@ -149,6 +147,24 @@ def explain(
         )
         progress.done(number + 1)
     return explained
+
+
+def _read_all(items: Sequence[Item], read: Callable[[Item], tuple[Tensor, str]]) -> list[tuple[Tensor, str]]:
+    """Read all images before the first map, since the maps of an image take seconds.
+
+    Raises:
+        DataError: images cannot be read; it names all of them.
+    """
+    loaded, errors = [], []
+    for item in items:
+        try:
+            loaded.append(read(item))
+        except DataError as error:
+            errors.append(str(error))
+    if errors:
+        what = f"{len(errors)} of {counted(len(items), 'image')} cannot be read, and no map was made"
+        raise DataError(f"{what}; repair them or leave them out: {listed(errors, '; ')}")
+    return loaded
 
 
 def probabilities_of(models: Sequence[SiteModel], targets: Sequence[TargetPrior]) -> Probabilities:

@@ -78,7 +78,7 @@ def with_weights(options: Options, weights: str | Path | None) -> Options:
     elif "weights" in arguments:
         arguments["weights"] = str(weights)
     else:
-        raise ConfigurationError(f"--encoder-weights {weights}: the encoder {encoder['class_path']} has no weights")
+        raise ConfigurationError(f"--encoder_weights {weights}: the encoder {encoder['class_path']} has no weights")
     return {**options, "model": {**options["model"], "encoder": {**encoder, "init_args": arguments}}}
 
 

@@ -58,7 +58,7 @@ class Rebuilt:
         try:
             section, method = instantiate(options)
         except WeightsError as error:
-            raise WeightsError(f"{error} (here: --encoder-weights, or encoder_weights= in Python)") from error
+            raise WeightsError(f"{error} (here: --encoder_weights, or encoder_weights= in Python)") from error
         model = build_model(
             section.encoder,
             section.adapter,

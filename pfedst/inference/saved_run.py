@@ -194,7 +194,7 @@ def check_encoder(encoder: Encoder, expected: str, what: str) -> None:
     if found != expected:
         raise StateError(
             f"{what} was trained with another encoder: its weights have the hash {expected[:16]}..., those of "
-            f"{encoder.label} {found[:16]}...; name the file with --encoder-weights"
+            f"{encoder.label} {found[:16]}...; name the file with --encoder_weights"
         )
 
 

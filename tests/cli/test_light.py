@@ -27,10 +27,7 @@ import pfedst
 code = 0
 if sys.argv[1:]:
     from pfedst.cli import main
-    try:
-        code = main(sys.argv[1:])
-    except SystemExit as end:
-        code = end.code
+    code = main(sys.argv[1:])
 print(code, *(name for name in {HEAVY} if name in sys.modules))
 """
 COMMANDS = [

@@ -390,7 +390,7 @@ def test_printed_runs_are_run_by_hand_and_collected(compare, capsys) -> None:
     plan = {"seeds": [0], "tune": tune, "rows": {name: PLAN["rows"][name] for name in ("side", "none")}}
     arrays = []
     for _ in range(3):
-        assert compare("--print-runs", **plan)[:2] == (0, [])
+        assert compare("--print_runs", **plan)[:2] == (0, [])
         arrays.append([shlex.split(line) for line in capsys.readouterr().out.splitlines()])
         for program, *arguments in arrays[-1]:
             assert program == "pfedst"
@@ -402,4 +402,4 @@ def test_printed_runs_are_run_by_hand_and_collected(compare, capsys) -> None:
     code, ran, content = compare(**plan)
     assert (code, ran) == (0, [])
     assert content["rows"][0]["tuned"]["parts"][0]["chosen"] is not None
-    assert compare("--print-runs", "--jobs", "2", **plan)[0] == 2
+    assert compare("--print_runs", "--jobs", "2", **plan)[0] == 2

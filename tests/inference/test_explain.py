@@ -66,9 +66,10 @@ def test_a_named_class_and_one_model(explained) -> None:
 
 def test_an_image_that_cannot_be_read_and_a_missing_package(explained, tmp_path, monkeypatch) -> None:
     models, files, _ = explained
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"broken\.png"):
-        explain(models, tmp_path / "broken.png")
+    for name in ("broken.png", "empty.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"2 of 3 images cannot be read, .*: .*broken\.png: .*; .*empty\.jpg: "):
+        explain(models, [files[0], tmp_path])
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'pfedst\[explain\]'"):
         explain(models, files[:1])
