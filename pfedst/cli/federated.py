@@ -18,7 +18,7 @@ from pfedst.cli.dry_run import DryRun
 from pfedst.cli.parser import Parser
 from pfedst.cli.resume import check_same_configuration, is_unused, resumable
 from pfedst.cli.study import local_options, study_options
-from pfedst.client.lightning_options import check_callback, explain_trainer
+from pfedst.client.lightning_options import check_callback, check_trainer, explain_trainer
 from pfedst.client.module import FederatedClient
 from pfedst.client.state import site_folder
 from pfedst.client.training import LEAN_TRAINER, LocalTrainer
@@ -304,6 +304,7 @@ class PFedSTCLI(LightningCLI):
             return stack.enter_context(self._centre(model, datamodule, text))
         if warm_start is not None:
             datamodule.use_classes(warm_start.classes, all_of_them=True)
+        check_trainer(self.trainer)  # before the images are read
         datamodule.prepare(model.encoder.preprocessing)
         if datamodule.report is not None:
             self.say(datamodule.report.headline() + "; for the full report run pfedst data audit with the same options")

@@ -278,14 +278,21 @@ def check_trainer(trainer: Trainer) -> None:
     """Check that a run honours every option of a Trainer, and every callback.
 
     Raises:
-        ConfigurationError: naming the option or the callback, and what to use instead.
+        ConfigurationError: naming all of them that it does not honour, and what to use instead.
     """
-    for name, option in OPTIONS.items():
-        value = option.read(trainer)
-        if not option.accepts(value):
-            raise ConfigurationError(f"--trainer.{name}{_shown(value)}: {option.instead}")
+    read = {name: option.read(trainer) for name, option in OPTIONS.items()}
+    refused = [
+        f"--trainer.{name}{_shown(value)}: {OPTIONS[name].instead}"
+        for name, value in read.items()
+        if not OPTIONS[name].accepts(value)
+    ]
     for callback in _callbacks(trainer):
-        check_callback(callback)
+        try:
+            check_callback(callback)
+        except ConfigurationError as error:
+            refused.append(str(error))
+    if refused:
+        raise ConfigurationError("\n  ".join(refused))
 
 
 def protocol_options(trainer: Trainer) -> dict[str, Any]:

@@ -105,6 +105,17 @@ def test_a_lean_trainer_is_what_the_command_line_takes_by_default() -> None:
     check_trainer(Trainer(**LEAN_TRAINER | {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}))
 
 
+def test_all_that_is_refused_is_named_at_once() -> None:
+    callback = lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.1)
+    with pytest.raises(ConfigurationError) as raised:
+        check_trainer(trainer(max_steps=5, num_sanity_val_steps=3, callbacks=[callback]))
+    lines = str(raised.value).splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "--trainer.max_steps 5", "--trainer.num_sanity_val_steps 3",
+        "--trainer.callbacks StochasticWeightAveraging",
+    ]  # fmt: skip
+
+
 ARGUMENTS = {
     "BackboneFinetuning": {},
     "EarlyStopping": {"monitor": "federation/validation/accuracy", "mode": "max"},
