@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 import pfedst.data
 from pfedst.cli.audit_options import AuditOptions
 from pfedst.cli.federated import PFedSTCLI
+from pfedst.cli.python_interface import check_data
 from pfedst.client.module import FederatedClient
 from pfedst.data import FederatedDataModule
 from pfedst.data.audit import AuditReport, scan
@@ -90,6 +91,7 @@ def audit(
         The findings, the most severe first (`findings`, `headline()`, `to_json()`).
 
     Raises:
+        ConfigurationError: the source is an object of another kind.
         DataError: the images cannot be read, or their layout is not known.
         StateError: the page cannot be written.
     """
@@ -97,6 +99,7 @@ def audit(
         name, options = recognise(Path(source))
         module: FederatedDataModule = getattr(pfedst.data, name)(**options)
     else:
+        check_data("source", source)
         module = source
     found = module.found(files=images)
     seen = scan(found, True, module.cache.folder) if images else None

@@ -11,6 +11,19 @@ from pfedst.cli.federated import PFedSTCLI
 from pfedst.cli.start import run_interface
 from pfedst.data import FederatedDataModule
 from pfedst.data.sites import Split
+from pfedst.errors import ConfigurationError
+
+
+def check_data(name: str, given: object) -> None:
+    """Check that an argument of a function is a data module.
+
+    Raises:
+        ConfigurationError: with what to give.
+    """
+    if not isinstance(given, FederatedDataModule):
+        raise ConfigurationError(
+            f"{name}: give a data module, such as pfedst.DatasetSites({{site: ...}}), not a {type(given).__name__}"
+        )
 
 
 class PythonCLI(PFedSTCLI):
@@ -22,6 +35,8 @@ class PythonCLI(PFedSTCLI):
     """
 
     def __init__(self, arguments: Sequence[str], data: FederatedDataModule | None = None) -> None:
+        if data is not None:
+            check_data("data", data)
         self.given_data = data
         super().__init__(arguments)
 

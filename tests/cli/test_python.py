@@ -222,6 +222,13 @@ def test_objects_of_another_kind_are_refused(folder, given, told) -> None:
     assert not (folder / "never").exists()
 
 
+def test_data_of_another_kind_are_refused_wherever_they_are_given(run) -> None:
+    with pytest.raises(ConfigurationError, match=r"data: give a data module, such as .*, not a dict"):
+        run.evaluate(data={"a": {}})
+    with pytest.raises(ConfigurationError, match=r"source: give a data module, such as .*, not a dict"):
+        pfedst.audit({"a": {}})
+
+
 def test_a_module_with_other_logits_is_refused_before_the_first_round(folder) -> None:
     pixels = {"model": {"encoder": {"class_path": "Pixels", "init_args": {"image_size": 32}}}}
     with pytest.raises(ConfigurationError, match=r"Wide returns \(\d+, 3\), where logits \(images, 2 classes\) belong"):
