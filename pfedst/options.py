@@ -121,3 +121,14 @@ def of_all_sites(options: Mapping[str, Any], of_any_data: Collection[str]) -> di
 def with_effect(options: Mapping[str, Any], *effects: Effect) -> dict[str, Any]:
     """Return the options that have one of these effects, of options by their dotted keys."""
     return {key: value for key, value in sorted(options.items()) if effect_of(key) in effects}
+
+
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of JSON or YAML with one key a leaf, such as `protocol.optimizer.lr`; an empty table is a leaf."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

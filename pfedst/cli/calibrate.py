@@ -14,7 +14,7 @@ from rich.table import Table
 from pfedst.cli.command_parser import CommandParser
 from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.reporting import console_of
-from pfedst.reporting.loading import present_summary
+from pfedst.reporting.earlier_formats import present_summary
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.temperature_table import METRICS

@@ -11,9 +11,8 @@ from pathlib import PurePath
 from typing import Any
 
 from pfedst.configuration.yaml_text import load_yaml
-from pfedst.options import FIRST_DEFAULTS, FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, with_effect
+from pfedst.options import FIRST_DEFAULTS, FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, dotted, with_effect
 from pfedst.renamed import name_today
-from pfedst.reporting.loading import dotted
 
 INIT_ARGS = ".init_args."
 UNKNOWN = object()

@@ -10,8 +10,8 @@ from typing import Any
 from pfedst.reporting.card_tables import MODELS, calibration, classes, estimates, sites, subgroups, table
 from pfedst.reporting.claim_items import STATED, Item, claim_items
 from pfedst.reporting.data_card import FILE, KEYS, read_data_card
+from pfedst.reporting.earlier_formats import present_summary
 from pfedst.reporting.environment import environment_lines
-from pfedst.reporting.loading import present_summary
 from pfedst.reporting.report_table import percent
 from pfedst.reporting.run_folder import RunFolder
 from pfedst.reporting.run_warnings import warning_text

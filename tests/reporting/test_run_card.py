@@ -9,7 +9,7 @@ from pfedst.cli import main
 from pfedst.errors import ConfigurationError, StateError
 from pfedst.reporting.claim_items import claim_items
 from pfedst.reporting.data_card import KEYS, read_data_card
-from pfedst.reporting.loading import present_summary
+from pfedst.reporting.earlier_formats import present_summary
 from pfedst.reporting.run_card import card
 
 OLD_RUN = Path(__file__).parents[1] / "fixtures" / "run_of_format_1"
