@@ -72,6 +72,8 @@ RECIPE = {
     "method.weighting": "uniform",
 }
 """The recipe that the variants change in one thing each."""
+OF_PFEDST = {"method.rank": 8, "method.alpha": 8}
+"""Of its base: the default before this study."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "CrossEntropy": {"model.loss": "CrossEntropy"},
@@ -83,6 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine, rate 1e-3": {"coordinator.lr_schedule": "cosine", "model.optimizer.lr": 1e-3},
     "LoRA of rank 4": {"method.rank": 4, "method.alpha": 4},
     "LoRA of rank 2": {"method.rank": 2, "method.alpha": 2},
+    "LoRA of rank 2, optimiser reset": {"method.rank": 2, "method.alpha": 2, "coordinator.optimizer_state": "reset"},
     "LoRA of rank 1": {"method.rank": 1, "method.alpha": 1},
     "LoRA at a tenth of the rate": {"method.lora_learning_rate_scale": 0.1},
     "LoRA at half strength": {"method.strength": 0.5},
@@ -95,7 +98,7 @@ def inner_runs(root: Path, folder: Path) -> Iterator[Run]:
     for fold, file in enumerate(split_files):
         for variant, changes in VARIANTS.items():
             for method in ("PFedST", "FedAvg"):
-                options = RECIPE | changes
+                options = RECIPE | (OF_PFEDST if method == "PFedST" else {}) | changes
                 if method == "FedAvg" and variant.startswith("LoRA"):
                     continue
                 in_order = sorted(options, key=lambda key: key.count("."))  # a class before its options
@@ -252,9 +255,9 @@ def inner_table(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     print(
         "\nThree folds within the training part of FLamby's split on four centres, seed 0, means over sites, %: "
         "balanced accuracy at the balanced prior, accuracy at the site's prior. Base: balanced softmax, all clients "
-        "count alike, AdamW (3e-4) kept over 40 rounds of at most 8 batches of 32. Not all folds of all rows are "
-        "there: differences are to base on the same folds, and of a few points they say nothing. LoRA at a share "
-        "of its strength is evaluated from the adapters of base."
+        "count alike, AdamW (3e-4) kept over 40 rounds of at most 8 batches of 32, LoRA of rank 8. Not all folds of "
+        "all rows are there: differences are to base on the same folds, and of a few points they say nothing. LoRA at a "
+        "share of its strength is evaluated from the adapters of base."
     )
 
 

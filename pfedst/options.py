@@ -61,7 +61,6 @@ EFFECTS: dict[str, Effect] = {
 }
 """Effects by the dotted key of an option, or of a group of options."""
 FIRST_DEFAULTS: dict[str, Any] = {
-    "data.init_args.evaluation_batch_size": 64,
     "coordinator.optimizer_state": "reset",
     "pfedst.methods.interface.FederatedMethod.weighting": "samples",
 }

@@ -2,18 +2,28 @@
 
 import inspect
 import json
+import pkgutil
+from importlib import import_module
 from pathlib import Path
 
+import pfedst_baselines
 import pytest
 import yaml
 from pfedst_baselines.fedavg import FedAvg
 
+import pfedst.adapters
 import pfedst.data
+import pfedst.encoders
+import pfedst.methods
+from pfedst.adapters import Adapter
 from pfedst.cli import main
 from pfedst.cli.start import parse_only
 from pfedst.cli.study import results_depend_on, study_options
-from pfedst.encoders import FrozenCLIP
-from pfedst.options import EFFECTS, WEIGHTS, Effect, effect_of
+from pfedst.data import FederatedDataModule
+from pfedst.encoders import Encoder, FrozenCLIP
+from pfedst.methods.criteria import Criterion
+from pfedst.methods.interface import FederatedMethod
+from pfedst.options import EFFECTS, FIRST_DEFAULTS, WEIGHTS, Effect, effect_of
 from tests.cli.test_main import SMALL
 
 METHOD = f"{__name__}.Child"
@@ -209,3 +219,38 @@ def test_of_a_file_of_class_frequencies_the_name_is_of_the_study_and_the_default
         assert study_options(text(model={"prior": prior}), defaults)["model.prior"] == kept
     assert "model.prior" not in study_options(text(model={"prior": "training"}), defaults)
     assert "prior" not in results_depend_on(text(model={"prior": "training"}), defaults)
+
+
+# -- first defaults ----------------------------------------------------------------------------------------------------
+
+FIRST = Path(__file__).parents[1] / "fixtures/first_defaults.json"
+"""Option -> its first default, as YAML has it: by dotted key, or by class and name. An option that is new is added."""
+KINDS = (FederatedMethod, Adapter, Encoder, FederatedDataModule, Criterion)
+"""Classes of a configuration."""
+PACKAGES = (pfedst.methods, pfedst_baselines, pfedst.adapters, pfedst.encoders, pfedst.data)
+"""Where they are."""
+
+
+def classes_of_configurations():
+    for package in PACKAGES:
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            for found in vars(import_module(module.name)).values():
+                if isinstance(found, type) and issubclass(found, KINDS) and found.__module__ == module.name:
+                    yield found
+
+
+def defaults_today(resolve):
+    found = {key: value for key, value in resolve.__self__.defaults().items() if effect_of(key) is Effect.STUDY}
+    for kind in classes_of_configurations():
+        for parameter in inspect.signature(vars(kind).get("__init__", object)).parameters.values():
+            if parameter.default is not inspect.Parameter.empty:
+                found[f"{kind.__module__}.{kind.__name__}.{parameter.name}"] = parameter.default
+    return json.loads(json.dumps(found, default=str))
+
+
+def test_a_default_that_changes_keeps_its_first_one(resolve) -> None:
+    """Else runs from before and after a change would stand in one row of a table, as if they were equal."""
+    first, today = json.loads(FIRST.read_text()), defaults_today(resolve)
+    assert sorted(today.keys() - first.keys()) == [], f"new options: add them and their defaults to {FIRST.name}"
+    changed = {key: first[key] for key in today if today[key] != first[key]}
+    assert changed == FIRST_DEFAULTS, "a default has changed: FIRST_DEFAULTS names its first one"
