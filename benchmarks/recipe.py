@@ -256,8 +256,8 @@ def inner_table(rows: dict[str, dict[str, dict[str, Any]]]) -> None:
         "\nThree folds within the training part of FLamby's split on four centres, seed 0, means over sites, %: "
         "balanced accuracy at the balanced prior, accuracy at the site's prior. Base: balanced softmax, all clients "
         "count alike, AdamW (3e-4) kept over 40 rounds of at most 8 batches of 32, LoRA of rank 8. Not all folds of "
-        "all rows are there: differences are to base on the same folds, and of a few points they say nothing. LoRA at a "
-        "share of its strength is evaluated from the adapters of base."
+        "all rows are there: differences are to base on the same folds, and of a few points they say nothing. LoRA at "
+        "a share of its strength is evaluated from the adapters of base."
     )
 
 
