@@ -85,7 +85,7 @@ def table() -> None:
     same = rows["cached, all patches"]["train_losses"] == slowest["train_losses"]
     print(
         f"\n{slowest['encoder']}; {slowest['data']}; {slowest['images']:,} images, batch {slowest['batch_size']}; "
-        f"{result['environment']['threads']} thread. Seconds: processor time, as the machine had other work. "
+        f"threads: {result['environment']['threads']}. Seconds: processor time, as the machine had other work. "
         f"The losses with all patches are "
         f"{'bit-equal' if same else 'NOT equal'} with and without the cache."
     )
