@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from pfedst import load
-from pfedst.errors import ConfigurationError, StateError
+from pfedst.cli import main
+from pfedst.errors import ConfigurationError, StateError, WeightsError
 from pfedst.inference.artefact import export
 from pfedst.inference.artefact_files import FILES
 from pfedst.inference.hub import local_folder, push
@@ -64,3 +65,18 @@ def test_names_and_folders_are_checked_first(tmp_path) -> None:
             push(tmp_path, name)
     with pytest.raises(StateError, match=r"has no config.json"):
         push(tmp_path, "me/lesions")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(run_folder, tmp_path, monkeypatch, capsys) -> None:
+    def refuse(*_, **__):
+        raise OSError("no route to the hub\nand more")
+
+    run = load(run_folder)
+    folder = export(run, run.model(), tmp_path / "model", "mit")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    assert main(["push", str(folder), "me/lesions"]) == 4
+    told = capsys.readouterr().err
+    assert f"{folder} cannot be uploaded to me/lesions (no route to the hub); check the name" in told
+    with pytest.raises(WeightsError, match=r"hf://me/lesions: the model cannot be downloaded \(no route to the hub\)"):
+        local_folder("hf://me/lesions")
