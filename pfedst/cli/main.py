@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(USAGE, end="", file=sys.stderr)
             return 2
         return _runner(command)(given if command in OF_LIGHTNING else given[1:])
-    except SystemExit as end:  # --help ends this way
+    except SystemExit as end:  # --help and --print_config end this way
         return int(end.code or 0)
     except PfedstError as error:
         print(f"pfedst: error: {error}", file=sys.stderr)

@@ -24,10 +24,7 @@ Interface = TypeVar("Interface", bound=PFedSTCLI)
 def run_command(arguments: Sequence[str], interface: type[PFedSTCLI] = PFedSTCLI) -> int:
     """Parse and run `fit`, `validate` or `test` with `interface`; return the exit code."""
     show_messages()
-    try:
-        run_interface(arguments, interface)
-    except SystemExit as end:  # --help and --print_config end this way
-        return int(end.code or 0)
+    run_interface(arguments, interface)
     return 0
 
 

@@ -184,7 +184,7 @@ class Comparison:
 
         Where trials are final runs, those of the other rows are run among them.
         """
-        final = self._grid_of_trials is self._grid_of_runs
+        final = self.plan.folds is not None
         rows = {label: tuned.get(label, row) for label, row in self.plan.rows.items() if final or label in tuned}
         trials: dict[tuple[Part, str], list[Trial]] = {
             (part, label): [

@@ -185,7 +185,7 @@ def test_tuning_chooses_on_validation_with_seeds_of_its_own(compare, tmp_path) -
 
 
 def test_a_best_value_at_an_edge_extends_the_grids_of_all_rows_once(compare, tmp_path, monkeypatch) -> None:
-    """Two trials that are worse the larger the rate, for two seeds: one smaller rate for both rows, and it is marked."""
+    """Of trials that are worse the larger the rate, the smallest is best: both rows try one more, and it is marked."""
     monkeypatch.setattr(Comparison, "_score", lambda self, runs: -rate_of(runs[0]))
     grid = {"model.optimizer.lr": [1e-4, 1e-3]}
     code, ran, content = compare("--seeds", "0", tune={"seeds": [7], "grid": grid, "rows": {"none": {}}})
