@@ -18,9 +18,11 @@ from pfedst.cli.command_parser import CommandParser
 from pfedst.cli.report import print_report, report
 from pfedst.cli.resume import resumable
 from pfedst.comparison import Comparison, Grid, Plan
-from pfedst.comparison.plan import OF_THE_COMPARISON, as_arguments, make_plan
+from pfedst.comparison.arguments import check_overrides
+from pfedst.comparison.plan import as_arguments, make_plan
 from pfedst.comparison.printed import PrintedGrid, RunsPrintedError
 from pfedst.comparison.run import Resolve
+from pfedst.configuration.command_line import GivenOption, options_of
 from pfedst.configuration.shipped import COMPARE, configuration_file
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, PfedstError, counted, listed
@@ -33,41 +35,7 @@ class FailedRunsError(PfedstError):
 
 def run_compare(arguments: Sequence[str]) -> int:
     """Run a comparison, or the runs that are not finished, and write its report. Return the exit code."""
-    parser = CommandParser(
-        prog="pfedst compare",
-        description="Run methods x seeds on one data set. The same command continues a comparison and skips finished "
-        "runs.",
-        epilog="All other options are those of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        help="file with rows, seeds and a base, or the name of a shipped one: pfedst configs list",
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time; default: %(default)s")
-    parser.add_argument(
-        "--runs_dir",
-        type=Path,
-        default=Path("runs"),
-        help="folder in which the comparison is created; default: %(default)s",
-    )
-    parser.add_argument("--name", help="name of the folder; default: compare-FILE")
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use instead of those in the file")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="run only these rows and the reference")
-    parser.add_argument(
-        "--round",
-        choices=ROUND_CHOICES,
-        default="last",
-        help="round of each run that the table reports and that tuning compares: its last, or its best on validation; "
-        "default: %(default)s",
-    )
-    parser.add_argument(
-        "--print_runs",
-        action="store_true",
-        help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; "
-        "with tuning, print its runs first",
-    )
-    given, overrides = parser.parse_known_args(arguments)
+    given, overrides = _parser().parse_known_args(arguments)
     if given.jobs < 1:
         raise ConfigurationError(f"--jobs {given.jobs}: must be 1 or more")
     if given.print_runs and given.jobs > 1:
@@ -130,7 +98,7 @@ class _Asked:
 
     plan: Plan
     folder: Path
-    overrides: list[str]
+    overrides: list[GivenOption]
 
     @classmethod
     def of(
@@ -143,7 +111,9 @@ class _Asked:
         overrides: Sequence[str],
     ) -> _Asked:
         file = configuration_file(config, COMPARE)
-        return cls(_plan(file, seeds, only), runs_dir / (name or f"compare-{file.stem}"), _checked(overrides))
+        plan, given = _plan(file, seeds, only), options_of(overrides)
+        check_overrides(given, plan)
+        return cls(plan, runs_dir / (name or f"compare-{file.stem}"), given)
 
     def comparison(self, grid: Callable[[Path], Grid], choice: RoundChoice) -> Comparison:
         return Comparison(self.plan, self.folder, self.overrides, resolver(), grid, choice)
@@ -194,14 +164,54 @@ def resolver() -> Resolve:
     from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
 
     parse = parse_only()
+    own = [action.dest for action in _parser()._actions]
 
     def resolve(arguments: Sequence[str]) -> str:
-        Parser.arguments = arguments
+        Parser.reads(arguments, own)
         # values from the environment that the configuration leaves open
         given = [f"{n}: {os.environ[n]}\n" for n in (ROOT_VARIABLE, WEIGHTS_VARIABLE) if n in os.environ]
         return parse(arguments) + "".join(given)
 
     return resolve
+
+
+def _parser() -> CommandParser:
+    """Return the parser of the options of a comparison; all others are those of its runs."""
+    parser = CommandParser(
+        prog="pfedst compare",
+        description="Run methods x seeds on one data set. The same command continues a comparison and skips finished "
+        "runs.",
+        epilog="All other options are those of pfedst fit, for every run: --data.root FOLDER, --coordinator.rounds 5",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="file with rows, seeds and a base, or the name of a shipped one: pfedst configs list",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time; default: %(default)s")
+    parser.add_argument(
+        "--runs_dir",
+        type=Path,
+        default=Path("runs"),
+        help="folder in which the comparison is created; default: %(default)s",
+    )
+    parser.add_argument("--name", help="name of the folder; default: compare-FILE")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use instead of those in the file")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="run only these rows and the reference")
+    parser.add_argument(
+        "--round",
+        choices=ROUND_CHOICES,
+        default="last",
+        help="round of each run that the table reports and that tuning compares: its last, or its best on validation; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--print_runs",
+        action="store_true",
+        help="print a command for each run that is not finished, and run none: for sbatch --array or GNU parallel; "
+        "with tuning, print its runs first",
+    )
+    return parser
 
 
 def _plan(file: Path, seeds: Sequence[int] | None, only: Sequence[str] | None) -> Plan:
@@ -213,11 +223,3 @@ def _plan(file: Path, seeds: Sequence[int] | None, only: Sequence[str] | None) -
         content = content | {"seeds": list(seeds)}
     plan = make_plan(content, file)
     return plan if only is None else plan.only(only)
-
-
-def _checked(overrides: Sequence[str]) -> list[str]:
-    for argument in overrides:
-        key = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("-") and key.split(".")[0] in OF_THE_COMPARISON:
-            raise ConfigurationError(f"--{key} is set by the comparison, for every run")
-    return list(overrides)

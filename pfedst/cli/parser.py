@@ -18,6 +18,7 @@ from pfedst.adapters import Adapter
 from pfedst.cli.parser_errors import explain
 from pfedst.client.lightning_options import UNUSED
 from pfedst.client.module import FederatedClient
+from pfedst.configuration.command_line import classes_first
 from pfedst.configuration.yaml_text import CHECKED_YAML
 from pfedst.data import FederatedDataModule
 from pfedst.encoders import Encoder
@@ -59,10 +60,26 @@ class Parser(LightningArgumentParser):
         "trainer": Trainer,
     }
     arguments: Sequence[str] = ()
+    around: Sequence[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # argparse would take --coordinator.round for --coordinator.rounds
         super().__init__(*args, allow_abbrev=False, **{"parser_mode": CHECKED_YAML} | kwargs)
+
+    @classmethod
+    def reads(cls, arguments: Sequence[str], around: Sequence[str] = ()) -> None:
+        """Set the command line that errors are told about.
+
+        Args:
+            arguments: the command line.
+            around: names of the options of a command that passes on all others: one of them may be meant.
+        """
+        cls.arguments, cls.around = arguments, around
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Namespace:  # type: ignore[override]
+        """Parse a command line on which an option may come before its class."""
+        parsed: Namespace = super().parse_args(None if args is None else classes_first(args), *others, **named)
+        return parsed
 
     def validate(self, namespace: Namespace, skip_unset: bool = True, *args: Any, **kwargs: Any) -> None:
         """Check values; null only where the type of an option allows it. The parser would take null for any option."""
@@ -85,4 +102,4 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise one clear error in place of the usage text of argparse."""
         options = [action.dest for action in self._actions]
-        raise ConfigurationError(explain(message, self.arguments, self.bases, options))
+        raise ConfigurationError(explain(message, self.arguments, self.bases, [*options, *self.around]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pfedst.configuration.command_line import plain
 from pfedst.configuration.imports import import_class
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, nearest
@@ -113,14 +114,10 @@ def _key_in(message: str) -> str:
     return next((match.group(1) for pattern in patterns if (match := re.search(pattern, message))), "")
 
 
-def _plain(key: str) -> str:
-    return key.replace(".init_args", "")
-
-
 def _chosen(key: str, pairs: Sequence[tuple[str, Any]]) -> str | None:
     """Return the class chosen at `key`, written in either way, with its import path if one is given."""
     for path, value in reversed(pairs):
-        if _plain(path) in (_plain(key), f"{_plain(key)}.class_path") and isinstance(value, str):
+        if plain(path) == plain(key) and isinstance(value, str):
             return value
     return None
 
@@ -129,10 +126,11 @@ def _unknown_option(
     full: str, pairs: Sequence[tuple[str, Any]], bases: Mapping[str, type], options: Sequence[str]
 ) -> str:
     parent, _, last = full.rpartition(".")
-    base = bases.get(_plain(parent).split(".")[-1])
+    base = bases.get(plain(parent).split(".")[-1])
     if base is None:
         meant = _elsewhere(last, bases, options)
-        told = f" Did you mean {meant}?" if meant else nearest(full.split(".")[0], bases)
+        first = (*bases, *(key for key in options if "." not in key))
+        told = f" Did you mean {meant}?" if meant else nearest(full.split(".")[0], first)
         return f'unknown option "--{full}".{told} See --help, or --print_config'
     known = subclasses(base)
     owner = known.get((_chosen(parent, pairs) or "").split(".")[-1], base)

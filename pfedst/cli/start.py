@@ -35,7 +35,7 @@ def run_interface(arguments: Sequence[str], interface: Callable[[Sequence[str]],
         check_configurations(arguments, ENVIRONMENT)
         save_dir_may_be_left_out()
         registered_methods()  # imports them, so that their class names can be used as short names
-        Parser.arguments = arguments
+        Parser.reads(arguments)
         return interface(arguments)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pfedst.configuration.command_line import plain
 from pfedst.configuration.shipped import shipped
 from pfedst.errors import ConfigurationError, counted, nearest
 from pfedst.evaluation.stated import SITE, STATED
@@ -45,6 +46,11 @@ class Row:
     label: str
     options: Options
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> set[str]:
+        """The options that the row sets or tunes."""
+        return {plain(key) for key in (*self.options, *self.grid)}
 
     @property
     def trials(self) -> list[Options]:
@@ -170,19 +176,20 @@ def make_plan(content: Any, file: Path) -> Plan:
     repetitions = _repetitions(tree.get("seeds"), folds, file)
     seeds = tuple(seed for of in repetitions for seed in of)
     trial_seeds, common, own, bounds = _tuning(tree.get("tune"), seeds, folds, file)
+    options = _options(tree.get("options") or {}, "options", file)
     rows = {}
-    for label, options in _mapping(tree.get("rows"), "rows", None, file).items():
+    for label, of_row in _mapping(tree.get("rows"), "rows", None, file).items():
         grid = own.pop(label, common)
-        rows[str(label)] = Row(str(label), _options(options, f"rows: {label}", file), grid)
+        rows[str(label)] = Row(str(label), _options(of_row, f"rows: {label}", file), grid)
     if not rows:
         raise ConfigurationError(f"{file}: rows: none; name what is compared, such as PFedST: {{method: PFedST}}")
     for label in own:
         raise ConfigurationError(f"{file}: tune: rows: there is no row {label}.{nearest(label, rows)}")
     _check_trials(rows.values(), file)
+    _check_effect(options, rows.values(), file)
     reference = str(tree.get("reference", next(iter(rows))))
     if reference not in rows:
         raise ConfigurationError(f"{file}: reference: there is no row {reference}.{nearest(reference, rows)}")
-    options = _options(tree.get("options") or {}, "options", file)
     if folds is not None:
         _check_of_folds([options, *(row.options | dict(row.grid) for row in rows.values())], file)
     for key in bounds:
@@ -320,6 +327,17 @@ def _check_trials(rows: Iterable[Row], file: Path) -> None:
     if len(set(numbers.values())) > 1:
         counts = ", ".join(f"{label} {number}" for label, number in numbers.items())
         raise ConfigurationError(f"{file}: tune: rows get different numbers of trials ({counts}); give all the same")
+
+
+def _check_effect(options: Options, rows: Collection[Row], file: Path) -> None:
+    """Check that each option has an effect: no row sets what it tunes, and not every row sets an option of all runs."""
+    for row in rows:
+        for key in row.options:
+            if plain(key) in map(plain, row.grid):
+                raise ConfigurationError(f"{file}: rows: {row.label}: {key} is tuned; leave it out here")
+    for key in options:
+        if all(plain(key) in row.keys for row in rows):
+            raise ConfigurationError(f"{file}: options: {key} has no effect: every row sets or tunes it; leave it out")
 
 
 def _grid(tree: Any, what: str, file: Path) -> dict[str, list[Any]]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pfedst.comparison.arguments import arguments_of
 from pfedst.comparison.grid import Grid, GridRun
 from pfedst.comparison.grid_edges import Edges, edges_of, extended
-from pfedst.comparison.plan import Options, Part, Plan, Row, as_arguments
+from pfedst.comparison.plan import Options, Part, Plan, Row
+from pfedst.configuration.command_line import GivenOption
 from pfedst.errors import ConfigurationError
 from pfedst.evaluation.resampled import POWER, smallest_detectable
 from pfedst.evaluation.statistics import LEVEL
@@ -50,7 +52,7 @@ class Comparison:
     Args:
         plan: the plan.
         folder: folder of `comparison.json`, `runs/` and `tuning/`.
-        overrides: arguments for every run. The options of a row take precedence.
+        overrides: options of the command line, for every run. The options of a row take precedence.
         resolve: function from arguments to the configuration, see `Resolve`.
         grid: function from a folder to its `Grid`.
         round_choice: the round of each run that the table reports, and that tuning compares.
@@ -63,7 +65,7 @@ class Comparison:
         self,
         plan: Plan,
         folder: Path,
-        overrides: Sequence[str],
+        overrides: Sequence[GivenOption],
         resolve: Resolve,
         grid: Callable[[Path], Grid],
         round_choice: RoundChoice = "last",
@@ -93,7 +95,7 @@ class Comparison:
                 for trial in row.trials:
                     self._run(row, row.options | trial, part.seeds[0], part)
             except ConfigurationError as error:
-                raise ConfigurationError(f"{self.plan.file}, row {row.label}: {error}") from error
+                raise ConfigurationError(f"{self._at_fault(row, trial, part)}row {row.label}: {error}") from error
         tuned = self._tune()
         runs: dict[tuple[str, int, int | None], GridRun] = {}
         for part in self.plan.parts:
@@ -127,9 +129,13 @@ class Comparison:
 
     # -- runs --------------------------------------------------------------------------------------------------
 
-    def _arguments(self, row: Row, options: Options, seed: int, part: Part) -> tuple[str, ...]:
-        arguments = [f"--config={self.plan.base}", *as_arguments(self.plan.options), *self.overrides]
-        arguments += [*as_arguments(options), f"--seed_everything={seed}"]
+    def _arguments(
+        self, options: Options, seed: int, part: Part, overrides: Sequence[GivenOption] | None = None
+    ) -> tuple[str, ...]:
+        """Return the arguments of a run; the options for all runs are those of this comparison by default."""
+        for_all = self.overrides if overrides is None else overrides
+        arguments = [f"--config={self.plan.base}", *arguments_of(self.plan.options, for_all, options)]
+        arguments.append(f"--seed_everything={seed}")
         if part.fold is not None:
             arguments += [f"--data.split_seed={part.split_seed}", f"--data.folds={self.plan.folds}"]
             arguments += [f"--data.fold={part.fold}"]
@@ -138,13 +144,13 @@ class Comparison:
     def _run(self, row: Row, options: Options, seed: int, part: Part, grid: Grid | None = None) -> GridRun:
         """Return a run named by its row, its seed and fold, and the hash of its resolved configuration."""
         label = re.sub(r"[^A-Za-z0-9]+", "-", row.label).strip("-") or "row"
-        arguments = self._arguments(row, options, seed, part)
+        arguments = self._arguments(options, seed, part)
         where, text = f"seed{seed}", ""
         if part.fold is None:
             text = self._resolve(arguments)
         else:  # hundreds of runs differ only in their seed and fold, and it takes long to resolve a configuration
             where += f"-fold{part.fold}"
-            text = f"{self._resolve(self._arguments(row, options, 0, FIRST_PART))}{seed} {part.split_seed} {part.fold}"
+            text = f"{self._resolve(self._arguments(options, 0, FIRST_PART))}{seed} {part.split_seed} {part.fold}"
         name = f"{label}-{where}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         own = [f"--runs_dir={(grid or self._grid_of_runs).folder}", f"--name={name}", "--resume=true"]
         return GridRun(name, row.label, (*arguments, *own), where)
@@ -152,9 +158,17 @@ class Comparison:
     def _validation_fraction(self) -> float:
         """Return the share of train that is validation, from the configuration of the reference."""
         row = self.plan.rows[self.plan.reference]
-        text = self._resolve(self._arguments(row, row.options | row.trials[0], 0, FIRST_PART))
+        text = self._resolve(self._arguments(row.options | row.trials[0], 0, FIRST_PART))
         lines = (line.partition(": ") for line in text.splitlines())
         return next((float(json.loads(value)) for key, _, value in lines if key == VALIDATION), VALIDATION_FRACTION)
+
+    def _at_fault(self, row: Row, options: Options, part: Part) -> str:
+        """Return the file of the comparison, if a row cannot be used without the options for all runs either."""
+        try:
+            self._resolve(self._arguments(row.options | options, part.seeds[0], part, ()))
+        except ConfigurationError:
+            return f"{self.plan.file}, "
+        return ""
 
     # -- tuning ------------------------------------------------------------------------------------------------
 
@@ -257,7 +271,7 @@ class Comparison:
             "format": FORMAT,
             "name": self.plan.file.stem,
             "options": self.plan.options,
-            "overrides": list(self.overrides),
+            "overrides": [word for override in self.overrides for word in override.words],
             "seeds": list(self.plan.seeds),
             "reference": self.plan.reference,
             "tuning": self._tuning(tuned),

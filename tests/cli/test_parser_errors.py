@@ -20,6 +20,8 @@ MODULES = {
         ("--lr", '"--model.optimizer.lr"'),
         ("--mu", '"--method.mu"'),
         ("--batch_size", '"--data.batch_size"'),
+        ("--nam", '"name"'),
+        ("--coordinatr.rounds", '"--coordinator.rounds"'),
     ],
 )
 def test_an_option_without_its_section(capsys, option, meant) -> None:

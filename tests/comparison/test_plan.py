@@ -85,6 +85,11 @@ def test_options_as_the_command_line_takes_them() -> None:
         ({"tune": {"seeds": [7], "grids": {}}}, 'unknown key "grids". Did you mean "grid"'),
         ({"tune": {"seeds": [7], "rows": {"D": {"lr": [1]}}}}, "tune: rows: there is no row D"),
         ({"tune": {"seeds": [7], "grid": {"lr": [1, 2]}, "rows": {"A": {"mu": [1]}}}}, "different numbers of trials"),
+        (
+            {"tune": {"seeds": [7], "grid": {"method.init_args.mu": [1, 2]}}},
+            "rows: B: method.mu is tuned; leave it out",
+        ),
+        ({"options": {"method.class_path": "Local"}}, "options: method.class_path has no effect: every row sets"),
     ],
 )
 def test_what_cannot_work_is_told(tmp_path, changes, told) -> None:

@@ -338,7 +338,12 @@ def test_a_run_that_fails_is_told_and_the_rest_is_reported(compare, tmp_path, ca
     [
         (("--jobs", "0"), {}, "--jobs 0: must be 1 or more"),
         (("--name=x", "--seed_everything=3"), {}, "--seed_everything is set by the comparison"),
-        (("--data.batchsize=3",), {}, 'unknown option "--data.batchsize"'),
+        (("--data.batchsize=3",), {}, 'error: row side: unknown option "--data.batchsize"'),
+        (("--job", "2"), {}, 'unknown option "--job". Did you mean "jobs"?'),
+        (("--rounds", "2"), {}, 'unknown option "--rounds". Did you mean "--coordinator.rounds"?'),
+        (("--method=Local",), {}, "--method has no effect: every row of "),
+        (("--method.rank", "2"), {}, 'error: row average: unknown option "--method.rank" of FedAvg'),
+        ((), {"options": {"method.rank": 2}}, 'plan.yaml, row average: unknown option "--method.rank" of FedAvg'),
         ((), {"rows": {"side": {"method": "PFedSTT"}}}, 'row side: --method: no class "PFedSTT"'),
         ((), {"rows": {"side": {"method": "PFedST", "method.ranks": 3}}}, "ranks"),
         ((), {"base": "other.yaml"}, "no file"),
