@@ -41,13 +41,17 @@ def classes_first(arguments: Sequence[str]) -> list[str]:
     """Return a command line with each class before its options, `--method=FedProx` before `--method.mu=1`.
 
     A parser would otherwise discard, without an error, an option that the class after it does not take. A class that is
-    appended to a list stays where it is, and no option passes a configuration file.
+    appended to a list stays where it is, and so does one that is given again: it replaces the first one, with its
+    options. No option passes a configuration file.
     """
     found: list[GivenOption] = []
     since = 0  # the options after the last configuration file
     for option in options_of(arguments):
         if option.key == CONFIG:
             since = len(found) + 1
-        own = (place for place in range(since, len(found)) if found[place].key.startswith(f"{option.key}."))
-        found.insert(next(own, len(found)), option)
+        own = (
+            place for place, before in enumerate(found) if before.key.startswith(f"{option.key}.") and place >= since
+        )
+        is_first = all(before.key != option.key for before in found[since:])
+        found.insert(next(own, len(found)) if is_first else len(found), option)
     return [word for option in found for word in option.words]

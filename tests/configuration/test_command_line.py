@@ -12,7 +12,7 @@ from pfedst.configuration.command_line import classes_first
         ("fit --m.rank=2 --m=FedAvg", "fit --m=FedAvg --m.rank=2"),
         ("--m.init_args.rank 2 --x -3 --m.class_path=B", "--m.class_path=B --m.init_args.rank 2 --x -3"),
         ("--m.o.lr 1 --m.o A --m M", "--m M --m.o A --m.o.lr 1"),
-        ("--m A --m.a 1 --m B --m.b 2", "--m A --m B --m.a 1 --m.b 2"),  # so that B is told not to take a
+        ("--m A --m.a 1 --m B --m.b 2", "--m A --m.a 1 --m B --m.b 2"),  # B replaces A and its options
         ("--m.a 1 --config f --m B", "--m.a 1 --config f --m B"),  # the file may name another class, with this option
         ("--config f --m.a 1 --m B", "--config f --m B --m.a 1"),
         ("--c+=A --c.x 1 --c+=B --c.x 2", "--c+=A --c.x 1 --c+=B --c.x 2"),
