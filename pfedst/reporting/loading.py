@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,36 +34,13 @@ def load_compared(
         ConfigurationError: no run, a folder that is none, or runs that cannot stand in one table.
         StateError: a damaged file.
     """
-    rows: dict[str, list[FinishedRun]] = {}
-    notes: list[str] = []
-    tuned: dict[str, Any] = {}
-    tuning, proposed, name = None, None, ""
-    single: list[FinishedRun] = []
-    claims: tuple[Claim, ...] = ()
-    planned = 0
     plans = {path: _read(path / FILE) for path in paths}
-    choice = round_choice or _proposed_round(plans.values())
-    for path, asked in plans.items():
-        if asked is None:
-            single.append(_at_round(path, RunFolder(path).finished(), choice))
-            continue
-        name, tuning, proposed = asked["name"], asked["tuning"], proposed or asked["reference"]
-        claims = claims or tuple(Claim.from_json(claim) for claim in asked.get("claims", ()))
-        planned = planned or asked.get("parts", 0)
-        for row in asked["rows"]:
-            found, missing = _runs_of(path, row["runs"], choice)
-            label = free_label(row["label"], found, rows, path.name)
-            rows.setdefault(label, []).extend(found)
-            notes += [f"{label}, seed {seed}: missing, as it failed or is not done" for seed in missing]
-            if not row["runs"]:
-                notes.append(f"{label}: missing, as all of its trials failed")
-            if row["tuned"]:
-                tuned[label] = in_parts(row["tuned"])
-                notes += [
-                    f"{label}, split seed {part['split_seed']}, fold {part['fold']}: missing, as all trials failed"
-                    for part in tuned[label]["parts"]
-                    if part["chosen"] is None and part["fold"] is not None
-                ]
+    comparisons = {path: plan for path, plan in plans.items() if plan is not None}
+    choice = round_choice or _proposed_round(comparisons.values())
+    rows: dict[str, list[FinishedRun]] = {}
+    tuned: dict[str, Any] = {}
+    notes = [note for path, plan in comparisons.items() for note in _add_rows(path, plan, choice, rows, tuned)]
+    single = [_at_round(path, RunFolder(path).finished(), choice) for path in plans if path not in comparisons]
     for label, runs in labelled(single, rows).items():
         rows.setdefault(label, []).extend(runs)
     made = tuple(
@@ -75,18 +52,47 @@ def load_compared(
         raise ConfigurationError(f"no finished run in {listed(paths)}: nothing to report")
     check_same(made)
     labels = [row.label for row in made]
+    proposed = next((plan["reference"] for plan in comparisons.values()), None)
     chosen = reference or (proposed if proposed in labels else "PFedST" if "PFedST" in labels else labels[0])
     if chosen not in labels:
         raise ConfigurationError(
             f"--reference {chosen}: there is no such row.{nearest(chosen, labels)} {listed(labels)}"
         )
     told = (*notes_on_rows(made, tuned), *notes)
-    return Compared(name or made[0].first.folder.name, made, chosen, told, tuned, tuning, claims, planned)
+    last = next(reversed(comparisons.values()), None)
+    name, tuning = (made[0].first.folder.name, None) if last is None else (last["name"], last["tuning"])
+    claims = next((plan["claims"] for plan in comparisons.values() if plan.get("claims")), ())
+    planned = next((plan["parts"] for plan in comparisons.values() if plan.get("parts")), 0)
+    return Compared(name, made, chosen, told, tuned, tuning, tuple(map(Claim.from_json, claims)), planned)
 
 
-def _proposed_round(plans: Iterable[Mapping[str, Any] | None]) -> RoundChoice:
+def _add_rows(
+    path: Path,
+    plan: Mapping[str, Any],
+    choice: RoundChoice,
+    rows: dict[str, list[FinishedRun]],
+    tuned: dict[str, Any],
+) -> Iterator[str]:
+    """Add the finished runs of a comparison to rows by label, and what it tuned; yield notes on what is missing."""
+    for row in plan["rows"]:
+        found, missing = _runs_of(path, row["runs"], choice)
+        label = free_label(row["label"], found, rows, path.name)
+        rows.setdefault(label, []).extend(found)
+        yield from (f"{label}, seed {seed}: missing, as it failed or is not done" for seed in missing)
+        if not row["runs"]:
+            yield f"{label}: missing, as all of its trials failed"
+        if row["tuned"]:
+            tuned[label] = in_parts(row["tuned"])
+            yield from (
+                f"{label}, split seed {part['split_seed']}, fold {part['fold']}: missing, as all trials failed"
+                for part in tuned[label]["parts"]
+                if part["chosen"] is None and part["fold"] is not None
+            )
+
+
+def _proposed_round(plans: Iterable[Mapping[str, Any]]) -> RoundChoice:
     """Return the round that all comparisons report, or the last one."""
-    proposed = {plan.get("round", "last") for plan in plans if plan is not None}
+    proposed = {plan.get("round", "last") for plan in plans}
     return "best" if proposed == {"best"} else "last"
 
 
