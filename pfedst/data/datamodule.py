@@ -29,7 +29,7 @@ from pfedst.data.loaders import image_loader
 from pfedst.data.sampling import Draws, InOrder, SamplerKind, SeededSampler, shown_counts
 from pfedst.data.sites import NEEDED, Sites, Split
 from pfedst.data.sources import FileSource, content_digest
-from pfedst.data.subgroups import Subgroups
+from pfedst.data.subgroups import MINIMUM, Subgroups
 from pfedst.data.transforms import ImageTransform
 from pfedst.encoders import Encoder, Inputs, Need, Preprocessing, TapDtype
 from pfedst.errors import ConfigurationError, DataError, listed
@@ -37,6 +37,8 @@ from pfedst.names import plain_names
 from pfedst.seeds import derive_seed, generator
 
 AuditLevel = Literal["off", "warn", "strict"]
+BATCH_BYTES = 256 * 2**20
+CACHE_BYTES = 20_000_000_000
 IMAGES_A_STEP = 64
 """Images of an evaluation step where nothing is known of the layers that they pass."""
 
@@ -125,7 +127,7 @@ class FederatedDataModule(LightningDataModule):
         self,
         batch_size: int = 32,
         evaluation_batch_size: int | None = None,
-        evaluation_batch_bytes: int = 256 * 2**20,
+        evaluation_batch_bytes: int = BATCH_BYTES,
         validation_fraction: float = 0.1,
         split_seed: int = 0,
         folds: int | None = None,
@@ -141,21 +143,33 @@ class FederatedDataModule(LightningDataModule):
         cache: CacheKind = "none",
         cache_dtype: TapDtype = "float32",
         cache_folder: Path | str | None = None,
-        cache_max_bytes: int = 20_000_000_000,
+        cache_max_bytes: int = CACHE_BYTES,
         cache_device_bytes: int = 0,
         sampler: SamplerKind = "shuffle",
         only_sites: Sequence[str] | None = None,
         subgroups: Sequence[str] = (),
         subgroup_bands: dict[str, list[float]] | None = None,
-        subgroup_minimum: int = 10,
+        subgroup_minimum: int = MINIMUM,
     ) -> None:
         super().__init__()
         if min(batch_size, evaluation_batch_size or 1, evaluation_batch_bytes) < 1 or evaluation_batch_size == 0:
             raise ConfigurationError("--data: batch sizes and evaluation_batch_bytes must be 1 or more")
         if min(num_workers, cache_max_bytes, cache_device_bytes) < 0:
             raise ConfigurationError("--data: num_workers, cache_max_bytes and cache_device_bytes must be 0 or more")
-        if cache_device_bytes and cache == "none":
-            raise ConfigurationError("--data.cache_device_bytes has no effect with --data.cache none; choose a cache")
+        of_a_cache = {
+            "cache_device_bytes": cache_device_bytes != 0,
+            "cache_max_bytes": cache_max_bytes != CACHE_BYTES,
+            "cache_dtype": cache_dtype != "float32",
+        }
+        if cache == "none" and any(of_a_cache.values()):
+            name = next(name for name, given in of_a_cache.items() if given)
+            raise ConfigurationError(
+                f"--data.{name} has no effect with --data.cache none; leave it out, or choose a cache"
+            )
+        if evaluation_batch_size is not None and evaluation_batch_bytes != BATCH_BYTES:
+            raise ConfigurationError(
+                "--data.evaluation_batch_bytes has no effect with --data.evaluation_batch_size; leave out one of them"
+            )
         if views < 0 or (views and augmentation == "none"):
             raise ConfigurationError(
                 f"--data.views {views}: must be 0 or more, and 0 without --data.augmentation: there is one view then"

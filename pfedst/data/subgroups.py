@@ -15,6 +15,8 @@ from pfedst.errors import ConfigurationError, DataError, listed, nearest
 from pfedst.evaluation.subgroups import MOST_LETTERS, MOST_SUBGROUPS, NOT_STATED
 from pfedst.names import plain_name, plain_names
 
+MINIMUM = 10
+
 
 class Subgroups:
     """Which columns are read, and how.
@@ -40,6 +42,8 @@ class Subgroups:
             raise ConfigurationError(f'--data.subgroups: "{twice[0]}" is named twice; name each column once')
         if minimum < 1:
             raise ConfigurationError(f"--data.subgroup_minimum {minimum}: must be 1 or more")
+        if minimum != MINIMUM and not self.columns:
+            raise ConfigurationError(f"--data.subgroup_minimum {minimum} has no effect without --data.subgroups")
         for column, edges in self._bands.items():
             if column not in self.columns:
                 raise ConfigurationError(

@@ -25,6 +25,7 @@ from pfedst.methods.partition import Partition, Rule
 
 Weighting = Literal["samples", "uniform"]
 NormStatistics = Literal["merged", "private"]
+TRIM = 0.2
 ServerState = dict[str, State]
 """Tensors that the server keeps between rounds, by name; `net` is the merged shared part of the model."""
 
@@ -204,7 +205,7 @@ class FederatedMethod:
         finetune_epochs: int = 0,
         norm_statistics: NormStatistics = "merged",
         merge_rule: MergeRule = "mean",
-        trim: float = 0.2,
+        trim: float = TRIM,
     ) -> None:
         self.weighting = weighting
         self.finetune_epochs = finetune_epochs
@@ -213,6 +214,8 @@ class FederatedMethod:
         self.trim = trim
         self.require("finetune_epochs", finetune_epochs >= 0, "must be 0 or more")
         self.require("trim", 0 <= trim <= 0.5, "must be in [0, 0.5]")
+        used = trim == TRIM or merge_rule == "trimmed_mean"
+        self.require("trim", used, f"has no effect with merge_rule {merge_rule}; leave it out, or use trimmed_mean")
         alone = self.sequential or self.pooled
         self.require("merge_rule", merge_rule == "mean" or not alone, "it merges one message at a time; use mean")
 

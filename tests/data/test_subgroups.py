@@ -33,6 +33,7 @@ def test_texts_and_bands(tmp_path) -> None:
     [
         (["sex", "sex "], {}, 10, '"sex" is named twice'),
         (["sex"], {}, 0, "--data.subgroup_minimum 0: must be 1 or more"),
+        ([], {}, 5, "--data.subgroup_minimum 5 has no effect without --data.subgroups"),
         (["sex"], {"age": [40]}, 10, '"age" is no column of --data.subgroups (sex)'),
         (["age"], {"age": [60, 40]}, 10, "in rising order"),
         (["age"], {"age": []}, 10, "in rising order"),

@@ -154,8 +154,11 @@ class Ring(FederatedMethod):
 
 @pytest.mark.parametrize("options", [{"trim": -0.1}, {"trim": 0.51}, {"trim": float("nan")}])
 def test_options_of_rules(options) -> None:
-    with pytest.raises(ConfigurationError, match="--method.trim"):
-        PFedST(**options)
+    with pytest.raises(ConfigurationError, match="--method.trim.*must be in"):
+        PFedST(merge_rule="trimmed_mean", **options)
+    assert PFedST(merge_rule="trimmed_mean", trim=0.1).trim == 0.1
+    with pytest.raises(ConfigurationError, match="--method.trim 0.1 of PFedST: has no effect with merge_rule median"):
+        PFedST(merge_rule="median", trim=0.1)
     with pytest.raises(ConfigurationError, match="--method.merge_rule median of Ring"):
         Ring(merge_rule="median")
 

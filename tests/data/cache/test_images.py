@@ -245,9 +245,15 @@ def test_rows_that_fit_are_held_with_the_same_bits(tmp_path, caplog, need, dtype
     assert f"take {size} bytes, and are read from files" in caplog.text
 
 
-def test_device_bytes_without_a_cache_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"cache_device_bytes has no effect with --data\.cache none"):
-        uncached(cache_device_bytes=1, cache="none")
+@pytest.mark.parametrize("option", [{"cache_device_bytes": 1}, {"cache_max_bytes": 1}, {"cache_dtype": "int8"}])
+def test_options_of_a_cache_without_one_are_refused(option) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{next(iter(option))} has no effect with --data\.cache none"):
+        uncached(**option, cache="none")
+
+
+def test_bytes_of_an_evaluation_beside_its_size_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="evaluation_batch_bytes has no effect"):
+        uncached(evaluation_batch_bytes=1, evaluation_batch_size=8)
 
 
 # -- the batch of an evaluation ----------------------------------------------------------------------------------------
