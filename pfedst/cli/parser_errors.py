@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pfedst.configuration.command_line import plain
+from pfedst.configuration.command_line import CONFIG, options_of, plain
 from pfedst.configuration.imports import import_class
 from pfedst.configuration.yaml_text import read_yaml
 from pfedst.errors import ConfigurationError, nearest
@@ -76,15 +76,14 @@ def _reasons(detail: str) -> str:
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) pairs of the configuration files and of the command line, in order."""
-    for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in ("--config", "-c"):
+    for option in options_of(arguments):
+        if option.key == CONFIG:
             try:
-                yield from _flat(read_yaml(Path(value or (arguments[index + 1] if index + 1 < len(arguments) else ""))))
+                yield from _flat(read_yaml(Path(option.value)))
             except (OSError, ValueError, yaml.YAMLError, ConfigurationError):
                 continue
-        elif name.startswith("--"):
-            yield name[2:].rstrip("+"), value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+        elif option.key:
+            yield option.words[0].partition("=")[0].removeprefix("--").rstrip("+"), option.value
 
 
 def subclasses(base: type) -> dict[str, type]:

@@ -15,9 +15,8 @@ def check_overrides(overrides: Sequence[GivenOption], plan: Plan) -> None:
     Raises:
         ConfigurationError: the comparison sets one for every run, or each of its rows does.
     """
-    of_the_folds = {f"data.{name}" for name in OF_THE_FOLDS} if plan.folds is not None else set()
     for key in (override.key for override in overrides):
-        if key.split(".")[0] in OF_THE_COMPARISON or key in of_the_folds:
+        if key.split(".")[0] in OF_THE_COMPARISON or (plan.folds is not None and key in OF_THE_FOLDS):
             raise ConfigurationError(f"--{key} is set by the comparison, for every run")
         if all(key in row.keys for row in plan.rows.values()):
             raise ConfigurationError(f"--{key} has no effect: every row of {plan.file} sets or tunes it; leave it out")

@@ -24,8 +24,8 @@ CLAIM_KEYS = ("row", "against", "measure", "prior")
 OF_THE_COMPARISON = ("seed_everything", "name", "runs_dir", "resume", "config", "ckpt_path", "dry_run")
 OF_ONE_RUN = {"method", "model", "data", "coordinator", "trainer"}
 """Keys of a configuration of `pfedst fit`."""
-OF_THE_FOLDS = ("folds", "fold", "split_seed")
-"""Options of the data that a comparison over folds sets for every run."""
+OF_THE_FOLDS = ("data.folds", "data.fold", "data.split_seed")
+"""Options that a comparison over folds sets for every run."""
 MORE = "; more if grids are extended"
 ASSUMED_DEVIATION = 4.0
 """Points, if the plan says nothing."""
@@ -274,7 +274,7 @@ def is_number(value: Any) -> bool:
 def _check_of_folds(given: Iterable[Mapping[str, Any]], file: Path) -> None:
     for options in given:
         for key in options:
-            if key.startswith("data.") and key.split(".")[-1] in OF_THE_FOLDS:
+            if plain(key) in OF_THE_FOLDS:
                 raise ConfigurationError(f"{file}: {key} is set by folds, for every run; leave it out")
 
 

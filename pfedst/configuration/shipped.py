@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pfedst.configuration.command_line import FILE_FLAGS
 from pfedst.errors import ConfigurationError, nearest
 
 COMPARE = "compare"
 """Folder of the configurations of `pfedst compare`."""
 HERE = Path(__file__).parents[1]
 """The package. An installed wheel has the folder `configs` within it, a clone beside it."""
-FLAGS = ("--config", "-c")
 
 
 def folder() -> Path:
@@ -60,9 +60,9 @@ def with_files(arguments: Sequence[str]) -> list[str]:
     found: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if equals and flag in FLAGS and "\n" not in value:
+        if equals and flag in FILE_FLAGS and "\n" not in value:
             argument = f"{flag}={configuration_file(value)}"
-        elif found and found[-1] in FLAGS and "\n" not in argument:
+        elif found and found[-1] in FILE_FLAGS and "\n" not in argument:
             argument = str(configuration_file(argument))
         found.append(argument)
     return found

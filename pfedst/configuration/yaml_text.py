@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from pfedst.configuration.command_line import CONFIG, options_of
 from pfedst.configuration.renamed_options import with_present_names
 from pfedst.errors import ConfigurationError
 
@@ -68,10 +69,7 @@ def check_configurations(arguments: Sequence[str], environment: str) -> None:
             comparison.
     """
     given = [value for name, value in os.environ.items() if re.fullmatch(rf"{environment}_(\w+__)?CONFIG", name)]
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, value = argument.partition("=")
-        if name in ("--config", "-c"):
-            given.append(value or following)
+    given += [option.value for option in options_of(arguments) if option.key == CONFIG]
     for value in given:
         if "\n" in value or not Path(value).is_file():  # a variable may hold the YAML; a pipe can be read only once
             continue

@@ -39,6 +39,7 @@ from pfedst.seeds import derive_seed, generator
 AuditLevel = Literal["off", "warn", "strict"]
 BATCH_BYTES = 256 * 2**20
 CACHE_BYTES = 20_000_000_000
+"""Maximum bytes of an evaluation step and of a cache, if a configuration gives none."""
 IMAGES_A_STEP = 64
 """Images of an evaluation step where nothing is known of the layers that they pass."""
 
@@ -161,11 +162,11 @@ class FederatedDataModule(LightningDataModule):
             "cache_max_bytes": cache_max_bytes != CACHE_BYTES,
             "cache_dtype": cache_dtype != "float32",
         }
-        if cache == "none" and any(of_a_cache.values()):
-            name = next(name for name, given in of_a_cache.items() if given)
-            raise ConfigurationError(
-                f"--data.{name} has no effect with --data.cache none; leave it out, or choose a cache"
-            )
+        for name, given in of_a_cache.items():
+            if given and cache == "none":
+                raise ConfigurationError(
+                    f"--data.{name} has no effect with --data.cache none; leave it out, or choose a cache"
+                )
         if evaluation_batch_size is not None and evaluation_batch_bytes != BATCH_BYTES:
             raise ConfigurationError(
                 "--data.evaluation_batch_bytes has no effect with --data.evaluation_batch_size; leave out one of them"

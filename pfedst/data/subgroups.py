@@ -16,6 +16,7 @@ from pfedst.evaluation.subgroups import MOST_LETTERS, MOST_SUBGROUPS, NOT_STATED
 from pfedst.names import plain_name, plain_names
 
 MINIMUM = 10
+"""Least size of a subgroup whose numbers leave the site, if a configuration gives none."""
 
 
 class Subgroups:

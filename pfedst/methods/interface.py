@@ -26,6 +26,7 @@ from pfedst.methods.partition import Partition, Rule
 Weighting = Literal["samples", "uniform"]
 NormStatistics = Literal["merged", "private"]
 TRIM = 0.2
+"""Share of clients that `trimmed_mean` leaves out at each end, if a configuration gives none."""
 ServerState = dict[str, State]
 """Tensors that the server keeps between rounds, by name; `net` is the merged shared part of the model."""
 

@@ -15,6 +15,8 @@ from pfedst.configuration.command_line import classes_first
         ("--m A --m.a 1 --m B --m.b 2", "--m A --m.a 1 --m B --m.b 2"),  # B replaces A and its options
         ("--m.a 1 --config f --m B", "--m.a 1 --config f --m B"),  # the file may name another class, with this option
         ("--config f --m.a 1 --m B", "--config f --m B --m.a 1"),
+        ("fit --m.a 1 -c f --m B", "fit --m.a 1 -c f --m B"),  # its short name
+        ("-c=f --m.a 1 --m B", "-c=f --m B --m.a 1"),
         ("--c+=A --c.x 1 --c+=B --c.x 2", "--c+=A --c.x 1 --c+=B --c.x 2"),
         ("--method 1 --meth 2", "--method 1 --meth 2"),
         ("", ""),
