@@ -21,6 +21,7 @@ defaults are cross-entropy and weights by the number of images; tables that were
 """
 SECTIONS: list[tuple[str, str, tuple[str, ...]]] = [
     ("Methods on the four FedISIC centres", "comparison", ("fed_isic_ham4",)),
+    ("Claims named in advance, tuned, over folds of the same centres", "comparison", ("fed_isic_ham4_folds",)),
     ("Variants of pFedST on the same centres, with the former defaults", "comparison", ("pfedst_ham4",)),
     ("The demo's comparison", "comparison", ("demo",)),
     ("One training step", "step", ()),

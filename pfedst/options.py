@@ -69,10 +69,20 @@ FIRST_DEFAULTS: dict[str, Any] = {
 A run names each option that is not at its FIRST default. So a run with today's default is told from an older one, which
 named nothing.
 """
-PATHS = tuple(f"data.init_args.{name}" for name in ("root", "manifest", "images", "split_file", "metadata"))
+ROOT = "data.init_args.root"
+"""The option that names the folder with the images."""
+MANIFEST = "data.init_args.manifest"
+"""The option that names a table of images; its folder is theirs, if `ROOT` is left open."""
+PATHS = (ROOT, MANIFEST, *(f"data.init_args.{name}" for name in ("images", "split_file", "metadata")))
 """Local options that decide which images a run sees, until their content is known by its hash."""
 WEIGHTS = "model.encoder.init_args.weights"
 """The option that may be the path of a file: of the study is its name alone."""
+ROOT_VARIABLE = "PFEDST_DATA_ROOT"
+"""Environment variable with the data folder to use if no option names one."""
+WEIGHTS_VARIABLE = "PFEDST_ENCODER_WEIGHTS"
+"""Environment variable with the weights to use if no option names them."""
+VARIABLES = {ROOT: ROOT_VARIABLE, WEIGHTS: WEIGHTS_VARIABLE}
+"""Environment variables by the option that they stand for where it is left open."""
 MODEL = "model.encoder.init_args.model"
 FOLDER = "local-dir:"
 """Prefix of a model that is a folder: of the study is its name alone."""

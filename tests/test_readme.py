@@ -4,6 +4,7 @@ Its commands and its Python run in an empty folder with the wheel: tests/test_pa
 """
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -47,10 +48,22 @@ def test_the_gate_runs_the_test_command() -> None:
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_table_of_the_page_of_results_is_that_of_the_results(monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["fed_isic_ham4", "fed_isic_ham4_folds"])
+def test_the_tables_of_the_page_of_results_are_those_of_the_results(name, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     comparison = importlib.import_module("comparison")
-    assert comparison.readme_table("fed_isic_ham4") in RESULTS
+    assert comparison.readme_table(name) in RESULTS
+
+
+def test_the_claims_of_the_page_of_results_are_those_of_the_results() -> None:
+    report = json.loads((ROOT / "benchmarks/results/comparison/fed_isic_ham4_folds.json").read_text())
+    (claims,) = (table for table in report["tables"] if table["name"] == "claims")
+    rows = [dict(zip(claims["headings"], (cell["text"] for cell in row), strict=True)) for row in claims["rows"]]
+    assert len(rows) == 4
+    for row in rows:
+        figures = " | ".join(row[name] for name in ("difference", "interval", "p", "p, Holm", "detectable"))
+        assert f" | {figures} |" in RESULTS
+        assert row["claim"] == "none"  # as the README and the page say
 
 
 def test_the_shipped_defaults_on_the_page_of_results_are_those_of_the_study(monkeypatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,17 +159,13 @@ def resolver() -> Resolve:
     # torch and Lightning, so only after the options and the plan are checked
     from pfedst.cli.parser import Parser
     from pfedst.cli.start import parse_only
-    from pfedst.data.folders import ROOT_VARIABLE
-    from pfedst.encoders.frozen_clip import WEIGHTS_VARIABLE
 
     parse = parse_only()
     own = [action.dest for action in _parser()._actions]
 
     def resolve(arguments: Sequence[str]) -> str:
         Parser.reads(arguments, own)
-        # values from the environment that the configuration leaves open
-        given = [f"{n}: {os.environ[n]}\n" for n in (ROOT_VARIABLE, WEIGHTS_VARIABLE) if n in os.environ]
-        return parse(arguments) + "".join(given)
+        return parse(arguments)
 
     return resolve
 

@@ -5,13 +5,28 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import PurePath
 from typing import Any
 
 from pfedst.configuration.yaml_text import load_yaml
-from pfedst.options import FIRST_DEFAULTS, FOLDER, INIT, MODEL, PATHS, PRIOR, WEIGHTS, Effect, dotted, with_effect
+from pfedst.options import (
+    FIRST_DEFAULTS,
+    FOLDER,
+    INIT,
+    MANIFEST,
+    MODEL,
+    PATHS,
+    PRIOR,
+    ROOT,
+    VARIABLES,
+    WEIGHTS,
+    Effect,
+    dotted,
+    with_effect,
+)
 from pfedst.renamed import name_today
 
 INIT_ARGS = ".init_args."
@@ -63,12 +78,21 @@ def local_options(text: str, defaults: Mapping[str, Any], prefix: str = "") -> d
 def results_depend_on(text: str, defaults: Mapping[str, Any]) -> str:
     """Return all that results depend on of a configuration, one key a line: what a comparison hashes.
 
-    Paths of images and weights are included, since their content is not known yet. Options that change last digits only
-    are not.
+    Paths of images and weights are included, since their content is not known yet; where an option is left open, that
+    of the environment. Options that change last digits only are not.
     """
-    flat = changed(settings(load_yaml(text, "the configuration")), defaults)
+    flat = settings(load_yaml(text, "the configuration"))
+    flat = changed(flat | _of_environment(flat), defaults)
     kept = with_effect(flat, Effect.STUDY) | {key: flat[key] for key in PATHS if key in flat}
     return "".join(f"{key}: {json.dumps(kept[key], default=str)}\n" for key in sorted(kept))
+
+
+def _of_environment(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths that the environment gives to the options that a configuration leaves open, by dotted key."""
+    given = {key: os.environ.get(variable) for key, variable in VARIABLES.items() if not flat.get(key, UNKNOWN)}
+    if MANIFEST in flat:
+        given.pop(ROOT, None)  # its images lie beside it
+    return {key: value for key, value in given.items() if value}
 
 
 def changed(flat: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

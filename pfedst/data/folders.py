@@ -8,6 +8,7 @@ from pathlib import Path
 from pfedst.data.dicom.reader import is_dicom
 from pfedst.errors import DataError
 from pfedst.names import plain_name
+from pfedst.options import ROOT_VARIABLE
 
 IMAGE_SUFFIXES = (
     *(
@@ -28,8 +29,6 @@ IMAGE_SUFFIXES = (
     ),
     ".webp",
 )
-ROOT_VARIABLE = "PFEDST_DATA_ROOT"
-"""Environment variable with the data folder to use if no option names one."""
 
 OF_THE_DISK = frozenset(
     {

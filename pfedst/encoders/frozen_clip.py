@@ -27,16 +27,13 @@ from pfedst.encoders.text import PromptTower, token_ids
 from pfedst.encoders.towers import ImageTower, frozen, pooled_patches
 from pfedst.encoders.weights import download, hub_or_cache, unreachable
 from pfedst.errors import ConfigurationError, WeightsError
-from pfedst.options import FOLDER
+from pfedst.options import FOLDER, WEIGHTS_VARIABLE
 from pfedst.seeds import derive_seed, seeded
 
 LastBlock = Literal["class_token", "whole"]
 
 # used if the weights of an image tower hold no scale: CLIP's training ends at the cap, 100
 DEFAULT_LOGIT_SCALE = 100.0
-
-WEIGHTS_VARIABLE = "PFEDST_ENCODER_WEIGHTS"
-"""Environment variable with the weights to use if no option names them."""
 
 
 class FrozenCLIP(Encoder):

@@ -135,15 +135,36 @@ def test_a_grid_is_run_kept_and_extended(compare, tmp_path) -> None:
     assert len(compare(*few, "--coordinator.threads=2", "--data.cache_folder", str(tmp_path))[1]) == 0
 
 
-def test_other_images_or_weights_in_the_environment_are_other_runs(monkeypatch, resolve) -> None:
+def test_images_and_weights_of_the_environment_are_those_of_the_options(monkeypatch, resolve) -> None:
+    """Who sets a variable on one day and gives the option on another repeats no run; other paths are other runs."""
     arguments = [f"--config={ROOT / 'configs/fed_isic_ham4.yaml'}"]
+    options = {"PFEDST_DATA_ROOT": "--data.root", "PFEDST_ENCODER_WEIGHTS": "--model.encoder.weights"}
     found = {resolve(arguments)}
-    for name, value in (("PFEDST_DATA_ROOT", "a"), ("PFEDST_DATA_ROOT", "b"), ("PFEDST_ENCODER_WEIGHTS", "c")):
-        monkeypatch.setenv(name, value)
-        found.add(resolve(arguments))
-    for root in "de":
-        found.add(resolve([*arguments, f"--data.root={root}"]))
-    assert len(found) == 6
+    for variable, option in options.items():
+        for value in "ab":
+            given = resolve([*arguments, f"{option}={value}"])
+            with monkeypatch.context() as patch:
+                patch.setenv(variable, value)
+                assert resolve(arguments) == given
+                patch.setenv(variable, "other")
+                assert resolve([*arguments, f"{option}={value}"]) == given
+            found.add(given)
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"--config={ROOT / 'configs/demo.yaml'}"],  # synthetic images, random weights
+        [f"--config={ROOT / 'configs/manifest.yaml'}", "--data.manifest=images.csv", "--model.encoder.weights=random"],
+    ],
+    ids=["demo", "manifest"],
+)
+def test_an_environment_that_a_run_does_not_read_changes_no_name(arguments, monkeypatch, resolve) -> None:
+    before = resolve(arguments)
+    monkeypatch.setenv("PFEDST_DATA_ROOT", "a")
+    monkeypatch.setenv("PFEDST_ENCODER_WEIGHTS", "b")
+    assert resolve(arguments) == before
 
 
 def test_only_some_rows(compare) -> None:
