@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pfedst.errors import counted, listed
@@ -19,6 +19,9 @@ from pfedst.reporting.subgroup_table import subgroup_table
 from pfedst.reporting.summary import PRIOR
 from pfedst.reporting.temperature_table import temperature_table
 from pfedst.reporting.tuning_table import tuning_table
+
+Protocols = Sequence[Mapping[str, Any]]
+"""The protocols of all runs of a row."""
 
 
 def make_report(compared: Compared, metric: str, made_with: Mapping[str, Any] | None = None) -> Report:
@@ -177,35 +180,46 @@ def _is(difference: Difference, what: str) -> bool:
     return (difference.mean > 0) == (what == "higher")
 
 
-def _of_rows(compared: Compared, describe: Callable[[Mapping[str, Any]], str]) -> str:
+def _of_rows(compared: Compared, describe: Callable[[Protocols], str]) -> str:
     """Return a part of the protocol of the rows that train. If rows differ, return each part with its rows."""
     labels_of: dict[str, list[str]] = {}
     for row in compared.rows:
         if row.trains:
-            labels_of.setdefault(describe(row.first.protocol), []).append(row.label)
+            labels_of.setdefault(describe([run.protocol for run in row.runs]), []).append(row.label)
     if len(labels_of) == 1:
         return next(iter(labels_of))
     return "; ".join(f"{part}: {', '.join(labels)}" for part, labels in labels_of.items())
 
 
-def _loss(protocol: Mapping[str, Any]) -> str:
-    return str(protocol.get("loss", "CrossEntropy()"))  # older runs had no other
+def _loss(protocols: Protocols) -> str:
+    return _each(protocol.get("loss", "CrossEntropy()") for protocol in protocols)  # older runs had no other
+
+
+def _each(values: Iterable[object]) -> str:
+    """Return the values of the runs of a row, each once; they differ if the row is tuned within each fold."""
+    return " / ".join(dict.fromkeys(str(value) for value in values))
 
 
 def _prior(compared: Compared) -> list[str]:
     """Return the class prior of the predictions of each row, if it is not the one that models have learned."""
     labels_of: dict[str, list[str]] = {}
     for row in compared.rows:
-        labels_of.setdefault(str(row.first.protocol.get("prior", PRIOR)), []).append(row.label)
+        labels_of.setdefault(_each(run.protocol.get("prior", PRIOR) for run in row.runs), []).append(row.label)
     if set(labels_of) == {PRIOR}:
         return []
     shown = "; ".join(f"{prior} ({listed(labels)})" for prior, labels in labels_of.items())
     return [f"class prior of predictions: {shown}"]
 
 
-def _optimizer(protocol: Mapping[str, Any]) -> str:
-    options = dict(protocol["optimizer"])
-    name = options.pop("class")
-    listing = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in options.items())
-    schedule = f", learning rate {protocol['lr_schedule']}" if "lr_schedule" in protocol else ""
-    return f"{name} ({listing}, state: {protocol['optimizer_state']}{schedule})"
+def _optimizer(protocols: Protocols) -> str:
+    options = [protocol["optimizer"] for protocol in protocols]
+    keys = [key for key in dict.fromkeys(key for of_a_run in options for key in of_a_run) if key != "class"]
+    listing = []
+    for key in keys:
+        values = sorted({of_a_run[key] for of_a_run in options if key in of_a_run})
+        listing.append(f"{key.replace('_', ' ')} {_each(f'{value:g}' for value in values)}")
+    listing.append(f"state: {_each(protocol['optimizer_state'] for protocol in protocols)}")
+    schedules = [protocol["lr_schedule"] for protocol in protocols if "lr_schedule" in protocol]
+    if schedules:
+        listing.append(f"learning rate {_each(schedules)}")
+    return f"{_each(of_a_run['class'] for of_a_run in options)} ({', '.join(listing)})"

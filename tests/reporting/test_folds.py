@@ -11,7 +11,7 @@ from pfedst.errors import ConfigurationError, StateError
 from pfedst.evaluation.resampled import smallest_detectable
 from pfedst.reporting import fold_tables
 from pfedst.reporting.loading import load_compared
-from pfedst.reporting.make_report import make_report
+from pfedst.reporting.make_report import make_report, protocol_lines
 from pfedst.reporting.tuning_table import tuning_table
 from tests.reporting.fake_runs import write_run
 
@@ -57,6 +57,19 @@ def comparison(root, claims=(CLAIM,), parts=4, tuned=None, **options):
     tuning = {"seeds": [], "metric": "balanced_accuracy, validation, last round"} if tuned else None
     (root / "comparison.json").write_text(json.dumps(content | {"claims": list(claims), "tuning": tuning}))
     return root
+
+
+def test_the_protocol_names_the_values_of_all_runs_of_a_row(tmp_path) -> None:
+    """A row that is tuned within each fold has several; the first run's alone would be a wrong number."""
+    root = comparison(tmp_path)
+    for folder, rate in zip(sorted((root / "runs").glob("PFedST-*")), (1e-3, 3e-4, 1e-3, 1e-4), strict=True):
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["protocol"]["optimizer"]["lr"] = rate
+        summary["protocol"]["loss"] = f"BalancedSoftmax(tau={1 if rate == 1e-3 else 0.5})"
+        (folder / "summary.json").write_text(json.dumps(summary))
+    (line,) = (line for line in protocol_lines(load_compared([root])) if line.startswith("budget"))
+    assert "lr 0.0001 / 0.0003 / 0.001, " in line
+    assert "BalancedSoftmax(tau=1) / BalancedSoftmax(tau=0.5): PFedST" in line
 
 
 def test_a_claim_by_hand(tmp_path) -> None:
