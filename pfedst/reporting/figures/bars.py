@@ -41,7 +41,7 @@ def bars(compared: Compared, metric: str) -> ReportFigure:
     seeds = compared.has_spread
     description = (
         f"Personal model on {compared.protocol['split']}, {round_text(compared)}, {seeds_text(compared)}"
-        + ("; large mark: mean, open circles: seeds" if seeds else "")
+        + ("; large mark: mean, open circles: runs" if seeds else "")
         + f"; dashed: {compared.reference}"
     )
     height = 0.05 + lines * (0.42 + 0.165 * max(2, len(compared.rows)))

@@ -54,7 +54,7 @@ def cost(compared: Compared, metric: str) -> ReportFigure | None:
         return None
     split, seeds = compared.protocol["split"], compared.has_spread
     description = f"Personal model on {split}, mean over sites, {round_text(compared)}, {seeds_text(compared)}"
-    description += "; mark: mean, line: least to most over seeds" if seeds else ""
+    description += "; mark: mean, line: least to most over runs" if seeds else ""
     figure = new_figure(compared, description, 2.7 + 0.06 * max(0, len(compared.rows) - 6), 3.6 * len(panels))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     styles = row_styles(compared)

@@ -86,7 +86,7 @@ def _empty(compared: Compared, metric: str, panels: int) -> Figure:
     spare = lines * columns > panels and len(handles) <= MOST_SPARE
     description = f"Personal model on validation, {seeds_text(compared)}"
     if compared.has_spread:
-        description += ": mean; band: least and most over seeds"
+        description += ": mean; band: least and most over runs"
         description += "" if _bands(compared) else f", of {compared.reference} alone"
     height = 0.1 + lines * (2.3 if columns < 3 or lines == 1 else 1.65)
     names = ("round", f"{metric_words(metric)} on validation, %")
