@@ -212,14 +212,16 @@ def _prior(compared: Compared) -> list[str]:
 
 
 def _optimizer(protocols: Protocols) -> str:
-    options = [protocol["optimizer"] for protocol in protocols]
-    keys = [key for key in dict.fromkeys(key for of_a_run in options for key in of_a_run) if key != "class"]
-    listing = []
-    for key in keys:
-        values = sorted({of_a_run[key] for of_a_run in options if key in of_a_run})
-        listing.append(f"{key.replace('_', ' ')} {_each(f'{value:g}' for value in values)}")
+    options: dict[str, list[Any]] = {}
+    for protocol in protocols:
+        for key, value in protocol["optimizer"].items():
+            options.setdefault(key, []).append(value)
+    classes = options.pop("class")
+    listing = [
+        f"{key.replace('_', ' ')} {_each(f'{value:g}' for value in sorted(values))}" for key, values in options.items()
+    ]
     listing.append(f"state: {_each(protocol['optimizer_state'] for protocol in protocols)}")
     schedules = [protocol["lr_schedule"] for protocol in protocols if "lr_schedule" in protocol]
     if schedules:
         listing.append(f"learning rate {_each(schedules)}")
-    return f"{_each(of_a_run['class'] for of_a_run in options)} ({', '.join(listing)})"
+    return f"{_each(classes)} ({', '.join(listing)})"
